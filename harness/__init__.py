@@ -1,0 +1,1 @@
+"""The harness: accounting, measuring and reporting of the output-token cost gap."""

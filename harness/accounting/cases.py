@@ -1,0 +1,294 @@
+"""Cases: what is timed, frozen and keyword-built, each with a readable id and its work.
+
+An operation's stem names its case, kernel, oracle and tests. A projection of a decode step is a
+`PrefillMatmul` too: the same product with as many rows as sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .language_model import LanguageModel, Projection
+from .work import ELEMENT_BYTES, Work
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillMatmul:
+    """x [rows, in_features] times weight [out_features, in_features] transposed."""
+
+    operation: ClassVar[str] = "prefill_matmul"
+    phase: Phase
+    part: str
+    rows: int
+    in_features: int
+    out_features: int
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        """Readable and unique among a run's cases."""
+        return f"{self.phase}/{self.part}/m{self.rows}-k{self.in_features}-n{self.out_features}/{self.dtype}"
+
+    def work(self) -> Work:
+        """2 m n k operations; x and weight read once, out written once."""
+        size = ELEMENT_BYTES[self.dtype]
+        return Work(
+            operation_terms={"product": 2 * self.rows * self.in_features * self.out_features},
+            read_terms={
+                "x": self.rows * self.in_features * size,
+                "weight": self.out_features * self.in_features * size,
+            },
+            written_terms={"out": self.rows * self.out_features * size},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeAttention:
+    """One query token a sequence against its live keys and values; `contexts` holds a length a sequence."""
+
+    operation: ClassVar[str] = "decode_attention"
+    phase: ClassVar[Phase] = "decode"
+    part: ClassVar[str] = "attention"
+    contexts: tuple[int, ...]
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.contexts)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache of each sequence has room for: the longest context, at least one."""
+        return max(1, *self.contexts)
+
+    @property
+    def id(self) -> str:
+        """Readable and unique among a run's cases."""
+        uniform = len(set(self.contexts)) == 1
+        contexts = str(self.contexts[0]) if uniform else "+".join(map(str, self.contexts))
+        heads = f"q{self.q_heads}-kv{self.kv_heads}-d{self.head_dim}"
+        return f"decode/attention/b{self.batch}-c{contexts}-{heads}/{self.dtype}"
+
+    def work(self) -> Work:
+        """2 products of 2 operations per query head, live token and element; only live K and V are read."""
+        size = ELEMENT_BYTES[self.dtype]
+        tokens = sum(self.contexts)
+        product = 2 * tokens * self.q_heads * self.head_dim
+        cache = tokens * self.kv_heads * self.head_dim * size
+        rows = self.batch * self.q_heads * self.head_dim * size
+        return Work(
+            operation_terms={"scores": product, "values": product},
+            read_terms={"q": rows, "k_cache": cache, "v_cache": cache, "context_lens": 4 * self.batch},
+            written_terms={"out": rows},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillAttention:
+    """Causal attention of `sequences` prompts of `prompt` tokens each, over themselves."""
+
+    operation: ClassVar[str] = "prefill_attention"
+    phase: ClassVar[Phase] = "prefill"
+    part: ClassVar[str] = "attention"
+    sequences: int
+    prompt: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        """Readable and unique among a run's cases."""
+        heads = f"q{self.q_heads}-kv{self.kv_heads}-d{self.head_dim}"
+        return f"prefill/attention/s{self.sequences}-p{self.prompt}-{heads}/{self.dtype}"
+
+    def work(self) -> Work:
+        """2 products of 2 operations per query head, visible (query, key) pair and element."""
+        size = ELEMENT_BYTES[self.dtype]
+        pairs = self.sequences * self.prompt * (self.prompt + 1) // 2
+        product = 2 * pairs * self.q_heads * self.head_dim
+        tokens = self.sequences * self.prompt * self.head_dim * size
+        return Work(
+            operation_terms={"scores": product, "values": product},
+            read_terms={"q": tokens * self.q_heads, "k": tokens * self.kv_heads, "v": tokens * self.kv_heads},
+            written_terms={"out": tokens * self.q_heads},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayer:
+    """One whole decoder layer: norms, rotary embedding, projections, attention, activation, residuals.
+
+    In prefill `sequences` prompts of `tokens` tokens, the projections in forwards of at most `rows` rows; in
+    decode one token of each of `sequences` sequences, whose caches then hold `tokens` tokens, it included.
+    """
+
+    operation: ClassVar[str] = "decoder_layer"
+    part: ClassVar[str] = "layer"
+    phase: Phase
+    model: LanguageModel
+    sequences: int
+    tokens: int
+    rows: int
+    dtype: str
+
+    @property
+    def query_tokens(self) -> int:
+        """Tokens of a sequence that pass through the layer."""
+        return self.tokens if self.phase == "prefill" else 1
+
+    @property
+    def id(self) -> str:
+        """Readable and unique among a run's cases."""
+        sizes = f"s{self.sequences}-t{self.tokens}-m{self.rows}"
+        return f"{self.phase}/layer/{self.model.name}/{sizes}/{self.dtype}"
+
+    @property
+    def projections(self) -> tuple[PrefillMatmul, ...]:
+        """The layer's projections, one forward of `rows` rows each, as cases of their own."""
+        return tuple(
+            projection_case(p, phase=self.phase, rows=self.rows, dtype=self.dtype)
+            for p in self.model.projections
+        )
+
+    @property
+    def attention(self) -> "DecodeAttention | PrefillAttention":
+        """The layer's attention as a case of its own."""
+        heads = attention_heads(self.model)
+        if self.phase == "decode":
+            return DecodeAttention(contexts=(self.tokens,) * self.sequences, dtype=self.dtype, **heads)
+        return PrefillAttention(sequences=self.sequences, prompt=self.tokens, dtype=self.dtype, **heads)
+
+    def work(self) -> Work:
+        """Operations of projections and attention (the elementwise rest has less than 1% of them).
+
+        Bytes are the layer's own inputs and outputs: hidden states, weights, the cache that decode reads and
+        the keys and values that both phases write to it.
+        """
+        size = ELEMENT_BYTES[self.dtype]
+        tokens = self.sequences * self.query_tokens
+        hidden = tokens * self.model.hidden_size * size
+        entry = self.model.kv_heads * self.model.head_dim * size
+        cached = self.sequences * (self.tokens - 1) * entry if self.phase == "decode" else 0
+        projections = self.model.projections
+        return Work(
+            operation_terms={
+                **{p.name: 2 * tokens * p.parameters for p in projections},
+                "attention": self.attention.work().operations,
+            },
+            read_terms={
+                "hidden": hidden,
+                **{p.name: p.parameters * size for p in projections},
+                "norms": 2 * self.model.hidden_size * size,
+                "k_cache": cached,
+                "v_cache": cached,
+            },
+            written_terms={"hidden": hidden, "k_cache": tokens * entry, "v_cache": tokens * entry},
+        )
+
+
+Case = PrefillMatmul | DecodeAttention | PrefillAttention | DecoderLayer
+
+
+def attention_heads(model: LanguageModel) -> dict[str, int]:
+    """The head counts and the head dimension of a model, as an attention case takes them."""
+    return {"q_heads": model.q_heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
+
+
+def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: str) -> PrefillMatmul:
+    """A projection of a language model on `rows` rows."""
+    return PrefillMatmul(
+        phase=phase,
+        part=projection.name,
+        rows=rows,
+        in_features=projection.in_features,
+        out_features=projection.out_features,
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is swept: batches and contexts in tokens; a prompt of None is as long as the context."""
+
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompt: int | None
+    prefill_tokens: int
+    dtype: str
+
+    def prompt_of(self, context: int) -> int:
+        """Tokens of the prompt that stands against an output token at this context."""
+        return self.prompt or context
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompts that occur, ascending."""
+        return tuple(sorted({self.prompt_of(context) for context in self.contexts}))
+
+    def prefill_matmul(self, projection: Projection) -> PrefillMatmul:
+        """A layer's projection in prefill."""
+        return projection_case(projection, phase="prefill", rows=self.prefill_tokens, dtype=self.dtype)
+
+    def prefill_lm_head(self, model: LanguageModel) -> PrefillMatmul:
+        """Logits of a prompt: engines compute the last position's alone."""
+        return projection_case(model.lm_head, phase="prefill", rows=1, dtype=self.dtype)
+
+    def prefill_attention(self, model: LanguageModel, prompt: int) -> PrefillAttention:
+        """Attention of as many prompts as fill one forward, at least one."""
+        sequences = max(1, self.prefill_tokens // prompt)
+        return PrefillAttention(
+            sequences=sequences, prompt=prompt, dtype=self.dtype, **attention_heads(model)
+        )
+
+    def prefill_layer(self, model: LanguageModel) -> DecoderLayer:
+        """One whole layer at the shortest prompt: its rest hardly depends on the prompt."""
+        prompt = self.prompts[0]
+        sequences = max(1, self.prefill_tokens // prompt)
+        return DecoderLayer(
+            phase="prefill",
+            model=model,
+            sequences=sequences,
+            tokens=prompt,
+            rows=self.prefill_tokens,
+            dtype=self.dtype,
+        )
+
+    def decode_matmul(self, projection: Projection, batch: int) -> PrefillMatmul:
+        """A projection in a decode step: a row a sequence."""
+        return projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
+
+    def decode_attention(self, model: LanguageModel, batch: int, context: int) -> DecodeAttention:
+        """Attention of a decode step."""
+        return DecodeAttention(contexts=(context,) * batch, dtype=self.dtype, **attention_heads(model))
+
+    def decode_layer(self, model: LanguageModel, batch: int) -> DecoderLayer:
+        """One whole layer of a decode step, at the shortest context."""
+        return DecoderLayer(
+            phase="decode",
+            model=model,
+            sequences=batch,
+            tokens=self.contexts[0],
+            rows=batch,
+            dtype=self.dtype,
+        )
+
+
+def cases_of(model: LanguageModel, sweep: Sweep) -> Sequence[Case]:
+    """All cases of a run, each once, in a fixed order: prefill, decode, then the heads, which share a weight."""
+    prefill: list[Case] = [sweep.prefill_matmul(p) for p in model.projections]
+    prefill += [sweep.prefill_attention(model, prompt) for prompt in sweep.prompts]
+    decode: list[Case] = []
+    for batch in sweep.batches:
+        decode += [sweep.decode_matmul(p, batch) for p in model.projections]
+        decode += [sweep.decode_attention(model, batch, context) for context in sweep.contexts]
+        decode.append(sweep.decode_layer(model, batch))
+    heads = (sweep.prefill_lm_head(model), *(sweep.decode_matmul(model.lm_head, b) for b in sweep.batches))
+    return tuple(dict.fromkeys((*prefill, sweep.prefill_layer(model), *decode, *heads)))

@@ -1,0 +1,204 @@
+"""Reads the shapes of a language model from a Hugging Face `config.json`; refuses what they misdescribe."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from .errors import UsageError
+
+_SHOWN_CHARACTERS = 80
+_CONFIG_BYTES_AT_MOST = 16 * 2**20  # real ones hold kilobytes; this keeps a wrong path from being read whole
+
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+# Families whose `model_type` alone says that the projections of a gated decoder layer misdescribe them.
+_OTHER_FAMILIES = {
+    "its MLP is not gated": (
+        "arcee bloom biogpt codegen falcon gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt "
+        "nemotron opt persimmon phi starcoder2 xglm"
+    ),
+    "it is an encoder, not a decoder": (
+        "albert bert camembert deberta deberta-v2 distilbert electra ernie modernbert mpnet roberta "
+        "xlm-roberta"
+    ),
+    "it is an encoder-decoder": "bart mbart mt5 pegasus t5 t5gemma umt5 whisper",
+    "not every layer is attention": (
+        "bamba falcon_h1 falcon_mamba jamba lfm2 mamba mamba2 nemotron_h qwen3_next recurrent_gemma rwkv "
+        "zamba zamba2"
+    ),
+    "mixture of experts": "dbrx",
+    "its layers differ in shape": "gemma3n gemma3n_text nemotron-nas openelm",
+    "its intermediate_size counts both halves of the gated MLP": "qwen",
+}
+_REASON_OF_FAMILY = {family: reason for reason, names in _OTHER_FAMILIES.items() for family in names.split()}
+
+
+class ModelShapes(TypedDict):
+    """The shape fields of a `LanguageModel`: sizes in elements, counts of heads and layers."""
+
+    hidden_size: int
+    layers: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool
+
+
+def shown(value: object) -> str:
+    """Gives a value as one line of at most 80 characters, for a message."""
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:40]}...{text[-37:]}"
+
+
+def read_model_config(path: Path) -> tuple[ModelShapes, str]:
+    """Reads a `config.json`; of a multimodal one, its `text_config`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The shapes, and one line that says how the file was read.
+
+    Raises:
+        UsageError: the file cannot be read, is not a JSON object, lacks fields, holds fields of a wrong type,
+            or is of a model that is not dense decoder layers with full attention and a gated MLP.
+    """
+    outer = _read_object(path)
+    config = outer.get("text_config", outer)
+    if not isinstance(config, dict):
+        raise UsageError(f"text_config: must be an object, was {shown(config)}")
+    reasons = tuple(dict.fromkeys(_reasons_to_refuse(outer, config)))
+    if reasons:
+        raise UsageError(f"cannot be modelled yet: {'; '.join(reasons)}")
+    model_type = config.get("model_type", outer.get("model_type"))
+    family = "no model_type" if model_type is None else f"model_type {shown(model_type)}"
+    return _shapes(outer, config), f"config.json ({family}, read as a dense decoder with a gated MLP)"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object, or says in one line why there is none."""
+    try:
+        if not path.is_file():
+            raise UsageError("is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(_CONFIG_BYTES_AT_MOST + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}") from None
+    if len(content) > _CONFIG_BYTES_AT_MOST:
+        raise UsageError(f"is too large for a config.json: more than {_CONFIG_BYTES_AT_MOST // 2**20} MiB")
+    try:
+        config = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is not UTF-8: byte {error.start} cannot be decoded") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError:  # Python refuses to read an integer of thousands of digits
+        raise UsageError("holds a number of too many digits") from None
+    except RecursionError:
+        raise UsageError("is nested too deeply") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"must hold a JSON object, holds {shown(config)}")
+    return config
+
+
+def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Gives each reason why the shapes alone would misdescribe this model."""
+    for level in (outer, config):
+        model_type = level.get("model_type")
+        if isinstance(model_type, str) and model_type in _REASON_OF_FAMILY:
+            yield f"{_REASON_OF_FAMILY[model_type]} (model_type {model_type})"
+        if level.get("is_encoder_decoder") is True:
+            yield "it is an encoder-decoder (is_encoder_decoder)"
+    for field in _EXPERT_COUNTS:
+        count = config.get(field)
+        if isinstance(count, int) and count > 1:
+            yield f"mixture of experts ({field} {shown(count)})"
+    if config.get("kv_lora_rank") is not None:
+        yield "multi-head latent attention (MLA; kv_lora_rank)"
+    if config.get("cross_attention_layers"):
+        yield "some layers attend to images (cross_attention_layers)"
+    if config.get("num_kv_shared_layers"):
+        yield "some layers share a KV cache (num_kv_shared_layers)"
+    yield from _reasons_in_attention(config)
+
+
+def _reasons_in_attention(config: dict[str, Any]) -> Iterator[str]:
+    """Gives each reason why a layer would not attend to the whole context."""
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list) and layer_types:
+        # Where each layer says what it is, sliding_window only sizes those that slide.
+        if "sliding_attention" in layer_types:
+            yield "sliding window (layer_types has 'sliding_attention')"
+        others = [kind for kind in layer_types if kind not in ("full_attention", "sliding_attention")]
+        if others:
+            yield f"not every layer is full attention (layer_types has {shown(others[0])})"
+        return
+    window = config.get("sliding_window")
+    if window is None or config.get("use_sliding_window") is False:
+        return
+    _check_size("sliding_window", window)
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and window >= positions:
+        return  # it never cuts a context that the model takes
+    yield f"sliding window (sliding_window {shown(window)})"
+
+
+def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> ModelShapes:
+    """Takes the shapes out of a config whose kind is known to fit."""
+    missing = [field for field in _REQUIRED if config.get(field) is None]
+    if missing:
+        raise UsageError(f"lacks {', '.join(missing)}")
+    for field in (*_REQUIRED, "num_key_value_heads", "head_dim"):
+        if config.get(field) is not None:
+            _check_size(field, config[field])
+    hidden_size, q_heads, head_dim = (
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config.get("head_dim"),
+    )
+    if head_dim is None:
+        if hidden_size % q_heads:
+            raise UsageError(
+                "head_dim: absent, so hidden_size must be a multiple of num_attention_heads, "
+                f"was {shown(hidden_size)} and {shown(q_heads)}"
+            )
+        head_dim = hidden_size // q_heads
+    kv_heads = config.get("num_key_value_heads")
+    return ModelShapes(
+        hidden_size=hidden_size,
+        layers=config["num_hidden_layers"],
+        q_heads=q_heads,
+        kv_heads=q_heads if kv_heads is None else kv_heads,
+        head_dim=head_dim,
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        tied_embeddings=_tied_embeddings(outer, config),
+    )
+
+
+def _check_size(field: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{field}: must be a positive integer, was {shown(value)}")
+
+
+def _tied_embeddings(outer: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Says whether the output projection is the embedding; the inner config decides, then the outer one."""
+    for level in (config, outer):
+        tied = level.get("tie_word_embeddings")
+        if tied is not None:
+            if not isinstance(tied, bool):
+                raise UsageError(f"tie_word_embeddings: must be true or false, was {shown(tied)}")
+            return tied
+    # A config.json leaves out what equals its family's default. It is true in the configuration classes of
+    # these families in Hugging Face transformers (src/transformers/models/*/configuration_*.py), false in
+    # those of Llama, Mistral, Qwen and most others.
+    return str(config.get("model_type", "")).startswith(_TIED_BY_DEFAULT)

@@ -1,0 +1,46 @@
+"""Operations and bytes that a case cannot do without, one named term each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ELEMENT_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The least a case asks of the machine.
+
+    Attributes:
+        operation_terms: operations by what they compute; a multiply-add is 2.
+        read_terms: bytes read by tensor, each input element once.
+        written_terms: bytes written by tensor, each output element once.
+    """
+
+    operation_terms: Mapping[str, int]
+    read_terms: Mapping[str, int]
+    written_terms: Mapping[str, int]
+
+    @property
+    def operations(self) -> int:
+        """All operations."""
+        return sum(self.operation_terms.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """All bytes read."""
+        return sum(self.read_terms.values())
+
+    @property
+    def bytes_written(self) -> int:
+        """All bytes written."""
+        return sum(self.written_terms.values())
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def operations_per_byte(self) -> float:
+        """The arithmetic intensity, ops:bytes."""
+        return self.operations / self.bytes_total

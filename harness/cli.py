@@ -1,0 +1,300 @@
+"""The commands. Each imports what it needs when it runs, so that help answers at once."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from .accounting.errors import UsageError
+
+if TYPE_CHECKING:
+    from .accounting.records import Run
+    from .measuring.session import Progress, Settings
+
+MISUSE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main() -> NoReturn:
+    """Run the command line; every misuse becomes one line on stderr and exit code 2."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except click.ClickException as error:
+        code = _complain(error.format_message())
+    except UsageError as error:
+        code = _complain(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    click.echo(f"decodetax: {' '.join(message.split())}", err=True)
+    return MISUSE
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="decodetax")
+def cli() -> None:
+    """Measure why an output token costs more than an input token, on this machine."""
+
+
+Parser = Callable[[click.Context, click.Parameter, str | None], Any]
+
+
+def _parsed(parse: Callable[[str], Any], expected: str) -> Parser:
+    """A callback that parses an option's text where it was given; a ValueError becomes one clear line."""
+
+    def callback(_context: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise UsageError(f"{param.opts[-1]}: {value[:40]!r} is not {expected}") from error
+
+    return callback
+
+
+def _size(text: str) -> int:
+    """A whole number of at least 1 that an int32 holds."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:20]) < 2**31):
+        raise ValueError(text)
+    return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Sizes separated by commas; ascending and each once."""
+    return tuple(sorted({_size(part.strip()) for part in text.split(",")}))
+
+
+def _dollars(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _one_of(*words: str) -> Parser:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return _parsed(parse, f"one of {', '.join(words)}")
+
+
+SIZE = _parsed(_size, "a whole number from 1 to 2147483647")
+SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
+
+
+@cli.command("run")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="auto (a CUDA GPU where there is one), cpu, cuda or cuda:INDEX.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A preset (see `decodetax models`) or the path of a Hugging Face "
+    "config.json.  [default: llama-3.1-8b on a GPU, llama-3.2-1b on a CPU]",
+)
+@click.option(
+    "--batch",
+    callback=SIZES,
+    metavar="N,...",
+    help="Sequences decoded together.  [default: 1,8,32; with --quick 1,8]",
+)
+@click.option(
+    "--context",
+    callback=SIZES,
+    metavar="N,...",
+    help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 512]",
+)
+@click.option("--prompt", callback=SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]")
+@click.option(
+    "--prefill-tokens",
+    callback=SIZE,
+    metavar="N",
+    help="Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
+)
+@click.option(
+    "--dtype",
+    callback=_one_of("auto", "bf16", "fp16", "fp32"),
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Of weights and cache: auto (bf16 where it is fast, as measured), bf16, fp16, fp32.",
+)
+@click.option(
+    "--usd-per-hour",
+    callback=_parsed(_dollars, "a number of dollars above 0"),
+    metavar="X",
+    help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
+)
+@click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: about 20 s on 2 CPU cores.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the run goes as JSON.  [default: results/run-DATE.json]",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
+)
+def run_command(device: str, output: Path | None, as_json: bool, **options: Any) -> int:
+    """Measure the gap between an output and an input token on this device.
+
+    Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
+    result, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
+    """  # fmt: skip
+    settings, opened = _settings(device, options)
+    from .measuring.session import check_memory, run
+
+    check_memory(settings, opened)
+    target = _writable(output)
+    with _progress() as progress:
+        result = run(settings, opened, progress)
+    document = json.dumps(result.to_json(), indent=1)
+    _write(target, document)
+    if as_json:
+        click.echo(document)
+    else:
+        _print_run(result, target)
+    if result.interrupted:
+        return INTERRUPTED
+    return FAILED if result.failures else 0
+
+
+def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
+    """What is asked for, completed with the device's defaults, and the device."""
+    from .accounting.language_model import load_language_model
+
+    named = load_language_model(options["model"]) if options["model"] else None
+    from .measuring.session import Settings, choose_device
+
+    opened = choose_device(device)
+    gpu, quick = opened.kind == "cuda", options["quick"]
+    return (
+        Settings(
+            model=named or load_language_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
+            batches=options["batch"] or ((1, 8) if quick else (1, 8, 32)),
+            contexts=options["context"] or ((512,) if quick else (1024, 4096)),
+            prompt=options["prompt"],
+            prefill_tokens=options["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
+            dtype=options["dtype"],
+            usd_per_hour=options["usd_per_hour"],
+            row_limit_s=0.05 if quick else 0.4,
+            ceiling_limit_s=0.05 if quick else 0.25,
+            total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
+            seed=options["seed"],
+        ),
+        opened,
+    )
+
+
+def _print_run(run: "Run", target: Path) -> None:
+    from .reporting import summary, tables
+
+    blocks = [
+        "\n".join((summary.heading(run), summary.workload(run))),
+        tables.ceilings_table(run),
+        tables.kernels_table(run),
+        tables.gap_table(run),
+    ]
+    if run.interpreter_checks:
+        blocks.append(tables.interpreter_table(run))
+    blocks.append("\n".join(summary.sentences(run)))
+    state = "interrupted, written as far as it came" if run.interrupted else "written"
+    blocks.append(f"Run {state} to {target} after {run.elapsed_s:.0f} s.")
+    click.echo("\n\n".join(filter(None, blocks)))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar on stderr that says what is measured and how long is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda done, what: bar.update(task, completed=done, description=what)
+
+
+def _writable(output: Path | None) -> Path:
+    """Where the run goes; made sure of before anything is measured.
+
+    Raises:
+        UsageError: the place cannot be written to.
+    """
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    target = output or Path("results") / f"run-{now}-{os.getpid()}.json"
+    try:
+        if output is None:
+            target.parent.mkdir(exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(21, "is a folder")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(13, "is write-protected")
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".decodetax-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"--output: {str(target)!r} cannot be written ({reason}); name a file in a folder that can"
+        ) from error
+    return target
+
+
+def _write(target: Path, text: str) -> None:
+    """Write under a temporary name in the same folder and rename, so that no half file ever stands there."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".decodetax-", suffix=".json")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@cli.command("models")
+def models_command() -> None:
+    """List the preset language models, with their source."""
+    from .accounting.language_model import preset_table
+    from .reporting.tables import plain_table
+
+    click.echo(plain_table(preset_table()))
+
+
+@cli.command("devices")
+def devices_command() -> None:
+    """List the devices whose datasheet peaks are known (dense rates), with their source."""
+    from .accounting.peaks import device_table
+    from .reporting.tables import plain_table
+
+    click.echo(plain_table(device_table()))

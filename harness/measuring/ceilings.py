@@ -1,0 +1,108 @@
+"""The rates that a device reaches at its best, measured: reading, copying, and dense matmul per dtype.
+
+A ceiling is what cannot be passed, so the fastest call of each measurement makes it; all samples are kept.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..accounting.records import Ceiling
+from .device import Device
+from .inputs import DTYPES, Source
+from .timer import Budget, measure
+
+READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": torch.sum,
+    "max": torch.amax,
+    "dot": lambda x: torch.dot(*x.chunk(2)),
+}
+"""Ways to read a whole buffer once; which is fastest depends on the device."""
+
+SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
+
+PERSISTENT = 8
+"""The buffer is this many times the last-level cache, at least 256 MiB."""
+
+
+def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
+    """Measure one ceiling after another; yields what was measured, in words, and the ceiling.
+
+    Args:
+        device: to be measured.
+        source: of random numbers on that device.
+        time_limit_s: seconds for each buffer operation and each matmul size.
+    """
+    budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
+    elements = min(max(PERSISTENT * device.cache_bytes, 256 * 2**20), device.free_bytes() // 8) // 4
+    buffer = source.normal(elements, dtype=torch.float32)
+    yield "read bandwidth", _read_bandwidth(device, buffer, budget)
+    yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)
+    del buffer
+    device.release()
+    for dtype in DTYPES:
+        yield f"{dtype} matmul", _matmul(device, source, dtype, budget)
+        device.release()
+
+
+def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
+    timings = {
+        name: measure(device, [lambda read=read: read(buffer)], budget).samples_s  # type: ignore[misc]
+        for name, read in READERS.items()
+    }
+    name, samples_s = min(timings.items(), key=lambda item: min(item[1]))
+    size = buffer.nbytes
+    return Ceiling(
+        kind="read_bandwidth",
+        provenance="measured",
+        bandwidth_bytes_per_s=size / min(samples_s),
+        detail=f"fastest {name} of {size / 2**20:.0f} MiB of float32",
+        samples_s=samples_s,
+        work={"bytes_read": size, "bytes_written": 0},
+    )
+
+
+def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
+    target = torch.ones_like(buffer)
+    samples_s = measure(device, [lambda: target.copy_(buffer)], budget).samples_s
+    size = buffer.nbytes
+    return Ceiling(
+        kind="copy_bandwidth",
+        provenance="measured",
+        bandwidth_bytes_per_s=2 * size / min(samples_s),
+        detail=f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written",
+        samples_s=samples_s,
+        work={"bytes_read": size, "bytes_written": size},
+    )
+
+
+def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceiling:
+    """The best square size; sizes grow until one would pass the time limit, or no longer fits."""
+    best: tuple[float, int, tuple[float, ...]] | None = None
+    for size in SQUARE_SIZES[device.kind]:
+        operations = 2 * size**3
+        if best and operations / best[0] > budget.time_limit_s:
+            break
+        if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
+            break
+        try:
+            a, b = (source.normal(size, size, dtype=DTYPES[dtype]) for _ in range(2))
+            samples_s = measure(device, [lambda a=a, b=b: a @ b], budget).samples_s  # type: ignore[misc]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason=reason)
+        rate = operations / min(samples_s)
+        best = max(best or (0.0, 0, ()), (rate, size, samples_s))
+    if best is None:
+        return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason="out of memory")
+    rate, size, samples_s = best
+    return Ceiling(
+        kind="matmul",
+        provenance="measured",
+        dtype=dtype,
+        flop_per_s=rate,
+        detail=f"fastest product of {size} x {size} matrices",
+        samples_s=samples_s,
+        work={"operations": 2 * size**3},
+    )

@@ -1,0 +1,77 @@
+"""What a run ran on: the machine, the versions, the commit."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import CudaDevice, Device
+
+
+def describe(device: Device) -> dict[str, Any]:
+    """Everything about the machine and the software that a figure may depend on."""
+    return {
+        "device": {
+            "kind": device.kind,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "last_level_cache_bytes": device.cache_bytes,
+            **_kind_facts(device),
+            **device.clocks.facts(),
+        },
+        "versions": {
+            "decodetax": _version("decodetax"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "cuda": torch.version.cuda,
+        },
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _kind_facts(device: Device) -> dict[str, Any]:
+    if isinstance(device, CudaDevice):
+        return {"compute_capability": device.compute_capability, "sm_count": device.sm_count}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in, with a mark where files differ; None outside one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        tracked, commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for arguments in (
+                ("ls-files", "--error-unmatch", Path(__file__).name),
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no"),
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}{' with changes' if changes else ''}" if tracked else None

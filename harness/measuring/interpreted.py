@@ -1,0 +1,61 @@
+"""The Triton kernels without a GPU: run in Triton's interpreter on small twins of a run's cases."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..accounting.cases import Case, DecodeAttention, PrefillMatmul
+from ..accounting.language_model import LanguageModel
+from ..accounting.records import InterpreterCheck
+from .inputs import Source, draw
+from .providers import PROVIDERS, gate_of
+
+
+def twins_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
+    """Cases with the model's group and head dimension and the run's dtype, small and ragged.
+
+    A product of few rows, which takes the split-K path, and one of more rows than a tile; an attention over
+    contexts that are empty, single, in the middle of a tile and many splits long.
+    """
+    kv_heads = min(2, model.kv_heads)
+    return (
+        PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
+        PrefillMatmul(phase="prefill", part="twin", rows=130, in_features=72, out_features=150, dtype=dtype),
+        DecodeAttention(
+            contexts=(0, 1, 70, 600),
+            q_heads=kv_heads * model.group,
+            kv_heads=kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        ),
+    )
+
+
+def check_twins(model: LanguageModel, dtype: str, *, seed: int) -> Iterator[InterpreterCheck]:
+    """Hold each Triton kernel against its oracle, on the CPU. Triton must run interpreted in this process."""
+    source = Source(torch.device("cpu"), seed)
+    for case in twins_of(model, dtype):
+        for provider in PROVIDERS[case.operation]:
+            if not provider.name.startswith("triton"):
+                continue
+            inputs = draw(case, source)
+            try:
+                verdict = gate_of(case, inputs).judge(provider.run(inputs))
+            except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
+                yield InterpreterCheck(
+                    case=case,
+                    provider=provider.name,
+                    status="failed",
+                    reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                    relative_error=None,
+                    tolerance=None,
+                )
+                continue
+            yield InterpreterCheck(
+                case=case,
+                provider=provider.name,
+                status="ok" if verdict.passed else "failed",
+                reason=verdict.reason,
+                relative_error=verdict.relative_error,
+                tolerance=verdict.tolerance,
+            )

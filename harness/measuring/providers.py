@@ -1,0 +1,216 @@
+"""Who runs a case, and what its result is held against; of measuring, this module alone names the kernels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ... import kernels
+from ...kernels import interpreting, reference, use_interpreter
+from ..accounting.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+from . import decoder_layer
+from .device import Device
+from .gate import Verdict, judge, tolerance
+from .inputs import (
+    DTYPES,
+    DecodeAttentionInputs,
+    DecoderLayerInputs,
+    Inputs,
+    MatmulInputs,
+    PrefillAttentionInputs,
+)
+
+__all__ = ["PROVIDERS", "Gate", "Provider", "gate_of", "interpreting", "use_interpreter"]
+
+COLUMN_STEP = 128
+"""A sampled column in every so many: a tile of that width cannot be wrong unseen, in whatever row."""
+
+FEW_ROWS = 64
+"""From here on both orders of a product are equally fast on a CPU."""
+
+SAMPLED_TOKENS = 33
+"""Query tokens of a sequence that long prompts are checked at, first and last among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """One way to run an operation.
+
+    Attributes:
+        name: as rows tell it.
+        run: computes the output of a copy of the inputs.
+        refuses: why it does not run a case on a device, or None.
+    """
+
+    name: str
+    run: Callable[[Any], Tensor]
+    refuses: Callable[[Case, Device], str | None] = lambda case, device: None  # noqa: ARG005  (refuse none)
+
+
+def _matmul_torch(inputs: MatmulInputs) -> Tensor:
+    return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
+
+
+def _matmul_weight_first(inputs: MatmulInputs) -> Tensor:
+    return torch.matmul(inputs.weight, inputs.x.t()).t()
+
+
+def _matmul_triton(inputs: MatmulInputs) -> Tensor:
+    return kernels.prefill_matmul(inputs.x, inputs.weight, out=inputs.out)
+
+
+def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Views: q [batch, kv_heads, group, head_dim], caches [batch, kv_heads, capacity, head_dim]."""
+    kv_heads = inputs.k_cache.shape[2]
+    q = inputs.q.view(len(inputs.q), kv_heads, -1, inputs.q.shape[-1])
+    return q, inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
+
+
+def _decode_torch(inputs: DecodeAttentionInputs) -> Tensor:
+    return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
+
+
+def _decode_matmul(inputs: DecodeAttentionInputs) -> Tensor:
+    q, k, v = _grouped(inputs)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(scores.softmax(-1), v).flatten(1, 2)
+
+
+def _decode_key_first(inputs: DecodeAttentionInputs) -> Tensor:
+    q, k, v = _grouped(inputs)
+    scores = torch.matmul(k, (q * q.shape[-1] ** -0.5).transpose(-1, -2))
+    return torch.matmul(scores.transpose(-1, -2).softmax(-1), v).flatten(1, 2)
+
+
+def _decode_triton(inputs: DecodeAttentionInputs) -> Tensor:
+    kernels.decode_attention(inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out)
+    return inputs.out
+
+
+def _prefill_attention_torch(inputs: PrefillAttentionInputs) -> Tensor:
+    return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
+
+
+def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
+    if device.kind != "cuda":
+        return "compiled Triton kernels need a CUDA GPU; see the interpreter checks"
+    if interpreting():
+        return "TRITON_INTERPRET is set: the interpreter is not timed"
+    if getattr(device, "compute_capability", "") < "8.0":
+        return "Triton kernels need compute capability 8.0 or newer"
+    return None
+
+
+def _cpu_only(_case: Case, device: Device) -> str | None:
+    return None if device.kind == "cpu" else "a formulation for CPUs"
+
+
+def _few_rows_on_cpu(case: Case, device: Device) -> str | None:
+    if isinstance(case, PrefillMatmul) and case.rows > FEW_ROWS:
+        return f"a formulation for at most {FEW_ROWS} rows"
+    return _cpu_only(case, device)
+
+
+PROVIDERS: Mapping[str, Sequence[Provider]] = {
+    "prefill_matmul": (
+        Provider(name="torch", run=_matmul_torch),
+        Provider(name="torch-weight-first", run=_matmul_weight_first, refuses=_few_rows_on_cpu),
+        Provider(name="triton", run=_matmul_triton, refuses=_needs_compiled_triton),
+    ),
+    "decode_attention": (
+        Provider(name="torch", run=_decode_torch),
+        Provider(name="torch-matmul", run=_decode_matmul, refuses=_cpu_only),
+        Provider(name="torch-key-first", run=_decode_key_first, refuses=_cpu_only),
+        Provider(name="triton", run=_decode_triton, refuses=_needs_compiled_triton),
+    ),
+    "prefill_attention": (Provider(name="torch", run=_prefill_attention_torch),),
+    "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a case's output must be, where it is looked at.
+
+    Attributes:
+        select: takes from the output what was computed exactly; rows along the last dimension.
+        expected: that, in float64.
+        bound: on each row's relative error.
+    """
+
+    select: Callable[[Tensor], Tensor]
+    expected: Tensor
+    bound: float
+
+    def judge(self, output: Tensor) -> Verdict:
+        """Hold an output against the oracle."""
+        return judge(self.select(output), self.expected, bound=self.bound)
+
+
+def gate_of(case: Case, inputs: Inputs) -> Gate:
+    """The gate of a case on these inputs, its oracle computed in float64."""
+    match case, inputs:
+        case PrefillMatmul(), MatmulInputs():
+            return _matmul_gate(case, inputs)
+        case DecodeAttention(), DecodeAttentionInputs():
+            return _decode_attention_gate(case, inputs)
+        case PrefillAttention(), PrefillAttentionInputs():
+            return _prefill_attention_gate(case, inputs)
+        case DecoderLayer(), DecoderLayerInputs():
+            return _decoder_layer_gate(case, inputs)
+    raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")
+
+
+def _matmul_gate(case: PrefillMatmul, inputs: MatmulInputs) -> Gate:
+    columns = _sample(case.out_features, -(-case.out_features // COLUMN_STEP), inputs.x.device)
+    return Gate(
+        select=lambda out: out[:, columns],
+        expected=reference.prefill_matmul(inputs.x, inputs.weight[columns]),
+        bound=tolerance(DTYPES[case.dtype], reduction=case.in_features),
+    )
+
+
+def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs) -> Gate:
+    output, _ = reference.decode_attention(inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens)
+    return Gate(
+        select=lambda out: out,
+        expected=output,
+        # Scores and probabilities may be kept in the storage dtype; the output is.
+        bound=tolerance(DTYPES[case.dtype], reduction=case.capacity, roundings=3),
+    )
+
+
+def _prefill_attention_gate(case: PrefillAttention, inputs: PrefillAttentionInputs) -> Gate:
+    tokens = _sample(case.prompt, SAMPLED_TOKENS, inputs.q.device)
+    return Gate(
+        select=lambda out: out[:, :, tokens],
+        expected=reference.prefill_attention(inputs.q, inputs.k, inputs.v, rows=tokens),
+        bound=tolerance(DTYPES[case.dtype], reduction=case.prompt, roundings=3),
+    )
+
+
+def _decoder_layer_gate(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
+    tokens = _sample(case.query_tokens, SAMPLED_TOKENS, inputs.hidden.device)
+    longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size)
+    return Gate(
+        select=lambda out: out[:, tokens],
+        expected=decoder_layer.oracle(inputs, tokens),
+        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=decoder_layer.ROUNDINGS),
+    )
+
+
+def _sample(size: int, count: int, device: torch.device) -> Tensor:
+    """At least `count` of the indices 0 .. size - 1, ascending: spread evenly, the first and the last in.
+
+    Steps are jittered from a fixed seed, so that no stride of a fault can hide between them; the last 16
+    come whole, because a ragged tail is where tiles go wrong.
+    """
+    if size <= max(count, 64):
+        return torch.arange(size, device=device)
+    edges = torch.linspace(0, size, count + 1)[:-1]
+    jitter = torch.rand(count, generator=torch.Generator().manual_seed(size)) * size / count
+    ends = (0, *range(size - 16, size))
+    return torch.tensor(sorted({*(edges + jitter).long().clamp(max=size - 1).tolist(), *ends}), device=device)

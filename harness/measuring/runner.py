@@ -1,0 +1,158 @@
+"""Runs cases on a device: gate, then time, row by row."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..accounting.cases import Case
+from ..accounting.records import Roof, Row, Status
+from .device import Device
+from .gate import Verdict
+from .inputs import Inputs, Source, copies_of, memory_bytes, poison
+from .providers import PROVIDERS, Gate, Provider, gate_of
+from .timer import Budget, measure
+
+LONGEST_CALL_S = 60.0
+"""A case of which the ceilings say that one call takes longer is skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof."""
+
+    device: Device
+    source: Source
+    budget: Budget
+    roof: Roof
+
+
+class _Blocked(Exception):  # noqa: N818  (not an error: the row says why)
+    """A case that cannot be run here."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def run_case(case: Case, bench: Bench) -> Iterator[Row]:
+    """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason."""
+    refusals = {p.name: p.refuses(case, bench.device) for p in PROVIDERS[case.operation]}
+    blocked: _Blocked | None = None
+    copies: list[Inputs] = []
+    gate: Gate | None = None
+    try:
+        if None in refusals.values():
+            copies, gate = _prepare(case, bench)
+    except _Blocked as reason:
+        blocked = reason
+    for provider in PROVIDERS[case.operation]:
+        refusal = refusals[provider.name]
+        if refusal is not None:
+            yield Row(case=case, provider=provider.name, status="unsupported", reason=refusal)
+        elif blocked is not None:
+            yield Row(case=case, provider=provider.name, status=blocked.status, reason=blocked.reason)
+        elif gate is not None:
+            yield run_provider(case, provider, copies, gate, bench)
+    del copies, gate
+    bench.device.release()
+
+
+def _prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
+    """Copies of the inputs, and the gate on the first of them."""
+    if bench.roof.flop_per_s is None:
+        raise _Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
+    needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
+    if needed > free:
+        raise _Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+    least = bench.roof.least_time_s(case.work())
+    if least is not None and least[0] > LONGEST_CALL_S:
+        raise _Blocked(
+            "skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
+        )
+    try:
+        copies = copies_of(case, bench.source, cache_bytes=bench.device.cache_bytes)
+        return copies, gate_of(case, copies[0])
+    except (MemoryError, RuntimeError) as error:
+        raise _Blocked(*_explain(error)) from error
+
+
+def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate: Gate, bench: Bench) -> Row:
+    """Gate a provider on the first copy, time it on all in turn, and look at what the last samples left."""
+    for inputs in copies:
+        poison(inputs)
+    calls = [BoundCall(provider, inputs) for inputs in copies]
+    clocks = bench.device.clocks
+    try:
+        [first_s] = bench.device.time_each(calls[:1])
+        verdict = gate.judge(calls[0].output)
+        if not verdict.passed:
+            return _failed(case, provider, verdict)
+        clock_before_hz = clocks.clock_hz()
+        timing = measure(
+            bench.device,
+            calls,
+            bench.budget,
+            first_s=first_s if bench.device.kind == "cpu" else 0.0,  # a GPU's first call compiles
+            before_sampling=lambda: _poison_outputs(calls),
+        )
+        clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
+        verdict = gate.judge(calls[0].output)
+        if not verdict.passed:
+            return _failed(case, provider, verdict)
+    except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
+        status, reason = _explain(error)
+        return Row(case=case, provider=provider.name, status=status, reason=reason)
+    return Row(
+        case=case,
+        provider=provider.name,
+        status="ok",
+        relative_error=verdict.relative_error,
+        tolerance=verdict.tolerance,
+        samples_s=timing.samples_s,
+        method=timing.method,
+        input_copies=len(copies),
+        clock_before_hz=clock_before_hz,
+        clock_after_hz=clock_after_hz,
+        throttle_reasons=throttle_reasons,
+    )
+
+
+class BoundCall:
+    """A provider bound to one copy of the inputs; keeps its last output."""
+
+    def __init__(self, provider: Provider, inputs: Inputs) -> None:
+        self._provider, self._inputs = provider, inputs
+        self.output = torch.empty(0)
+
+    def __call__(self) -> None:  # noqa: D102  (the class says it)
+        self.output = self._provider.run(self._inputs)
+
+
+def _poison_outputs(calls: Sequence[BoundCall]) -> None:
+    """Make every last output NaN, so that a sample that computes nothing is seen."""
+    for call in calls:
+        call.output.fill_(math.nan)
+
+
+def _failed(case: Case, provider: Provider, verdict: Verdict) -> Row:
+    return Row(
+        case=case,
+        provider=provider.name,
+        status="failed",
+        reason=verdict.reason,
+        relative_error=verdict.relative_error,
+        tolerance=verdict.tolerance,
+    )
+
+
+def _explain(error: Exception) -> tuple[Status, str]:
+    """The status of a row whose provider raised, and why in one line."""
+    text = " ".join(itertools.islice(str(error).split(), 40)) or type(error).__name__
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return "skipped", f"out of memory: {text}"
+    if isinstance(error, NotImplementedError) or "not implemented for" in text:
+        return "unsupported", text
+    return "failed", f"{type(error).__name__}: {text}"

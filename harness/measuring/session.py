@@ -1,0 +1,223 @@
+"""One whole run: ceilings, cases, gaps, and the Triton kernels in the interpreter where there is no GPU."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from ..accounting.cases import Case, Sweep, cases_of
+from ..accounting.errors import UsageError
+from ..accounting.language_model import LanguageModel
+from ..accounting.peaks import DevicePeaks, peaks_of
+from ..accounting.records import Ceiling, Roof, Run
+from ..accounting.rental import default_rental
+from ..accounting.token_cost import gaps_of
+from .ceilings import measure_ceilings
+from .device import Device, open_device
+from .environment import describe
+from .inputs import DTYPES, Source, memory_bytes
+from .interpreted import check_twins
+from .providers import interpreting, use_interpreter
+from .runner import Bench, run_case
+from .timer import Budget
+
+Progress = Callable[[float, str], None]
+"""Told the share that is done, 0 to 1, and what comes next."""
+
+LATE_ROW_LIMIT_S = 0.05
+"""Seconds of sampling for a row once the run's time is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is asked for.
+
+    Attributes:
+        batches, contexts, prompt, prefill_tokens: as in `Sweep`.
+        dtype: of weights, activations and cache; "auto" takes the faster of bf16 and fp32 on a CPU, as
+            measured, and bf16 on a GPU that has it.
+        usd_per_hour: price of the device; None takes the cited default, where there is one.
+        row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
+        total_limit_s: seconds after which rows are given the fewest samples.
+        seed: of the inputs.
+    """
+
+    model: LanguageModel
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompt: int | None
+    prefill_tokens: int
+    dtype: str
+    usd_per_hour: float | None
+    row_limit_s: float
+    ceiling_limit_s: float
+    total_limit_s: float
+    seed: int = 0
+
+    def sweep(self, dtype: str) -> Sweep:
+        """The sweep in a dtype."""
+        return Sweep(
+            batches=self.batches,
+            contexts=self.contexts,
+            prompt=self.prompt,
+            prefill_tokens=self.prefill_tokens,
+            dtype=dtype,
+        )
+
+
+def choose_device(argument: str) -> Device:
+    """The device that `--device` names; on a CPU, Triton kernels run in the interpreter from here on.
+
+    Raises:
+        UsageError: see `open_device`.
+    """
+    device = open_device(argument)
+    if device.kind == "cpu":
+        use_interpreter()
+    return device
+
+
+def check_memory(settings: Settings, device: Device) -> None:
+    """Turn down a sweep of which even the smallest case does not fit.
+
+    Raises:
+        UsageError: names the option, what its smallest case needs and what the device has.
+    """
+    model, free = settings.model, device.free_bytes()
+    sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
+    least = min(sweep.batches)
+    named: list[tuple[str, int, Sequence[Case]]] = [
+        ("--prefill-tokens", sweep.prefill_tokens, [sweep.prefill_matmul(p) for p in model.projections])
+    ]
+    for context in sweep.contexts:
+        named += [
+            ("--context", context, [sweep.decode_attention(model, 1, context)]),
+            ("--batch", least, [sweep.decode_attention(model, least, context)]),
+        ]
+    for prompt in sweep.prompts:
+        option = "--prompt" if settings.prompt else "--context"
+        named.append((option, prompt, [sweep.prefill_attention(model, prompt)]))
+    for option, value, cases in named:
+        needed = max(memory_bytes(case, cache_bytes=device.cache_bytes) for case in cases)
+        if needed > free:
+            raise UsageError(
+                f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "
+                f"{free / 1e9:.1f} GB are free on {device.name}"
+            )
+
+
+def run(settings: Settings, device: Device, progress: Progress = lambda done, what: None) -> Run:  # noqa: ARG005
+    """Measure everything that is asked for.
+
+    Ctrl-C ends the run early: what was measured until then is kept, and the run is marked as interrupted.
+    """
+    start_s = time.perf_counter()
+    peaks = peaks_of(device.name, device.memory_bytes) if device.kind == "cuda" else None
+    price, price_source = _price(settings, peaks)
+    result = Run(
+        environment=describe(device),
+        settings={
+            **asdict(settings),
+            "dtype_asked": settings.dtype,
+            "parameters": settings.model.parameters,
+            "usd_per_hour": price,
+            "usd_per_hour_source": price_source,
+        },
+    )
+    try:
+        _fill(result, settings, device, peaks, progress)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    sweep = settings.sweep(result.dtype)
+    result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
+    result.elapsed_s = time.perf_counter() - start_s
+    return result
+
+
+def _fill(
+    result: Run, settings: Settings, device: Device, peaks: DevicePeaks | None, progress: Progress
+) -> None:
+    source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
+    result.ceilings += datasheet_ceilings(peaks)
+    start_s = time.perf_counter()
+    progress(0.0, "read bandwidth")
+    ceiling_share = 0.15
+    count = 2 + len(DTYPES)
+    for done, (what, ceiling) in enumerate(
+        measure_ceilings(device, source, time_limit_s=settings.ceiling_limit_s), start=1
+    ):
+        result.ceilings.append(ceiling)
+        progress(ceiling_share * done / count, f"ceilings: {what} done")
+    dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
+    result.settings = {**result.settings, "dtype": dtype}
+    cases = cases_of(settings.model, settings.sweep(dtype))
+    costs = [_expected_s(case, result.measured, settings) for case in cases]
+    for index, case in enumerate(cases):
+        share = ceiling_share + (0.95 - ceiling_share) * sum(costs[:index]) / sum(costs)
+        progress(share, case.id)
+        late = time.perf_counter() - start_s > settings.total_limit_s
+        row_limit_s = LATE_ROW_LIMIT_S if late else settings.row_limit_s
+        bench = Bench(
+            device=device,
+            source=source,
+            budget=Budget(time_limit_s=row_limit_s, warm_up_s=row_limit_s / 2),
+            roof=result.measured,
+        )
+        for row in run_case(case, bench):
+            result.rows.append(row)
+    if interpreting():
+        progress(0.95, "Triton kernels in the interpreter")
+        result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed)
+    progress(1.0, "done")
+
+
+def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
+    """Seconds that a case takes, about, for the progress bar: a few calls, or the time limit if longer."""
+    least = roof.least_time_s(case.work())
+    return max(settings.row_limit_s, 5 * least[0] if least else 0.0)
+
+
+def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:
+    """bf16 where its matmul is at least as fast as fp32's, else fp32."""
+    rates = {dtype: Roof.of(ceilings, dtype=dtype, provenance="measured").flop_per_s for dtype in DTYPES}
+    if device.kind == "cuda" and rates["bf16"] is None and rates["fp16"] is not None:
+        return "fp16"
+    return "bf16" if (rates["bf16"] or 0.0) >= (rates["fp32"] or 0.0) else "fp32"
+
+
+def _price(settings: Settings, peaks: DevicePeaks | None) -> tuple[float | None, str | None]:
+    """Dollars per hour of the device, and who says so."""
+    if settings.usd_per_hour is not None:
+        return settings.usd_per_hour, "--usd-per-hour"
+    rental = default_rental(peaks.gpu) if peaks else None
+    return (float(rental.usd_per_hour), f"{rental.basis}, {rental.source}") if rental else (None, None)
+
+
+def datasheet_ceilings(peaks: DevicePeaks | None) -> list[Ceiling]:
+    """The rates that the datasheet names; none for a device that the table does not hold."""
+    if peaks is None:
+        return []
+
+    def detail(field: str) -> str:
+        mark = peaks.marks.get(field)
+        return f"{peaks.gpu}, {peaks.source}" + (f" ({mark})" if mark else "")
+
+    bandwidth = Ceiling(
+        kind="read_bandwidth",
+        provenance="datasheet",
+        bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+        detail=detail("bandwidth_bytes_per_s"),
+    )
+    return [
+        bandwidth,
+        *(
+            Ceiling(
+                kind="matmul",
+                provenance="datasheet",
+                dtype=dtype,
+                flop_per_s=rate,
+                detail=detail(f"flop_per_s.{dtype}"),
+            )
+            for dtype in DTYPES
+            if (rate := peaks.flop_per_s[dtype]) is not None
+        ),
+    ]

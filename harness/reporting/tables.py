@@ -1,0 +1,169 @@
+"""The tables of a run, as text."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tabulate import tabulate
+
+from ..accounting.records import Ceiling, Row, Run
+
+CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
+
+
+def ceilings_table(run: Run) -> str:
+    """Every ceiling, measured beside the datasheet's."""
+    datasheet = {(c.kind, c.dtype): c for c in run.ceilings if c.provenance == "datasheet"}
+    rows = []
+    for ceiling in run.ceilings:
+        if ceiling.provenance != "measured":
+            continue
+        name = " ".join(filter(None, (ceiling.dtype, CEILING_NAMES[ceiling.kind])))
+        sheet = datasheet.get((ceiling.kind, ceiling.dtype))
+        rows.append((name, _rate(ceiling), _rate(sheet) if sheet else "-", ceiling.reason or ceiling.detail))
+    return _table("Ceilings", ("ceiling", "measured", "datasheet", "how it was measured"), rows)
+
+
+def kernels_table(run: Run) -> str:
+    """Every row that was timed, and a line for each reason why others were not."""
+    headers = (
+        "case", "provider", "operations", "bytes", "ops:bytes", "median", "95% interval",
+        "FLOP/s", "GB/s", "bound", "of measured", "of datasheet",
+    )  # fmt: skip
+    rows = [_kernel_row(run, row) for row in run.rows if row.status == "ok"]
+    table = _table("Kernels (measured)", headers, rows)
+    throttled = [f"throttled: {row.case.id} {row.provider}: {', '.join(row.throttle_reasons)}"
+                 for row in run.rows if row.throttle_reasons]  # fmt: skip
+    return "\n".join([table, *throttled, *_not_timed(run.rows)])
+
+
+def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
+    work, time_s = row.case.work(), row.time_s
+    measured = run.measured.least_time_s(work)
+    datasheet = run.datasheet.least_time_s(work)
+    return (
+        row.case.id,
+        row.provider,
+        _si(work.operations),
+        _si(work.bytes_total),
+        f"{work.operations_per_byte:.3g}",
+        _seconds(time_s.median),
+        f"{_seconds(time_s.low)} to {_seconds(time_s.high)}",
+        _si(work.operations / time_s.median),
+        f"{work.bytes_total / time_s.median / 1e9:.4g}",
+        measured[1] if measured else "-",
+        f"{measured[0] / time_s.median:.0%}" if measured else "-",
+        f"{datasheet[0] / time_s.median:.0%}" if datasheet else "-",
+    )
+
+
+def _not_timed(rows: Sequence[Row]) -> Iterable[str]:
+    """Failed rows one by one; other rows without figures by provider, status and reason."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.status == "failed":
+            yield f"FAILED: {row.case.id} {row.provider}: {row.reason}"
+        elif row.status != "ok":
+            line = f"{row.status}: {row.provider}: {row.reason}"
+            counts[line] = counts.get(line, 0) + 1
+    yield from (f"{line} ({count} {'row' if count == 1 else 'rows'})" for line, count in counts.items())
+
+
+def gap_table(run: Run) -> str:
+    """What an input and an output token take and cost, at each batch and context."""
+    priced = any(gap.usd_per_hour is not None for gap in run.gaps)
+    triton = any(gap.triton_gap is not None for gap in run.gaps)
+    headers = [
+        "batch", "context", "prompt", "input tokens/s", "output tokens/s", "gap",
+        *(["gap, Triton alone"] if triton else []),
+        *(["$ per 1M input", "$ per 1M output"] if priced else []),
+        "layer over parts, prefill", "decode",
+    ]  # fmt: skip
+    rows = [
+        (
+            gap.batch,
+            gap.context,
+            gap.prompt,
+            f"{1 / gap.input_s_per_token:.4g}",
+            f"{1 / gap.output_s_per_token:.4g}",
+            f"{gap.gap:.2f}",
+            *([f"{gap.triton_gap:.2f}" if gap.triton_gap else "-"] if triton else []),
+            *(
+                [
+                    f"{gap.usd_per_mtok(gap.input_s_per_token) or 0:.4g}",
+                    f"{gap.usd_per_mtok(gap.output_s_per_token) or 0:.4g}",
+                ]
+                if priced
+                else []
+            ),
+            f"{gap.prefill_layer_over_parts:.2f}",
+            f"{gap.decode_layer_over_parts:.2f}",
+        )
+        for gap in run.gaps
+    ]
+    table = _table("Gap: device seconds per output token over seconds per input token", headers, rows)
+    return "\n".join([table, *_fastest(run)])
+
+
+def _fastest(run: Run) -> Iterable[str]:
+    """Which provider each part of the gap was taken from, where there was a choice."""
+    chosen: dict[str, set[str]] = {}
+    for gap in run.gaps:
+        for case, provider in gap.providers.items():
+            phase, part = case.split("/")[:2]
+            chosen.setdefault(f"{phase} {part}", set()).add(provider)
+    if chosen:
+        parts = "; ".join(f"{part}: {', '.join(sorted(names))}" for part, names in chosen.items())
+        yield f"fastest correct provider: {parts}"
+
+
+def interpreter_table(run: Run) -> str:
+    """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
+    rows = [
+        (
+            check.case.id,
+            check.provider,
+            "agrees" if check.status == "ok" else check.status.upper(),
+            "-" if check.relative_error is None else f"{check.relative_error:.2g}",
+            "-" if check.tolerance is None else f"{check.tolerance:.2g}",
+            check.reason or "",
+        )
+        for check in run.interpreter_checks
+    ]
+    headers = ("case", "provider", "against the oracle", "relative error", "at most", "why")
+    return _table("Triton kernels in the interpreter (results alone, no times)", headers, rows)
+
+
+def plain_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of data as they are, headed by their keys."""
+    return tabulate(
+        [[("-" if cell in (None, "") else str(cell)) for cell in row.values()] for row in rows],
+        headers=list(rows[0]),
+        disable_numparse=True,
+    )
+
+
+def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    if not rows:
+        return f"{title}\n(none)"
+    return f"{title}\n{tabulate(rows, headers=headers, disable_numparse=True)}"
+
+
+def _rate(ceiling: Ceiling) -> str:
+    if ceiling.bandwidth_bytes_per_s is not None:
+        return f"{ceiling.bandwidth_bytes_per_s / 1e9:.4g} GB/s"
+    return f"{_si(ceiling.flop_per_s)}FLOP/s" if ceiling.flop_per_s is not None else "-"
+
+
+def _si(value: float) -> str:
+    """Four digits and a decimal prefix: 1234567 is "1.235 M"."""
+    for prefix, unit in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g} {prefix}"
+    return f"{value:.4g} "
+
+
+def _seconds(value: float) -> str:
+    """Four digits in s, ms or us."""
+    for name, unit in (("s", 1.0), ("ms", 1e-3)):
+        if value >= unit:
+            return f"{value / unit:.4g} {name}"
+    return f"{value / 1e-6:.4g} us"
