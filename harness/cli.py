@@ -125,7 +125,7 @@ SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1
     "--context",
     callback=SIZES,
     metavar="N,...",
-    help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 512]",
+    help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
 )
 @click.option("--prompt", callback=SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]")
 @click.option(
@@ -199,7 +199,7 @@ def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
         Settings(
             model=named or load_language_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
             batches=options["batch"] or ((1, 8) if quick else (1, 8, 32)),
-            contexts=options["context"] or ((512,) if quick else (1024, 4096)),
+            contexts=options["context"] or ((256,) if quick else (1024, 4096)),
             prompt=options["prompt"],
             prefill_tokens=options["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
             dtype=options["dtype"],

@@ -282,7 +282,7 @@ class Sweep:
 
 
 def cases_of(model: LanguageModel, sweep: Sweep) -> Sequence[Case]:
-    """All cases of a run, each once, in a fixed order: prefill, decode, then the heads, which share a weight."""
+    """All cases of a run, each once: prefill, decode, then the LM heads, which share a weight."""
     prefill: list[Case] = [sweep.prefill_matmul(p) for p in model.projections]
     prefill += [sweep.prefill_attention(model, prompt) for prompt in sweep.prompts]
     decode: list[Case] = []

@@ -125,7 +125,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class InterpreterCheck:
-    """A Triton kernel, run in the interpreter on a small twin of a case, held against the oracle. No times."""
+    """A Triton kernel in the interpreter, on a small twin of a case, held against the oracle: no times."""
 
     case: Case
     provider: str

@@ -4,6 +4,7 @@ The one place where tolerances are derived. The error of an output row is ||actu
 in the Euclidean norm; the worst row decides.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,7 @@ SAFETY = 2.0
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Largest relative error of rounding to nearest in a floating-point dtype: half its epsilon."""
-    epsilon: float = torch.finfo(dtype).eps
-    return epsilon / 2
+    return float(torch.finfo(dtype).eps) / 2
 
 
 def tolerance(dtype: torch.dtype, *, reduction: int, roundings: int = 1) -> float:
@@ -32,7 +32,7 @@ def tolerance(dtype: torch.dtype, *, reduction: int, roundings: int = 1) -> floa
         reduction: products summed into an output element.
         roundings: times that a value is rounded to `dtype` between input and output.
     """
-    accumulation = reduction**0.5 * unit_roundoff(torch.float32)
+    accumulation = math.sqrt(reduction) * unit_roundoff(torch.float32)
     return SAFETY * (roundings * unit_roundoff(dtype) + accumulation)
 
 
