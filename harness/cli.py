@@ -175,12 +175,14 @@ def run_command(device: str, output: Path | None, as_json: bool, **options: Any)
     target = _writable(output)
     with _progress() as progress:
         result = run(settings, opened, progress)
-    document = json.dumps(result.to_json(), indent=1)
+    document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
     if as_json:
         click.echo(document)
     else:
-        _print_run(result, target)
+        _print_run(result)
+        state = "interrupted, written as far as it came" if result.interrupted else "written"
+        click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
     if result.interrupted:
         return INTERRUPTED
     return FAILED if result.failures else 0
@@ -213,7 +215,7 @@ def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
     )
 
 
-def _print_run(run: "Run", target: Path) -> None:
+def _print_run(run: "Run") -> None:
     from .reporting import summary, tables
 
     blocks = [
@@ -225,8 +227,6 @@ def _print_run(run: "Run", target: Path) -> None:
     if run.interpreter_checks:
         blocks.append(tables.interpreter_table(run))
     blocks.append("\n".join(summary.sentences(run)))
-    state = "interrupted, written as far as it came" if run.interrupted else "written"
-    blocks.append(f"Run {state} to {target} after {run.elapsed_s:.0f} s.")
     click.echo("\n\n".join(filter(None, blocks)))
 
 
@@ -280,6 +280,15 @@ def _write(target: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@cli.command("report")
+@click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.json")
+def report_command(run_file: Path) -> None:
+    """Print the tables and sentences of a run that `decodetax run` wrote."""
+    from .accounting.run_file import read_run
+
+    _print_run(read_run(run_file))
 
 
 @cli.command("models")

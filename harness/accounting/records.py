@@ -1,5 +1,6 @@
 """What a run keeps: ceilings, rows, gaps and checks, and the versioned JSON they become."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
@@ -247,7 +248,7 @@ class Run:
             "rows": [self._row_to_json(row) for row in self.rows],
             "gaps": [gap.to_json() for gap in self.gaps],
             "interpreter_checks": [
-                {**asdict(check), "case": check.case.id, "operation": check.case.operation}
+                {**_case_to_json(check.case), **_without_case(asdict(check))}
                 for check in self.interpreter_checks
             ],
         }
@@ -255,15 +256,13 @@ class Run:
     def _row_to_json(self, row: Row) -> dict[str, Any]:
         work = row.case.work()
         return {
-            "case": row.case.id,
-            "operation": row.case.operation,
-            "phase": row.case.phase,
-            "shape": asdict(row.case),
+            **_case_to_json(row.case),
             "provider": row.provider,
             "status": row.status,
             "reason": row.reason,
             "provenance": "measured",
             "work": {
+                "provenance": "modelled",
                 "operations": work.operations,
                 "bytes_read": work.bytes_read,
                 "bytes_written": work.bytes_written,
@@ -274,7 +273,7 @@ class Run:
             "samples_s": list(row.samples_s),
             "time_s": asdict(row.time_s) if row.status == "ok" else None,
             "figures": row.figures(self.measured, self.datasheet),
-            "relative_error": row.relative_error,
+            "relative_error": _finite(row.relative_error),
             "tolerance": row.tolerance,
             "method": row.method,
             "input_copies": row.input_copies,
@@ -282,3 +281,19 @@ class Run:
             "clock_after_hz": row.clock_after_hz,
             "throttle_reasons": list(row.throttle_reasons),
         }
+
+
+def _case_to_json(case: Case) -> dict[str, Any]:
+    return {"case": case.id, "operation": case.operation, "phase": case.phase, "shape": asdict(case)}
+
+
+def _without_case(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{k: v for k, v in entry.items() if k != "case"},
+        "relative_error": _finite(entry["relative_error"]),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity and no NaN; the row's reason tells of them."""
+    return value if value is not None and math.isfinite(value) else None
