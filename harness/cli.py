@@ -169,18 +169,22 @@ def run_command(device: str, output: Path | None, as_json: bool, **options: Any)
     result, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
     """  # fmt: skip
     settings, opened = _settings(device, options)
-    from .measuring.session import check_memory, run
+    from .measuring.session import begin, check_memory, measure
+    from .reporting.summary import heading
 
     check_memory(settings, opened)
     target = _writable(output)
+    result = begin(settings, opened)
+    if not as_json:
+        click.echo(heading(result))
     with _progress() as progress:
-        result = run(settings, opened, progress)
+        measure(result, settings, opened, progress)
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
     if as_json:
         click.echo(document)
     else:
-        _print_run(result)
+        _print_findings(result)
         state = "interrupted, written as far as it came" if result.interrupted else "written"
         click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
     if result.interrupted:
@@ -215,11 +219,11 @@ def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
     )
 
 
-def _print_run(run: "Run") -> None:
+def _print_findings(run: "Run") -> None:
     from .reporting import summary, tables
 
     blocks = [
-        "\n".join((summary.heading(run), summary.workload(run))),
+        summary.workload(run),
         tables.ceilings_table(run),
         tables.kernels_table(run),
         tables.gap_table(run),
@@ -287,8 +291,11 @@ def _write(target: Path, text: str) -> None:
 def report_command(run_file: Path) -> None:
     """Print the tables and sentences of a run that `decodetax run` wrote."""
     from .accounting.run_file import read_run
+    from .reporting.summary import heading
 
-    _print_run(read_run(run_file))
+    run = read_run(run_file)
+    click.echo(heading(run))
+    _print_findings(run)
 
 
 @cli.command("models")

@@ -58,7 +58,7 @@ def _run(document: Mapping[str, Any]) -> Run:
 
 
 def _fields_of(record: type, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a JSON object are fields of a record: the rest follows from them, and the case has its shape."""
+    """What of a JSON object are fields of a record; the rest follows from them or is the case."""
     names = {field.name for field in fields(record)} - {"case"}
     return {name: value for name, value in entry.items() if name in names}
 

@@ -22,6 +22,9 @@ READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
+LEAST_LIMIT_S = 0.25
+"""Seconds that a call of the next size may take at least: small sizes say little on a busy machine."""
+
 PERSISTENT = 8
 """The buffer is this many times the last-level cache, at least 256 MiB."""
 
@@ -82,13 +85,13 @@ def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceili
     best: tuple[float, int, tuple[float, ...]] | None = None
     for size in SQUARE_SIZES[device.kind]:
         operations = 2 * size**3
-        if best and operations / best[0] > budget.time_limit_s:
+        if best and operations / best[0] > max(budget.time_limit_s, LEAST_LIMIT_S):
             break
         if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
             break
         try:
             a, b = (source.normal(size, size, dtype=DTYPES[dtype]) for _ in range(2))
-            samples_s = measure(device, [lambda a=a, b=b: a @ b], budget).samples_s  # type: ignore[misc]
+            samples_s = measure(device, [lambda a=a, b=b: a @ b.t()], budget).samples_s  # type: ignore[misc]
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason=reason)

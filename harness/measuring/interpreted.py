@@ -15,14 +15,14 @@ def twins_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
     """Cases with the model's group and head dimension and the run's dtype, small and ragged.
 
     A product of few rows, which takes the split-K path, and one of more rows than a tile; an attention over
-    contexts that are empty, single, in the middle of a tile and many splits long.
+    contexts that are empty, single, in the middle of a tile, and long enough for several splits in any dtype.
     """
     kv_heads = min(2, model.kv_heads)
     return (
         PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
         PrefillMatmul(phase="prefill", part="twin", rows=130, in_features=72, out_features=150, dtype=dtype),
         DecodeAttention(
-            contexts=(0, 1, 70, 600),
+            contexts=(0, 1, 70, 1100),
             q_heads=kv_heads * model.group,
             kv_heads=kv_heads,
             head_dim=model.head_dim,

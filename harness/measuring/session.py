@@ -105,15 +105,11 @@ def check_memory(settings: Settings, device: Device) -> None:
             )
 
 
-def run(settings: Settings, device: Device, progress: Progress = lambda done, what: None) -> Run:  # noqa: ARG005
-    """Measure everything that is asked for.
-
-    Ctrl-C ends the run early: what was measured until then is kept, and the run is marked as interrupted.
-    """
-    start_s = time.perf_counter()
+def begin(settings: Settings, device: Device) -> Run:
+    """A run in which nothing is measured yet: the environment, the settings, what the datasheet names."""
     peaks = peaks_of(device.name, device.memory_bytes) if device.kind == "cuda" else None
     price, price_source = _price(settings, peaks)
-    result = Run(
+    return Run(
         environment=describe(device),
         settings={
             **asdict(settings),
@@ -122,22 +118,27 @@ def run(settings: Settings, device: Device, progress: Progress = lambda done, wh
             "usd_per_hour": price,
             "usd_per_hour_source": price_source,
         },
+        ceilings=datasheet_ceilings(peaks),
     )
+
+
+def measure(result: Run, settings: Settings, device: Device, progress: Progress) -> None:
+    """Measure everything that is asked for, into a run that was begun.
+
+    Ctrl-C ends it early: what was measured until then is kept, and the run is marked as interrupted.
+    """
+    start_s = time.perf_counter()
     try:
-        _fill(result, settings, device, peaks, progress)
+        _fill(result, settings, device, progress)
     except KeyboardInterrupt:
         result.interrupted = True
-    sweep = settings.sweep(result.dtype)
+    sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
     result.elapsed_s = time.perf_counter() - start_s
-    return result
 
 
-def _fill(
-    result: Run, settings: Settings, device: Device, peaks: DevicePeaks | None, progress: Progress
-) -> None:
+def _fill(result: Run, settings: Settings, device: Device, progress: Progress) -> None:
     source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
-    result.ceilings += datasheet_ceilings(peaks)
     start_s = time.perf_counter()
     progress(0.0, "read bandwidth")
     ceiling_share = 0.15

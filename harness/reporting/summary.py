@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+from ..accounting.cases import DecoderLayer
 from ..accounting.records import Gap, Run
+from .units import si
 
 
 def heading(run: Run) -> str:
@@ -35,7 +37,7 @@ def workload(run: Run) -> str:
     price = settings["usd_per_hour"]
     cost = "" if price is None else f"; ${price:g} per hour ({settings['usd_per_hour_source']})"
     return (
-        f"Model: {model['name']}, {settings['parameters'] / 1e9:.2f} B parameters, {settings['dtype']}; "
+        f"Model: {model['name']}, {si(settings['parameters'])} parameters, {settings['dtype']}; "
         f"prefill in forwards of {settings['prefill_tokens']} tokens{cost}"
     )
 
@@ -44,7 +46,7 @@ def sentences(run: Run) -> Iterator[str]:
     """Two or three plain sentences; fewer where a figure is missing."""
     balance = run.measured.balance_operations_per_byte
     if balance is not None:
-        sides = "; ".join(filter(None, (_side(run, phase, balance) for phase in ("prefill", "decode"))))
+        sides = "; ".join(_sides(run, balance))
         yield f"This device balances at {balance:.3g} FLOP per byte in {run.dtype} (measured)" + (
             f": {sides}." if sides else "."
         )
@@ -57,17 +59,16 @@ def sentences(run: Run) -> Iterator[str]:
         yield _shares(smallest)
 
 
-def _side(run: Run, phase: str, balance: float) -> str | None:
-    """On which side of the balance point all the timed work of a phase's layers falls, taken together."""
-    cases = {row.case for row in run.rows if row.status == "ok" and row.case.phase == phase}
-    works = [case.work() for case in cases if case.part != "layer"]
-    if not works:
-        return None
-    ratios = sorted(work.operations_per_byte for work in works)
-    above = sum(ratio > balance for ratio in ratios)
-    bound = {0: "limited by memory", len(ratios): "limited by arithmetic"}
-    side = bound.get(above, f"{above} of {len(ratios)} cases limited by arithmetic")
-    return f"{phase} has {ratios[0]:.3g} to {ratios[-1]:.3g}, {side}"
+def _sides(run: Run, balance: float) -> Iterator[str]:
+    """Where a whole layer falls, in prefill and in the decode steps of the smallest and the largest batch."""
+    layers = {row.case for row in run.rows if row.status == "ok" and isinstance(row.case, DecoderLayer)}
+    decode = sorted((case for case in layers if case.phase == "decode"), key=lambda case: case.sequences)
+    named = [("prefill", case) for case in layers if case.phase == "prefill"]
+    named += [(f"decode at batch {case.sequences}", case) for case in dict.fromkeys(decode[:1] + decode[-1:])]
+    for name, case in named:
+        ratio = case.work().operations_per_byte
+        side = "limited by arithmetic" if ratio > balance else "limited by memory"
+        yield f"a layer in {name} has {ratio:.3g}, {side}"
 
 
 def _at(gap: Gap) -> str:

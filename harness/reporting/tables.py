@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tabulate import tabulate
 
 from ..accounting.records import Ceiling, Row, Run
+from .units import seconds, si
 
 CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
 
@@ -42,12 +43,12 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
     return (
         row.case.id,
         row.provider,
-        _si(work.operations),
-        _si(work.bytes_total),
+        si(work.operations),
+        si(work.bytes_total),
         f"{work.operations_per_byte:.3g}",
-        _seconds(time_s.median),
-        f"{_seconds(time_s.low)} to {_seconds(time_s.high)}",
-        _si(work.operations / time_s.median),
+        seconds(time_s.median),
+        f"{seconds(time_s.low)} to {seconds(time_s.high)}",
+        si(work.operations / time_s.median),
         f"{work.bytes_total / time_s.median / 1e9:.4g}",
         measured[1] if measured else "-",
         f"{measured[0] / time_s.median:.0%}" if measured else "-",
@@ -150,20 +151,4 @@ def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]])
 def _rate(ceiling: Ceiling) -> str:
     if ceiling.bandwidth_bytes_per_s is not None:
         return f"{ceiling.bandwidth_bytes_per_s / 1e9:.4g} GB/s"
-    return f"{_si(ceiling.flop_per_s)}FLOP/s" if ceiling.flop_per_s is not None else "-"
-
-
-def _si(value: float) -> str:
-    """Four digits and a decimal prefix: 1234567 is "1.235 M"."""
-    for prefix, unit in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= unit:
-            return f"{value / unit:.4g} {prefix}"
-    return f"{value:.4g} "
-
-
-def _seconds(value: float) -> str:
-    """Four digits in s, ms or us."""
-    for name, unit in (("s", 1.0), ("ms", 1e-3)):
-        if value >= unit:
-            return f"{value / unit:.4g} {name}"
-    return f"{value / 1e-6:.4g} us"
+    return f"{si(ceiling.flop_per_s)}FLOP/s" if ceiling.flop_per_s is not None else "-"
