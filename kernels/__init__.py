@@ -1,0 +1,78 @@
+"""The two kernels, their tilings and their oracles.
+
+Importing this package, or `decodetax.kernels.reference` alone, imports no Triton, so that
+`use_interpreter` can still choose how Triton runs. The kernels load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .interpreter import interpreting, use_interpreter
+
+if TYPE_CHECKING:
+    from .decode_attention import decode_attention
+    from .prefill_matmul import prefill_matmul
+    from .tiling import (
+        DecodeTiling,
+        GpuLimits,
+        MatmulTiling,
+        choose_decode_tiling,
+        choose_matmul_tiling,
+        gpu_limits,
+    )
+
+__all__ = [
+    "DecodeTiling",
+    "GpuLimits",
+    "MatmulTiling",
+    "choose_decode_tiling",
+    "choose_matmul_tiling",
+    "decode_attention",
+    "gpu_limits",
+    "interpreting",
+    "prefill_matmul",
+    "use_interpreter",
+]
+
+_HOME = {
+    "DecodeTiling": "tiling",
+    "GpuLimits": "tiling",
+    "MatmulTiling": "tiling",
+    "choose_decode_tiling": "tiling",
+    "choose_matmul_tiling": "tiling",
+    "decode_attention": "decode_attention",
+    "gpu_limits": "tiling",
+    "prefill_matmul": "prefill_matmul",
+}
+
+
+class _Kernels(ModuleType):
+    """This package: a submodule named after its host function never hides the function.
+
+    Python binds a submodule as an attribute of its package once the submodule has run, which
+    would turn `from decodetax.kernels import decode_attention` into the module.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Kernels
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

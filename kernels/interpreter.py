@@ -1,0 +1,59 @@
+"""Whether Triton kernels run compiled, or on the CPU in Triton's interpreter.
+
+Triton reads `TRITON_INTERPRET` when it is imported; from then on every kernel of the process runs
+the one way or the other. Importing this module imports no Triton.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run interpreted: as Triton was imported or, before that, will be."""
+    if "triton.language" not in sys.modules:
+        return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"}
+    from triton import JITFunction  # noqa: PLC0415  (importing this module must not import Triton)
+    from triton.language import standard  # noqa: PLC0415  (the same)
+
+    # Triton's own library functions became what they are when Triton was imported.
+    return not isinstance(standard.sigmoid, JITFunction)
+
+
+def use_interpreter() -> None:
+    """Make Triton kernels run in the mended interpreter, on CPU tensors; call it before importing triton.
+
+    Sets `TRITON_INTERPRET=1`, which child processes inherit.
+
+    Raises:
+        RuntimeError: triton was already imported and compiles its kernels.
+        ImportError: triton is not installed.
+    """
+    if "triton.language" in sys.modules and not interpreting():
+        raise RuntimeError(
+            "triton was imported before use_interpreter() and compiles its kernels; call "
+            "use_interpreter() first, or set TRITON_INTERPRET=1 before Python starts"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+    mend_interpreter()
+
+
+def mend_interpreter() -> None:
+    """Mend Triton's interpreter (see `mending`), once; nothing where kernels are compiled.
+
+    Raises:
+        RuntimeError: `TRITON_INTERPRET` changed after triton was imported, so that new kernels
+            would run another way than Triton's own functions that they call.
+    """
+    from triton import knobs  # noqa: PLC0415  (importing this module must not import Triton)
+
+    if bool(knobs.runtime.interpret) != interpreting():
+        now = "set" if knobs.runtime.interpret else "unset"
+        raise RuntimeError(
+            f"TRITON_INTERPRET was {now} after triton was imported; set it before Python starts"
+        )
+    if interpreting():
+        from . import mending  # noqa: PLC0415  (it needs the interpreter)
+
+        mending.apply()

@@ -1,0 +1,200 @@
+"""Mends Triton's interpreter where it departs from a GPU, so that kernels need no second form for it.
+
+Triton 3.6 to 3.9 emulate kernels in numpy, which has no bfloat16 or float8: the emulation multiplies,
+adds and compares their bit patterns as integers, rounds to them wrongly, and warns where a GPU
+quietly computes an infinity or a NaN. Each function below replaces a method of that name on the
+interpreter's classes. Kernels of any library gain, and tools that wrap the methods of Triton's
+`interpreter_builder` object keep working.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from triton import language as tl
+from triton._C.libtriton import ir
+from triton.runtime import interpreter
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, ReduceOps, TensorHandle
+
+from . import rounding
+
+_FORMATS = {tl.bfloat16: rounding.BF16, tl.float8e4nv: rounding.E4M3, tl.float8e5: rounding.E5M2}
+_FLOAT8_VALUES = {tl.float8e4nv: rounding.E4M3_VALUES, tl.float8e5: rounding.E5M2_VALUES}
+_NUMPY_FLOATS = {tl.float16: np.float16, tl.float32: np.float32, tl.float64: np.float64}
+
+_cast_impl = InterpreterBuilder.cast_impl
+_create_clampf = InterpreterBuilder.create_clampf
+_create_dot = InterpreterBuilder.create_dot
+_create_fma = InterpreterBuilder.create_fma
+_create_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+_create_splat = InterpreterBuilder.create_splat
+_binary_op = InterpreterBuilder.binary_op
+_unary_op = InterpreterBuilder.unary_op
+_reduce_min_max = ReduceOps.min_max
+_reduce_sum = ReduceOps.sum
+_launch = GridExecutor.__call__
+_patch_lang_tensor = interpreter._patch_lang_tensor  # noqa: SLF001  (where Triton binds tensor methods)
+
+
+def apply() -> None:
+    """Put the methods of this module in place; again changes nothing."""
+    for method in (
+        cast_impl,
+        create_clampf,
+        create_dot,
+        create_fma,
+        create_fp_to_fp,
+        create_maxnumf,
+        create_minnumf,
+        create_splat,
+        binary_op,
+        unary_op,
+        get_bf16,
+    ):
+        setattr(InterpreterBuilder, method.__name__, method)
+    ReduceOps.min_max = min_max
+    ReduceOps.sum = sum_
+    GridExecutor.__call__ = launch
+    interpreter._patch_lang_tensor = patch_lang_tensor  # noqa: SLF001  (where Triton binds tensor methods)
+
+
+def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+    """Casts between numbers: to and from bfloat16 by value."""
+    source, kind = _decoded(src), dst_type.scalar
+    return _encoded(source, kind) if kind in _FORMATS else _cast_impl(self, source, dst_type)
+
+
+def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+    """Casts that float8 takes part in, or that state a rounding mode."""
+    source, kind = _decoded(src), dst_type.scalar
+    toward_zero = rounding_mode == ir.ROUNDING_MODE.RTZ
+    if source.dtype.scalar in _NUMPY_FLOATS and kind in _FORMATS:
+        return _encoded(source, kind, toward_zero=toward_zero)
+    if source.dtype.scalar in _NUMPY_FLOATS and kind in _NUMPY_FLOATS and not toward_zero:
+        return TensorHandle(source.data.astype(_NUMPY_FLOATS[kind]), kind)
+    return _create_fp_to_fp(self, source, dst_type, rounding_mode)
+
+
+def get_bf16(self: Any, value: float) -> Any:
+    """A bfloat16 constant; Triton 3.6 has none."""
+    return cast_impl(self, self.get_fp32(value), tl.bfloat16)
+
+
+def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+    """Matrix products; those of bfloat16 and float8 are exact in float32, as on a GPU."""
+    return _create_dot(self, _decoded(a), _decoded(b), d, *rest)
+
+
+def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+    """Arithmetic and comparisons of two tensors; bfloat16 is computed in float32 and rounded."""
+    if lhs.dtype.scalar != tl.bfloat16:
+        return _binary_op(self, lhs, rhs, op)
+    output = op(_decoded(lhs).data, _decoded(rhs).data)
+    # Comparisons give truth values, which Triton relabels itself.
+    return TensorHandle(
+        rounding.bf16_codes(output) if output.dtype == np.float32 else output, lhs.dtype.scalar
+    )
+
+
+def unary_op(self: Any, arg: Any, op: Any) -> Any:
+    """Arithmetic of one tensor, the same."""
+    if arg.dtype.scalar != tl.bfloat16:
+        return _unary_op(self, arg, op)
+    return TensorHandle(rounding.bf16_codes(op(_decoded(arg).data)), tl.bfloat16)
+
+
+def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+    """Product x * y plus z, rounded once."""
+    if z.dtype.scalar != tl.bfloat16:
+        return _create_fma(self, x, y, z)
+    product = _decoded(x).data.astype(np.float64) * _decoded(y).data  # exact
+    return TensorHandle(rounding.BF16.encode(product + _decoded(z).data), tl.bfloat16)
+
+
+def create_clampf(self: Any, arg: Any, lo: Any, hi: Any, propagate_nans: Any) -> Any:
+    """Arg held within lo and hi."""
+    clamped = _create_clampf(self, _decoded(arg), _decoded(lo), _decoded(hi), propagate_nans)
+    return _encoded(clamped, tl.bfloat16) if arg.dtype.scalar == tl.bfloat16 else clamped
+
+
+def create_minnumf(self: Any, lhs: Any, rhs: Any) -> Any:
+    """The smaller, or the one that is a number; Triton 3.6 gives the NaN."""
+    return self.binary_op(lhs, rhs, np.fmin)
+
+
+def create_maxnumf(self: Any, lhs: Any, rhs: Any) -> Any:
+    """The larger, or the one that is a number; Triton 3.6 gives the NaN."""
+    return self.binary_op(lhs, rhs, np.fmax)
+
+
+def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
+    """A scalar as a block; the truth value of a comparison comes labelled with what was compared."""
+    if arg.data.dtype != np.bool_:
+        return _create_splat(self, ret_ty, arg)
+    return TensorHandle(np.broadcast_to(arg.data, ret_ty.shape), tl.int1)
+
+
+def sum_(self: Any, values: Any) -> Any:
+    """`tl.sum`; of bfloat16 in float32, rounded once."""
+    return _narrowed(_reduce_sum(self, _widened(values)), values.dtype.scalar)
+
+
+def min_max(self: Any, values: Any, val_reduce_op: Any, idx_reduce_op: Any = None) -> Any:
+    """`tl.min`, `tl.max` and their indices; a row of NaN alone is NaN, without a warning."""
+    values = values[0] if isinstance(values, tuple) else values
+    if idx_reduce_op is None:
+        if val_reduce_op in {np.max, np.nanmax}:
+            val_reduce_op = np.fmax.reduce
+        elif val_reduce_op in {np.min, np.nanmin}:
+            val_reduce_op = np.fmin.reduce
+    result = _reduce_min_max(self, _widened(values), val_reduce_op, idx_reduce_op)
+    if isinstance(result, tuple):
+        return _narrowed(result[0], values.dtype.scalar), result[1]
+    return result if val_reduce_op is None else _narrowed(result, values.dtype.scalar)
+
+
+def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A kernel launch; overflow and invalid operations pass silently, as on a GPU."""
+    with np.errstate(all="ignore"):
+        return _launch(self, *args, **kwargs)
+
+
+def patch_lang_tensor(tensor: Any, *scope: Any) -> None:
+    """Methods of `tl.tensor` during a launch; `range` takes bounds that the kernel computed.
+
+    Triton 3.6 calls int() on an array of one element, which numpy deprecates, and refuses from 2.4.
+    """
+    _patch_lang_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+
+def _decoded(source: Any) -> Any:
+    """The same values as float32, where they are stored as bfloat16 or float8."""
+    kind = source.dtype.scalar
+    if kind == tl.bfloat16:
+        return TensorHandle(rounding.bf16_values(source.data), tl.float32)
+    if kind in _FLOAT8_VALUES:
+        return TensorHandle(_FLOAT8_VALUES[kind][source.data], tl.float32)
+    return source
+
+
+def _encoded(source: Any, kind: Any, *, toward_zero: bool = False) -> Any:
+    if kind == tl.bfloat16 and source.data.dtype == np.float32 and not toward_zero:
+        return TensorHandle(rounding.bf16_codes(source.data), kind)
+    return TensorHandle(_FORMATS[kind].encode(source.data, toward_zero=toward_zero), kind)
+
+
+def _widened(values: Any) -> Any:
+    """A bfloat16 tensor as a float32 one."""
+    if values.dtype.scalar != tl.bfloat16:
+        return values
+    return tl.core.tensor(_decoded(values.handle), tl.block_type(tl.float32, list(values.handle.data.shape)))
+
+
+def _narrowed(values: Any, kind: Any) -> Any:
+    """A float32 result as the bfloat16 that its operands were."""
+    if kind != tl.bfloat16:
+        return values
+    narrow = tl.block_type(kind, list(values.type.shape)) if values.type.is_block() else kind
+    return tl.core.tensor(_encoded(values.handle, kind), narrow)

@@ -1,0 +1,224 @@
+import re
+
+import pytest
+import torch
+from decodetax.kernels import DecodeTiling, MatmulTiling, checks, decode_attention, prefill_matmul
+from kernel_inputs import decode_inputs
+
+
+def zeros(*shape, dtype=torch.bfloat16, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+INTS = {"dtype": torch.int32}
+HALF = {"dtype": torch.float16}
+META = {"device": "meta"}
+LAST = "the last must be 1"
+ALL_SIZES = "every size must be at least 1"
+SAME_AS_X = "it must be torch.bfloat16, the dtype of x"
+SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
+BESIDE_X = "is on meta; it must be on cpu, the device of x"
+BESIDE_Q = "is on meta; it must be on cpu, the device of q"
+
+MATMUL = {
+    "x_integer": (
+        {"x": zeros(4, 32, **INTS)},
+        "x is torch.int32; it must be torch.bfloat16, torch.float16 or torch.float32",
+    ),
+    "x_scalar": ({"x": zeros()}, "x has no dimensions; it must be [..., in_features]"),
+    "x_empty": ({"x": zeros(0, 32)}, f"x has shape [0, 32]; {ALL_SIZES}"),
+    "x_no_features": ({"x": zeros(4, 0)}, f"x has shape [4, 0]; {ALL_SIZES}"),
+    "x_device": ({"x": zeros(4, 32, **META)}, "x is on meta; it must be on a CUDA device, or on the CPU"),
+    "weight_features": (
+        {"weight": zeros(8, 31)},
+        "weight has shape [8, 31]; it must be [out_features, in_features of x]: [any, 32]",
+    ),
+    "weight_dimensions": ({"weight": zeros(8)}, "weight has shape [8]"),
+    "weight_empty": ({"weight": zeros(0, 32)}, f"weight has shape [0, 32]; {ALL_SIZES}"),
+    "weight_dtype": ({"weight": zeros(8, 32, **HALF)}, f"weight is torch.float16; {SAME_AS_X}"),
+    "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {BESIDE_X}"),
+    "bias_shape": ({"bias": zeros(7)}, "bias has shape [7]; it must be [out_features]: [8]"),
+    "bias_dtype": (
+        {"bias": zeros(8, **HALF)},
+        "bias is torch.float16; it must be torch.bfloat16, the dtype of x, or torch.float32",
+    ),
+    "bias_device": ({"bias": zeros(8, **META)}, f"bias {BESIDE_X}"),
+    "out_shape": (
+        {"out": zeros(4, 9)},
+        "out has shape [4, 9]; it must be [..., out_features] with the leading dimensions of x: [4, 8]",
+    ),
+    "out_dtype": ({"out": zeros(4, 8, dtype=torch.float32)}, f"out is torch.float32; {SAME_AS_X}"),
+    "out_device": ({"out": zeros(4, 8, **META)}, f"out {BESIDE_X}"),
+    "out_shared": (
+        {"out": zeros(1, 8).expand(4, 8)},
+        "out has strides (0, 1); its elements must not share memory",
+    ),
+    "out_rows": (
+        {"x": zeros(2, 2, 32), "out": zeros(2, 4, 8)[:, ::2].transpose(0, 1)},
+        "out has strides (16, 32, 1); all dimensions but the last must view as one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), MATMUL.values(), ids=MATMUL.keys())
+def test_prefill_matmul_names_what_is_wrong(wrong, message):
+    arguments = {"x": zeros(4, 32), "weight": zeros(8, 32)} | wrong
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prefill_matmul(**arguments)
+
+
+DECODE = {
+    "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be torch.bfloat16"),
+    "q_dimensions": (
+        {"q": zeros(8, 64)},
+        "q has shape [8, 64]; it must be [batch, q_heads, head_dim]: [any, any, any]",
+    ),
+    "q_empty": ({"q": zeros(0, 8, 64)}, f"q has shape [0, 8, 64]; {ALL_SIZES}"),
+    "q_device": ({"q": zeros(2, 8, 64, **META)}, "q is on meta; it must be on a CUDA device, or on the CPU"),
+    "q_strides": ({"q": zeros(2, 64, 8).transpose(1, 2)}, f"q has strides (512, 1, 8); {LAST}"),
+    "head_dim_odd": ({"q": zeros(2, 8, 60)}, "q has head_dim 60; it must be a multiple of 8 from 16 to 256"),
+    "head_dim_small": ({"q": zeros(2, 8, 8)}, "q has head_dim 8; it must be a multiple of 8 from 16 to 256"),
+    "head_dim_large": (
+        {"q": zeros(2, 8, 264)},
+        "q has head_dim 264; it must be a multiple of 8 from 16 to 256",
+    ),
+    "k_batch": (
+        {"k_cache": zeros(3, 20, 2, 64)},
+        (
+            "k_cache has shape [3, 20, 2, 64]; it must be [batch, capacity, kv_heads, head_dim] "
+            "with batch and head_dim of q: [2, any, any, 64]"
+        ),
+    ),
+    "k_head_dim": ({"k_cache": zeros(2, 20, 2, 72)}, "k_cache has shape [2, 20, 2, 72]"),
+    "k_dimensions": ({"k_cache": zeros(2, 20, 64)}, "k_cache has shape [2, 20, 64]"),
+    "k_empty": (
+        {"k_cache": zeros(2, 0, 2, 64), "v_cache": zeros(2, 0, 2, 64)},
+        f"k_cache has shape [2, 0, 2, 64]; {ALL_SIZES}",
+    ),
+    "k_dtype": ({"k_cache": zeros(2, 20, 2, 64, **HALF)}, f"k_cache is torch.float16; {SAME_AS_Q}"),
+    "k_device": ({"k_cache": zeros(2, 20, 2, 64, **META)}, f"k_cache {BESIDE_Q}"),
+    "k_strides": (
+        {"k_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
+        f"k_cache has strides (2560, 128, 1, 2); {LAST}",
+    ),
+    "v_shape": (
+        {"v_cache": zeros(2, 19, 2, 64)},
+        "v_cache has shape [2, 19, 2, 64]; it must be the shape of k_cache: [2, 20, 2, 64]",
+    ),
+    "v_dtype": (
+        {"v_cache": zeros(2, 20, 2, 64, **HALF)},
+        "v_cache is torch.float16; it must be torch.bfloat16",
+    ),
+    "v_device": ({"v_cache": zeros(2, 20, 2, 64, **META)}, f"v_cache {BESIDE_Q}"),
+    "v_strides": (
+        {"v_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
+        f"v_cache has strides (2560, 128, 1, 2); {LAST}",
+    ),
+    "heads_not_divided": (
+        {"q": zeros(2, 7, 64)},
+        "q has 7 heads; it must have 1 to 64 for each of the 2 in k_cache",
+    ),
+    "group_too_large": (
+        {"q": zeros(2, 130, 64)},
+        "q has 130 heads; it must have 1 to 64 for each of the 2 in k_cache",
+    ),
+    "lengths_dtype": (
+        {"context_lens": zeros(2, dtype=torch.int64)},
+        "context_lens is torch.int64; it must be torch.int32",
+    ),
+    "lengths_shape": (
+        {"context_lens": zeros(3, **INTS)},
+        "context_lens has shape [3]; it must be [batch]: [2]",
+    ),
+    "lengths_device": ({"context_lens": zeros(2, **INTS, **META)}, f"context_lens {BESIDE_Q}"),
+    "table_dtype": ({"block_table": zeros(2, 4)}, "block_table is torch.bfloat16; it must be torch.int32"),
+    "table_shape": (
+        {"block_table": zeros(3, 4, **INTS)},
+        "block_table has shape [3, 4]; it must be [batch, max_pages]: [2, any]",
+    ),
+    "table_empty": ({"block_table": zeros(2, 0, **INTS)}, f"block_table has shape [2, 0]; {ALL_SIZES}"),
+    "table_device": ({"block_table": zeros(2, 4, **INTS, **META)}, f"block_table {BESIDE_Q}"),
+    "table_strides": ({"block_table": zeros(4, 2, **INTS).T}, f"block_table has strides (1, 2); {LAST}"),
+    "pages_head_dim": (
+        {"k_cache": zeros(9, 16, 2, 72), "block_table": zeros(2, 4, **INTS)},
+        (
+            "k_cache has shape [9, 16, 2, 72]; it must be [pages, page_size, kv_heads, head_dim] "
+            "with head_dim of q: [any, any, any, 64]"
+        ),
+    ),
+    "cache_too_long": (
+        {name: zeros(2, 1, 2, 64).expand(2, 2**30 + 1, 2, 64) for name in ("k_cache", "v_cache")},
+        "k_cache gives a sequence 1073741825 tokens; it may give at most 1073741824",
+    ),
+    "table_too_long": (
+        {name: zeros(1, 1, 2, 64).expand(1, 2**28, 2, 64) for name in ("k_cache", "v_cache")}
+        | {"block_table": zeros(2, 5, **INTS)},
+        "block_table gives a sequence 1342177280 tokens; it may give at most 1073741824",
+    ),
+    "scale": ({"scale": float("nan")}, "scale is nan; it must be finite"),
+    "out_shape": (
+        {"out": zeros(2, 8, 63)},
+        "out has shape [2, 8, 63]; it must be the shape of q: [2, 8, 64]",
+    ),
+    "out_dtype": (
+        {"out": zeros(2, 8, 64, dtype=torch.float32)},
+        "out is torch.float32; it must be torch.bfloat16",
+    ),
+    "out_device": ({"out": zeros(2, 8, 64, **META)}, f"out {BESIDE_Q}"),
+    "out_strides": ({"out": zeros(2, 64, 8).transpose(1, 2)}, f"out has strides (512, 1, 8); {LAST}"),
+    "out_shared": (
+        {"out": zeros(1, 8, 64).expand(2, 8, 64)},
+        "out has strides (0, 64, 1); its elements must not share memory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), DECODE.values(), ids=DECODE.keys())
+def test_decode_attention_names_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_attention(**decode_inputs([20, 20], capacity=20) | wrong)
+
+
+def test_cpu_tensors_without_the_interpreter_say_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(checks, "interpreting", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"x is on the CPU.*set TRITON_INTERPRET=1 before triton is imported"
+    ):
+        prefill_matmul(zeros(4, 32), zeros(8, 32))
+    with pytest.raises(
+        ValueError, match=r"q is on the CPU.*set TRITON_INTERPRET=1 before triton is imported"
+    ):
+        decode_attention(**decode_inputs([20], capacity=20))
+
+
+MATMUL_TILING = {
+    "block_m": 16,
+    "block_n": 16,
+    "block_k": 16,
+    "group_m": 1,
+    "num_splits": 1,
+    "num_warps": 4,
+    "num_stages": 2,
+}
+DECODE_TILING = {"block_g": 16, "block_n": 16, "num_splits": 1, "num_warps": 4, "num_stages": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "name"),
+    [(MatmulTiling, MATMUL_TILING, name) for name in ("block_m", "block_n", "block_k", "num_warps")]
+    + [(DecodeTiling, DECODE_TILING, name) for name in ("block_g", "block_n", "num_warps")],
+)
+@pytest.mark.parametrize("value", [0, 12])
+def test_tile_sizes_are_powers_of_two(kind, right, name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be a power of two"):
+        kind(**right | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "name"),
+    [(MatmulTiling, MATMUL_TILING, name) for name in ("group_m", "num_splits", "num_stages")]
+    + [(DecodeTiling, DECODE_TILING, name) for name in ("num_splits", "num_stages")],
+)
+def test_counts_are_at_least_one(kind, right, name):
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        kind(**right | {name: 0})
