@@ -38,7 +38,7 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
-    elements = min(max(PERSISTENT * device.cache_bytes, 256 * 2**20), device.free_bytes() // 8) // 4
+    elements = min(max(PERSISTENT * device.cache_bytes, 256 * 2**20), device.free_bytes() // 8) // 8 * 2
     buffer = source.normal(elements, dtype=torch.float32)
     yield "read bandwidth", _read_bandwidth(device, buffer, budget)
     yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)
@@ -92,8 +92,10 @@ def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceili
         try:
             a, b = (source.normal(size, size, dtype=DTYPES[dtype]) for _ in range(2))
             samples_s = measure(device, [lambda a=a, b=b: a @ b.t()], budget).samples_s  # type: ignore[misc]
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+        except (MemoryError, RuntimeError) as error:
+            if best:
+                break
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason=reason)
         rate = operations / min(samples_s)
         best = max(best or (0.0, 0, ()), (rate, size, samples_s))

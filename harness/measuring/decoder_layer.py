@@ -10,10 +10,10 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from .inputs import DecoderLayerInputs
 
-ROUNDINGS = 14
-"""Values rounded to the storage dtype one after another between a layer's input and output: norm, QKV, two
+ROUNDINGS = 4
+"""Of the storage dtype between a layer's input and output. There are 14, one after another (norm, QKV, two
 rotary products and their sum, probabilities, attention, O, residual; norm, gate+up, SiLU, product, down,
-residual."""
+residual), and their errors are independent, so they add like the square root: sqrt(14) < 4."""
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class CpuDevice:
 
     def free_bytes(self) -> int:
         """Memory available to this process: the machine's, or less where a control group sets a limit."""
-        return min(_meminfo_bytes("MemAvailable"), *_control_group_free_bytes())
+        return min([_meminfo_bytes("MemAvailable"), *_control_group_free_bytes()])
 
     def time_each(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls one after another; seconds of each."""
@@ -194,18 +194,30 @@ def _meminfo_bytes(key: str, path: Path = Path("/proc/meminfo")) -> int:
     raise RuntimeError(f"{path}: has no line {key}")
 
 
+def _reclaimable(stat: Path, key: str) -> int:
+    """Bytes of file cache that give way when memory is asked for; 0 where the group does not tell."""
+    try:
+        lines = stat.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.removeprefix(key)) for line in lines if line.startswith(key)), 0)
+
+
 def _control_group_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Bytes left under the control group's limit, in a list that is empty where none is set."""
     names = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        ("memory.max", "memory.current", "memory.stat", "inactive_file "),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file ",
+        ),
     )
-    for limit, usage in names:
+    for limit, usage, stat, cached in names:
         try:
-            return [
-                int((root / limit).read_text(encoding="ascii"))
-                - int((root / usage).read_text(encoding="ascii"))
-            ]
+            most, used = (int((root / name).read_text(encoding="ascii")) for name in (limit, usage))
+            return [most - used + _reclaimable(root / stat, cached)]
         except (OSError, ValueError):  # not mounted, or "max"
             continue
     return []

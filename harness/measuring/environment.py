@@ -56,22 +56,16 @@ def _version(distribution: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the checkout that this file lies in, with a mark where files differ; None outside one."""
-    folder = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
     try:
-        tracked, commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(folder), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-            for arguments in (
-                ("ls-files", "--error-unmatch", Path(__file__).name),
-                ("rev-parse", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no"),
-            )
-        )
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # a checkout of something else fails
+        commit = _git(here.parent, "rev-parse", "HEAD")
+        changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}{' with changes' if changes else ''}" if tracked else None
+    return f"{commit} with changes" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -99,13 +99,23 @@ def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
         return "compiled Triton kernels need a CUDA GPU; see the interpreter checks"
     if interpreting():
         return "TRITON_INTERPRET is set: the interpreter is not timed"
-    if getattr(device, "compute_capability", "") < "8.0":
+    if float(getattr(device, "compute_capability", 0)) < 8:
         return "Triton kernels need compute capability 8.0 or newer"
+    return None
+
+
+def _ragged(case: Case, _device: Device) -> str | None:
+    if isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
+        return "takes contexts of one length"
     return None
 
 
 def _cpu_only(_case: Case, device: Device) -> str | None:
     return None if device.kind == "cpu" else "a formulation for CPUs"
+
+
+def _ragged_or_not_cpu(case: Case, device: Device) -> str | None:
+    return _ragged(case, device) or _cpu_only(case, device)
 
 
 def _few_rows_on_cpu(case: Case, device: Device) -> str | None:
@@ -121,9 +131,9 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(name="triton", run=_matmul_triton, refuses=_needs_compiled_triton),
     ),
     "decode_attention": (
-        Provider(name="torch", run=_decode_torch),
-        Provider(name="torch-matmul", run=_decode_matmul, refuses=_cpu_only),
-        Provider(name="torch-key-first", run=_decode_key_first, refuses=_cpu_only),
+        Provider(name="torch", run=_decode_torch, refuses=_ragged),
+        Provider(name="torch-matmul", run=_decode_matmul, refuses=_ragged_or_not_cpu),
+        Provider(name="torch-key-first", run=_decode_key_first, refuses=_ragged_or_not_cpu),
         Provider(name="triton", run=_decode_triton, refuses=_needs_compiled_triton),
     ),
     "prefill_attention": (Provider(name="torch", run=_prefill_attention_torch),),
@@ -165,7 +175,7 @@ def gate_of(case: Case, inputs: Inputs) -> Gate:
 
 
 def _matmul_gate(case: PrefillMatmul, inputs: MatmulInputs) -> Gate:
-    columns = _sample(case.out_features, -(-case.out_features // COLUMN_STEP), inputs.x.device)
+    columns = _sample(case.out_features, COLUMN_STEP, inputs.x.device)
     return Gate(
         select=lambda out: out[:, columns],
         expected=reference.prefill_matmul(inputs.x, inputs.weight[columns]),
@@ -184,7 +194,7 @@ def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs)
 
 
 def _prefill_attention_gate(case: PrefillAttention, inputs: PrefillAttentionInputs) -> Gate:
-    tokens = _sample(case.prompt, SAMPLED_TOKENS, inputs.q.device)
+    tokens = _sample(case.prompt, -(-case.prompt // SAMPLED_TOKENS), inputs.q.device)
     return Gate(
         select=lambda out: out[:, :, tokens],
         expected=reference.prefill_attention(inputs.q, inputs.k, inputs.v, rows=tokens),
@@ -193,7 +203,7 @@ def _prefill_attention_gate(case: PrefillAttention, inputs: PrefillAttentionInpu
 
 
 def _decoder_layer_gate(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
-    tokens = _sample(case.query_tokens, SAMPLED_TOKENS, inputs.hidden.device)
+    tokens = _sample(case.query_tokens, -(-case.query_tokens // SAMPLED_TOKENS), inputs.hidden.device)
     longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size)
     return Gate(
         select=lambda out: out[:, tokens],
@@ -202,15 +212,15 @@ def _decoder_layer_gate(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
     )
 
 
-def _sample(size: int, count: int, device: torch.device) -> Tensor:
-    """At least `count` of the indices 0 .. size - 1, ascending: spread evenly, the first and the last in.
+def _sample(size: int, step: int, device: torch.device) -> Tensor:
+    """An index in every `step` of 0 .. size - 1, ascending, the first and the last in.
 
-    Steps are jittered from a fixed seed, so that no stride of a fault can hide between them; the last 16
+    Their places are drawn from a fixed seed, so that no stride of a fault can hide between them; the last 16
     come whole, because a ragged tail is where tiles go wrong.
     """
-    if size <= max(count, 64):
+    if size <= 64:
         return torch.arange(size, device=device)
-    edges = torch.linspace(0, size, count + 1)[:-1]
-    jitter = torch.rand(count, generator=torch.Generator().manual_seed(size)) * size / count
-    ends = (0, *range(size - 16, size))
-    return torch.tensor(sorted({*(edges + jitter).long().clamp(max=size - 1).tolist(), *ends}), device=device)
+    edges = torch.arange(0, size, step)
+    jitter = torch.randint(step, edges.shape, generator=torch.Generator().manual_seed(size))
+    spread = (edges + jitter).clamp(max=size - 1).tolist()
+    return torch.tensor(sorted({*spread, 0, *range(size - 16, size)}), device=device)

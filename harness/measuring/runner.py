@@ -40,20 +40,20 @@ class _Blocked(Exception):  # noqa: N818  (not an error: the row says why)
 def run_case(case: Case, bench: Bench) -> Iterator[Row]:
     """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason."""
     refusals = {p.name: p.refuses(case, bench.device) for p in PROVIDERS[case.operation]}
-    blocked: _Blocked | None = None
+    blocked: tuple[Status, str] | None = None
     copies: list[Inputs] = []
     gate: Gate | None = None
     try:
         if None in refusals.values():
             copies, gate = _prepare(case, bench)
     except _Blocked as reason:
-        blocked = reason
+        blocked = reason.status, reason.reason
     for provider in PROVIDERS[case.operation]:
         refusal = refusals[provider.name]
         if refusal is not None:
             yield Row(case=case, provider=provider.name, status="unsupported", reason=refusal)
         elif blocked is not None:
-            yield Row(case=case, provider=provider.name, status=blocked.status, reason=blocked.reason)
+            yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
         elif gate is not None:
             yield run_provider(case, provider, copies, gate, bench)
     del copies, gate
@@ -85,18 +85,24 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
         poison(inputs)
     calls = [BoundCall(provider, inputs) for inputs in copies]
     clocks = bench.device.clocks
+    clock_before_hz: float | None = None
+
+    def before_sampling() -> None:
+        nonlocal clock_before_hz
+        clock_before_hz = clocks.clock_hz()  # warmed up by now
+        _poison_outputs(calls)
+
     try:
         [first_s] = bench.device.time_each(calls[:1])
         verdict = gate.judge(calls[0].output)
         if not verdict.passed:
             return _failed(case, provider, verdict)
-        clock_before_hz = clocks.clock_hz()
         timing = measure(
             bench.device,
             calls,
             bench.budget,
             first_s=first_s if bench.device.kind == "cpu" else 0.0,  # a GPU's first call compiles
-            before_sampling=lambda: _poison_outputs(calls),
+            before_sampling=before_sampling,
         )
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
         verdict = gate.judge(calls[0].output)

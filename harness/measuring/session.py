@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
+
 from ..accounting.cases import Case, Sweep, cases_of
 from ..accounting.errors import UsageError
 from ..accounting.language_model import LanguageModel
@@ -73,6 +75,9 @@ def choose_device(argument: str) -> Device:
     device = open_device(argument)
     if device.kind == "cpu":
         use_interpreter()
+    # Accumulation is in float32 everywhere here, so cuBLAS must not reduce in a narrower dtype either.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return device
 
 
@@ -156,7 +161,7 @@ def _fill(result: Run, settings: Settings, device: Device, progress: Progress) -
         share = ceiling_share + (0.95 - ceiling_share) * sum(costs[:index]) / sum(costs)
         progress(share, case.id)
         late = time.perf_counter() - start_s > settings.total_limit_s
-        row_limit_s = LATE_ROW_LIMIT_S if late else settings.row_limit_s
+        row_limit_s = min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s
         bench = Bench(
             device=device,
             source=source,
@@ -180,8 +185,8 @@ def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
 def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:
     """bf16 where its matmul is at least as fast as fp32's, else fp32."""
     rates = {dtype: Roof.of(ceilings, dtype=dtype, provenance="measured").flop_per_s for dtype in DTYPES}
-    if device.kind == "cuda" and rates["bf16"] is None and rates["fp16"] is not None:
-        return "fp16"
+    if device.kind == "cuda" and (rates["bf16"] or 0.0) < (rates["fp16"] or 0.0) / 2:
+        return "fp16"  # bf16 is missing or emulated
     return "bf16" if (rates["bf16"] or 0.0) >= (rates["fp32"] or 0.0) else "fp32"
 
 

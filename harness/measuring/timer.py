@@ -87,7 +87,10 @@ def _warm_up(device: Device, calls: Sequence[Call], budget: Budget, now_s: Calla
     median_s = device.time_each([next(turns)])[0]  # compiles, allocates, starts threads
     while now_s() - start_s < budget.warm_up_s:
         before_s = median_s
-        median_s = summarise(device.time_each([next(turns) for _ in range(5)])).median
+        samples: list[float] = []
+        while not samples or (len(samples) < 5 and now_s() - start_s < budget.warm_up_s):
+            samples += device.time_each([next(turns)])
+        median_s = summarise(samples).median
         if abs(median_s - before_s) < SETTLED * before_s:
             break
     return median_s
@@ -106,7 +109,9 @@ def _sample(
     samples: list[float] = []
     start_s = now_s()
     while len(samples) < budget.most_samples:
-        samples += device.time_each([next(turns) for _ in range(block)])
+        samples += device.time_each(
+            [next(turns) for _ in range(min(block, budget.most_samples - len(samples)))]
+        )
         if now_s() - start_s >= budget.time_limit_s and len(samples) >= budget.least_samples:
             break
         summary = summarise(samples)
