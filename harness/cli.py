@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .accounting.errors import UsageError
+from .accounting.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
     from .accounting.records import Run
@@ -30,10 +29,15 @@ def main() -> NoReturn:
         code = done.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError:
+        code = _complain(f"name a command: {', '.join(sorted(cli.commands))}; --help tells more")
     except click.ClickException as error:
         code = _complain(error.format_message())
     except UsageError as error:
         code = _complain(str(error))
+    except FailureError as error:
+        _complain(str(error))
+        code = FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
@@ -70,9 +74,14 @@ def _parsed(parse: Callable[[str], Any], expected: str) -> Parser:
 
 def _size(text: str) -> int:
     """A whole number of at least 1 that an int32 holds."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:20]) < 2**31):
+    return _whole(text, least=1, most=2**31 - 1)
+
+
+def _whole(text: str, *, least: int, most: int) -> int:
+    digits = text.lstrip("0") or "0"
+    if not (text.isascii() and text.isdecimal() and len(digits) < 20 and least <= int(digits) <= most):
         raise ValueError(text)
-    return int(text)
+    return int(digits)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -81,9 +90,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _dollars(text: str) -> float:
-    """A finite number above 0."""
+    """A number above 0 and at most MOST_USD_PER_HOUR."""
     value = float(text)
-    if not 0 < value < math.inf:
+    if not (text.isascii() and "_" not in text and 0 < value <= MOST_USD_PER_HOUR):
         raise ValueError(text)
     return value
 
@@ -97,6 +106,11 @@ def _one_of(*words: str) -> Parser:
     return _parsed(parse, f"one of {', '.join(words)}")
 
 
+MOST_USD_PER_HOUR = 1_000_000
+
+SEED = _parsed(
+    lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
+)
 SIZE = _parsed(_size, "a whole number from 1 to 2147483647")
 SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
 
@@ -144,13 +158,13 @@ SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1
 )
 @click.option(
     "--usd-per-hour",
-    callback=_parsed(_dollars, "a number of dollars above 0"),
+    callback=_parsed(_dollars, f"a number of dollars above 0, at most {MOST_USD_PER_HOUR}"),
     metavar="X",
     help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: about 20 s on 2 CPU cores.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs."
+    "--seed", default="0", show_default=True, callback=SEED, metavar="N", help="Of the random inputs."
 )
 @click.option(
     "-o",
@@ -196,7 +210,7 @@ def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
     """What is asked for, completed with the device's defaults, and the device."""
     from .accounting.language_model import load_language_model
 
-    named = load_language_model(options["model"]) if options["model"] else None
+    named = load_language_model(options["model"]) if options["model"] is not None else None
     from .measuring.session import Settings, choose_device
 
     opened = choose_device(device)
@@ -258,28 +272,49 @@ def _writable(output: Path | None) -> Path:
     try:
         if output is None:
             target.parent.mkdir(exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(21, "is a folder")
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(13, "is write-protected")
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".decodetax-"):
-            pass
+        problem = _problem(target)
     except OSError as error:
-        reason = error.strerror or str(error)
+        problem = error.strerror
+    if problem is not None:
         raise UsageError(
-            f"--output: {str(target)!r} cannot be written ({reason}); name a file in a folder that can"
-        ) from error
+            f"--output: {str(target)!r} cannot be written ({problem}); name a file in a folder that can"
+        )
     return target
 
 
+def _problem(target: Path) -> str | None:
+    """Why a file cannot be written, or None; an OSError says it too."""
+    if target.exists() and not target.is_file():
+        return "is no regular file"
+    if target.exists() and not os.access(target, os.W_OK):
+        return "is write-protected"
+    with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=".decodetax-"):
+        return None
+
+
 def _write(target: Path, text: str) -> None:
-    """Write under a temporary name in the same folder and rename, so that no half file ever stands there."""
+    """Write under a temporary name in the same folder and rename, so that no half file ever stands there.
+
+    Raises:
+        FailureError: the disk is full or gone by now; the run then goes to the system's temporary folder.
+    """
+    target = target.resolve()  # a link is written through
+    try:
+        _replace(target, text)
+    except OSError as error:
+        refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
+        _replace(refuge, text)
+        raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
+
+
+def _replace(target: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".decodetax-", suffix=".json")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n")
-        temporary.chmod(0o644)
+        os.umask(mask := os.umask(0))  # the mask is told only by setting another
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -275,7 +275,7 @@ class Sweep:
             phase="decode",
             model=model,
             sequences=batch,
-            tokens=self.contexts[0],
+            tokens=min(self.contexts),
             rows=batch,
             dtype=self.dtype,
         )

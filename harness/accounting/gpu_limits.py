@@ -75,9 +75,8 @@ def find_gpu(name: str) -> SmLimits:
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     known = ", ".join(gpu_limits_table())
     targets = ", ".join(f"sm_{gpu.sm}" for gpu in gpu_limits_table().values())
-    raise UsageError(
-        f"--gpu: {name[:_SHOWN_CHARACTERS]!r} is none of {known}, a short form such as h100, or {targets}{hint}"
-    )
+    shown = repr(name[:_SHOWN_CHARACTERS])
+    raise UsageError(f"--gpu: {shown} is none of {known}, a short form such as h100, or {targets}{hint}")
 
 
 @functools.cache

@@ -179,9 +179,7 @@ def _table_row(preset: Mapping[str, str]) -> dict[str, Cell]:
     refused_because = preset["refused_because"]
     return {
         "model": preset["model"],
-        "parameters_billion": None
-        if preset["experts"]
-        else round(_language_model(preset).parameters / 1e9, 3),
+        "parameters_billion": None if preset["experts"] else _language_model(preset).parameters / 1e9,
         "published_parameters_billion": float(preset["published_parameters_billion"]),
         "hidden_size": int(preset["hidden_size"]),
         "layers": int(preset["layers"]),

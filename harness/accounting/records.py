@@ -156,6 +156,11 @@ class Gap:
     usd_per_hour: float | None = None
     provenance: Literal["measured"] = "measured"
 
+    def __post_init__(self) -> None:
+        for name, seconds in (("input", self.input_s_per_token), ("output", self.output_s_per_token)):
+            if not seconds > 0:
+                raise ValueError(f"{name}_parts_s: sum to {seconds} s, must be above 0")
+
     @property
     def input_s_per_token(self) -> float:
         """Device seconds of an input token."""

@@ -34,11 +34,20 @@ def read_run(path: Path) -> Run:
             f"run file: {str(path)!r} has schema_version {str(version)[:20]!r}, can be {SCHEMA_VERSION}"
         )
     try:
+        _require(document["environment"], "device", "versions", "commit")
+        _require(document["environment"]["device"], "kind", "name", "memory_bytes", "last_level_cache_bytes")
+        _require(document["settings"], "model", "parameters", "dtype", "prefill_tokens", "usd_per_hour")
         return _run(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"run file: {str(path)!r} is not a whole run ({type(error).__name__}: {error})"
         ) from error
+
+
+def _require(entry: Mapping[str, Any], *keys: str) -> None:
+    """Raise KeyError unless a JSON object has these keys, which reports read by name."""
+    for key in keys:
+        entry[key]
 
 
 def _run(document: Mapping[str, Any]) -> Run:

@@ -89,20 +89,19 @@ def check_memory(settings: Settings, device: Device) -> None:
     """
     model, free = settings.model, device.free_bytes()
     sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
-    least = min(sweep.batches)
-    named: list[tuple[str, int, Sequence[Case]]] = [
-        ("--prefill-tokens", sweep.prefill_tokens, [sweep.prefill_matmul(p) for p in model.projections])
+
+    def needs(*cases: Case) -> int:
+        return max(memory_bytes(case, cache_bytes=device.cache_bytes) for case in cases)
+
+    one = sweep.decode_attention(model, 1, min(sweep.contexts)).work().bytes_total
+    prompt_option = "--prompt" if settings.prompt else "--context"
+    named = [
+        ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
+        *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
+        *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
+        *(("--batch", size, size * one) for size in sweep.batches),  # a case holds a length a sequence
     ]
-    for context in sweep.contexts:
-        named += [
-            ("--context", context, [sweep.decode_attention(model, 1, context)]),
-            ("--batch", least, [sweep.decode_attention(model, least, context)]),
-        ]
-    for prompt in sweep.prompts:
-        option = "--prompt" if settings.prompt else "--context"
-        named.append((option, prompt, [sweep.prefill_attention(model, prompt)]))
-    for option, value, cases in named:
-        needed = max(memory_bytes(case, cache_bytes=device.cache_bytes) for case in cases)
+    for option, value, needed in named:
         if needed > free:
             raise UsageError(
                 f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tabulate import tabulate
 
 from ..accounting.records import Ceiling, Row, Run
-from .units import seconds, si
+from .units import number, seconds, si
 
 CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
 
@@ -83,20 +83,20 @@ def gap_table(run: Run) -> str:
             gap.batch,
             gap.context,
             gap.prompt,
-            f"{1 / gap.input_s_per_token:.4g}",
-            f"{1 / gap.output_s_per_token:.4g}",
+            number(1 / gap.input_s_per_token),
+            number(1 / gap.output_s_per_token),
             f"{gap.gap:.2f}",
-            *([f"{gap.triton_gap:.2f}" if gap.triton_gap else "-"] if triton else []),
+            *([_ratio(gap.triton_gap)] if triton else []),
             *(
                 [
-                    f"{gap.usd_per_mtok(gap.input_s_per_token) or 0:.4g}",
-                    f"{gap.usd_per_mtok(gap.output_s_per_token) or 0:.4g}",
+                    number(gap.usd_per_mtok(gap.input_s_per_token) or 0),
+                    number(gap.usd_per_mtok(gap.output_s_per_token) or 0),
                 ]
                 if priced
                 else []
             ),
-            f"{gap.prefill_layer_over_parts:.2f}",
-            f"{gap.decode_layer_over_parts:.2f}",
+            _ratio(gap.prefill_layer_over_parts),
+            _ratio(gap.decode_layer_over_parts),
         )
         for gap in run.gaps
     ]
@@ -136,16 +136,26 @@ def interpreter_table(run: Run) -> str:
 def plain_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of data as they are, headed by their keys."""
     return tabulate(
-        [[("-" if cell in (None, "") else str(cell)) for cell in row.values()] for row in rows],
+        [[_cell(cell) for cell in row.values()] for row in rows],
         headers=list(rows[0]),
         disable_numparse=True,
     )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return "-" if value in {None, ""} else str(value)
 
 
 def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if not rows:
         return f"{title}\n(none)"
     return f"{title}\n{tabulate(rows, headers=headers, disable_numparse=True)}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _rate(ceiling: Ceiling) -> str:

@@ -9,6 +9,11 @@ def si(value: float) -> str:
     return f"{value:.4g} "
 
 
+def number(value: float) -> str:
+    """Four digits, and all of those before the point: never an exponent for a large one."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def seconds(value: float) -> str:
     """Four digits in s, ms or us."""
     for name, unit in (("s", 1.0), ("ms", 1e-3)):

@@ -229,6 +229,7 @@ GB = 10**9
         pytest.param({"prefill_tokens": 10**7}, GB, "--prefill-tokens: 10000000 needs", id="prefill"),
         pytest.param({"contexts": (3, 10**8)}, GB, "--context: 100000000 needs", id="context"),
         pytest.param({"batches": (10**7, 10**8)}, GB, "--batch: 10000000 needs", id="batch"),
+        pytest.param({"batches": (1, 10**7)}, GB, "--batch: 10000000 needs", id="one batch of several"),
         pytest.param({"prompt": 10**8}, GB, "--prompt: 100000000 needs", id="prompt"),
     ],
 )
@@ -241,7 +242,7 @@ def test_sweep_that_cannot_fit_is_turned_down_by_name(changes, free_bytes, messa
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("changes", [{}, {"batches": (1, 10**7)}, {"prompt": 9}, {"dtype": "auto"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"batches": (1, 2)}, {"prompt": 9}, {"dtype": "auto"}], ids=str)
 def test_sweep_of_which_the_smallest_fits_is_accepted(changes):
     check_memory(settings(**changes), small_device(free_bytes=GB))
 

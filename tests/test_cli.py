@@ -1,0 +1,632 @@
+"""The command line: its help, its lists, and what it says to a bad argument."""
+
+import functools
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+from decodetax.harness.accounting.cases import cases_of
+from decodetax.harness.accounting.language_model import preset_table
+from decodetax.harness.accounting.peaks import device_table
+from hand_made import (
+    CPU,
+    TINY,
+    ceilings,
+    check,
+    decodetax,
+    failed_row,
+    gap,
+    ok_row,
+    run_record,
+    strict_json,
+    sweep,
+    write_config,
+)
+
+SESSION = "decodetax.harness.measuring.session"
+# Few, and far below any machine's memory.
+SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
+
+
+def command(*arguments, **options):
+    """The installed command in a process of its own, without a GPU."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    arguments = [sys.executable, "-m", "decodetax.harness", *map(str, arguments)]
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 60, **options}
+    return subprocess.run(arguments, check=False, **options)
+
+
+def assert_misuse(outcome, *fragments):
+    """One line on stderr that holds all fragments, exit code 2, nothing on stdout."""
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert len(outcome.err) < 700
+    for fragment in fragments:
+        assert fragment in outcome.err
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in; what is in it must stay as it is."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def nothing_measured():
+    with mock.patch(f"{SESSION}.measure_ceilings", side_effect=AssertionError("it was measured")):
+        yield
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
+
+
+SIZES = "whole numbers from 1 to 2147483647"
+BAD_ARGUMENTS = {
+    "batch of 0": (["--batch", "0"], ["--batch", "'0'", SIZES]),
+    "batch below 0": (["--batch", "-1"], ["--batch", "'-1'", SIZES]),
+    "batch that is a word": (["--batch", "x"], ["--batch", "'x'", SIZES]),
+    "batch of nothing": (["--batch", ""], ["--batch", "''", SIZES]),
+    "batch with a hole": (["--batch", "1,,8"], ["--batch", "'1,,8'", SIZES]),
+    "batch with a 0 among others": (["--batch", "1,0"], ["--batch", "'1,0'", SIZES]),
+    "batch that is no whole number": (["--batch", "1.5"], ["--batch", "'1.5'", SIZES]),
+    "batch past an int32": (["--batch", "2147483648"], ["--batch", SIZES]),
+    "batch of a hundred digits": (["--batch", "9" * 100], ["--batch", SIZES]),
+    "batch of ten thousand digits": (["--batch", "9" * 10_000], ["--batch", SIZES]),
+    "batch of many zeros and too many digits": (["--batch", "0" * 19 + "1" + "0" * 15], ["--batch", SIZES]),
+    "batch in Arabic digits": (["--batch", "٣"], ["--batch", SIZES]),
+    "batch in superscript": (["--batch", "²"], ["--batch", SIZES]),
+    "batch with an underscore": (["--batch", "1_000"], ["--batch", SIZES]),
+    "batch over two lines": (["--batch", "1\n2"], ["--batch", SIZES]),
+    "context of 0": (["--context", "0"], ["--context", "'0'", SIZES]),
+    "context past an int32": (["--context", "99999999999"], ["--context", SIZES]),
+    "context beyond memory": (["--context", "2147483647"], ["--context", "2147483647", "GB"]),
+    "second context beyond memory": (["--context", "16,2147483647"], ["--context", "2147483647", "GB"]),
+    "prompt of 0": (["--prompt", "0"], ["--prompt", "'0'", "a whole number from 1 to 2147483647"]),
+    "prompt that is a list": (["--prompt", "1,2"], ["--prompt", "'1,2'", "a whole number from 1"]),
+    "prompt beyond memory": (["--prompt", "2147483647"], ["--prompt", "2147483647", "GB"]),
+    "prefill tokens of 0": (["--prefill-tokens", "0"], ["--prefill-tokens", "'0'", "a whole number from 1"]),
+    "prefill tokens beyond memory": (
+        ["--prefill-tokens", "2147483647"],
+        ["--prefill-tokens", "2147483647", "GB"],
+    ),
+    "price below 0": (["--usd-per-hour", "-1"], ["--usd-per-hour", "'-1'", "dollars above 0"]),
+    "price of 0": (["--usd-per-hour", "0"], ["--usd-per-hour", "'0'", "dollars above 0"]),
+    "price that is no number": (["--usd-per-hour", "nan"], ["--usd-per-hour", "'nan'", "dollars above 0"]),
+    "price without end": (["--usd-per-hour", "inf"], ["--usd-per-hour", "'inf'", "dollars above 0"]),
+    "price past a float": (["--usd-per-hour", "1e999"], ["--usd-per-hour", "dollars above 0"]),
+    "price whose cost of a token is past a float": (["--usd-per-hour", "1e308"], ["--usd-per-hour"]),
+    "price that is a word": (["--usd-per-hour", "free"], ["--usd-per-hour", "'free'", "dollars above 0"]),
+    "price in Arabic digits": (["--usd-per-hour", "٣"], ["--usd-per-hour", "dollars above 0"]),
+    "price with an underscore": (["--usd-per-hour", "1_0"], ["--usd-per-hour", "dollars above 0"]),
+    "unknown dtype": (["--dtype", "fp8"], ["--dtype", "'fp8'", "auto, bf16, fp16, fp32"]),
+    "dtype of nothing": (["--dtype", ""], ["--dtype", "auto, bf16, fp16, fp32"]),
+    "unknown device": (["--device", "gpu"], ["--device", "'gpu'", "auto, cpu, cuda or cuda:INDEX"]),
+    "device of nothing": (["--device", ""], ["--device", "auto, cpu, cuda or cuda:INDEX"]),
+    "device index that is none": (["--device", "cuda:x"], ["--device", "'cuda:x'", "cuda:INDEX"]),
+    "device index below 0": (["--device", "cuda:-1"], ["--device", "'cuda:-1'", "cuda:INDEX"]),
+    "seed that is a word": (["--seed", "x"], ["--seed", "'x'", "whole number"]),
+    "seed below 0": (["--seed", "-1"], ["--seed", "-1", "0"]),
+    "seed past 64 bits": (["--seed", "9" * 20], ["--seed"]),
+    "seed in Arabic digits": (["--seed", "٣"], ["--seed", "whole number"]),
+    "unknown model": (["--model", "nope"], ["--model", "'nope'", "llama-3.2-1b", "config.json"]),
+    "model of nothing": (["--model", ""], ["--model", "llama-3.2-1b", "config.json"]),
+    "mixture of experts": (["--model", "mixtral-8x7b"], ["--model", "mixtral-8x7b", "mixture of experts"]),
+    "unknown option": (["--bath", "1"], ["--bath", "--batch"]),
+    "unknown option over two lines": (["--bo\ngus"], ["--bo", "gus"]),
+    "unexpected argument over two lines": (["ex\ntra"], ["ex", "tra"]),
+    "unexpected argument": (["extra"], ["extra"]),
+    "missing value": (["--batch"], ["--batch", "requires an argument"]),
+    "flag with a value": (["--quick=1"], ["--quick"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+@pytest.mark.usefixtures("nothing_measured")
+def test_bad_argument_is_named_in_one_line(folder, name):
+    arguments, fragments = BAD_ARGUMENTS[name]
+    config = write_config(folder)
+    (folder / "kept.json").write_text("kept", encoding="utf-8")
+    before = contents(folder)
+    outcome = decodetax("run", *SMALL, "--model", config, "-o", "kept.json", *arguments)
+    assert_misuse(outcome, *fragments)
+    assert contents(folder) == before
+
+
+CONFIGS = {
+    "lacks a field": ({"hidden_size": None}, ["lacks hidden_size"]),
+    "has a field of a wrong type": ({"vocab_size": "many"}, ["vocab_size", "positive integer", "'many'"]),
+    "has a field of 0": ({"num_hidden_layers": 0}, ["num_hidden_layers", "positive integer"]),
+    "is a mixture of experts": ({"num_local_experts": 8}, ["mixture of experts"]),
+    "has latent attention": ({"kv_lora_rank": 512}, ["MLA"]),
+    "has a sliding window": ({"sliding_window": 64}, ["sliding window"]),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("nothing_measured")
+def test_config_that_cannot_be_modelled_is_named(folder, name):
+    changes, fragments = CONFIGS[name]
+    config = write_config(folder, **changes)
+    before = contents(folder)
+    assert_misuse(decodetax("run", *SMALL, "--model", config), "--model", "config.json", *fragments)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        pytest.param("{", "is not JSON", id="half"),
+        pytest.param("", "is not JSON", id="empty"),
+        pytest.param("[]", "must hold a JSON object", id="a list"),
+        pytest.param("hidden_size: 64", "is not JSON", id="YAML"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_measured")
+def test_config_that_is_no_json_object_is_named(folder, text, fragment):
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    assert_misuse(decodetax("run", *SMALL, "--model", "config.json"), "--model", "config.json", fragment)
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_folder_without_a_config_is_named(folder):
+    (folder / "weights").mkdir()
+    assert_misuse(decodetax("run", *SMALL, "--model", "weights"), "--model", "'weights'", "config.json")
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+def make_nothing(path):
+    del path
+
+
+OUTPUTS = {
+    "in a folder that is not there": ("no/where.json", make_nothing),
+    "that is a folder": ("place", make_folder),
+    "of nothing": ("", make_nothing),
+    "below a file": ("config.json/run.json", make_nothing),
+    "of too long a name": ("x" * 300, make_nothing),
+    "that is a pipe": ("place", make_fifo),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.usefixtures("nothing_measured")
+def test_output_that_cannot_be_written_is_named_before_anything_is_measured(folder, name):
+    output, make = OUTPUTS[name]
+    config = write_config(folder)
+    make(folder / "place") if output == "place" else make(folder)
+    before = contents(folder)
+    assert_misuse(decodetax("run", *SMALL, "--model", config, "-o", output), "--output")
+    assert contents(folder) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.usefixtures("nothing_measured")
+def test_output_that_is_write_protected_is_kept(folder):
+    config = write_config(folder)
+    kept = folder / "kept.json"
+    kept.write_text("kept", encoding="utf-8")
+    kept.chmod(0o444)
+    assert_misuse(decodetax("run", *SMALL, "--model", config, "-o", kept), "--output", "write-protected")
+    assert kept.read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_cuda_without_a_gpu_is_named(folder):
+    import torch  # noqa: PLC0415  (heavy; most tests here do without)
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    config = write_config(folder)
+    for device in ("cuda", "cuda:1"):
+        assert_misuse(
+            decodetax("run", *SMALL, "--model", config, "--device", device), "--device", device, "GPU"
+        )
+    assert list(folder.iterdir()) == [config]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param("2147483647", id="alone"), pytest.param("0000000000000002147483647", id="behind zeros")],
+)
+def test_batch_beyond_memory_is_named_without_building_it(folder, batch):
+    # A list of so many contexts would itself take 16 GB, so the process may have 8.
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+    arguments = [*SMALL, "--model", write_config(folder), "--batch", batch, "-o", "run.json"]
+    done = command("run", *arguments, preexec_fn=limited, cwd=folder)
+    assert done.returncode == 2, done.stderr[-500:]
+    assert done.stderr.startswith("decodetax: --batch: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        pytest.param(["rum"], ["'rum'", "run"], id="unknown command"),
+        pytest.param(["--bogus"], ["--bogus"], id="unknown option"),
+        pytest.param(["models", "extra"], ["extra"], id="argument of a list"),
+        pytest.param(["report"], ["RUN"], id="missing argument"),
+    ],
+)
+def test_bad_command_is_named_in_one_line(arguments, fragments):
+    assert_misuse(decodetax(*arguments), *fragments)
+
+
+def test_no_command_is_named_in_one_short_line():
+    outcome = decodetax()
+    assert_misuse(outcome, "run")
+    assert "Usage:" not in outcome.err
+
+
+def test_misuse_in_a_process_of_its_own_has_no_traceback(tmp_path):
+    done = command("run", "--dtype", "fp8", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "decodetax: --dtype: 'fp8' is not one of auto, bf16, fp16, fp32\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]], ids=["long", "short"])
+def test_help_lists_the_commands(arguments):
+    outcome = decodetax(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    for name in ("run", "models", "devices"):
+        assert f"\n  {name} " in outcome.out
+
+
+def test_module_answers_as_the_command_does(tmp_path):
+    done = command("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n  run " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "texts"),
+    [
+        ("--device", ["auto", "cpu", "cuda:INDEX", "[default: auto]"]),
+        ("--model", ["preset", "config.json", "llama-3.1-8b on a GPU", "llama-3.2-1b on a CPU"]),
+        ("--batch", ["Sequences", "1,8,32"]),
+        ("--context", ["Tokens", "1024,4096"]),
+        ("--prompt", ["Tokens", "as the context"]),
+        ("--prefill-tokens", ["Tokens", "8192 on a GPU", "2048 on a CPU"]),
+        ("--dtype", ["bf16", "fp16", "fp32", "[default: auto]"]),
+        ("--usd-per-hour", ["$ per hour", "default"]),
+        ("--quick", ["20 s"]),
+        ("--seed", ["default: 0"]),
+        ("--output", ["JSON", "results/"]),
+        ("--json", ["stdout"]),
+    ],
+)
+def test_help_of_run_names_units_and_defaults(option, texts):
+    outcome = decodetax("run", "--help")
+    assert outcome.code == 0
+    entries = re.split(r"^  (?:-o, |-h, )?(--[a-z-]+)", outcome.out.split("Options:")[1], flags=re.MULTILINE)
+    entry = " ".join(entries[entries.index(option) + 1].split())
+    for text in texts:
+        assert text in entry
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["models"], ["devices"], ["--version"]], ids=" ".join
+)
+def test_quick_answers_import_no_torch(arguments):
+    code = (
+        "import sys\n"
+        "from decodetax.harness import cli\n"
+        f"sys.argv = ['decodetax', *{arguments!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "print(*sorted({'torch', 'triton', 'numpy', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]], ids=" ".join)
+def test_help_takes_under_a_third_of_a_second_of_processor(arguments, tmp_path):
+    # Of processor time, and of the best of five, because others may use the machine.
+    times_s = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command(*arguments, cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times_s) < 0.3
+
+
+def test_models_lists_every_preset_with_its_source():
+    outcome = decodetax("models")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].split()[0] == "model"
+    assert "source" in lines[0]
+    presets = preset_table()
+    assert len(lines) == 2 + len(presets)
+    for preset, line in zip(presets, lines[2:], strict=True):
+        assert line.startswith(preset["model"])
+        assert preset["source"] in line
+
+
+def test_devices_lists_every_gpu_with_its_source():
+    outcome = decodetax("devices")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    for column in ("memory_gb_per_s", "bf16_dense_tflops", "source"):
+        assert column in lines[0]
+    devices = device_table()
+    assert len(lines) == 2 + len(devices)
+    for device, line in zip(devices, lines[2:], strict=True):
+        assert line.startswith(device["gpu"])
+        assert device["source"] in line
+
+
+@pytest.mark.parametrize("listing", ["models", "devices"])
+def test_closed_pipe_ends_without_a_traceback(listing):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = command(listing, capture_output=False, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert done.stderr == ""
+
+
+# The rest of a run, with canned ceilings, rows and checks in place of measured ones.
+
+
+@pytest.fixture
+def canned():
+    """Nothing is measured: ceilings, rows and checks come as these lists and functions say."""
+    made = {
+        "ceilings": [("read bandwidth", ceilings()[0]), ("bf16 matmul", ceilings()[1])],
+        "run_case": lambda case, bench: iter([ok_row(case)]),  # noqa: ARG005  (called as run_case is)
+        "checks": [check()],
+    }
+
+    def canned_ceilings(*_, **__):
+        return iter(made["ceilings"])
+
+    def canned_rows(case, bench):
+        return made["run_case"](case, bench)
+
+    def canned_checks(*_, **__):
+        return iter(made["checks"])
+
+    with (
+        mock.patch(f"{SESSION}.measure_ceilings", canned_ceilings),
+        mock.patch(f"{SESSION}.run_case", canned_rows),
+        mock.patch(f"{SESSION}.check_twins", canned_checks),
+    ):
+        yield made
+
+
+def run_canned(folder, *arguments):
+    return decodetax("run", *SMALL, "--dtype", "bf16", "--model", write_config(folder), *arguments)
+
+
+@pytest.mark.usefixtures("canned")
+def test_run_prints_its_tables_and_writes_its_json(folder):
+    outcome = run_canned(folder, "-o", "run.json")
+    assert outcome.code == 0
+    titles = [
+        "CPU: ",
+        "Model: ",
+        "Ceilings",
+        "Kernels",
+        "Gap",
+        "Triton kernels in the interpreter",
+        "Run written",
+    ]
+    places = [outcome.out.index(f"\n{title}" if title != "CPU: " else title) for title in titles]
+    assert places == sorted(places)
+    document = strict_json((folder / "run.json").read_text(encoding="utf-8"))
+    assert (document["schema_version"], document["interrupted"]) == (1, False)
+    assert len(document["rows"]) == 14
+    assert len(document["gaps"]) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "run.json"]
+
+
+@pytest.mark.usefixtures("canned")
+def test_json_on_stdout_stands_alone_and_equals_the_file(folder):
+    outcome = run_canned(folder, "--json", "-o", "run.json")
+    assert outcome.code == 0
+    written = (folder / "run.json").read_text(encoding="utf-8")
+    assert strict_json(outcome.out) == strict_json(written)
+    assert outcome.out.startswith("{")
+
+
+@pytest.mark.usefixtures("canned")
+def test_output_goes_to_a_dated_file_by_default(folder):
+    assert run_canned(folder).code == 0
+    [path] = (folder / "results").iterdir()
+    assert path.name.startswith("run-20")
+    assert path.suffix == ".json"
+    strict_json(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("canned")
+def test_older_run_is_replaced_whole(folder):
+    (folder / "run.json").write_text("x" * 10_000_000, encoding="utf-8")
+    assert run_canned(folder, "-o", "run.json").code == 0
+    strict_json((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("canned")
+def test_link_is_written_through(folder):
+    (folder / "real").mkdir()
+    (folder / "real" / "run.json").write_text("old", encoding="utf-8")
+    (folder / "link.json").symlink_to(folder / "real" / "run.json")
+    assert run_canned(folder, "-o", "link.json").code == 0
+    assert (folder / "link.json").is_symlink()
+    strict_json((folder / "real" / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("canned")
+def test_price_gives_dollars(folder):
+    outcome = run_canned(folder, "--usd-per-hour", "3.6", "-o", "run.json")
+    assert "$ per 1M input" in outcome.out
+    [found] = strict_json((folder / "run.json").read_text(encoding="utf-8"))["gaps"]
+    assert found["input_usd_per_mtok"] == pytest.approx(found["input_s_per_token"] * 1000)
+
+
+@pytest.mark.usefixtures("canned")
+def test_no_price_gives_no_dollars(folder):
+    outcome = run_canned(folder, "-o", "run.json")
+    assert "$" not in outcome.out
+    [found] = strict_json((folder / "run.json").read_text(encoding="utf-8"))["gaps"]
+    assert not [key for key in found if "usd" in key]
+
+
+@pytest.mark.usefixtures("canned")
+def test_lists_of_sizes_are_sorted_and_each_once(folder):
+    run_canned(folder, "--batch", "3, 1,3", "--context", "40,16", "-o", "run.json")
+    document = strict_json((folder / "run.json").read_text(encoding="utf-8"))
+    assert [(found["batch"], found["context"]) for found in document["gaps"]] == [
+        (1, 16),
+        (1, 40),
+        (3, 16),
+        (3, 40),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"relative_error": 0.5}, {"relative_error": float("inf")}, {"relative_error": float("nan")}],
+    ids=["by half", "infinitely", "not a number"],
+)
+@pytest.mark.parametrize("where", ["a row", "a check"])
+def test_wrong_result_exits_1_and_is_written(folder, canned, where, wrong):
+    if where == "a row":
+        canned["run_case"] = lambda case, bench: iter([failed_row(case, **wrong), ok_row(case, "other")])  # noqa: ARG005
+    else:
+        canned["checks"] = [check(status="failed", reason="wrong result: row 3", **wrong)]
+    outcome = run_canned(folder, "-o", "run.json")
+    assert outcome.code == 1
+    assert "wrong result: row 3" in outcome.out
+    assert "FAILED" in outcome.out
+    document = strict_json((folder / "run.json").read_text(encoding="utf-8"))
+    entries = document["rows" if where == "a row" else "interpreter_checks"]
+    assert "failed" in {entry["status"] for entry in entries}
+
+
+def interrupting(*before):
+    yield from before
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("begun", ["ceilings", "second ceiling", "cases", "checks"])
+def test_ctrl_c_writes_what_was_measured(folder, canned, begun):
+    if begun == "ceilings":
+        canned["ceilings"] = interrupting()
+    elif begun == "second ceiling":
+        canned["ceilings"] = interrupting(canned["ceilings"][0])
+    elif begun == "cases":
+        third = iter([False, False, True])
+        canned["run_case"] = lambda case, bench: interrupting() if next(third) else iter([ok_row(case)])  # noqa: ARG005
+    else:
+        canned["checks"] = interrupting()
+    (folder / "run.json").write_text("old", encoding="utf-8")
+    outcome = run_canned(folder, "-o", "run.json")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.out
+    document = strict_json((folder / "run.json").read_text(encoding="utf-8"))
+    assert document["interrupted"] is True
+    counts = {"ceilings": (0, 0), "second ceiling": (1, 0), "cases": (2, 2), "checks": (2, 14)}
+    assert (len(document["ceilings"]), len(document["rows"])) == counts[begun]
+    assert len(document["gaps"]) == (1 if begun == "checks" else 0)
+
+
+def test_interrupted_json_stands_alone_on_stdout(folder, canned):
+    canned["ceilings"] = interrupting()
+    outcome = run_canned(folder, "--json", "-o", "run.json")
+    assert outcome.code == 130
+    assert strict_json(outcome.out)["interrupted"] is True
+
+
+def test_wrong_result_before_ctrl_c_exits_130_with_the_failed_row(folder, canned):
+    second = iter([False, True])
+    canned["run_case"] = lambda case, bench: interrupting() if next(second) else iter([failed_row(case)])  # noqa: ARG005
+    assert run_canned(folder, "-o", "run.json").code == 130
+    [row] = strict_json((folder / "run.json").read_text(encoding="utf-8"))["rows"]
+    assert row["status"] == "failed"
+
+
+# A run read back.
+
+
+def write_run(folder, **changes):
+    run = run_record(
+        **{
+            "rows": [ok_row(case) for case in cases_of(TINY, sweep())],
+            "ceilings": ceilings(),
+            "gaps": [gap()],
+            "interpreter_checks": [check()],
+            **changes,
+        }
+    )
+    path = folder / "run.json"
+    path.write_text(json.dumps(run.to_json()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.usefixtures("canned")
+def test_report_repeats_what_the_run_printed(folder):
+    printed = run_canned(folder, "--batch", "1,3", "-o", "run.json").out
+    reported = decodetax("report", folder / "run.json")
+    assert reported.code == 0
+    tables, _, closing = printed.partition("\nRun written")
+    assert closing
+    assert reported.out.strip() == tables.strip()
+
+
+def test_report_of_an_interrupted_run(folder):
+    reported = decodetax("report", write_run(folder, rows=[], ceilings=[], gaps=[], interrupted=True))
+    assert reported.code == 0
+    assert CPU["name"] in reported.out
+
+
+@pytest.mark.parametrize(
+    ("edit", "fragment"),
+    [
+        pytest.param(lambda run: run.pop("schema_version"), "schema_version", id="no version"),
+        pytest.param(lambda run: run.update(schema_version=2), "schema_version", id="another version"),
+        pytest.param(lambda run: run.pop("rows"), "rows", id="no rows"),
+        pytest.param(lambda run: run["rows"][0].update(operation="fly"), "fly", id="unknown operation"),
+        pytest.param(lambda run: run["rows"][0].update(samples_s=[]), "samples_s", id="ok without samples"),
+        pytest.param(lambda run: run.update(environment={}), "device", id="no device"),
+        pytest.param(lambda run: run.update(settings={}), "", id="no settings"),
+        pytest.param(lambda run: run["gaps"][0].update(input_parts_s={}), "", id="gap of no parts"),
+    ],
+)
+def test_report_of_a_file_that_is_no_whole_run_is_misuse(folder, edit, fragment):
+    path = write_run(folder)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    edit(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert_misuse(decodetax("report", path), "run.json", fragment)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "\x00"], ids=["empty", "half", "list", "null", "binary"]
+)
+def test_report_of_no_run_is_misuse(folder, text):
+    (folder / "run.json").write_text(text, encoding="utf-8")
+    assert_misuse(decodetax("report", "run.json"), "run.json")
+
+
+def test_report_of_a_missing_file_is_misuse(folder):
+    assert_misuse(decodetax("report", folder / "none.json"), "none.json", "No such file")
