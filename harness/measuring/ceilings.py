@@ -22,7 +22,7 @@ READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
-LEAST_LIMIT_S = 0.25
+LEAST_LIMIT_S = 0.1
 """Seconds that a call of the next size may take at least: small sizes say little on a busy machine."""
 
 PERSISTENT = 8

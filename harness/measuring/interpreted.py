@@ -7,6 +7,7 @@ import torch
 from ..accounting.cases import Case, DecodeAttention, PrefillMatmul
 from ..accounting.language_model import LanguageModel
 from ..accounting.records import InterpreterCheck
+from ..accounting.work import ELEMENT_BYTES
 from .inputs import Source, draw
 from .providers import PROVIDERS, gate_of
 
@@ -18,11 +19,14 @@ def twins_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
     contexts that are empty, single, in the middle of a tile, and long enough for several splits in any dtype.
     """
     kv_heads = min(2, model.kv_heads)
+    element_bytes = ELEMENT_BYTES[dtype]
+    # Nine tiles of the kernel, which takes at most 32 KiB of keys and values a tile, and 128 tokens.
+    several_splits = 9 * min(128, 32 * 1024 // (2 * model.head_dim * element_bytes)) - 50
     return (
         PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
         PrefillMatmul(phase="prefill", part="twin", rows=130, in_features=72, out_features=150, dtype=dtype),
         DecodeAttention(
-            contexts=(0, 1, 70, 1100),
+            contexts=(0, 1, 70, several_splits),
             q_heads=kv_heads * model.group,
             kv_heads=kv_heads,
             head_dim=model.head_dim,

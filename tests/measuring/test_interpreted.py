@@ -5,7 +5,11 @@ import math
 import pytest
 from decodetax import kernels
 from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.accounting.language_model import load_language_model, preset_table
+from decodetax.harness.accounting.work import ELEMENT_BYTES
 from decodetax.harness.measuring.interpreted import check_twins, twins_of
+from decodetax.kernels import choose_decode_tiling
+from decodetax.kernels.tiling import H100_LIMITS
 from fakes import tiny_model
 
 MODEL = tiny_model(q_heads=8, kv_heads=2, head_dim=64)
@@ -142,3 +146,24 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
         assert len(check.reason) < 400
         assert (check.relative_error, check.tolerance) == (None, None)
     assert attention.status == "ok"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "name", [row["model"] for row in preset_table() if row["can_run"] == "yes"], ids=lambda name: name
+)
+def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dtype):
+    case = twins_of(load_language_model(name), dtype)[-1]
+    tiling = choose_decode_tiling(
+        batch=case.batch,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        capacity=case.capacity,
+        page_size=0,
+        element_bytes=ELEMENT_BYTES[dtype],
+        limits=H100_LIMITS,
+    )
+    tiles = -(-max(case.contexts) // tiling.block_n)
+    assert tiling.num_splits > 1
+    assert tiles > -(-tiles // tiling.num_splits)
