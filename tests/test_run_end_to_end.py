@@ -374,7 +374,10 @@ def test_provider_broken_on_purpose_has_failed_rows_without_figures(quickly, ope
 
 
 LAUNCHER = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background parent may have it ignored
 from decodetax.harness import cli
 from decodetax.harness.measuring import session
 
