@@ -1,6 +1,11 @@
 """What README and docs say is what the project does."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +21,7 @@ RUN_BLOCK = re.compile(r"<!-- from (?P<file>\S+\.json) -->\n```text\n(?P<text>.*
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\[[^\]()]*\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
 
@@ -47,3 +52,37 @@ def test_run_files_are_readable_and_came_from_a_clean_commit(run_file):
     assert not run.interrupted
     assert not run.failures
     assert re.fullmatch(r"[0-9a-f]{40}", run.environment["commit"])
+
+
+def test_the_example_of_counting_prints_what_the_page_says():
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```\n\nprints `([^`]+)`", page, re.DOTALL)
+    assert example is not None
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "example.py"  # Triton reads a kernel's source from its file
+        script.write_text(example[1], encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+        )
+    assert done.stdout.strip() == example[2]
+
+
+def test_the_counted_figures_of_the_page_are_what_the_command_prints():
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    result = CliRunner().invoke(
+        cli, ["count", "--kernel", "decode_attention", "--context", "1000,37", "--json"]
+    )
+    [row] = json.loads(result.stdout)["rows"]
+    tensors = row["tensors"]
+    partial = sum(
+        tensors[name]["bytes_requested"] + tensors[name]["bytes_written"]
+        for name in ("partial", "partial_max", "partial_sum")
+    )
+    figures = [
+        f"{tensors['k_cache']['bytes_requested']} bytes",
+        f"({tensors['q']['bytes_requested']} bytes of {tensors['q']['bytes_distinct']})",
+        f"{row['useful_share_of_operations']:.1%} of the operations",
+    ]
+    figures.append(f"partial results cost {partial} bytes")
+    assert [figure for figure in figures if figure not in page] == []

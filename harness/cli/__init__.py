@@ -1,22 +1,23 @@
 """The commands. Each imports what it needs when it runs, so that help answers at once."""
 
-import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .accounting.errors import FailureError, UsageError
+from ..accounting.errors import FailureError, UsageError
+from . import options
+from .evidence import count_command, inspect_command
+from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from .accounting.records import Run
-    from .measuring.session import Progress, Settings
+    from ..accounting.records import Run
+    from ..measuring.session import Settings
 
 MISUSE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -55,64 +56,8 @@ def cli() -> None:
     """Measure why an output token costs more than an input token, on this machine."""
 
 
-Parser = Callable[[click.Context, click.Parameter, str | None], Any]
-
-
-def _parsed(parse: Callable[[str], Any], expected: str) -> Parser:
-    """A callback that parses an option's text where it was given; a ValueError becomes one clear line."""
-
-    def callback(_context: click.Context, param: click.Parameter, value: str | None) -> Any:
-        if value is None:
-            return None
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise UsageError(f"{param.opts[-1]}: {value[:40]!r} is not {expected}") from error
-
-    return callback
-
-
-def _size(text: str) -> int:
-    """A whole number of at least 1 that an int32 holds."""
-    return _whole(text, least=1, most=2**31 - 1)
-
-
-def _whole(text: str, *, least: int, most: int) -> int:
-    digits = text.lstrip("0") or "0"
-    if not (text.isascii() and text.isdecimal() and len(digits) < 20 and least <= int(digits) <= most):
-        raise ValueError(text)
-    return int(digits)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Sizes separated by commas; ascending and each once."""
-    return tuple(sorted({_size(part.strip()) for part in text.split(",")}))
-
-
-def _dollars(text: str) -> float:
-    """A number above 0 and at most MOST_USD_PER_HOUR."""
-    value = float(text)
-    if not (text.isascii() and "_" not in text and 0 < value <= MOST_USD_PER_HOUR):
-        raise ValueError(text)
-    return value
-
-
-def _one_of(*words: str) -> Parser:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(text)
-        return text
-
-    return _parsed(parse, f"one of {', '.join(words)}")
-
-
-MOST_USD_PER_HOUR = 1_000_000
-
-SEED = _parsed(
-    lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
-)
-SIZE = _parsed(_size, "a whole number from 1 to 2147483647")
-SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
+cli.add_command(count_command)
+cli.add_command(inspect_command)
 
 
 @cli.command("run")
@@ -131,26 +76,28 @@ SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1
 )
 @click.option(
     "--batch",
-    callback=SIZES,
+    callback=options.SIZES,
     metavar="N,...",
     help="Sequences decoded together.  [default: 1,8,32; with --quick 1,8]",
 )
 @click.option(
     "--context",
-    callback=SIZES,
+    callback=options.SIZES,
     metavar="N,...",
     help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
 )
-@click.option("--prompt", callback=SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]")
+@click.option(
+    "--prompt", callback=options.SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]"
+)
 @click.option(
     "--prefill-tokens",
-    callback=SIZE,
+    callback=options.SIZE,
     metavar="N",
     help="Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
 )
 @click.option(
     "--dtype",
-    callback=_one_of("auto", "bf16", "fp16", "fp32"),
+    callback=options.one_of("auto", "bf16", "fp16", "fp32"),
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -158,13 +105,13 @@ SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1
 )
 @click.option(
     "--usd-per-hour",
-    callback=_parsed(_dollars, f"a number of dollars above 0, at most {MOST_USD_PER_HOUR}"),
+    callback=options.DOLLARS,
     metavar="X",
     help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: about 20 s on 2 CPU cores.")
 @click.option(
-    "--seed", default="0", show_default=True, callback=SEED, metavar="N", help="Of the random inputs."
+    "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Of the random inputs."
 )
 @click.option(
     "-o",
@@ -176,22 +123,22 @@ SIZES = _parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
 )
-def run_command(device: str, output: Path | None, as_json: bool, **options: Any) -> int:
+def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -> int:
     """Measure the gap between an output and an input token on this device.
 
     Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
     result, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
     """  # fmt: skip
-    settings, opened = _settings(device, options)
-    from .measuring.session import begin, check_memory, measure
-    from .reporting.summary import heading
+    settings, opened = _settings(device, asked)
+    from ..measuring.session import begin, check_memory, measure
+    from ..reporting.summary import heading
 
     check_memory(settings, opened)
     target = _writable(output)
     result = begin(settings, opened)
     if not as_json:
         click.echo(heading(result))
-    with _progress() as progress:
+    with progress_bar() as progress:
         measure(result, settings, opened, progress)
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
@@ -206,35 +153,35 @@ def run_command(device: str, output: Path | None, as_json: bool, **options: Any)
     return FAILED if result.failures else 0
 
 
-def _settings(device: str, options: dict[str, Any]) -> tuple["Settings", Any]:
+def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
     """What is asked for, completed with the device's defaults, and the device."""
-    from .accounting.language_model import load_language_model
+    from ..accounting.language_model import load_language_model
 
-    named = load_language_model(options["model"]) if options["model"] is not None else None
-    from .measuring.session import Settings, choose_device
+    named = load_language_model(asked["model"]) if asked["model"] is not None else None
+    from ..measuring.session import Settings, choose_device
 
     opened = choose_device(device)
-    gpu, quick = opened.kind == "cuda", options["quick"]
+    gpu, quick = opened.kind == "cuda", asked["quick"]
     return (
         Settings(
             model=named or load_language_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
-            batches=options["batch"] or ((1, 8) if quick else (1, 8, 32)),
-            contexts=options["context"] or ((256,) if quick else (1024, 4096)),
-            prompt=options["prompt"],
-            prefill_tokens=options["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
-            dtype=options["dtype"],
-            usd_per_hour=options["usd_per_hour"],
+            batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
+            contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
+            prompt=asked["prompt"],
+            prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
+            dtype=asked["dtype"],
+            usd_per_hour=asked["usd_per_hour"],
             row_limit_s=0.05 if quick else 0.4,
             ceiling_limit_s=0.05 if quick else 0.25,
             total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
-            seed=options["seed"],
+            seed=asked["seed"],
         ),
         opened,
     )
 
 
 def _print_findings(run: "Run") -> None:
-    from .reporting import summary, tables
+    from ..reporting import summary, tables
 
     blocks = [
         summary.workload(run),
@@ -246,19 +193,6 @@ def _print_findings(run: "Run") -> None:
         blocks.append(tables.interpreter_table(run))
     blocks.append("\n".join(summary.sentences(run)))
     click.echo("\n\n".join(filter(None, blocks)))
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator["Progress"]:
-    """A bar on stderr that says what is measured and how long is left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda done, what: bar.update(task, completed=done, description=what)
 
 
 def _writable(output: Path | None) -> Path:
@@ -325,8 +259,8 @@ def _replace(target: Path, text: str) -> None:
 @click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.json")
 def report_command(run_file: Path) -> None:
     """Print the tables and sentences of a run that `decodetax run` wrote."""
-    from .accounting.run_file import read_run
-    from .reporting.summary import heading
+    from ..accounting.run_file import read_run
+    from ..reporting.summary import heading
 
     run = read_run(run_file)
     click.echo(heading(run))
@@ -336,8 +270,8 @@ def report_command(run_file: Path) -> None:
 @cli.command("models")
 def models_command() -> None:
     """List the preset language models, with their source."""
-    from .accounting.language_model import preset_table
-    from .reporting.tables import plain_table
+    from ..accounting.language_model import preset_table
+    from ..reporting.tables import plain_table
 
     click.echo(plain_table(preset_table()))
 
@@ -345,7 +279,7 @@ def models_command() -> None:
 @cli.command("devices")
 def devices_command() -> None:
     """List the devices whose datasheet peaks are known (dense rates), with their source."""
-    from .accounting.peaks import device_table
-    from .reporting.tables import plain_table
+    from ..accounting.peaks import device_table
+    from ..reporting.tables import plain_table
 
     click.echo(plain_table(device_table()))

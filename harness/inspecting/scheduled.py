@@ -1,0 +1,107 @@
+"""The schedule of a compiled case's grid: what waves, uneven shares, empty programs and merges leave."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..accounting.gpu_limits import SmLimits
+from .cache_model import MatmulShape
+from .headroom import peak_flop_per_s
+from .schedule import (
+    Launch,
+    SharedResource,
+    decode_launch,
+    matmul_matrix_launch,
+    matmul_memory_launch,
+    matrix_units_of,
+    memory_of,
+    simulate_launch,
+)
+from .variants import ELEMENT_BYTES, CompileCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleEfficiency:
+    """Ideal time of a grid's useful work over its simulated time (see `schedule`).
+
+    Attributes:
+        uniform: with contexts as long as the cache has room for; of a product, its one figure.
+        ragged: with contexts of capacity / 1, / 2, / 3 and so on; None for a product.
+    """
+
+    uniform: float
+    ragged: float | None = None
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A launch's compile-time sizes as the tiling that they came from."""
+
+    sizes: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.sizes[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+def schedule_efficiency(
+    case: CompileCase, launch: str, constants: Mapping[str, Any], gpu: SmLimits, programs_per_sm: int
+) -> ScheduleEfficiency | None:
+    """Simulates the grid of one launch of a case.
+
+    Args:
+        case: the call.
+        launch: which of its launches: "split", "tile"; the second kernels are part of these.
+        constants: the launch's compile-time sizes, in lower case.
+        gpu: the GPU.
+        programs_per_sm: that an SM holds at one time.
+
+    Returns:
+        None for a launch whose grid this module does not know, or without the sizes that it needs.
+    """
+
+    def efficiency(grid: Launch, resource: SharedResource) -> float:
+        return simulate_launch(grid, gpu, programs_per_sm, resource=resource).efficiency
+
+    try:
+        if launch == "split":
+            capacity, batch = case.shape["capacity"], case.shape["batch"]
+            uniform, ragged = (
+                efficiency(_decode(case, _Cut(constants), lengths), memory_of(gpu))
+                for lengths in ([capacity] * batch, [capacity // (i + 1) for i in range(batch)])
+            )
+            return ScheduleEfficiency(uniform=uniform, ragged=ragged)
+        if launch == "tile":
+            return ScheduleEfficiency(uniform=efficiency(*_product(case, _Cut(constants), gpu)))
+    except AttributeError:  # a kernel whose sizes have other names has no grid that is known here
+        pass
+    return None
+
+
+def _decode(case: CompileCase, cut: _Cut, lengths: list[int]) -> Launch:
+    shape = case.shape
+    return decode_launch(
+        context_lens=lengths,
+        capacity=shape["capacity"],
+        q_heads=shape["q_heads"],
+        kv_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        tiling=cut,
+    )
+
+
+def _product(case: CompileCase, cut: _Cut, gpu: SmLimits) -> tuple[Launch, SharedResource]:
+    """The grid under the roof that holds: the one under which all the useful work takes longer."""
+    size = ELEMENT_BYTES[case.dtype]
+    rows, columns, depth = (case.shape[name] for name in ("rows", "out_features", "in_features"))
+    shape = MatmulShape(
+        rows=rows, out_features=columns, in_features=depth, x_bytes=size, weight_bytes=size, out_bytes=size
+    )
+    memory = matmul_memory_launch(shape, cut), memory_of(gpu)
+    peak = peak_flop_per_s(case.dtype, gpu)
+    if peak is None or shape.operations / peak < memory[0].useful_work / gpu.memory_bytes_per_s:
+        return memory
+    return matmul_matrix_launch(shape, cut), matrix_units_of(peak)

@@ -1,0 +1,138 @@
+"""What is compiled: shapes of each operation that lead its host function to each of its variants."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .headroom import Workload
+
+DTYPES = ("bf16", "fp16", "fp32")
+ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
+_DECODE = {"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0}
+# Few sequences leave SMs idle, so each context is cut into shares that a second kernel merges.
+_DECODE_VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "contiguous": {},
+    "contiguous_split": {"batch": 2},
+    "pages_16": {"page_size": 16},
+    "pages_16_split": {"page_size": 16, "batch": 2},
+}
+_MATMUL = {"rows": 8192, "out_features": 8192, "in_features": 4096, "bias": 0}
+_MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "rows_8192": {},
+    "rows_8192_bias": {"bias": 1},
+    "rows_1": {"rows": 1, "out_features": 4096},
+    "rows_1_bias": {"rows": 1, "out_features": 4096, "bias": 1},
+    "rows_64": {"rows": 64, "out_features": 4096},
+}
+_GROUPS = ((32, 32), (32, 8), (64, 8))
+_HEAD_DIMS = (64, 128, 256)
+_BF16_HEAD_DIMS = (40, 72, 80, 96)  # no powers of two, and no multiples of 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCase:
+    """One call of a host function, and so all of its launches.
+
+    Attributes:
+        kernel: "decode_attention" or "prefill_matmul".
+        variant: name of the shape.
+        dtype: of the operands: "bf16", "fp16" or "fp32".
+        shape: sizes by name; page_size 0 is a contiguous cache, bias 1 adds one.
+    """
+
+    kernel: str
+    variant: str
+    dtype: str
+    shape: Mapping[str, int] = field(hash=False)
+
+
+def default_cases() -> tuple[CompileCase, ...]:
+    """Every variant in every dtype at one common shape: 32 query and 8 key-value heads of 128 elements."""
+    return tuple(
+        CompileCase(kernel=kernel, variant=variant, dtype=dtype, shape={**base, **shape})
+        for kernel, base, variants in (
+            ("decode_attention", _DECODE, _DECODE_VARIANTS),
+            ("prefill_matmul", _MATMUL, _MATMUL_VARIANTS),
+        )
+        for variant, shape in variants.items()
+        for dtype in DTYPES
+    )
+
+
+def full_cases() -> tuple[CompileCase, ...]:
+    """The default cases, and decode attention at other head sizes, groups and page sizes, in bf16."""
+    more = []
+    for q_heads, kv_heads in _GROUPS:
+        for head_dim in (*_HEAD_DIMS, *_BF16_HEAD_DIMS):
+            heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
+            for variant in ("contiguous", "pages_16"):
+                shape = {**_DECODE, **_DECODE_VARIANTS[variant], **heads}
+                if shape == {**_DECODE, **_DECODE_VARIANTS[variant]}:
+                    continue
+                name = f"{variant}_d{head_dim}_g{q_heads // kv_heads}"
+                more.append(CompileCase(kernel="decode_attention", variant=name, dtype="bf16", shape=shape))
+    for page_size in (1, 64):
+        shape = {**_DECODE, "page_size": page_size}
+        more.append(
+            CompileCase(kernel="decode_attention", variant=f"pages_{page_size}", dtype="bf16", shape=shape)
+        )
+    return (*default_cases(), *more)
+
+
+def workload(case: CompileCase, launch: str, constants: Mapping[str, Any]) -> Workload | None:
+    """What one iteration of a launch's hot loop is for.
+
+    Args:
+        case: the call.
+        launch: which of its launches: "split", "merge", "tile", ...
+        constants: its compile-time sizes.
+
+    Returns:
+        The workload; None for a launch that this module does not know, or without the sizes that it needs.
+    """
+    known = {"split": _split, "merge": _merge, "tile": _tile}.get(launch)
+    try:
+        return known(case, constants) if known else None
+    except KeyError:  # a kernel whose sizes have other names is judged by its code alone
+        return None
+
+
+def _split(case: CompileCase, constants: Mapping[str, Any]) -> Workload:
+    """A tile of keys and values; programs that share a key-value head's queries share its bytes."""
+    group, head_dim = constants["group"], constants["head_dim"]
+    tokens, rows = constants["block_n"], min(group, constants["block_g"])
+    tile = 2.0 * tokens * head_dim * ELEMENT_BYTES[case.dtype]
+    return Workload(
+        useful_bytes=tile / math.ceil(group / constants["block_g"]),
+        streamed_bytes=tile,
+        flop=4.0 * rows * tokens * head_dim,
+        tile_bytes=tile,
+        dtype=case.dtype,
+    )
+
+
+def _merge(_case: CompileCase, constants: Mapping[str, Any]) -> Workload:
+    """The partial results of some splits: a row, a maximum and a sum each, in float32."""
+    splits, head_dim = constants["block_s"], constants["head_dim"]
+    tile = 4.0 * splits * (head_dim + 2)
+    return Workload(
+        useful_bytes=tile, streamed_bytes=tile, flop=2.0 * splits * head_dim, tile_bytes=tile, dtype="fp32"
+    )
+
+
+def _tile(case: CompileCase, constants: Mapping[str, Any]) -> Workload:
+    """A step of K. One block of rows reads the weights alone: all its programs share x, which stays in L2."""
+    rows, columns, depth = (case.shape[name] for name in ("rows", "out_features", "in_features"))
+    block_m, block_n, block_k = (constants[name] for name in ("block_m", "block_n", "block_k"))
+    element_bytes = ELEMENT_BYTES[case.dtype]
+    steps = math.ceil(rows / block_m) * math.ceil(columns / block_n) * math.ceil(depth / block_k)
+    one_block = rows <= block_m
+    distinct = columns * depth + (0 if one_block else rows * depth)
+    return Workload(
+        useful_bytes=distinct * element_bytes / steps,
+        streamed_bytes=float((block_n if one_block else block_m + block_n) * block_k * element_bytes),
+        flop=2.0 * rows * columns * depth / steps,
+        tile_bytes=float((block_m + block_n) * block_k * element_bytes),
+        dtype=case.dtype,
+    )
