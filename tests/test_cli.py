@@ -610,6 +610,8 @@ def test_report_of_an_interrupted_run(folder):
         pytest.param(lambda run: run.update(environment={}), "device", id="no device"),
         pytest.param(lambda run: run.update(settings={}), "", id="no settings"),
         pytest.param(lambda run: run["gaps"][0].update(input_parts_s={}), "", id="gap of no parts"),
+        pytest.param(lambda run: run["settings"].update(model=None), "run file", id="no model"),
+        pytest.param(lambda run: run["environment"]["device"].update(kind="x"), "run file", id="device kind"),
     ],
 )
 def test_report_of_a_file_that_is_no_whole_run_is_misuse(folder, edit, fragment):

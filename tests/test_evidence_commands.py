@@ -78,6 +78,12 @@ def test_full_size_product_is_modelled_alone():
     assert cache["distinct_bytes"] == 2 * (4096 * 4096 + 28672 * 4096 + 4096 * 28672)
 
 
+def test_product_of_too_many_tiles_goes_without_the_cache_model():
+    arguments = ("--rows", "2147483647", "--in-features", "1", "--out-features", "2147483647")
+    [row] = as_json("count", "--kernel", "prefill_matmul", *arguments)
+    assert (row["status"], row["modelled_cache"]) == ("modelled", None)
+
+
 def test_count_prints_a_table_for_each_kernel():
     text = decodetax(
         "count", "--context", "40", "--rows", "20", "--in-features", "32", "--out-features", "40"
@@ -95,6 +101,12 @@ def test_count_prints_a_table_for_each_kernel():
         pytest.param(["--head-dim", "20"], ["--head-dim", "20", "multiple of 8"], id="head size"),
         pytest.param(["--context", "1,x"], ["--context", "1,x", "1000,37"], id="length"),
         pytest.param(["--context", "2000000"], ["--context", "too many"], id="length beyond the interpreter"),
+        pytest.param(["--batch", "5000", "--context", "0"], ["--batch", "4096"], id="sequences"),
+        pytest.param(
+            ["--q-heads", "2147483647", "--kv-heads", "2147483647", "--context", "0"],
+            ["--q-heads", "elements"],
+            id="heads beyond memory",
+        ),
         pytest.param(["--gpu", "h10"], ["--gpu", "h10", "H100"], id="gpu"),
         pytest.param(["--kernel", "flash"], ["flash", "decode_attention"], id="kernel"),
         pytest.param(["--dtype", "fp8"], ["--dtype", "fp8", "bf16"], id="dtype"),

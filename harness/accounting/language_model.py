@@ -78,6 +78,10 @@ class LanguageModel:
                 raise UsageError(f"{field}: must be an integer from 1 to {_SIZE_AT_MOST}, was {shown(value)}")
         if self.q_heads % self.kv_heads:
             raise UsageError(f"q_heads: must be a multiple of kv_heads, {self.kv_heads}, was {self.q_heads}")
+        if self.q_heads > 64 * self.kv_heads:
+            raise UsageError(
+                f"q_heads: must be at most 64 times kv_heads, {self.kv_heads}, was {self.q_heads}"
+            )
         if self.head_dim not in _HEAD_DIMS:
             raise UsageError(f"head_dim: must be a multiple of 8 from 16 to 256, was {self.head_dim}")
         if not isinstance(self.tied_embeddings, bool):

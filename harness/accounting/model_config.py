@@ -128,6 +128,8 @@ def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterato
         yield "some layers attend to images (cross_attention_layers)"
     if config.get("num_kv_shared_layers"):
         yield "some layers share a KV cache (num_kv_shared_layers)"
+    if outer.get("quantization_config") or config.get("quantization_config"):
+        yield "quantized weights (quantization_config)"
     yield from _reasons_in_attention(config)
 
 

@@ -218,6 +218,7 @@ class Run:
     gaps: list[Gap] = field(default_factory=list)
     interpreter_checks: list[InterpreterCheck] = field(default_factory=list)
     interrupted: bool = False
+    broken: str | None = None
     elapsed_s: float = 0.0
 
     @property
@@ -246,6 +247,7 @@ class Run:
         return {
             "schema_version": SCHEMA_VERSION,
             "interrupted": self.interrupted,
+            "broken": self.broken,
             "elapsed_s": self.elapsed_s,
             "environment": dict(self.environment),
             "settings": dict(self.settings),

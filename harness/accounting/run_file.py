@@ -62,6 +62,7 @@ def _run(document: Mapping[str, Any]) -> Run:
             for check in document["interpreter_checks"]
         ],
         interrupted=document["interrupted"],
+        broken=document.get("broken"),
         elapsed_s=document["elapsed_s"],
     )
 

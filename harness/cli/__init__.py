@@ -127,7 +127,7 @@ def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -
     """Measure the gap between an output and an input token on this device.
 
     Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
-    result, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
+    result or broke, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
     """  # fmt: skip
     settings, opened = _settings(device, asked)
     from ..measuring.session import begin, check_memory, measure
@@ -145,11 +145,13 @@ def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -
     if as_json:
         click.echo(document)
     else:
-        _print_findings(result)
+        click.echo(_findings(result))
         state = "interrupted, written as far as it came" if result.interrupted else "written"
         click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
     if result.interrupted:
         return INTERRUPTED
+    if result.broken is not None:
+        raise FailureError(f"the run broke off: {result.broken}; what was measured is in {target}")
     return FAILED if result.failures else 0
 
 
@@ -180,7 +182,7 @@ def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
     )
 
 
-def _print_findings(run: "Run") -> None:
+def _findings(run: "Run") -> str:
     from ..reporting import summary, tables
 
     blocks = [
@@ -192,7 +194,7 @@ def _print_findings(run: "Run") -> None:
     if run.interpreter_checks:
         blocks.append(tables.interpreter_table(run))
     blocks.append("\n".join(summary.sentences(run)))
-    click.echo("\n\n".join(filter(None, blocks)))
+    return "\n\n".join(filter(None, blocks))
 
 
 def _writable(output: Path | None) -> Path:
@@ -263,8 +265,12 @@ def report_command(run_file: Path) -> None:
     from ..reporting.summary import heading
 
     run = read_run(run_file)
-    click.echo(heading(run))
-    _print_findings(run)
+    try:
+        text = f"{heading(run)}\n{_findings(run)}"
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise UsageError(f"run file: {str(run_file)!r} is not a whole run ({kind}: {error})") from error
+    click.echo(text)
 
 
 @cli.command("models")

@@ -10,6 +10,8 @@ from . import options
 from .progress import progress_bar
 
 MOST_COUNTED_TOKENS = 1_000_000
+MOST_COUNTED_SEQUENCES = 4096
+MOST_CACHE_ELEMENTS = 2**28
 
 
 @click.command("count")
@@ -111,6 +113,13 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
         raise UsageError(
             f"--context: {batch} sequences hold over {MOST_COUNTED_TOKENS} tokens, too many to interpret"
         )
+    if batch > MOST_COUNTED_SEQUENCES:
+        raise UsageError(
+            f"--batch: {batch} is over {MOST_COUNTED_SEQUENCES}, the most sequences to interpret"
+        )
+    elements = max(1, *contexts) * asked["kv_heads"] + asked["q_heads"]
+    if batch * elements * asked["head_dim"] > MOST_CACHE_ELEMENTS:
+        raise UsageError(f"--q-heads: the cache and queries hold over {MOST_CACHE_ELEMENTS} elements")
     cases: dict[str, DecodeAttention | PrefillMatmul] = {
         "decode_attention": DecodeAttention(
             contexts=tuple(contexts[i % len(contexts)] for i in range(batch)),

@@ -14,6 +14,9 @@ from .subjects import GpuLimits
 MOST_OPERATIONS = 3_000_000_000
 """That the interpreter is asked for: about three minutes of it. Larger cases are modelled alone."""
 
+MOST_MODELLED_STEPS = 4_000_000
+"""Of all tiles along K, for the cache model: about a minute of it."""
+
 
 def count_row(
     case: PrefillMatmul | DecodeAttention, gpu: SmLimits, *, programs_per_sm: int, seed: int
@@ -99,8 +102,14 @@ def _ratio(counted: int, modelled: int) -> float | None:
 def _cache(
     case: PrefillMatmul | DecodeAttention, tiling: Any, gpu: SmLimits, programs_per_sm: int
 ) -> Mapping[str, Any] | None:
-    """A product's traffic through the GPU's L2; attention reads its cache once, so no order helps it."""
+    """A product's traffic through the GPU's L2; None of attention, whose cache is read once in any order.
+
+    None too of a product of so many tile steps that the model would take minutes.
+    """
     if isinstance(case, DecodeAttention):
+        return None
+    steps = tiling_operations(case, tiling) // (2 * tiling.block_m * tiling.block_n * tiling.block_k)
+    if steps > MOST_MODELLED_STEPS:
         return None
     size = ELEMENT_BYTES[case.dtype]
     shape = MatmulShape(

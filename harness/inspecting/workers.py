@@ -3,6 +3,7 @@
 A process of its own may compile where this one interprets, and a compiler that crashes takes one case along.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -71,13 +72,25 @@ def inspect_cases(
             worker.close()
 
     threads = [
-        threading.Thread(target=serve) for _ in range(min(processes or os.cpu_count() or 1, len(jobs)))
+        threading.Thread(target=serve, daemon=True)
+        for _ in range(min(processes or os.cpu_count() or 1, len(jobs)))
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    _join(threads, pending)
     return tuple(row for at in range(len(jobs)) for row in answers[at])
+
+
+def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]") -> None:
+    """Waits for all threads; on Ctrl-C they begin nothing more."""
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                pending.get_nowait()
+        raise
 
 
 class _Worker:

@@ -25,8 +25,11 @@ SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 
 LEAST_LIMIT_S = 0.1
 """Seconds that a call of the next size may take at least: small sizes say little on a busy machine."""
 
+LEAST_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""On a GPU a shorter read would end before its ramp-up is little against it."""
+
 PERSISTENT = 8
-"""The buffer is this many times the last-level cache, at least 256 MiB."""
+"""The buffer is at least this many times the last-level cache."""
 
 
 def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
@@ -38,7 +41,11 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
-    elements = min(max(PERSISTENT * device.cache_bytes, 256 * 2**20), device.free_bytes() // 8) // 8 * 2
+    elements = (
+        min(max(PERSISTENT * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8)
+        // 8
+        * 2
+    )
     buffer = source.normal(elements, dtype=torch.float32)
     yield "read bandwidth", _read_bandwidth(device, buffer, budget)
     yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)

@@ -124,7 +124,7 @@ class CudaDevice:
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
-        """A CUDA graph of the calls."""
+        """A CUDA graph of the calls; None where one of them synchronises or cannot be captured else."""
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(stream):
@@ -132,9 +132,13 @@ class CudaDevice:
                 call()
         self._cuda.current_stream().wait_stream(stream)
         graph = self._cuda.CUDAGraph()
-        with self._cuda.graph(graph):
-            for call in calls:
-                call()
+        try:
+            with self._cuda.graph(graph):
+                for call in calls:
+                    call()
+        except RuntimeError:
+            self._cuda.synchronize()
+            return None
         replay: Call = graph.replay
         return replay
 

@@ -25,6 +25,9 @@ from .timer import Budget
 Progress = Callable[[float, str], None]
 """Told the share that is done, 0 to 1, and what comes next."""
 
+MOST_SEQUENCES = 65_536
+"""Of a batch: the oracle of decode attention takes one at a time."""
+
 LATE_ROW_LIMIT_S = 0.05
 """Seconds of sampling for a row once the run's time is over."""
 
@@ -107,6 +110,8 @@ def check_memory(settings: Settings, device: Device) -> None:
                 f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "
                 f"{free / 1e9:.1f} GB are free on {device.name}"
             )
+    if max(sweep.batches) > MOST_SEQUENCES:
+        raise UsageError(f"--batch: {max(sweep.batches)} is over {MOST_SEQUENCES}, the most sequences timed")
 
 
 def begin(settings: Settings, device: Device) -> Run:
@@ -129,13 +134,16 @@ def begin(settings: Settings, device: Device) -> Run:
 def measure(result: Run, settings: Settings, device: Device, progress: Progress) -> None:
     """Measure everything that is asked for, into a run that was begun.
 
-    Ctrl-C ends it early: what was measured until then is kept, and the run is marked as interrupted.
+    Ctrl-C ends it early, as does a device that breaks down: what was measured until then is kept, and the run
+    is marked as interrupted or broken.
     """
     start_s = time.perf_counter()
     try:
         _fill(result, settings, device, progress)
     except KeyboardInterrupt:
         result.interrupted = True
+    except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
+        result.broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
     result.elapsed_s = time.perf_counter() - start_s

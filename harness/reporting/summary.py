@@ -19,7 +19,8 @@ def heading(run: Run) -> str:
     if "driver" in device:
         facts.append(f"driver {device['driver']}")
     if "sm_clock_hz" in device:
-        facts.append(f"SM clock {device['sm_clock_hz'] / 1e6:.0f} MHz")
+        most = f", at most {device['sm_clock_max_hz'] / 1e6:.0f}" if "sm_clock_max_hz" in device else ""
+        facts.append(f"SM clock {device['sm_clock_hz'] / 1e6:.0f} MHz before the run{most}")
     if "power_limit_w" in device:
         facts.append(f"power limit {device['power_limit_w']:.0f} W")
     software = [f"{name} {version or 'none'}" for name, version in versions.items()]

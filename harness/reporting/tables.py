@@ -76,6 +76,7 @@ def gap_table(run: Run) -> str:
         "batch", "context", "prompt", "input tokens/s", "output tokens/s", "gap",
         *(["gap, Triton alone"] if triton else []),
         *(["$ per 1M input", "$ per 1M output"] if priced else []),
+        "providers",
         "layer over parts, prefill", "decode",
     ]  # fmt: skip
     rows = [
@@ -95,13 +96,23 @@ def gap_table(run: Run) -> str:
                 if priced
                 else []
             ),
+            ", ".join(sorted(set(gap.providers.values()))),
             _ratio(gap.prefill_layer_over_parts),
             _ratio(gap.decode_layer_over_parts),
         )
         for gap in run.gaps
     ]
     table = _table("Gap: device seconds per output token over seconds per input token", headers, rows)
-    return "\n".join([table, *_fastest(run)])
+    return "\n".join([table, *_fastest(run), *_missing(run)])
+
+
+def _missing(run: Run) -> Iterable[str]:
+    """The batches and contexts that have no gap, because a case of theirs has no ok row."""
+    found = {(gap.batch, gap.context) for gap in run.gaps}
+    for batch in run.settings.get("batches", ()):
+        for context in run.settings.get("contexts", ()):
+            if (batch, context) not in found:
+                yield f"no gap at batch {batch} and context {context}: a case of it has no ok row"
 
 
 def _fastest(run: Run) -> Iterable[str]:

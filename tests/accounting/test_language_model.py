@@ -126,6 +126,7 @@ def test_size_that_is_no_positive_integer_is_refused_by_name(field, value):
     ("changes", "message"),
     [
         ({"q_heads": 7}, "q_heads: must be a multiple of kv_heads, 2, was 7"),
+        ({"q_heads": 130}, "q_heads: must be at most 64 times kv_heads, 2, was 130"),
         ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 256, was 20"),
         ({"head_dim": 8}, "head_dim: must be a multiple of 8 from 16 to 256, was 8"),
         ({"head_dim": 264}, "head_dim: must be a multiple of 8 from 16 to 256, was 264"),
@@ -354,6 +355,7 @@ def test_config_that_only_mentions_what_it_does_not_use_is_taken(load_config, ch
             "sliding window (sliding_window 4096)",
         ),
         ({"sliding_window": 4096, "use_sliding_window": True}, "sliding window (sliding_window 4096)"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights (quantization_config)"),
         (
             {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
             "sliding window (layer_types has 'sliding_attention')",

@@ -47,6 +47,19 @@ def test_events_bracket_each_call_behind_a_head_start():
     assert samples == pytest.approx([2.5e-3] * 2)
 
 
+def test_call_that_cannot_be_captured_is_timed_without_a_graph():
+    calls = iter([None, RuntimeError("operation not permitted when stream is capturing")])
+
+    def synchronising():
+        error = next(calls)
+        if error is not None:
+            raise error
+
+    cuda = FakeCuda()
+    assert CudaDevice(0, cuda=cuda, clocks=NoClocks()).capture([synchronising]) is None
+    assert cuda.log[-1] == "synchronize"
+
+
 def test_capture_warms_up_on_a_side_stream_and_replays():
     device, log = cuda_device()
     replay = device.capture([lambda: log.append("a"), lambda: log.append("b")])

@@ -125,6 +125,24 @@ def test_interrupt_keeps_the_rows_and_marks_the_run(monkeypatch, rows_before):
     assert as_json(result)["interrupted"] is True
 
 
+def test_device_that_breaks_down_keeps_the_rows_and_says_why(monkeypatch):
+    def broken(_device):
+        raise RuntimeError("an illegal memory\naccess was encountered")
+
+    first = session.run_case
+
+    def breaking(case, bench):
+        yield from first(case, bench)
+        monkeypatch.setattr(type(bench.device), "release", broken)
+
+    monkeypatch.setattr(session, "run_case", breaking)
+    result = run()
+    assert result.broken == "RuntimeError: an illegal memory access was encountered"
+    assert result.rows
+    assert not result.interrupted
+    assert as_json(result)["broken"] == result.broken
+
+
 def test_interrupt_after_the_first_batch_keeps_its_gaps(monkeypatch):
     # The LM heads come last, so that a gap needs them measured before.
     plain = session.run_case

@@ -171,6 +171,12 @@ def test_gap_table_names_the_providers_it_was_taken_from():
     )
 
 
+def test_batch_and_context_without_a_gap_are_named():
+    record = run_record(gaps=[gap()])
+    record.settings = {**record.settings, "batches": (1, 8), "contexts": (16,)}
+    assert tables.gap_table(record).endswith("no gap at batch 8 and context 16: a case of it has no ok row")
+
+
 def test_gap_table_survives_a_layer_that_was_not_compared():
     table = tables.gap_table(
         run_record(gaps=[gap(prefill_layer_over_parts=None, decode_layer_over_parts=None)])
