@@ -12,7 +12,7 @@ from .counted import Counted, count_case, default_tiling, tiling_operations, til
 from .subjects import GpuLimits
 
 MOST_OPERATIONS = 3_000_000_000
-"""That the interpreter is asked for: about three minutes of it. Larger cases are modelled alone."""
+"""That the interpreter is asked for: about half a minute. Larger cases are modelled alone."""
 
 MOST_MODELLED_STEPS = 4_000_000
 """Of all tiles along K, for the cache model: about a minute of it."""

@@ -224,7 +224,7 @@ def count_case(
     """Run a case's kernel in the interpreter and count it.
 
     Args:
-        case: of a size for the interpreter: about 10^9 operations a minute.
+        case: of a size for the interpreter, which takes about ten seconds for 10^9 operations.
         tiling: how to cut it; what the host function would choose on an H100 when none.
         source: of the inputs, on the CPU; a new one when none.
         seed: of the new one.
