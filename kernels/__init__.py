@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .interpreter import interpreting, use_interpreter
 
 if TYPE_CHECKING:
-    from .decode_attention import decode_attention
+    from .decode_attention import decode_attention, decode_attention_workspace_bytes
+    from .merge_states import merge_states
     from .prefill_matmul import prefill_matmul
     from .tiling import (
         DecodeTiling,
@@ -32,8 +33,10 @@ __all__ = [
     "choose_decode_tiling",
     "choose_matmul_tiling",
     "decode_attention",
+    "decode_attention_workspace_bytes",
     "gpu_limits",
     "interpreting",
+    "merge_states",
     "prefill_matmul",
     "use_interpreter",
 ]
@@ -45,7 +48,9 @@ _HOME = {
     "choose_decode_tiling": "tiling",
     "choose_matmul_tiling": "tiling",
     "decode_attention": "decode_attention",
+    "decode_attention_workspace_bytes": "decode_attention",
     "gpu_limits": "tiling",
+    "merge_states": "merge_states",
     "prefill_matmul": "prefill_matmul",
 }
 

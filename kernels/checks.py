@@ -7,10 +7,15 @@ import math
 import torch
 
 from .interpreter import interpreting
+from .tiling import DecodeTiling
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit; a split's range is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
+_MAX_QUERY_TOKENS = 8
+_MAX_SPLITS = 1 << 16
+_CACHE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
+_WORKSPACE_ALIGNMENT = 16
 
 
 def check_prefill_matmul(
@@ -53,32 +58,27 @@ def check_decode_attention(
     context_lens: torch.Tensor,
     block_table: torch.Tensor | None,
     scale: float | None,
-    out: torch.Tensor | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    k_scale: torch.Tensor | float | None,
+    v_scale: torch.Tensor | float | None,
+    num_splits: int | None,
+    return_lse: bool,
+    out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+    tiling: DecodeTiling | None,
 ) -> None:
     """Raise ValueError unless the arguments are those that `decode_attention` documents."""
-    _check_floating("q", q)
-    _check_shape("q", q, (None, None, None), "[batch, q_heads, head_dim]")
-    _check_nonempty("q", q)
-    _check_runnable("q", q)
-    _check_last_contiguous("q", q)
-    batch, q_heads, head_dim = q.shape
-    if head_dim % 8 or not 16 <= head_dim <= 256:
-        raise ValueError(f"q has head_dim {head_dim}; it must be a multiple of 8 from 16 to 256")
-    if block_table is None:
-        layout, first = "[batch, capacity, kv_heads, head_dim] with batch and head_dim of q", batch
-    else:
-        layout, first = "[pages, page_size, kv_heads, head_dim] with head_dim of q", None
-    _check_shape("k_cache", k_cache, (first, None, None, head_dim), layout)
-    _check_shape("v_cache", v_cache, tuple(k_cache.shape), "the shape of k_cache")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _check_nonempty(name, cache)
-        _check_same(name, cache, "q", q)
-        _check_last_contiguous(name, cache)
-    kv_heads = k_cache.shape[2]
+    if tiling is not None and not isinstance(tiling, DecodeTiling):
+        raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a DecodeTiling")
+    _check_queries(q)
+    _check_caches(q, k_cache, v_cache, paged=block_table is not None)
+    batch, q_heads, kv_heads = q.shape[0], q.shape[-2], k_cache.shape[2]
     if q_heads % kv_heads or q_heads // kv_heads > 64:
         raise ValueError(f"q has {q_heads} heads; it must have 1 to 64 for each of the {kv_heads} in k_cache")
     _check_int32("context_lens", context_lens, "q", q)
     _check_shape("context_lens", context_lens, (batch,), "[batch]")
+    _check_last_contiguous("context_lens", context_lens)
     capacity = k_cache.shape[1]
     if block_table is not None:
         _check_int32("block_table", block_table, "q", q)
@@ -89,16 +89,161 @@ def check_decode_attention(
     if capacity > _MAX_CAPACITY:
         name = "k_cache" if block_table is None else "block_table"
         raise ValueError(f"{name} gives a sequence {capacity} tokens; it may give at most {_MAX_CAPACITY}")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}; it must be finite")
+    _check_number("scale", scale)
+    _check_number("softcap", softcap)
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}; it must be positive")
+    _check_count("window", window)
+    _check_count("num_splits", num_splits, at_most=_MAX_SPLITS)
+    if sinks is not None:
+        _check_floating("sinks", sinks)
+        _check_shape("sinks", sinks, (q_heads,), "[q_heads]")
+        _check_device("sinks", sinks, "q", q)
+        _check_last_contiguous("sinks", sinks)
+    _check_scale("k_scale", k_scale, kv_heads, q)
+    _check_scale("v_scale", v_scale, kv_heads, q)
+    _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
+
+
+def check_workspace(workspace: torch.Tensor, *, at_least_bytes: int, q: torch.Tensor) -> None:
+    """Raise ValueError unless a workspace is one that `decode_attention` documents."""
+    _check_tensor("workspace", workspace)
+    _check_device("workspace", workspace, "q", q)
+    if not workspace.is_contiguous():
+        raise ValueError(f"workspace has strides {tuple(workspace.stride())}; it must be contiguous")
+    if workspace.nbytes < at_least_bytes:
+        raise ValueError(f"workspace has {workspace.nbytes} bytes; it must have at least {at_least_bytes}")
+    if workspace.data_ptr() % _WORKSPACE_ALIGNMENT:
+        raise ValueError(
+            f"workspace starts at address {workspace.data_ptr():#x}; it must be aligned to 16 bytes"
+        )
+
+
+def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> None:
+    """Raise ValueError unless the arguments are those that `merge_states` documents."""
+    _check_floating("o", o)
+    if o.dim() == 0:
+        raise ValueError("o has no dimensions; it must be [..., head_dim]")
+    _check_nonempty("o", o)
+    _check_runnable("o", o)
+    _check_shape("o2", o2, tuple(o.shape), "the shape of o")
+    _check_same("o2", o2, "o", o)
+    for name, each in (("lse", lse), ("lse2", lse2)):
+        _check_tensor(name, each)
+        if each.dtype != torch.float32:
+            raise ValueError(f"{name} is {each.dtype}; it must be torch.float32")
+        _check_shape(name, each, tuple(o.shape[:-1]), "the shape of o without head_dim")
+        _check_device(name, each, "o", o)
+
+
+def _check_queries(q: torch.Tensor) -> None:
+    _check_floating("q", q)
+    if q.dim() not in (3, 4):
+        raise ValueError(
+            f"q has shape {list(q.shape)}; it must be [batch, q_heads, head_dim] or "
+            "[batch, query_tokens, q_heads, head_dim]"
+        )
+    _check_nonempty("q", q)
+    _check_runnable("q", q)
+    _check_last_contiguous("q", q)
+    _check_head_dim("q", q)
+    if q.dim() == 4 and q.shape[1] > _MAX_QUERY_TOKENS:
+        raise ValueError(f"q has {q.shape[1]} query tokens; it must have 1 to {_MAX_QUERY_TOKENS}")
+
+
+def _check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *, paged: bool) -> None:
+    batch, head_dim = q.shape[0], q.shape[-1]
+    if paged:
+        layout, first = "[pages, page_size, kv_heads, head_dim] with head_dim of q", None
+    else:
+        layout, first = "[batch, capacity, kv_heads, head_dim] with batch and head_dim of q", batch
+    _check_tensor("k_cache", k_cache)
+    _check_tensor("v_cache", v_cache)
+    _check_shape("k_cache", k_cache, (first, None, None, head_dim), layout)
+    _check_shape("v_cache", v_cache, (*k_cache.shape[:3], None), "the shape of k_cache but for head_dim")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        _check_nonempty(name, cache)
+        _check_device(name, cache, "q", q)
+        _check_last_contiguous(name, cache)
+    _check_head_dim("v_cache", v_cache)
+    if k_cache.dtype not in (q.dtype, *_CACHE_DTYPES):
+        kinds = ", ".join(map(str, _CACHE_DTYPES))
+        raise ValueError(f"k_cache is {k_cache.dtype}; it must be {q.dtype}, the dtype of q, or of {kinds}")
+    _check_same("v_cache", v_cache, "k_cache", k_cache)
+
+
+def _check_decode_out(
+    out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+    q: torch.Tensor,
+    v_head_dim: int,
+    *,
+    return_lse: bool,
+) -> None:
+    if isinstance(out, tuple):
+        if not return_lse or len(out) != 2:
+            raise ValueError("out is a tuple; it may be the pair of output and log-sum-exp with return_lse")
+        out, lse = out
+        _check_tensor("out[1]", lse)
+        _check_shape("out[1]", lse, tuple(q.shape[:-1]), "the shape of q without head_dim")
+        if lse.dtype != torch.float32:
+            raise ValueError(f"out[1] is {lse.dtype}; it must be torch.float32")
+        _check_device("out[1]", lse, "q", q)
+        if not lse.is_contiguous():
+            raise ValueError(f"out[1] has strides {tuple(lse.stride())}; it must be contiguous")
     if out is not None:
-        _check_shape("out", out, tuple(q.shape), "the shape of q")
+        _check_tensor("out", out)
+        _check_shape("out", out, (*q.shape[:-1], v_head_dim), "the shape of q with the head_dim of v_cache")
         _check_same("out", out, "q", q)
         _check_last_contiguous("out", out)
         _check_writable("out", out)
 
 
+def _check_head_dim(name: str, tensor: torch.Tensor) -> None:
+    head_dim = tensor.shape[-1]
+    if head_dim % 8 or not 16 <= head_dim <= 256:
+        raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 16 to 256")
+
+
+def _check_scale(name: str, scale: torch.Tensor | float | None, kv_heads: int, q: torch.Tensor) -> None:
+    if not isinstance(scale, torch.Tensor):
+        _check_number(name, scale)
+        return
+    if scale.dtype != torch.float32:
+        raise ValueError(f"{name} is {scale.dtype}; it must be torch.float32")
+    if tuple(scale.shape) not in {(), (1,), (kv_heads,)}:
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}; it must be [], [1] or [kv_heads]: [{kv_heads}]"
+        )
+    _check_device(name, scale, "q", q)
+
+
+def _check_number(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a number")  # noqa: TRY004  (every misuse is a ValueError)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite")
+
+
+def _check_count(name: str, value: int | None, at_most: int | None = None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be an int")  # noqa: TRY004  (the same)
+    if value < 1 or (at_most is not None and value > at_most):
+        raise ValueError(
+            f"{name} is {value}; it must be at least 1{f' and at most {at_most}' if at_most else ''}"
+        )
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor")  # noqa: TRY004  (the same)
+
+
 def _check_floating(name: str, tensor: torch.Tensor) -> None:
+    _check_tensor(name, tensor)
     if tensor.dtype not in _DTYPES:
         raise ValueError(
             f"{name} is {tensor.dtype}; it must be torch.bfloat16, torch.float16 or torch.float32"
@@ -106,6 +251,7 @@ def _check_floating(name: str, tensor: torch.Tensor) -> None:
 
 
 def _check_int32(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    _check_tensor(name, tensor)
     if tensor.dtype != torch.int32:
         raise ValueError(f"{name} is {tensor.dtype}; it must be torch.int32")
     _check_device(name, tensor, other_name, other)
@@ -139,6 +285,7 @@ def _check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.T
 
 def _check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...], meaning: str) -> None:
     """`wanted` holds None where a size is free."""
+    _check_tensor(name, tensor)
     fits = tensor.dim() == len(wanted) and all(
         want in (None, size) for want, size in zip(wanted, tensor.shape, strict=True)
     )

@@ -1,17 +1,21 @@
-"""Decode attention: one query token a sequence against its key-value cache.
+"""Decode attention: one or a few query tokens a sequence against its key-value cache.
 
 For each sequence of length L and query head h of the group of key-value head g:
     out[h] = sum over t < L of softmax(scale q[h] . k[t, g]) v[t, g]
-Operations: 4 L q_heads head_dim a sequence. Bytes at least: 2 L kv_heads head_dim elements of
-cache. Their ratio is 2 q_heads / kv_heads operations an element, far below what a GPU balances:
-memory bandwidth is the bound, so every live key and value is read once and nothing else of size.
+Operations: 4 L q_heads head_dim a query token. Bytes at least: 2 L kv_heads head_dim elements of cache,
+however many query tokens and heads share them. Their ratio, 2 group query_tokens / element bytes, is far
+below what a GPU balances: memory bandwidth is the bound, so every live key and value is read once and nothing
+else of size.
 
-The split kernel gives one program a key-value head of a sequence and one share of its context. The
-query heads of a group share each load, as the rows of one matrix product (padded to 16, the height
-of a matrix instruction; a group too large for the registers takes several programs). A share's
-result is kept in float32 relative to its own maximum score, and the merge kernel adds the shares; a
-single share is written out at once. Scores are in base 2: exp(x) = exp2(x log2(e)), with log2(e)
-folded into the scale.
+The rows of one matrix product are the query tokens and heads that share a key-value head, padded to 16, the
+height of a matrix instruction; more rows than the registers hold go in blocks, each an item of its own. The
+split kernel gives each program the tiles of keys and values that `decode_shares` works out for it. What it
+makes of a whole item is the result; what it makes of part of one is kept in float32 with its log-sum-exp, and
+the merge kernel adds the parts in their order.
+
+Scores are in base 2: exp(x) = exp2(x log2(e)), with log2(e) and the scales of the scores in one factor. Tiles
+whose tokens every row sees need no mask, and are the hot loop; what is left at the ends of an item goes in
+small masked tiles. Caches of 8 bits are multiplied as float16, which holds each of their values.
 """
 
 from __future__ import annotations
@@ -23,211 +27,289 @@ import triton
 import triton.language as tl
 
 from . import checks
+from .decode_call import DecodeCall, decode_call
+from .decode_result import store_result
+from .decode_shares import (
+    LENGTHS_BLOCK,
+    balanced_share,
+    live_tokens,
+    split_share,
+)
+from .decode_tile import as_float16, attend
 from .interpreter import mend_interpreter
-from .tiling import DecodeTiling, choose_decode_tiling, gpu_limits
+from .tiling import EDGE_TOKENS, MERGE_PROGRAMS, PART_TILES, DecodeTiling, gpu_limits
 
 mend_interpreter()
 
 _LOG2_E = 1.0 / math.log(2.0)
-_MERGE_SPLITS = 16
+_MERGE_PARTS = 16
+_E4M3_BITS_FACTOR = 256.0
+"""By how much bits of float8 e4m3 are too small as float16: the biases of their exponents differ by 8."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _live_range(
-    context_lens_ptr: tl.tensor,
-    sequence: tl.tensor,
-    capacity: tl.tensor,
-    split: tl.tensor,
-    NUM_SPLITS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tuple:
-    """Tokens [begin, end) of a split, and how many splits of this sequence have any."""
-    length = tl.load(context_lens_ptr + sequence)
-    length = tl.minimum(tl.maximum(length, 0), capacity)
-    tiles = tl.cdiv(length, BLOCK_N)
-    tiles_per_split = tl.maximum(tl.cdiv(tiles, NUM_SPLITS), 1)
-    begin = split * tiles_per_split * BLOCK_N
-    end = tl.minimum(begin + tiles_per_split * BLOCK_N, length)
-    return begin, end, tl.cdiv(tiles, tiles_per_split)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _split_kernel(  # noqa: PLR0915  (one loop, read from top to bottom)
+def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from top to bottom)
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
     context_lens_ptr: tl.tensor,
     block_table_ptr: tl.tensor,
     out_ptr: tl.tensor,
-    max_ptr: tl.tensor,
-    sum_ptr: tl.tensor,
     lse_ptr: tl.tensor,
-    scale_log2: tl.tensor,
+    partial_ptr: tl.tensor,
+    partial_lse_ptr: tl.tensor,
+    parts_ptr: tl.tensor,
+    sinks_ptr: tl.tensor,
+    k_scale_ptr: tl.tensor,
+    v_scale_ptr: tl.tensor,
+    score_factor: tl.tensor,
+    v_factor: tl.tensor,
+    softcap_log2: tl.tensor,
+    window: tl.tensor,
+    batch: tl.tensor,
     kv_heads: tl.tensor,
     capacity: tl.tensor,
     stride_q_batch: tl.tensor,
+    stride_q_token: tl.tensor,
     stride_q_head: tl.tensor,
-    stride_k_block: tl.tensor,
-    stride_k_token: tl.tensor,
+    stride_k_batch: tl.tensor,
     stride_k_head: tl.tensor,
-    stride_v_block: tl.tensor,
-    stride_v_token: tl.tensor,
+    stride_v_batch: tl.tensor,
     stride_v_head: tl.tensor,
     stride_table: tl.tensor,
     stride_out_batch: tl.tensor,
+    stride_out_token: tl.tensor,
     stride_out_head: tl.tensor,
-    stride_out_split: tl.tensor,
+    stride_k_scale: tl.tensor,
+    stride_v_scale: tl.tensor,
     GROUP: tl.constexpr,
+    QUERY_TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    K_STRIDE_TOKEN: tl.constexpr,
+    K_STRIDE_PAGE: tl.constexpr,
+    V_STRIDE_TOKEN: tl.constexpr,
+    V_STRIDE_PAGE: tl.constexpr,
     STRIDE_UNIT: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    E4M3_BITS: tl.constexpr,
+    PRECISION: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    HAS_LSE: tl.constexpr,
+    MIN_TILES: tl.constexpr,
+    PART_TILES: tl.constexpr,
+    LENGTHS_BLOCK: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EDGE_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ) -> None:
-    """One group of query heads over one share of a sequence's context.
+    """The items of one program's share, each over those of its tiles that are in the share.
 
-    A block of the cache is a page (PAGE_SIZE tokens), or a whole sequence where PAGE_SIZE is 0.
-    Cache strides come divided by STRIDE_UNIT: the product tells the compiler their alignment.
+    Strides of tokens and pages are compile-time constants: the addresses of a tile then differ by constants.
+    Cache strides outside the hot loop come divided by STRIDE_UNIT: the product tells their alignment.
     """
-    # Neighbours read the same keys and values, or those next to them in a cache with tokens first.
-    GROUP_BLOCKS: tl.constexpr = (GROUP + BLOCK_G - 1) // BLOCK_G
-    group_block = tl.program_id(0) % GROUP_BLOCKS
-    kv_head = (tl.program_id(0) // GROUP_BLOCKS) % kv_heads
-    split = (tl.program_id(0) // GROUP_BLOCKS // kv_heads) % NUM_SPLITS
-    sequence = (tl.program_id(0) // GROUP_BLOCKS // kv_heads // NUM_SPLITS).to(tl.int64)
-    begin, end, live_splits = _live_range(context_lens_ptr, sequence, capacity, split, NUM_SPLITS, BLOCK_N)
-
-    offs_g = group_block * BLOCK_G + tl.arange(0, BLOCK_G)
-    offs_d = tl.arange(0, BLOCK_D)
-    offs_n = tl.arange(0, BLOCK_N)
-    live_g = offs_g < GROUP
-    live_d = offs_d < HEAD_DIM
-    heads = (kv_head * GROUP + offs_g).to(tl.int64)
-    live_gd = live_g[:, None] & live_d[None, :]
-    q_ptrs = q_ptr + sequence * stride_q_batch + heads[:, None] * stride_q_head + offs_d[None, :]
-    q = tl.load(q_ptrs, mask=live_gd, other=0.0)  # [BLOCK_G, BLOCK_D]
-
-    k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
-    v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT
-    if PAGE_SIZE == 0:
-        k_head += sequence * stride_k_block * STRIDE_UNIT
-        v_head += sequence * stride_v_block * STRIDE_UNIT
-
-    running_max = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-    running_sum = tl.zeros((BLOCK_G,), tl.float32)
-    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
-    for start in range(begin, end, BLOCK_N):
-        tokens = start + offs_n
-        live_n = tokens < end
-        if PAGE_SIZE == 0:
-            k_offs = tokens.to(tl.int64) * stride_k_token * STRIDE_UNIT
-            v_offs = tokens.to(tl.int64) * stride_v_token * STRIDE_UNIT
-        else:
-            page_ptrs = block_table_ptr + sequence * stride_table + tokens // PAGE_SIZE
-            pages = tl.load(page_ptrs, mask=live_n, other=0).to(tl.int64)
-            slots = (tokens % PAGE_SIZE).to(tl.int64)
-            k_offs = (pages * stride_k_block + slots * stride_k_token) * STRIDE_UNIT
-            v_offs = (pages * stride_v_block + slots * stride_v_token) * STRIDE_UNIT
-        k_mask = live_d[:, None] & live_n[None, :]
-        k = tl.load(k_head + k_offs[None, :] + offs_d[:, None], mask=k_mask, other=0.0)  # [BLOCK_D, BLOCK_N]
-        scores = tl.dot(q, k, input_precision="ieee") * scale_log2
-        scores = tl.where(live_n[None, :], scores, float("-inf"))  # [BLOCK_G, BLOCK_N]
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        # A row that has met -inf alone has no maximum to subtract: -inf less -inf is no number.
-        offset = tl.where(new_max == float("-inf"), 0.0, new_max)
-        probabilities = tl.exp2(scores - offset[:, None])
-        decay = tl.exp2(running_max - offset)
-        running_sum = running_sum * decay + tl.sum(probabilities, 1)
-        running_max = new_max
-        # Unused cache may hold NaN, and 0 x NaN is NaN: dead values must not be loaded at all.
-        v_mask = live_n[:, None] & live_d[None, :]
-        v = tl.load(v_head + v_offs[:, None] + offs_d[None, :], mask=v_mask, other=0.0)  # [BLOCK_N, BLOCK_D]
-        acc = tl.dot(probabilities.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
-
-    out_ptrs = (
-        out_ptr
-        + sequence * stride_out_batch
-        + heads[:, None] * stride_out_head
-        + split.to(tl.int64) * stride_out_split
-        + offs_d[None, :]
-    )
-    if NUM_SPLITS == 1:
-        out, lse = _finished(acc, running_max, running_sum)
-        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=live_gd)
-        if HAS_LSE:
-            tl.store(lse_ptr + sequence * kv_heads * GROUP + heads, lse, mask=live_g)
+    ROWS: tl.constexpr = GROUP * QUERY_TOKENS
+    ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
+    SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
+    EDGES: tl.constexpr = BLOCK_N // EDGE_N
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    items_per_sequence = kv_heads * ROW_BLOCKS
+    if NUM_SPLITS > 0:
+        first_item, share_first, stop_item, last_item, share_last, parts = split_share(
+            program, context_lens_ptr, capacity, window, items_per_sequence,
+            QUERY_TOKENS, HAS_WINDOW, NUM_SPLITS, BLOCK_N,
+        )  # fmt: skip
     else:
-        # The merge reads only the shares that hold tokens.
-        held = split < live_splits
-        at = (sequence * kv_heads * GROUP + heads) * NUM_SPLITS + split
-        tl.store(out_ptrs, acc, mask=live_gd & held)
-        tl.store(max_ptr + at, running_max, mask=live_g & held)
-        tl.store(sum_ptr + at, running_sum, mask=live_g & held)
+        first_item, share_first, stop_item, last_item, share_last, parts = balanced_share(
+            program, programs, context_lens_ptr, batch, capacity, window, items_per_sequence,
+            QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, PART_TILES, LENGTHS_BLOCK,
+        )  # fmt: skip
+    if parts_ptr is not None:
+        tl.store(parts_ptr + 2 * program, last_item)
+        tl.store(parts_ptr + 2 * program + 1, parts)
 
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_v = tl.arange(0, BLOCK_V)
+    for at in tl.range(0, stop_item - first_item, disable_licm=True):
+        item = first_item + at
+        sequence = (item // items_per_sequence).to(tl.int64)
+        kv_head = item % items_per_sequence // ROW_BLOCKS
+        rows = item % ROW_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
+        live_rows = rows < ROWS
+        length = tl.load(context_lens_ptr + sequence)
+        begin, end = live_tokens(length, capacity, window, QUERY_TOKENS, HAS_WINDOW)
+        first_tile = begin // BLOCK_N
+        last_tile = tl.cdiv(end, BLOCK_N)
+        share_begin = first_tile + tl.where(item == first_item, share_first, 0)
+        share_end = tl.where(item == last_item, first_tile + share_last, last_tile)
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _finished(acc: tl.tensor, maximum: tl.tensor, total: tl.tensor) -> tl.tuple:
-    """Output and natural log-sum-exp of weighted values, their base-2 maximum and their sum."""
-    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    lse = (maximum + tl.log2(total)) * 0.6931471805599453  # ln(2)
-    return out, tl.where(total == 0.0, float("-inf"), lse)
+        heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)
+        q_ptrs = (
+            q_ptr
+            + sequence * stride_q_batch
+            + (rows // GROUP).to(tl.int64)[:, None] * stride_q_token
+            + heads[:, None] * stride_q_head
+            + offs_d[None, :]
+        )
+        q = tl.load(q_ptrs, mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+        scale = score_factor
+        if k_scale_ptr is not None:
+            scale = scale * tl.load(k_scale_ptr + kv_head * stride_k_scale).to(tl.float32)
+        # A maximum of scores is one of scaled scores where the factor is not negative.
+        q = tl.where(scale < 0.0, -q, q)
+        factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
+        if k_ptr.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.bfloat16:
+            q, row_factor = as_float16(q)
+            factor *= row_factor
+
+        k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
+        v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT
+        if PAGE_SIZE == 0:
+            k_head += sequence * stride_k_batch * STRIDE_UNIT
+            v_head += sequence * stride_v_batch * STRIDE_UNIT
+        table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + sequence * stride_table
+
+        acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
+        total = tl.zeros((BLOCK_G,), tl.float32)
+        maximum = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        positions = end - QUERY_TOKENS + rows // GROUP
+        # Tokens [whole_begin, whole_end) are seen by every row.
+        whole_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
+        whole_begin = tl.maximum(end - window, 0) if HAS_WINDOW else begin
+        hot_begin = tl.minimum(tl.maximum(tl.cdiv(whole_begin, BLOCK_N), share_begin), share_end)
+        hot_end = tl.minimum(tl.maximum(whole_end // BLOCK_N, hot_begin), share_end)
+        if HAS_WINDOW:
+            acc, total, maximum = attend(
+                tl.maximum(share_begin * EDGES, begin // EDGE_N), hot_begin * EDGES,
+                begin, end, acc, total, maximum, q, factor, positions,
+                k_head, v_head, table_ptr, window, softcap_log2,
+                HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
+                K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
+                HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
+            )  # fmt: skip
+        acc, total, maximum = attend(
+            hot_begin, hot_end, begin, end, acc, total, maximum, q, factor, positions,
+            k_head, v_head, table_ptr, window, softcap_log2,
+            HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
+            K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
+            HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+            BLOCK_G, BLOCK_D, BLOCK_V, BLOCK_N, False, NUM_STAGES,
+        )  # fmt: skip
+        acc, total, maximum = attend(
+            hot_end * EDGES, tl.minimum(share_end * EDGES, tl.cdiv(end, EDGE_N)),
+            begin, end, acc, total, maximum, q, factor, positions,
+            k_head, v_head, table_ptr, window, softcap_log2,
+            HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
+            K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
+            HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
+        )  # fmt: skip
+
+        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        lse_log2 = tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
+        begun = share_begin == first_tile
+        if begun & (share_end == last_tile):
+            store_result(
+                out, lse_log2, rows, live_rows, sequence, kv_head, end,
+                out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
+                stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
+                GROUP, QUERY_TOKENS, V_HEAD_DIM,
+            )  # fmt: skip
+        elif partial_ptr is not None:
+            slot = program.to(tl.int64)
+            if NUM_SPLITS == 0:
+                slot += tl.where(begun, 0, programs)
+            places = slot * SLOT_ROWS + rows % BLOCK_G
+            live = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
+            tl.store(partial_ptr + places[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=live)
+            tl.store(partial_lse_ptr + places, lse_log2, mask=live_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _merge_kernel(
     partial_ptr: tl.tensor,
-    max_ptr: tl.tensor,
-    sum_ptr: tl.tensor,
+    partial_lse_ptr: tl.tensor,
+    parts_ptr: tl.tensor,
     context_lens_ptr: tl.tensor,
     out_ptr: tl.tensor,
     lse_ptr: tl.tensor,
-    q_heads: tl.tensor,
+    sinks_ptr: tl.tensor,
+    v_scale_ptr: tl.tensor,
+    v_factor: tl.tensor,
+    kv_heads: tl.tensor,
     capacity: tl.tensor,
     stride_out_batch: tl.tensor,
+    stride_out_token: tl.tensor,
     stride_out_head: tl.tensor,
-    HEAD_DIM: tl.constexpr,
+    stride_v_scale: tl.tensor,
+    GROUP: tl.constexpr,
+    QUERY_TOKENS: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    HAS_LSE: tl.constexpr,
+    MERGE_ROWS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ) -> None:
-    """One query head: the shares of its context added in order, BLOCK_S at a time."""
-    sequence = (tl.program_id(0) // q_heads).to(tl.int64)
-    head = (tl.program_id(0) % q_heads).to(tl.int64)
-    _, _, live_splits = _live_range(context_lens_ptr, sequence, capacity, 0, NUM_SPLITS, BLOCK_N)
+    """MERGE_ROWS rows of the item that one program of the split kernel began and did not end.
 
-    offs_d = tl.arange(0, BLOCK_D)
-    live_d = offs_d < HEAD_DIM
-    first_row = tl.program_id(0).to(tl.int64) * NUM_SPLITS
-    running_max = tl.full((1,), float("-inf"), tl.float32)
-    running_sum = tl.zeros((1,), tl.float32)
-    acc = tl.zeros((1, BLOCK_D), tl.float32)
-    for first in range(0, live_splits, BLOCK_S):
-        splits = first + tl.arange(0, BLOCK_S)
-        live_s = splits < live_splits
-        maxima = tl.load(max_ptr + first_row + splits, mask=live_s, other=float("-inf"))  # [BLOCK_S]
-        sums = tl.load(sum_ptr + first_row + splits, mask=live_s, other=0.0)
-        partial_ptrs = partial_ptr + (first_row + splits)[:, None] * HEAD_DIM + offs_d[None, :]
-        partials = tl.load(
-            partial_ptrs, mask=live_s[:, None] & live_d[None, :], other=0.0
-        )  # [BLOCK_S, BLOCK_D]
-        new_max = tl.maximum(running_max, tl.max(maxima, 0))
-        offset = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(maxima - offset)
-        decay = tl.exp2(running_max - offset)
-        running_sum = running_sum * decay + tl.sum(weights * sums, 0)
-        acc = acc * decay[:, None] + tl.sum(weights[:, None] * partials, 0)[None, :]
-        running_max = new_max
+    The parts are added in their order, BLOCK_S at a time.
+    """
+    ROWS: tl.constexpr = GROUP * QUERY_TOKENS
+    ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
+    SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
+    first_program = tl.program_id(0).to(tl.int64)
+    programs = tl.num_programs(0)
+    item = tl.load(parts_ptr + 2 * first_program)
+    parts = tl.load(parts_ptr + 2 * first_program + 1)
+    first_row = tl.program_id(1) * MERGE_ROWS
+    item_rows = tl.minimum(ROWS - item % ROW_BLOCKS * BLOCK_G, SLOT_ROWS)
+    last_row = tl.where(parts > 0, tl.minimum(first_row + MERGE_ROWS, item_rows), first_row)
 
-    out, lse = _finished(acc, running_max, running_sum)
-    out_ptrs = out_ptr + sequence * stride_out_batch + head * stride_out_head + offs_d[None, :]
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=live_d[None, :])
-    if HAS_LSE:
-        tl.store(lse_ptr + tl.program_id(0) + tl.arange(0, 1), lse)
+    offs_v = tl.arange(0, BLOCK_V)
+    live_v = offs_v < V_HEAD_DIM
+    for row in range(first_row, last_row):
+        maximum = tl.full((1,), float("-inf"), tl.float32)
+        total = tl.zeros((1,), tl.float32)
+        acc = tl.zeros((1, BLOCK_V), tl.float32)
+        for first in range(0, parts, BLOCK_S):
+            part = first + tl.arange(0, BLOCK_S)
+            live = part < parts
+            slots = first_program + part
+            if NUM_SPLITS == 0:
+                # The first part lies in its program's slot for what it began, the others in the other one.
+                slots += tl.where(part == 0, 0, programs)
+            at = slots * SLOT_ROWS + row
+            lses = tl.load(partial_lse_ptr + at, mask=live, other=float("-inf"))  # [BLOCK_S]
+            partials = tl.load(
+                partial_ptr + at[:, None] * V_HEAD_DIM + offs_v[None, :],
+                mask=live[:, None] & live_v[None, :],
+                other=0.0,
+            )  # [BLOCK_S, BLOCK_V]
+            new_maximum = tl.maximum(maximum, tl.max(lses, 0))
+            offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+            weights = tl.exp2(lses - offset)
+            decay = tl.exp2(maximum - offset)
+            total = total * decay + tl.sum(weights, 0)
+            acc = acc * decay[:, None] + tl.sum(weights[:, None] * partials, 0)[None, :]
+            maximum = new_maximum
+        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        lse_log2 = tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
+        sequence = item // (kv_heads * ROW_BLOCKS)
+        _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
+        rows = item % ROW_BLOCKS * BLOCK_G + row + tl.arange(0, 1)
+        store_result(
+            out, lse_log2, rows, rows < ROWS, sequence, item % (kv_heads * ROW_BLOCKS) // ROW_BLOCKS, end,
+            out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
+            stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
+            GROUP, QUERY_TOKENS, V_HEAD_DIM,
+        )  # fmt: skip
 
 
 def decode_attention(
@@ -238,41 +320,65 @@ def decode_attention(
     *,
     block_table: torch.Tensor | None = None,
     scale: float | None = None,
-    out: torch.Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | float | None = None,
+    v_scale: torch.Tensor | float | None = None,
+    num_splits: int | None = None,
     return_lse: bool = False,
+    out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    workspace: torch.Tensor | None = None,
     tiling: DecodeTiling | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one query token a sequence over the live part of its key-value cache.
+    """Attention of one or a few query tokens a sequence over the live part of its key-value cache.
 
     Not differentiable. The same bits every run. The launch depends on shapes and capacity alone,
     never on the lengths, which stay on the device: it can be captured in a CUDA graph.
 
     Args:
-        q: [batch, q_heads, head_dim], bfloat16, float16 or float32; head_dim a multiple of 8
-            from 16 to 256, its stride 1.
+        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim], bfloat16, float16
+            or float32; head_dim a multiple of 8 from 16 to 256, its stride 1. The 1 to 8 query
+            tokens are the last ones of the sequence, and each sees those up to itself.
         k_cache: [batch, capacity, kv_heads, head_dim] with any strides but 1 for head_dim, so
             tokens or heads may come first in memory; with `block_table`
-            [pages, page_size, kv_heads, head_dim]. Dtype of `q`. q_heads is kv_heads times 1 to
-            64; query heads h group, ..., h group + group - 1 read key-value head h.
-        v_cache: shape of `k_cache`, with strides of its own.
-        context_lens: [batch] int32: how many tokens of each cache are live, clamped to
-            0..capacity. What lies past them is never read.
+            [pages, page_size, kv_heads, head_dim]. Dtype of `q`, float8_e4m3fn, float8_e5m2 or
+            int8. q_heads is kv_heads times 1 to 64; query heads h group, ..., h group + group - 1
+            read key-value head h.
+        v_cache: as `k_cache`, with a head_dim (of the same limits) and strides of its own.
+        context_lens: [batch] int32: how many tokens of each cache are live, those of `q` among
+            them, clamped to 0..capacity. What lies past them is never read.
         block_table: [batch, max_pages] int32: the pages of each sequence in order, so that
             capacity = max_pages x page_size. Entries past the live pages are never read; live
             entries must lie in 0..pages - 1, which is not checked.
         scale: multiplies the scores; 1 / sqrt(head_dim) when none.
-        out: where to write the output: shape and dtype of `q`, stride 1 for head_dim, not
-            overlapping the inputs. A new tensor when none.
-        return_lse: also return the log-sum-exp of the scaled scores.
+        window: how many tokens a query token sees, itself the last; older ones are not read. All
+            when none.
+        softcap: positive c: scores s become c tanh(s / c), after `scale` and `k_scale`.
+        sinks: [q_heads], bfloat16, float16 or float32: a logit beside the scaled scores of each query
+            head, whose value is 0; it counts in the log-sum-exp.
+        k_scale: what elements of `k_cache` are to be multiplied by: a number, or float32 [], [1] or
+            [kv_heads].
+        v_scale: the same of `v_cache`.
+        num_splits: cut each sequence into so many shares by its own length, so that its result does
+            not depend on the rest of the batch; shares of equal size across the batch when none.
+        return_lse: also return the log-sum-exp of the logits.
+        out: where to write the output: shape of `q` with the head_dim of `v_cache`, dtype of `q`,
+            stride 1 for head_dim, not overlapping the inputs. With `return_lse` it may be a pair, the
+            second for the log-sum-exp, contiguous. New tensors when none.
+        workspace: contiguous memory for partial results, of any dtype, at least
+            `decode_attention_workspace_bytes` long and aligned to 16 bytes, not shared with a call
+            that may run at the same time. With `out` and `workspace` nothing is allocated. New when none.
         tiling: how to cut the work; `choose_decode_tiling` decides when none.
 
     Returns:
-        Output [batch, q_heads, head_dim], dtype of `q`; with `return_lse` a pair with the natural
-        log-sum-exp [batch, q_heads], float32. Length 0 gives output 0 and -inf.
+        Output [batch, (query_tokens,) q_heads, head_dim of `v_cache`], dtype of `q`; with
+        `return_lse` a pair with the natural log-sum-exp [batch, (query_tokens,) q_heads], float32.
+        A sequence of length 0 gives output 0 and -inf, and so does a query token before its start.
 
     Raises:
-        ValueError: an argument of the wrong shape, strides, dtype or device; or CPU tensors while
-            Triton compiles its kernels.
+        ValueError: an argument of the wrong shape, strides, dtype, device or size; or CPU tensors
+            while Triton compiles its kernels.
     """
     checks.check_decode_attention(
         q=q,
@@ -281,97 +387,199 @@ def decode_attention(
         context_lens=context_lens,
         block_table=block_table,
         scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        num_splits=num_splits,
+        return_lse=return_lse,
         out=out,
+        tiling=tiling,
     )
-    batch, q_heads, head_dim = q.shape
-    kv_heads = k_cache.shape[2]
-    group = q_heads // kv_heads
-    page_size = 0 if block_table is None else k_cache.shape[1]
-    capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    call = decode_call(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    workspace_bytes = call.workspace_bytes
+    if workspace is not None:
+        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, q=q)
+    elif workspace_bytes:
+        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=q.device)
+    out, lse = out if isinstance(out, tuple) else (out, None)
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, q_heads), dtype=torch.float32, device=q.device) if return_lse else None
-    if tiling is None:
-        tiling = choose_decode_tiling(
-            batch=batch,
-            q_heads=q_heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            capacity=capacity,
-            page_size=page_size,
-            element_bytes=q.element_size(),
-            limits=gpu_limits(q.device),
-        )
-    splits = tiling.num_splits
-    target, maxima, sums = out[:, :, None], None, None
-    if splits > 1:
-        target = torch.empty((batch, q_heads, splits, head_dim), dtype=torch.float32, device=q.device)
-        maxima = torch.empty((batch, q_heads, splits), dtype=torch.float32, device=q.device)
-        sums = torch.empty_like(maxima)
+        out = torch.empty((*q.shape[:-1], v_cache.shape[-1]), dtype=q.dtype, device=q.device)
+    if return_lse and lse is None:
+        lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    _launch(
+        call,
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        context_lens=context_lens,
+        block_table=block_table,
+        scale=scale if k_scale is None or isinstance(k_scale, torch.Tensor) else scale * k_scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        k_scale=k_scale if isinstance(k_scale, torch.Tensor) else None,
+        v_scale=v_scale if isinstance(v_scale, torch.Tensor) else None,
+        v_factor=1.0 if v_scale is None or isinstance(v_scale, torch.Tensor) else float(v_scale),
+        out=out,
+        lse=lse,
+        workspace=workspace,
+    )
+    return out if lse is None else (out, lse)
+
+
+def decode_attention_workspace_bytes(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    block_table: torch.Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | float | None = None,
+    v_scale: torch.Tensor | float | None = None,
+    num_splits: int | None = None,
+    return_lse: bool = False,
+    tiling: DecodeTiling | None = None,
+) -> int:
+    """Bytes of `workspace` that `decode_attention` takes with the same arguments: from shapes alone.
+
+    Raises:
+        ValueError: as `decode_attention`.
+    """
+    checks.check_decode_attention(
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        context_lens=context_lens,
+        block_table=block_table,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        num_splits=num_splits,
+        return_lse=return_lse,
+        out=None,
+        tiling=tiling,
+    )
+    return decode_call(
+        q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device)
+    ).workspace_bytes
+
+
+def _launch(
+    call: DecodeCall,
+    *,
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    v_factor: float,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+) -> None:
+    """Launches the split kernel and, where it may leave parts, the merge kernel."""
+    tiling, kv_heads = call.tiling, k_cache.shape[2]
+    if call.e4m3_bits:
+        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
+        scale, v_factor = scale * _E4M3_BITS_FACTOR, v_factor * _E4M3_BITS_FACTOR
+    partials = partial_lses = parts = None
+    if call.slots:
+        assert workspace is not None  # noqa: S101  (what the caller has just made)
+        partials, partial_lses, parts = call.workspace_parts(workspace)
     unit = _stride_unit(k_cache, v_cache)
-    block_d = triton.next_power_of_2(head_dim)
+    block_v = triton.next_power_of_2(call.v_head_dim)
+    results = {
+        "context_lens_ptr": context_lens,
+        "out_ptr": out,
+        "lse_ptr": lse,
+        "partial_ptr": partials,
+        "partial_lse_ptr": partial_lses,
+        "parts_ptr": parts,
+        "sinks_ptr": sinks,
+        "v_scale_ptr": v_scale,
+        "v_factor": v_factor,
+        "kv_heads": kv_heads,
+        "capacity": call.capacity,
+        "stride_out_batch": out.stride(0),
+        "stride_out_token": out.stride(1) if out.dim() == 4 else 0,
+        "stride_out_head": out.stride(-2),
+        "stride_v_scale": 0 if v_scale is None or v_scale.numel() == 1 else v_scale.stride(0),
+        "GROUP": call.group,
+        "QUERY_TOKENS": call.query_tokens,
+        "V_HEAD_DIM": call.v_head_dim,
+        "NUM_SPLITS": tiling.num_splits,
+        "BLOCK_G": tiling.block_g,
+        "BLOCK_V": block_v,
+        "enable_fp_fusion": True,
+    }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        _split_kernel[(batch * splits * kv_heads * math.ceil(group / tiling.block_g),)](
+        _split_kernel[(call.programs,)](
+            **results,
             q_ptr=q,
             k_ptr=k_cache,
             v_ptr=v_cache,
-            context_lens_ptr=context_lens,
             block_table_ptr=block_table,
-            out_ptr=target,
-            max_ptr=maxima,
-            sum_ptr=sums,
-            lse_ptr=lse,
-            scale_log2=scale * _LOG2_E,
-            kv_heads=kv_heads,
-            capacity=capacity,
+            k_scale_ptr=k_scale,
+            score_factor=scale * _LOG2_E if softcap is None else scale / softcap,
+            softcap_log2=0.0 if softcap is None else softcap * _LOG2_E,
+            window=0 if window is None else min(window, call.capacity),
+            batch=q.shape[0],
             stride_q_batch=q.stride(0),
-            stride_q_head=q.stride(1),
-            stride_k_block=k_cache.stride(0) // unit,
-            stride_k_token=k_cache.stride(1) // unit,
+            stride_q_token=q.stride(1) if q.dim() == 4 else 0,
+            stride_q_head=q.stride(-2),
+            stride_k_batch=k_cache.stride(0) // unit,
             stride_k_head=k_cache.stride(2) // unit,
-            stride_v_block=v_cache.stride(0) // unit,
-            stride_v_token=v_cache.stride(1) // unit,
+            stride_v_batch=v_cache.stride(0) // unit,
             stride_v_head=v_cache.stride(2) // unit,
             stride_table=0 if block_table is None else block_table.stride(0),
-            stride_out_batch=target.stride(0),
-            stride_out_head=target.stride(1),
-            stride_out_split=target.stride(2),
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            PAGE_SIZE=page_size,
+            stride_k_scale=0 if k_scale is None or k_scale.numel() == 1 else k_scale.stride(0),
+            HEAD_DIM=q.shape[-1],
+            PAGE_SIZE=call.page_size,
+            K_STRIDE_TOKEN=k_cache.stride(1),
+            K_STRIDE_PAGE=k_cache.stride(0) if call.page_size else 0,
+            V_STRIDE_TOKEN=v_cache.stride(1),
+            V_STRIDE_PAGE=v_cache.stride(0) if call.page_size else 0,
             STRIDE_UNIT=unit,
-            NUM_SPLITS=splits,
-            HAS_LSE=return_lse,
-            BLOCK_G=tiling.block_g,
-            BLOCK_D=block_d,
+            HAS_WINDOW=window is not None,
+            HAS_SOFTCAP=softcap is not None,
+            E4M3_BITS=call.e4m3_bits,
+            PRECISION="ieee",
+            MIN_TILES=tiling.min_tiles,
+            PART_TILES=PART_TILES,
+            LENGTHS_BLOCK=LENGTHS_BLOCK,
+            BLOCK_D=triton.next_power_of_2(q.shape[-1]),
             BLOCK_N=tiling.block_n,
+            EDGE_N=EDGE_TOKENS,
+            NUM_STAGES=tiling.num_stages,
             num_warps=tiling.num_warps,
+            maxnreg=tiling.max_registers,
             num_stages=tiling.num_stages,
-            enable_fp_fusion=True,
         )
-        if splits > 1:
-            _merge_kernel[(batch * q_heads,)](
-                partial_ptr=target,
-                max_ptr=maxima,
-                sum_ptr=sums,
-                context_lens_ptr=context_lens,
-                out_ptr=out,
-                lse_ptr=lse,
-                q_heads=q_heads,
-                capacity=capacity,
-                stride_out_batch=out.stride(0),
-                stride_out_head=out.stride(1),
-                HEAD_DIM=head_dim,
-                NUM_SPLITS=splits,
-                HAS_LSE=return_lse,
-                BLOCK_S=min(_MERGE_SPLITS, triton.next_power_of_2(splits)),
-                BLOCK_D=block_d,
-                BLOCK_N=tiling.block_n,
+        if call.slots:
+            merge_rows = math.ceil(call.slot_rows / MERGE_PROGRAMS)
+            _merge_kernel[(call.programs, math.ceil(call.slot_rows / merge_rows))](
+                **results,
+                MERGE_ROWS=merge_rows,
+                BLOCK_S=_MERGE_PARTS,
                 num_warps=4,
-                enable_fp_fusion=True,
+                maxnreg=128,  # more than it takes: left alone, the compiler may spill to take fewer
             )
-    return out if lse is None else (out, lse)
 
 
 def _stride_unit(*caches: torch.Tensor) -> int:

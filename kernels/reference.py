@@ -36,43 +36,103 @@ def decode_attention(
     *,
     block_table: torch.Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | float | None = None,
+    v_scale: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one query token a sequence over the live part of its cache, in float64.
+    """Attention of one or a few query tokens a sequence over the live part of its cache, in float64.
 
     Args:
-        q: [batch, q_heads, head_dim].
+        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim].
         k_cache: [batch, capacity, kv_heads, head_dim]; with `block_table`
             [pages, page_size, kv_heads, head_dim].
-        v_cache: as `k_cache`.
-        context_lens: [batch], integers; clamped to 0..capacity. Cache past them is never read.
+        v_cache: as `k_cache`, with a head_dim of its own.
+        context_lens: [batch], integers; clamped to 0..capacity. Cache past them is never read. The
+            query tokens are the last ones, and each sees those up to itself.
         block_table: [batch, max_pages], integers: the pages of each sequence, in order.
         scale: multiplies the scores; 1 / sqrt(head_dim) when none.
+        window: how many tokens a query token sees, itself the last; all when none.
+        softcap: c: scores s become c tanh(s / c).
+        sinks: [q_heads]: a further logit of each query head, whose value is 0.
+        k_scale: number, [], [1] or [kv_heads]: what the keys are multiplied by.
+        v_scale: the same of the values.
 
     Returns:
-        Output [batch, q_heads, head_dim] and log-sum-exp of the scaled scores (natural log)
-        [batch, q_heads], both float64. A sequence of length 0 gives output 0 and -inf.
+        Output [batch, (query_tokens,) q_heads, head_dim of v_cache] and log-sum-exp of the logits (natural
+        log) [batch, (query_tokens,) q_heads], both float64. A query token that sees no token gives output 0
+        and -inf.
     """
-    batch, q_heads, head_dim = q.shape
+    if q.dim() == 3:
+        output, lse = decode_attention(
+            q[:, None],
+            k_cache,
+            v_cache,
+            context_lens,
+            block_table=block_table,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+        return output[:, 0], lse[:, 0]
+    _, query_tokens, q_heads, head_dim = q.shape
     kv_heads = k_cache.shape[2]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    output = torch.zeros(batch, q_heads, head_dim, dtype=torch.float64, device=q.device)
-    lse = torch.full((batch, q_heads), -math.inf, dtype=torch.float64, device=q.device)
+    k_scales, v_scales = (_per_head(each, kv_heads) for each in (k_scale, v_scale))
+    output = torch.zeros(*q.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
+    lse = torch.full(q.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
     for sequence, wanted in enumerate(context_lens.tolist()):
         length = min(max(wanted, 0), capacity)
-        if length == 0:
-            continue
         pages = None if block_table is None else block_table[sequence]
-        queries = _float64(q[sequence]).view(kv_heads, q_heads // kv_heads, head_dim)
         for head in range(kv_heads):
-            keys = _float64(_live(k_cache, sequence, head, length, pages))
-            scores = queries[head] @ keys.T * scale  # [group, length]
-            probabilities, head_lse = _softmax(scores)
-            values = _float64(_live(v_cache, sequence, head, length, pages))
-            group = slice(head * queries.shape[1], (head + 1) * queries.shape[1])
-            output[sequence, group] = probabilities @ values
-            lse[sequence, group] = head_lse
+            group = slice(head * (q_heads // kv_heads), (head + 1) * (q_heads // kv_heads))
+            for token in range(query_tokens):
+                end = length - query_tokens + token + 1
+                begin = 0 if window is None else max(end - window, 0)
+                if end <= 0:
+                    continue
+                keys = _float64(_live(k_cache, sequence, head, begin, end, pages)) * k_scales[head]
+                scores = _float64(q[sequence, token, group]) @ keys.T * scale  # [group, end - begin]
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                if sinks is not None:
+                    scores = torch.cat([scores, _float64(sinks[group])[:, None]], dim=1)
+                probabilities, lse[sequence, token, group] = _softmax(scores)
+                values = _float64(_live(v_cache, sequence, head, begin, end, pages)) * v_scales[head]
+                output[sequence, token, group] = probabilities[:, : end - begin] @ values
     return output, lse
+
+
+def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[float]:
+    if scale is None:
+        return [1.0] * kv_heads
+    values = scale.reshape(-1).tolist() if isinstance(scale, torch.Tensor) else [float(scale)]
+    return values * kv_heads if len(values) == 1 else values
+
+
+def merge_states(
+    o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over two parts of a context from the results of each, in float64.
+
+    Args:
+        o: [..., head_dim], output over one part.
+        lse: [...], natural log-sum-exp of its logits; -inf for an empty part.
+        o2: the same of the other part.
+        lse2: the same.
+
+    Returns:
+        Output [..., head_dim] and log-sum-exp [...] over both, float64; 0 and -inf where both are empty.
+    """
+    states = torch.stack([_float64(lse), _float64(lse2)], dim=-1)  # [..., 2]
+    weights, merged_lse = _softmax(states)
+    merged = weights[..., :1] * _float64(o) + weights[..., 1:] * _float64(o2)
+    return merged, merged_lse
 
 
 def prefill_attention(
@@ -111,15 +171,17 @@ def prefill_attention(
 
 
 def _live(
-    cache: torch.Tensor, sequence: int, head: int, length: int, pages: torch.Tensor | None
+    cache: torch.Tensor, sequence: int, head: int, begin: int, end: int, pages: torch.Tensor | None
 ) -> torch.Tensor:
-    """The first `length` tokens of one sequence and key-value head: [length, head_dim]."""
+    """Tokens [begin, end) of one sequence and key-value head: [end - begin, head_dim]."""
     if pages is None:
-        return cache[sequence, :length, head]
+        return cache[sequence, begin:end, head]
     page_size = cache.shape[1]
-    used = pages[: -(-length // page_size)].tolist()
-    # Only live slots are touched: the last page's unused tail is never read.
-    parts = [cache[page, : min(page_size, length - at * page_size), head] for at, page in enumerate(used)]
+    # Only live slots are touched: unused ones of the first and the last page are never read.
+    parts = []
+    for at in range(begin // page_size, -(-end // page_size)):
+        first, last = max(begin - at * page_size, 0), min(end - at * page_size, page_size)
+        parts.append(cache[int(pages[at]), first:last, head])
     return torch.cat([_widened(part) for part in parts])
 
 

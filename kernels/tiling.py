@@ -49,19 +49,54 @@ class MatmulTiling:
         _require_positive(self, "group_m", "num_splits", "num_stages")
 
 
+PART_TILES = 1
+"""What decode attention pays to begin a sequence and head, in tiles: its queries, an empty pipeline."""
+
+EDGE_TOKENS = 16
+"""Tokens of the tiles that decode attention takes at the ends of a context: the fewest of a product."""
+
+MERGE_PROGRAMS = 16
+"""At most so many programs merge the rows of one item of decode attention."""
+
+_MIN_SHARE_TILES = 5
+_REGISTERS_PER_SM = 65536  # CUDA C++ programming guide, compute capabilities 8.0 to 12.0
+_ONE_PASS_ELEMENTS = 16384  # of an accumulator; more would spill
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodeTiling:
-    """A program takes block_g query heads of a group over one of num_splits shares, block_n tokens a step."""
+    """How a decode attention is cut.
+
+    Attributes:
+        block_g: rows of a program: query tokens and heads that share a key-value head.
+        block_n: tokens of a step.
+        num_splits: shares that each sequence is cut into by its own length; 0 for `programs` equal shares of
+            all the tiles of the batch.
+        programs: so many shares, where `num_splits` is 0.
+        min_tiles: no share of them is smaller.
+        num_warps: of a program.
+        num_stages: of its pipeline.
+        max_registers: of a thread; as many as the compiler likes when none.
+    """
 
     block_g: int
     block_n: int
-    num_splits: int
+    num_splits: int = 0
+    programs: int = 1
+    min_tiles: int = 1
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def __post_init__(self) -> None:
         _require_powers_of_two(self, "block_g", "block_n", "num_warps")
-        _require_positive(self, "num_splits", "num_stages")
+        _require_positive(self, "programs", "min_tiles", "num_stages")
+        if self.block_n < EDGE_TOKENS:
+            raise ValueError(f"block_n is {self.block_n}; it must be at least {EDGE_TOKENS}")
+        if self.max_registers is not None and not 32 <= self.max_registers <= 255:
+            raise ValueError(f"max_registers is {self.max_registers}; it must be from 32 to 255, or None")
+        if self.num_splits < 0:
+            raise ValueError(f"num_splits is {self.num_splits}; it must be at least 0")
 
 
 def gpu_limits(device: torch.device) -> GpuLimits:
@@ -159,83 +194,112 @@ def choose_decode_tiling(
     page_size: int,
     element_bytes: int,
     limits: GpuLimits,
+    query_tokens: int = 1,
+    v_head_dim: int | None = None,
 ) -> DecodeTiling:
     """The tiling of one decode step; from shapes and capacity, for the lengths stay on the device.
+
+    One wave of programs takes equal shares of all live tiles. Only `programs` depends on batch and capacity.
 
     Args:
         batch: sequences.
         q_heads: query heads.
         kv_heads: key-value heads.
-        head_dim: elements of a head.
+        head_dim: elements of a query and a key.
         capacity: most tokens that a sequence's cache holds.
         page_size: tokens of a page; 0 for a contiguous cache.
         element_bytes: size of an element of the cache.
         limits: the GPU to run on.
+        query_tokens: of a sequence.
+        v_head_dim: elements of a value; `head_dim` when none.
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
     """
-    group = q_heads // kv_heads
-    block_d = _next_power_of_two(head_dim)
-    block_g = _decode_block_g(group, block_d, element_bytes)
-    token_bytes = 2 * block_d * element_bytes  # of keys and values
-    # Two programs to an SM, so that one loads while the other computes; no dot takes fewer than 16.
+    v_head_dim = v_head_dim or head_dim
+    rows = q_heads // kv_heads * query_tokens
+    block_d, block_v = _next_power_of_two(head_dim), _next_power_of_two(v_head_dim)
+    block_g = _decode_block_g(rows, max(head_dim, v_head_dim), element_bytes)
+    # Two programs to an SM or more, so that one loads while the other computes. Elements of 8 bits become
+    # 16 in registers, and those of 32 take two: both leave room for half as many.
     tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
-    # More than 4096 scores beside the accumulator would spill.
-    block_n = max(16, min(128, tile_bytes // token_bytes, 4096 // block_g))
+    tile_bytes //= 1 if element_bytes == 2 else 2
+    tokens = min(128, tile_bytes // ((block_d + block_v) * element_bytes), max(32, 8192 // block_g))
+    block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
+    warps = _decode_warps(block_g, max(block_d, block_v), block_n, element_bytes)
     shared = functools.partial(
         _decode_shared_bytes,
         block_g=block_g,
         block_d=block_d,
+        block_v=block_v,
         block_n=block_n,
         element_bytes=element_bytes,
         limits=limits,
     )
-    depth = 3 if shared(depth=3) <= limits.shared_bytes_per_block else 2
-    per_sm = max(1, limits.shared_bytes_per_sm // shared(depth=depth))
-    programs = batch * kv_heads * math.ceil(group / block_g)
+    deepest = 3 if element_bytes == 2 else 4  # half as large
+    depth = deepest if shared(depth=deepest) <= limits.shared_bytes_per_block else 2
+    by_registers = _decode_programs_by_registers(block_g, max(block_d, block_v), warps, element_bytes)
+    per_sm = max(1, min(limits.shared_bytes_per_sm // shared(depth=depth), by_registers))
+    most_tiles = batch * kv_heads * math.ceil(rows / block_g) * (math.ceil(capacity / block_n) + PART_TILES)
     return DecodeTiling(
         block_g=block_g,
         block_n=block_n,
-        num_splits=_decode_splits(programs, math.ceil(capacity / block_n), limits.sm_count * per_sm),
-        # Scores and accumulator of more than 64 elements a thread would spill.
-        num_warps=8 if block_g * (block_d + block_n) > 8192 else 4,
+        programs=min(limits.sm_count * per_sm, math.ceil(most_tiles / _MIN_SHARE_TILES)),
+        min_tiles=_MIN_SHARE_TILES,
+        num_warps=warps,
+        # All programs are to run at one time: left alone, the compiler takes more, or spills to take fewer.
+        max_registers=min(255, _REGISTERS_PER_SM // (32 * warps * by_registers) // 8 * 8),
         # The load of the page ids, ahead of the keys that they lead to, takes two stages of its own.
         num_stages=depth if page_size == 0 else depth + 2,
     )
 
 
-def _decode_block_g(group: int, block_d: int, element_bytes: int) -> int:
-    """Query heads that a program takes; those beyond find the keys and values in the L2 cache."""
+def _decode_block_g(rows: int, head_dim: int, element_bytes: int) -> int:
+    """Rows that a program takes; those beyond find the keys and values in the L2 cache."""
+    if rows * head_dim > _ONE_PASS_ELEMENTS:
+        return _ONE_PASS_ELEMENTS // _next_power_of_two(head_dim)
     if element_bytes == 4:
-        # IEEE float32 products run on the plain units: no rows to pad to, and few registers to spare.
-        return min(8, _next_power_of_two(group))
-    # A matrix instruction has 16 rows; an accumulator of over 8192 elements spills.
-    return min(max(16, _next_power_of_two(group)), 8192 // block_d)
+        # IEEE float32 products run on the plain units: no rows to pad to.
+        return _next_power_of_two(rows)
+    return max(16, _next_power_of_two(rows))  # a matrix instruction has 16 rows
+
+
+def _decode_warps(block_g: int, block_d: int, block_n: int, element_bytes: int) -> int:
+    """As many as hold scores and accumulator in their registers."""
+    if block_g * block_d > _ONE_PASS_ELEMENTS:
+        return 16  # of a head_dim that is no power of two
+    if element_bytes == 4 and block_d > 128:
+        return 8  # IEEE float32 products take a thread's share of both operands
+    return 4 if block_g * (block_d + block_n) <= 8192 else 8
+
+
+def _decode_programs_by_registers(block_g: int, block_d: int, warps: int, element_bytes: int) -> int:
+    """Programs to an SM that leave each thread the registers that its loop needs."""
+    if warps == 4:
+        return 3 if block_g <= 16 and block_d <= 128 and element_bytes != 1 else 2
+    return 2 if warps == 8 and element_bytes == 4 and block_g <= 16 else 1
 
 
 def _decode_shared_bytes(
-    *, block_g: int, block_d: int, block_n: int, depth: int, element_bytes: int, limits: GpuLimits
+    *,
+    block_g: int,
+    block_d: int,
+    block_v: int,
+    block_n: int,
+    depth: int,
+    element_bytes: int,
+    limits: GpuLimits,
 ) -> int:
     """Shared memory of a split program, as Triton 3.6 to 3.9 allot it, rounded up."""
     # Matrix instructions of 64 rows read tiles where they lie; others copy one to registers first.
     in_place = block_g >= 64 and limits.compute_capability // 10 in {9, 10}
-    tiles = (depth if in_place else depth - 1) * 2 * block_n * block_d
-    queries_and_probabilities = block_g * (block_d + block_n)
-    return (tiles + queries_and_probabilities) * element_bytes + 2048
+    tiles = (depth if in_place else depth - 1) * block_n * (block_d + block_v)
+    queries_and_probabilities = block_g * (block_d + block_n) * 2
+    return tiles * element_bytes + queries_and_probabilities + 2048
 
 
-def _decode_splits(programs: int, tiles: int, slots: int) -> int:
-    """How many shares each context is cut into, where `slots` programs run at one time."""
-    if programs >= 0.8 * slots:
-        # The heads alone fill the GPU; a split would only add the merge.
-        return 1
-    # A share of fewer than four tiles costs more to merge than it saves.
-    most = max(1, min(tiles // 4, math.ceil(4 * slots / programs)))
-    waves = [programs * splits / slots for splits in range(1, most + 1)]
-    efficiency = [wave / math.ceil(wave) for wave in waves]
-    # The fewest shares whose last wave is nearly as full as the best.
-    return next(at + 1 for at, value in enumerate(efficiency) if value >= 0.85 * max(efficiency))
+def _power_of_two_within(value: int) -> int:
+    return 1 << (value.bit_length() - 1)
 
 
 def _next_power_of_two(value: int) -> int:

@@ -82,6 +82,7 @@ class Row:
         method: how the samples were taken.
         clock_before_hz, clock_after_hz: SM clock around the samples, where the device tells.
         throttle_reasons: why the device slowed its clock, where it says that it did.
+        tiling: the tuned tiling that the provider was cut by; None where it chose one itself.
     """
 
     case: Case
@@ -96,6 +97,7 @@ class Row:
     clock_before_hz: float | None = None
     clock_after_hz: float | None = None
     throttle_reasons: Sequence[str] = ()
+    tiling: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != bool(self.samples_s):
@@ -287,6 +289,7 @@ class Run:
             "clock_before_hz": row.clock_before_hz,
             "clock_after_hz": row.clock_after_hz,
             "throttle_reasons": list(row.throttle_reasons),
+            "tiling": None if row.tiling is None else dict(row.tiling),
         }
 
 

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..accounting.errors import FailureError, UsageError
+from ..accounting.whole_file import write_whole
 from . import options
 from .evidence import count_command, inspect_command
 from .progress import progress_bar
+from .tune import tune_command
 
 if TYPE_CHECKING:
     from ..accounting.records import Run
+    from ..measuring.device import Device
+    from ..measuring.runner import TilingOf
     from ..measuring.session import Settings
 
 MISUSE, FAILED, INTERRUPTED = 2, 1, 130
@@ -58,6 +62,7 @@ def cli() -> None:
 
 cli.add_command(count_command)
 cli.add_command(inspect_command)
+cli.add_command(tune_command)
 
 
 @cli.command("run")
@@ -136,10 +141,11 @@ def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -
     check_memory(settings, opened)
     target = _writable(output)
     result = begin(settings, opened)
+    tiling_of = _tuned_tilings(result, opened)
     if not as_json:
         click.echo(heading(result))
     with progress_bar() as progress:
-        measure(result, settings, opened, progress)
+        measure(result, settings, opened, progress, tiling_of)
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
     if as_json:
@@ -180,6 +186,21 @@ def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
         ),
         opened,
     )
+
+
+def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
+    """What `decodetax tune` found for this GPU; a cache that cannot be used is told of and left alone."""
+    from ..measuring.runner import no_tiling
+
+    if device.kind != "cuda":
+        return no_tiling
+    from ..measuring.tiling_cache import open_cache, tuned_tilings
+
+    try:
+        return tuned_tilings(open_cache(device.name, str(run.environment["versions"]["triton"])), device)
+    except UsageError as error:
+        _complain(f"{error}; no tuned tiling is used")
+        return no_tiling
 
 
 def _findings(run: "Run") -> str:
@@ -236,25 +257,11 @@ def _write(target: Path, text: str) -> None:
     """
     target = target.resolve()  # a link is written through
     try:
-        _replace(target, text)
+        write_whole(target, text)
     except OSError as error:
         refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
-        _replace(refuge, text)
+        write_whole(refuge, text)
         raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
-
-
-def _replace(target: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".decodetax-", suffix=".json")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.umask(mask := os.umask(0))  # the mask is told only by setting another
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @cli.command("report")

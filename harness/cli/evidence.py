@@ -173,15 +173,20 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
 )
 @click.option(
     "--dtype",
-    callback=options.one_of("all", "bf16", "fp16", "fp32"),
+    callback=options.one_of("all", "bf16", "fp16", "fp32", "e4m3", "e5m2", "int8"),
     default="all",
     show_default=True,
     metavar="NAME",
-    help="all, bf16, fp16 or fp32.",
+    help="all, bf16, fp16 or fp32; e4m3, e5m2 or int8 of decode attention's cache.",
+)
+@click.option(
+    "--schedule",
+    is_flag=True,
+    help="Instead, simulate how decode attention's work is shared out, over some 970 calls a GPU.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 def inspect_command(
-    first: str, others: tuple[str, ...], kernels: tuple[str, ...], dtype: str, as_json: bool
+    first: str, others: tuple[str, ...], kernels: tuple[str, ...], dtype: str, schedule: bool, as_json: bool
 ) -> int:
     """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
 
@@ -194,6 +199,9 @@ def inspect_command(
 
     names = [name for text in (first, *others) for name in text.split(",")]
     gpus = tuple(dict.fromkeys(find_gpu(name).gpu for name in names))
+    if schedule:
+        _show_schedule(gpus, as_json=as_json)
+        return 0
     cases = [
         case
         for case in default_cases()
@@ -216,3 +224,20 @@ def inspect_command(
 
         click.echo(inspect_text(rows))
     return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def _show_schedule(gpus: tuple[str, ...], *, as_json: bool) -> None:
+    """Simulates the decode schedule on each GPU, and prints what it finds."""
+    from ..inspecting.decode_suite import suite_rows
+
+    rows: list[dict[str, Any]] = []
+    with progress_bar() as progress:
+        for done, gpu in enumerate(gpus):
+            progress(done / len(gpus), gpu)
+            rows += suite_rows([gpu])
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
+        return
+    from ..reporting.schedule import schedule_text
+
+    click.echo(schedule_text(rows))

@@ -66,6 +66,7 @@ def one_of(*words: str) -> Parser:
 
 
 MOST_USD_PER_HOUR = 1_000_000
+MOST_SECONDS = 86_400
 
 SEED = parsed(
     lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
@@ -73,4 +74,8 @@ SEED = parsed(
 SIZE = parsed(_size, "a whole number from 1 to 2147483647")
 SIZES = parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
 LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such as 1000,37")
+SECONDS = parsed(
+    lambda text: _whole(text, least=1, most=MOST_SECONDS),
+    f"a whole number of seconds from 1 to {MOST_SECONDS}",
+)
 DOLLARS = parsed(_dollars, f"a number of dollars above 0, at most {MOST_USD_PER_HOUR}")

@@ -9,7 +9,7 @@ from ..accounting.gpu_limits import SmLimits
 from ..accounting.work import ELEMENT_BYTES
 from .cache_model import MatmulShape, matmul_traffic
 from .counted import Counted, count_case, default_tiling, tiling_operations, tiling_traffic
-from .subjects import GpuLimits
+from .subjects import kernel_limits
 
 MOST_OPERATIONS = 3_000_000_000
 """That the interpreter is asked for: about half a minute. Larger cases are modelled alone."""
@@ -35,7 +35,7 @@ def count_row(
     Raises:
         TrafficError: the kernel touched memory as it must not.
     """
-    tiling = default_tiling(case, _limits(gpu))
+    tiling = default_tiling(case, kernel_limits(gpu))
     modelled_operations, traffic = tiling_operations(case, tiling), tiling_traffic(case, tiling)
     row: dict[str, Any] = {
         "kernel": case.operation,
@@ -54,15 +54,6 @@ def count_row(
         reason = f"{modelled_operations:.3g} operations are over {MOST_OPERATIONS:.3g}, too many to interpret"
         return {**row, "status": "modelled", "reason": reason, "provenance": "modelled"}
     return {**row, **_counted(count_case(case, tiling=tiling, seed=seed))}
-
-
-def _limits(gpu: SmLimits) -> GpuLimits:
-    return GpuLimits(
-        compute_capability=gpu.sm,
-        sm_count=gpu.sm_count,
-        shared_bytes_per_block=gpu.shared_bytes_per_block,
-        shared_bytes_per_sm=gpu.shared_bytes_per_sm,
-    )
 
 
 def _counted(counted: Counted) -> dict[str, Any]:

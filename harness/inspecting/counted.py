@@ -18,7 +18,9 @@ from ..accounting.cases import DecodeAttention, PrefillMatmul
 from ..accounting.work import ELEMENT_BYTES
 from ..measuring.inputs import DecodeAttentionInputs, MatmulInputs, Source, draw
 from .subjects import (
+    EDGE_TOKENS,
     H100_LIMITS,
+    MERGE_PROGRAMS,
     DecodeTiling,
     GpuLimits,
     MatmulTiling,
@@ -26,10 +28,12 @@ from .subjects import (
     choose_matmul_tiling,
     kernels,
 )
+from .tile_order import decode_part_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from .tile_order import DecodePart
     from .traffic import LaunchTraffic
 
     CountedCase = PrefillMatmul | DecodeAttention
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 
 _PARTIAL_BYTES = 4  # partial results are float32
 _LENGTH_BYTES = 4
+_PART_RECORD_BYTES = (
+    8  # of a program: the item that it began and did not end, and into how many parts it is cut
+)
 
 _TERMS = {
     "x_ptr": "x",
@@ -46,8 +53,8 @@ _TERMS = {
     "v_ptr": "v_cache",
     "context_lens_ptr": "context_lens",
     "partial_ptr": "partial",
-    "max_ptr": "partial_max",
-    "sum_ptr": "partial_sum",
+    "partial_lse_ptr": "partial_lse",
+    "parts_ptr": "parts",
     "out_ptr": "out",
 }
 
@@ -184,8 +191,9 @@ def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
     """Bytes that a tiling loads and stores, by tensor: arithmetic alone.
 
     Product: each panel of x once a column of tiles, each panel of weight once a row of tiles. Attention: a
-    query once a split, a live key or value once a block of the query heads that share it, a length once a
-    program. Partial results are stored once a share that holds any, loaded once, and out is stored once.
+    query once a part of its context (see `decode_part_order`), a live key or value once a block of the query
+    heads that share it, all lengths twice a program. Partial results are stored once a part of an item that
+    is cut, and loaded once; out is stored once.
 
     Raises:
         ValueError: a tiling of another operation.
@@ -200,8 +208,9 @@ def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
 def tiling_operations(case: CountedCase, tiling: Tiling) -> int:
     """Operations of a tiling's products, padding included: arithmetic alone.
 
-    Product: 2 BLOCK_M BLOCK_N BLOCK_K a tile and step of K. Attention: 2 products of 2 BLOCK_G BLOCK_N
-    BLOCK_D, head_dim rounded up to a power of two, a block of query heads and of tokens.
+    Product: 2 BLOCK_M BLOCK_N BLOCK_K a tile and step of K. Attention: 2 products of 2 BLOCK_G BLOCK_D,
+    head_dim rounded up to a power of two, a block of query heads and token; what is left of a context by
+    tiles of BLOCK_N is rounded up to 16 tokens.
 
     Raises:
         ValueError: a tiling of another operation.
@@ -211,10 +220,12 @@ def tiling_operations(case: CountedCase, tiling: Tiling) -> int:
         steps = tiles * math.ceil(case.in_features / tiling.block_k)
         return 2 * steps * tiling.block_m * tiling.block_n * tiling.block_k
     if isinstance(case, DecodeAttention) and isinstance(tiling, DecodeTiling):
-        blocks = sum(math.ceil(context / tiling.block_n) for context in case.contexts)
-        steps = blocks * case.kv_heads * _group_blocks(case, tiling)
         block_d = 1 << (case.head_dim - 1).bit_length()
-        return 4 * steps * tiling.block_g * tiling.block_n * block_d
+        row_blocks = math.ceil(case.q_heads // case.kv_heads / tiling.block_g)
+        whole = [context // tiling.block_n * tiling.block_n for context in case.contexts]
+        left = [context % tiling.block_n for context in case.contexts]
+        tokens = sum(whole) + sum(math.ceil(each / EDGE_TOKENS) * EDGE_TOKENS for each in left)
+        return 4 * tokens * case.kv_heads * row_blocks * tiling.block_g * block_d
     raise _mismatch(case, tiling)
 
 
@@ -268,14 +279,17 @@ def _tensors(
 ) -> dict[str, CountedTensor]:
     """The tensors of all launches together; those that a launch hands to the next are one."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
-    for at, launch in enumerate(launches):
+    for launch in launches:
         for name, tensor in launch.tensors.items():
-            # The first of two launches stores partial results where the only one stores the result.
-            term = "partial" if name == "out_ptr" and at + 1 < len(launches) else _TERMS[name]
+            # The first of a product's two launches stores partial results, the only one the result.
+            partial = isinstance(case, PrefillMatmul) and name == "out_ptr" and launch is not launches[-1]
+            term = "partial" if partial else _TERMS[name]
             sums[term]["requested"] += tensor.bytes_requested
             sums[term]["written"] += tensor.bytes_written
-            sums[term]["distinct"] = max(sums[term]["distinct"], tensor.bytes_distinct)
-            sums[term]["sectors"] = max(sums[term]["sectors"], tensor.sectors)
+            # Launches that share a tensor touch the same of it, but of the result an item each.
+            both = sum if term == "out" else max
+            sums[term]["distinct"] = both((sums[term]["distinct"], tensor.bytes_distinct))
+            sums[term]["sectors"] = both((sums[term]["sectors"], tensor.sectors))
     work = case.work()
     return {
         term: CountedTensor(
@@ -307,34 +321,48 @@ def _matmul_traffic(case: PrefillMatmul, tiling: MatmulTiling) -> TilingTraffic:
 
 
 def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffic:
-    size, splits = ELEMENT_BYTES[case.dtype], tiling.num_splits
-    group_blocks = _group_blocks(case, tiling)
-    rows = case.batch * case.q_heads
-    cache = sum(case.contexts) * case.kv_heads * case.head_dim * size * group_blocks
+    size, lengths = ELEMENT_BYTES[case.dtype], case.batch * _LENGTH_BYTES
+    rows = case.q_heads // case.kv_heads
+    programs = _decode_parts(case, tiling)
+    parts = [part for parts in programs for part in parts]
+    queries = sum(_rows_of(part, rows, tiling) for part in parts)
+    cut_parts = [part for part in parts if not part.whole]
+    cut_rows = sum(_rows_of(part, rows, tiling) for part in cut_parts)
+    cut_items = {(part.sequence, part.kv_head, part.row_block): part for part in cut_parts}
+    merged_rows = sum(_rows_of(part, rows, tiling) for part in cut_items.values())
+    cache = sum(part.end - part.begin for part in parts) * case.head_dim * size
+    # A balanced program adds up all lengths, then finds its place among them, and looks at two of them again.
+    searched = len(programs) * (_LENGTH_BYTES if tiling.num_splits else 2 * lengths + 2 * _LENGTH_BYTES)
     read = {
-        "q": rows * case.head_dim * size * splits,
+        "q": queries * case.head_dim * size,
         "k_cache": cache,
         "v_cache": cache,
-        "context_lens": case.batch * splits * case.kv_heads * group_blocks * _LENGTH_BYTES,
+        "context_lens": searched + (len(parts) + merged_rows) * _LENGTH_BYTES,
     }
-    written = {"out": rows * case.head_dim * size}
-    if splits > 1:
-        shares = sum(_live_splits(context, tiling) for context in case.contexts) * case.q_heads
-        read["context_lens"] += rows * _LENGTH_BYTES
-        for term, elements in (("partial", case.head_dim), ("partial_max", 1), ("partial_sum", 1)):
-            read[term] = written[term] = shares * elements * _PARTIAL_BYTES
+    written = {"out": case.batch * case.q_heads * case.head_dim * size}
+    if len(programs) > 1 and tiling.num_splits != 1:
+        slot_rows = min(rows, tiling.block_g)
+        merging = math.ceil(slot_rows / math.ceil(slot_rows / MERGE_PROGRAMS))
+        written["parts"] = len(programs) * _PART_RECORD_BYTES
+        read["parts"] = written["parts"] * merging
+        read["partial"] = written["partial"] = cut_rows * case.head_dim * _PARTIAL_BYTES
+        read["partial_lse"] = written["partial_lse"] = cut_rows * _PARTIAL_BYTES
     return TilingTraffic(read=read, written=written)
 
 
-def _group_blocks(case: DecodeAttention, tiling: DecodeTiling) -> int:
-    """Programs that share the keys and values of a head, each with a block of its query heads."""
-    return math.ceil(case.q_heads // case.kv_heads / tiling.block_g)
+def _decode_parts(case: DecodeAttention, tiling: DecodeTiling) -> tuple[tuple[DecodePart, ...], ...]:
+    return decode_part_order(
+        context_lens=case.contexts,
+        capacity=case.capacity,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        tiling=tiling,
+    )
 
 
-def _live_splits(context: int, tiling: DecodeTiling) -> int:
-    """Shares of a context that hold any tokens: shares are whole tiles, and the last may stay empty."""
-    tiles = math.ceil(context / tiling.block_n)
-    return math.ceil(tiles / max(1, math.ceil(tiles / tiling.num_splits)))
+def _rows_of(part: DecodePart, rows: int, tiling: DecodeTiling) -> int:
+    """Query rows of a part's block."""
+    return min(tiling.block_g, rows - part.row_block * tiling.block_g)
 
 
 def _mismatch(case: object, tiling: object) -> ValueError:

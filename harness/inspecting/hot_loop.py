@@ -162,8 +162,8 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
     """Finds the loop that a kernel's time goes to, and one that loads for it.
 
     Of the loops that hold no other loop with work, the one with the most multiply-adds, then with the most
-    bytes loaded, then the longest. Where warps are specialised, the products and their loads are in different
-    loops.
+    bytes loaded asynchronously, then with the most loaded at all, then the longest. Where warps are
+    specialised, the products and their loads are in different loops.
 
     Returns:
         The hot loop; after it, where it loads nothing from global memory, the one of the others that
@@ -186,14 +186,19 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
     return (hot, *loading[:1])
 
 
-def _rank(loop: HotLoop) -> tuple[float, int, int, int]:
+def _rank(loop: HotLoop) -> tuple[float, int, int, int, int]:
     matrix = sum(each.is_matrix for each in loop.instructions)
-    return loop.multiply_adds or float(matrix), _loaded(loop), loop.count, -loop.indices[0]
+    pipelined = sum(_loaded_by(each) for each in loop.global_loads if each.is_asynchronous)
+    return loop.multiply_adds or float(matrix), pipelined, _loaded(loop), loop.count, -loop.indices[0]
 
 
 def _loaded(loop: HotLoop) -> int:
+    return sum(_loaded_by(each) for each in loop.global_loads)
+
+
+def _loaded_by(load: Instruction) -> int:
     # A bulk copy moves a tile: more than any load by lanes.
-    return sum((1 << 20) if each.is_bulk else each.lane_bytes for each in loop.global_loads)
+    return (1 << 20) if load.is_bulk else load.lane_bytes
 
 
 def _iteration(

@@ -36,13 +36,20 @@ from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
 from .headroom import Workload
 from .machine_code import disassemble
 from .scheduled import ScheduleEfficiency, schedule_efficiency
-from .subjects import GpuLimits, kernels
+from .subjects import kernel_limits, kernels
 from .variants import CompileCase, workload
 
 _KERNELS_PACKAGE = kernels.__name__
 # Loaded now: once stand-ins are in place, loading them would take this process for one that interprets.
 _DECODE_ATTENTION, _PREFILL_MATMUL = kernels.decode_attention, kernels.prefill_matmul
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
+}
 _DTYPE_NAMES = {
     "torch.bfloat16": "bf16",
     "torch.float16": "fp16",
@@ -146,7 +153,10 @@ def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[Compile
         replacements.enter_context(_replaced(triton.JITFunction, "run", record))
         for module in _modules_of_kernels():
             # Checks let CPU tensors pass where kernels are interpreted.
-            for name, stand_in in (("gpu_limits", _limits_of(gpu)), ("interpreting", lambda: True)):
+            for name, stand_in in (
+                ("gpu_limits", lambda _device: kernel_limits(gpu)),
+                ("interpreting", lambda: True),
+            ):
                 if name in vars(module):
                     replacements.enter_context(_replaced(module, name, stand_in))
         call()
@@ -247,6 +257,7 @@ def _row(
 
 def _call_decode(case: CompileCase) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
+    query_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
     batch, capacity, page_size = shape["batch"], shape["capacity"], shape["page_size"]
     table = None
     cache = (batch, capacity, shape["kv_heads"], shape["head_dim"])
@@ -255,7 +266,7 @@ def _call_decode(case: CompileCase) -> None:
         cache = (batch * pages, page_size, *cache[2:])
         table = torch.empty((batch, pages), dtype=torch.int32)
     _DECODE_ATTENTION(
-        torch.empty((batch, shape["q_heads"], shape["head_dim"]), dtype=dtype),
+        torch.empty((batch, shape["q_heads"], shape["head_dim"]), dtype=query_dtype),
         torch.empty(cache, dtype=dtype),
         torch.empty(cache, dtype=dtype),
         torch.empty((batch,), dtype=torch.int32),
@@ -274,16 +285,6 @@ def _call_matmul(case: CompileCase) -> None:
 
 
 _CALLS = {"decode_attention": _call_decode, "prefill_matmul": _call_matmul}
-
-
-def _limits_of(gpu: SmLimits) -> Callable[[torch.device], GpuLimits]:
-    limits = GpuLimits(
-        compute_capability=gpu.sm,
-        sm_count=gpu.sm_count,
-        shared_bytes_per_block=gpu.shared_bytes_per_block,
-        shared_bytes_per_sm=gpu.shared_bytes_per_sm,
-    )
-    return lambda _device: limits
 
 
 def _modules_of_kernels() -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..accounting.gpu_limits import SmLimits
 from .cache_model import MatmulShape
-from .tile_order import DecodeCut, MatmulCut, decode_share_order
+from .tile_order import MatmulCut
 
 # The model's stated assumptions, not measurements.
 PROGRAM_S = 1.5e-6  # to start a program and end it, and for each further sequence and head inside one
@@ -25,7 +25,7 @@ SECOND_KERNEL_S = 3e-6  # to launch the kernel that merges or adds what was cut
 # One SM cannot take all of the bandwidth that idle ones leave; stated like the costs above.
 _SM_MEMORY_SHARE = 1.6
 
-_PARTIAL_BYTES = 4  # partial results are float32
+PARTIAL_BYTES = 4  # partial results are float32
 _TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots are filled in their order
 
 
@@ -189,7 +189,7 @@ def simulate_launch(
     """Simulates a whole call: its programs, then the second kernel at full bandwidth.
 
     Args:
-        launch: of `decode_launch`, `matmul_matrix_launch` or `matmul_memory_launch`.
+        launch: of `decode_launch.decode_launch`, `matmul_matrix_launch` or `matmul_memory_launch`.
         gpu: SM count and bandwidth.
         programs_per_sm: how many an SM holds at one time.
         resource: what the programs share, in the unit of their work; the GPU's DRAM bandwidth when none.
@@ -211,58 +211,6 @@ def simulate_launch(
         second_kernel_s=second_kernel_s,
         waves=grid.waves,
         sm_end_s=grid.sm_end_s,
-    )
-
-
-def decode_launch(
-    *,
-    context_lens: Sequence[int],
-    capacity: int,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    element_bytes: int,
-    tiling: DecodeCut,
-) -> Launch:
-    """The launch of `decode_attention` on sequences of these lengths; limited by DRAM bandwidth.
-
-    A program moves the keys and values of its share, its part of them where several programs take the query
-    heads of one group (the others find them in L2), and the partial results that it writes. Queries and
-    outputs are left out: they are group x head_dim elements against thousands of times as many.
-
-    Args:
-        context_lens: live tokens of each sequence.
-        capacity: tokens that a sequence's cache has room for.
-        q_heads: query heads.
-        kv_heads: key-value heads.
-        head_dim: elements of a head.
-        element_bytes: of an element of the cache.
-        tiling: how the kernel cuts the work.
-
-    Returns:
-        The launch; its useful work is the live keys and values.
-    """
-    shares = decode_share_order(
-        context_lens=context_lens, capacity=capacity, q_heads=q_heads, kv_heads=kv_heads, tiling=tiling
-    )
-    group = q_heads // kv_heads
-    group_blocks = math.ceil(group / tiling.block_g)
-    token_bytes = 2 * head_dim * element_bytes
-    partial_row_bytes = (head_dim + 2) * _PARTIAL_BYTES  # with its maximum and its sum
-    programs, cache_bytes, partial_bytes = [], 0.0, 0
-    for share in shares:
-        work = (share.end - share.begin) * token_bytes / group_blocks
-        cache_bytes += work
-        if tiling.num_splits > 1 and share.end > share.begin:
-            heads = min(tiling.block_g, group - share.group_block * tiling.block_g)
-            partial_bytes += heads * partial_row_bytes
-            work += heads * partial_row_bytes
-        programs.append(ProgramWork(work=work))
-    output_bytes = len(context_lens) * q_heads * head_dim * element_bytes
-    return Launch(
-        programs=tuple(programs),
-        useful_work=cache_bytes,
-        second_kernel_bytes=partial_bytes + output_bytes if tiling.num_splits > 1 else None,
     )
 
 
@@ -288,7 +236,7 @@ def matmul_memory_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
     """
     blocks_m = math.ceil(shape.rows / tiling.block_m)
     blocks_n = math.ceil(shape.out_features / tiling.block_n)
-    out_bytes = shape.out_bytes if tiling.num_splits == 1 else _PARTIAL_BYTES
+    out_bytes = shape.out_bytes if tiling.num_splits == 1 else PARTIAL_BYTES
     programs = []
     for share in shape.tile_order(tiling):
         rows = min(tiling.block_m, shape.rows - share.block_m * tiling.block_m)
@@ -309,7 +257,7 @@ def _reduction_bytes(shape: MatmulShape, tiling: MatmulCut) -> int | None:
     """Partial sums read and the result written; None where K is not split."""
     if tiling.num_splits == 1:
         return None
-    return shape.rows * shape.out_features * (tiling.num_splits * _PARTIAL_BYTES + shape.out_bytes)
+    return shape.rows * shape.out_features * (tiling.num_splits * PARTIAL_BYTES + shape.out_bytes)
 
 
 class _Sharing:

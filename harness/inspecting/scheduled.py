@@ -6,17 +6,18 @@ from typing import Any
 
 from ..accounting.gpu_limits import SmLimits
 from .cache_model import MatmulShape
+from .decode_launch import decode_launch
 from .headroom import peak_flop_per_s
 from .schedule import (
     Launch,
     SharedResource,
-    decode_launch,
     matmul_matrix_launch,
     matmul_memory_launch,
     matrix_units_of,
     memory_of,
     simulate_launch,
 )
+from .subjects import choose_decode_tiling, kernel_limits
 from .variants import ELEMENT_BYTES, CompileCase
 
 
@@ -35,7 +36,7 @@ class ScheduleEfficiency:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A launch's compile-time sizes as the tiling that they came from."""
+    """A launch's compile-time sizes as the tiling that they came from, with what else is known of it."""
 
     sizes: Mapping[str, Any]
 
@@ -68,8 +69,9 @@ def schedule_efficiency(
     try:
         if launch == "split":
             capacity, batch = case.shape["capacity"], case.shape["batch"]
+            cut = _Cut({**constants, "programs": _programs(case, gpu)})
             uniform, ragged = (
-                efficiency(_decode(case, _Cut(constants), lengths), memory_of(gpu))
+                efficiency(_decode(case, cut, lengths), memory_of(gpu))
                 for lengths in ([capacity] * batch, [capacity // (i + 1) for i in range(batch)])
             )
             return ScheduleEfficiency(uniform=uniform, ragged=ragged)
@@ -78,6 +80,21 @@ def schedule_efficiency(
     except AttributeError:  # a kernel whose sizes have other names has no grid that is known here
         pass
     return None
+
+
+def _programs(case: CompileCase, gpu: SmLimits) -> int:
+    """Shares of the balanced schedule: the launch's grid, which is none of its compile-time sizes."""
+    shape = case.shape
+    return choose_decode_tiling(
+        batch=shape["batch"],
+        q_heads=shape["q_heads"],
+        kv_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        capacity=shape["capacity"],
+        page_size=shape["page_size"],
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        limits=kernel_limits(gpu),
+    ).programs
 
 
 def _decode(case: CompileCase, cut: _Cut, lengths: list[int]) -> Launch:

@@ -5,8 +5,10 @@ launches recorded in the interpreter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
+
+from .subjects import PART_TILES
 
 
 class MatmulCut(Protocol):
@@ -38,15 +40,23 @@ class DecodeCut(Protocol):
 
     @property
     def block_g(self) -> int:
-        """Query heads of a program."""
+        """Rows of a program."""
 
     @property
     def block_n(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a tile."""
 
     @property
     def num_splits(self) -> int:
-        """Shares of a context."""
+        """Shares of each item; 0 for equal shares of all tiles of the batch."""
+
+    @property
+    def programs(self) -> int:
+        """How many such equal shares."""
+
+    @property
+    def min_tiles(self) -> int:
+        """No equal share is smaller."""
 
 
 class TileShare(NamedTuple):
@@ -67,24 +77,24 @@ class TileShare(NamedTuple):
     last_k: int
 
 
-class ContextShare(NamedTuple):
-    """What one program of a decode attention reads: tokens [begin, end) of one key-value head.
+class DecodePart(NamedTuple):
+    """What one program of a decode attention does for one item: tokens [begin, end) of a key-value head.
 
     Attributes:
         sequence: index in the batch.
         kv_head: key-value head.
-        group_block: block of the query heads of the group, in units of `DecodeTiling.block_g`.
-        split: which share of the context.
+        row_block: block of the query rows that share the head, in units of `DecodeTiling.block_g`.
         begin: first token.
-        end: the token after the last; `begin` where the share is empty.
+        end: the token after the last; `begin` where the sequence has no live token.
+        whole: whether these are all live tokens, so that the program writes the result itself.
     """
 
     sequence: int
     kv_head: int
-    group_block: int
-    split: int
+    row_block: int
     begin: int
     end: int
+    whole: bool
 
 
 def matmul_tile_order(
@@ -128,41 +138,98 @@ def matmul_tile_order(
     return tuple(shares)
 
 
-def decode_share_order(
+def decode_part_order(
     *,
     context_lens: Sequence[int],
     capacity: int,
     q_heads: int,
     kv_heads: int,
     tiling: DecodeCut,
-) -> tuple[ContextShare, ...]:
-    """The shares of `decode_attention`'s programs in launch order.
+    query_tokens: int = 1,
+    window: int | None = None,
+    part_tiles: int = PART_TILES,
+) -> tuple[tuple[DecodePart, ...], ...]:
+    """The parts of items that each program of `decode_attention`'s split kernel does, in launch order.
 
-    Each sequence is cut by its own length, in whole tiles of `block_n` tokens, so the last shares of a short
-    one are empty.
+    An item is a sequence, a key-value head and a block of query rows, in that order. See
+    `kernels/decode_shares.py` for the two ways to cut them.
 
     Args:
         context_lens: live tokens of each sequence; clamped to 0..capacity as the kernel does.
         capacity: tokens that a sequence's cache has room for.
         q_heads: query heads.
         kv_heads: key-value heads.
-        tiling: how the kernel cuts each sequence and group.
+        tiling: how the kernel cuts the work.
+        query_tokens: of a sequence.
+        window: tokens that a query token sees; all when none.
+        part_tiles: what beginning an item counts, in tiles.
 
     Returns:
-        One share a program: batch x num_splits x kv_heads x ceil(group / block_g) of them.
+        The parts of each program, none for one without a share. With `num_splits` above 0 there are
+        items x num_splits programs, else `programs`.
     """
-    group_blocks = math.ceil(q_heads // kv_heads / tiling.block_g)
-    shares = []
+    row_blocks = math.ceil(q_heads // kv_heads * query_tokens / tiling.block_g)
+    heads = [(kv_head, row_block) for kv_head in range(kv_heads) for row_block in range(row_blocks)]
+    items = []
     for sequence, context in enumerate(context_lens):
-        length = min(max(context, 0), capacity)
-        tiles = math.ceil(length / tiling.block_n)
-        split_tokens = max(1, math.ceil(tiles / tiling.num_splits)) * tiling.block_n
-        for split in range(tiling.num_splits):
-            begin = min(split * split_tokens, length)
-            end = min(begin + split_tokens, length)
-            shares += [
-                ContextShare(sequence, kv_head, group_block, split, begin, end)
-                for kv_head in range(kv_heads)
-                for group_block in range(group_blocks)
-            ]
-    return tuple(shares)
+        stop = min(max(context, 0), capacity)
+        start = 0 if window is None else max(stop - min(window, capacity) - (query_tokens - 1), 0)
+        items += [_Item(sequence, *head, start, stop, tiling.block_n) for head in heads]
+    if tiling.num_splits:
+        return tuple(parts for item in items for parts in _split_parts(item, tiling.num_splits))
+    return _balanced_parts(items, tiling.programs, tiling.min_tiles, part_tiles)
+
+
+class _Item(NamedTuple):
+    """Live tokens [start, stop) of a sequence, for one key-value head and block of rows."""
+
+    sequence: int
+    kv_head: int
+    row_block: int
+    start: int
+    stop: int
+    block_n: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that hold live tokens; they start at multiples of `block_n`."""
+        return math.ceil(self.stop / self.block_n) - self.start // self.block_n
+
+    def part(self, first: int, last: int) -> DecodePart:
+        """Tiles [first, last), counted from the first that is live."""
+        first_tile = self.start // self.block_n
+        begin = max((first_tile + first) * self.block_n, self.start)
+        end = min((first_tile + last) * self.block_n, self.stop)
+        whole = first == 0 and last == self.tiles
+        return DecodePart(self.sequence, self.kv_head, self.row_block, begin, max(begin, end), whole)
+
+
+def _split_parts(item: _Item, num_splits: int) -> Iterator[tuple[DecodePart, ...]]:
+    """Of each split; the first of an empty item has it, with no tokens."""
+    tiles = item.tiles
+    per_split = max(math.ceil(tiles / num_splits), 1)
+    for split in range(num_splits):
+        first = split * per_split
+        held = first < tiles or split == 0
+        yield (item.part(first, min(first + per_split, tiles)),) if held else ()
+
+
+def _balanced_parts(
+    items: Sequence[_Item], programs: int, min_tiles: int, part_tiles: int
+) -> tuple[tuple[DecodePart, ...], ...]:
+    """Walks along the units of all items: `part_tiles` and then the tiles of each."""
+    total = sum(item.tiles + part_tiles for item in items)
+    share = max(-(-total // programs), min_tiles)
+    parts: list[list[DecodePart]] = [[] for _ in range(programs)]
+    before = 0
+    for item in items:
+        tiles = item.tiles
+        units = tiles + part_tiles
+        for program in range(before // share, -(-(before + units) // share)):
+            first = max(program * share - before - part_tiles, 0)
+            last = min((program + 1) * share - before, units) - part_tiles
+            # A share that ends among what an item's beginning counts leaves the item to the next program.
+            if last > first or last == tiles == 0:
+                parts[program].append(item.part(first, last))
+        before += units
+    return tuple(map(tuple, parts))

@@ -8,15 +8,12 @@ from typing import Any
 from .headroom import Workload
 
 DTYPES = ("bf16", "fp16", "fp32")
-ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
+CACHE_DTYPES = ("e4m3", "e5m2", "int8")
+"""Of a cache under bf16 queries."""
+
+ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "e4m3": 1, "e5m2": 1, "int8": 1}
 _DECODE = {"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0}
-# Few sequences leave SMs idle, so each context is cut into shares that a second kernel merges.
-_DECODE_VARIANTS: Mapping[str, Mapping[str, int]] = {
-    "contiguous": {},
-    "contiguous_split": {"batch": 2},
-    "pages_16": {"page_size": 16},
-    "pages_16_split": {"page_size": 16, "batch": 2},
-}
+_DECODE_VARIANTS: Mapping[str, Mapping[str, int]] = {"contiguous": {}, "pages_16": {"page_size": 16}}
 _MATMUL = {"rows": 8192, "out_features": 8192, "in_features": 4096, "bias": 0}
 _MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "rows_8192": {},
@@ -37,7 +34,8 @@ class CompileCase:
     Attributes:
         kernel: "decode_attention" or "prefill_matmul".
         variant: name of the shape.
-        dtype: of the operands: "bf16", "fp16" or "fp32".
+        dtype: of the operands: "bf16", "fp16" or "fp32"; of decode attention's cache also "e4m3", "e5m2" or
+            "int8", the queries then being bf16.
         shape: sizes by name; page_size 0 is a contiguous cache, bias 1 adds one.
     """
 
@@ -51,17 +49,17 @@ def default_cases() -> tuple[CompileCase, ...]:
     """Every variant in every dtype at one common shape: 32 query and 8 key-value heads of 128 elements."""
     return tuple(
         CompileCase(kernel=kernel, variant=variant, dtype=dtype, shape={**base, **shape})
-        for kernel, base, variants in (
-            ("decode_attention", _DECODE, _DECODE_VARIANTS),
-            ("prefill_matmul", _MATMUL, _MATMUL_VARIANTS),
+        for kernel, base, variants, dtypes in (
+            ("decode_attention", _DECODE, _DECODE_VARIANTS, (*DTYPES, *CACHE_DTYPES)),
+            ("prefill_matmul", _MATMUL, _MATMUL_VARIANTS, DTYPES),
         )
         for variant, shape in variants.items()
-        for dtype in DTYPES
+        for dtype in dtypes
     )
 
 
 def full_cases() -> tuple[CompileCase, ...]:
-    """The default cases, and decode attention at other head sizes, groups and page sizes, in bf16."""
+    """The default cases, and decode attention at other head sizes, groups and page sizes."""
     more = []
     for q_heads, kv_heads in _GROUPS:
         for head_dim in (*_HEAD_DIMS, *_BF16_HEAD_DIMS):
@@ -71,7 +69,10 @@ def full_cases() -> tuple[CompileCase, ...]:
                 if shape == {**_DECODE, **_DECODE_VARIANTS[variant]}:
                     continue
                 name = f"{variant}_d{head_dim}_g{q_heads // kv_heads}"
-                more.append(CompileCase(kernel="decode_attention", variant=name, dtype="bf16", shape=shape))
+                more += [
+                    CompileCase(kernel="decode_attention", variant=name, dtype=dtype, shape=shape)
+                    for dtype in (("bf16",) if head_dim in _BF16_HEAD_DIMS else (*DTYPES, *CACHE_DTYPES))
+                ]
     for page_size in (1, 64):
         shape = {**_DECODE, "page_size": page_size}
         more.append(
@@ -99,25 +100,25 @@ def workload(case: CompileCase, launch: str, constants: Mapping[str, Any]) -> Wo
 
 
 def _split(case: CompileCase, constants: Mapping[str, Any]) -> Workload:
-    """A tile of keys and values; programs that share a key-value head's queries share its bytes."""
-    group, head_dim = constants["group"], constants["head_dim"]
-    tokens, rows = constants["block_n"], min(group, constants["block_g"])
-    tile = 2.0 * tokens * head_dim * ELEMENT_BYTES[case.dtype]
+    """A tile of keys and values; programs that share a key-value head's rows share its bytes."""
+    rows, tokens = constants["group"] * constants["query_tokens"], constants["block_n"]
+    head_dims = constants["head_dim"] + constants["v_head_dim"]
+    tile = float(tokens * head_dims * ELEMENT_BYTES[case.dtype])
     return Workload(
-        useful_bytes=tile / math.ceil(group / constants["block_g"]),
+        useful_bytes=tile / math.ceil(rows / constants["block_g"]),
         streamed_bytes=tile,
-        flop=4.0 * rows * tokens * head_dim,
+        flop=2.0 * min(rows, constants["block_g"]) * tokens * head_dims,
         tile_bytes=tile,
-        dtype=case.dtype,
+        dtype="fp16" if case.dtype in CACHE_DTYPES else case.dtype,  # what 8 bits are multiplied as
     )
 
 
 def _merge(_case: CompileCase, constants: Mapping[str, Any]) -> Workload:
-    """The partial results of some splits: a row, a maximum and a sum each, in float32."""
-    splits, head_dim = constants["block_s"], constants["head_dim"]
-    tile = 4.0 * splits * (head_dim + 2)
+    """The partial results of some parts: a row and its log-sum-exp each, in float32."""
+    parts, head_dim = constants["block_s"], constants["v_head_dim"]
+    tile = 4.0 * parts * (head_dim + 1)
     return Workload(
-        useful_bytes=tile, streamed_bytes=tile, flop=2.0 * splits * head_dim, tile_bytes=tile, dtype="fp32"
+        useful_bytes=tile, streamed_bytes=tile, flop=2.0 * parts * head_dim, tile_bytes=tile, dtype="fp32"
     )
 
 

@@ -39,7 +39,9 @@ class Source:
         """A contiguous tensor of normal numbers of this standard deviation."""
         out = torch.empty(shape, dtype=dtype, device=self._device)
         flat, filled = out.view(-1), 0
-        block = self._blocks.setdefault(dtype, self._block.to(dtype))
+        if dtype not in self._blocks:
+            self._blocks[dtype] = self._block.to(dtype)
+        block = self._blocks[dtype]
         start = int(torch.randint(BLOCK, (), generator=self._places))
         while filled < flat.numel():
             piece = block[start : start + flat.numel() - filled]

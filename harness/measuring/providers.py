@@ -1,5 +1,6 @@
 """Who runs a case, and what its result is held against; of measuring, this module alone names the kernels."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ... import kernels
-from ...kernels import interpreting, reference, use_interpreter
+from ...kernels import DecodeTiling, GpuLimits, gpu_limits, interpreting, reference, use_interpreter
 from ..accounting.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+from ..accounting.work import ELEMENT_BYTES
 from . import decoder_layer
 from .device import Device
 from .gate import Verdict, judge, tolerance
@@ -22,8 +24,21 @@ from .inputs import (
     MatmulInputs,
     PrefillAttentionInputs,
 )
+from .tilings import Key, decode_attention_candidates, decode_attention_key
 
-__all__ = ["PROVIDERS", "Gate", "Provider", "gate_of", "interpreting", "use_interpreter"]
+__all__ = [
+    "PROVIDERS",
+    "DecodeTiling",
+    "Gate",
+    "GpuLimits",
+    "Provider",
+    "Tunable",
+    "gate_of",
+    "gpu_limits",
+    "interpreting",
+    "tunable_provider",
+    "use_interpreter",
+]
 
 COLUMN_STEP = 128
 """A sampled column in every so many: a tile of that width cannot be wrong unseen, in whatever row."""
@@ -36,6 +51,23 @@ SAMPLED_TOKENS = 33
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tunable:
+    """What is known of a kernel that can be cut in several ways; tilings are frozen dataclasses of numbers.
+
+    Attributes:
+        key: the facts of a case that the choice of its tiling may depend on.
+        default: the tiling that the kernel itself chooses for a case on a GPU.
+        candidates: tilings to try, of a case, its default and the GPU; the default first.
+        run: computes the output of a copy of the inputs, cut by a tiling.
+    """
+
+    key: Callable[[Any], Key]
+    default: Callable[[Any, GpuLimits], Any]
+    candidates: Callable[[Any, Any, GpuLimits], Sequence[Any]]
+    run: Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provider:
     """One way to run an operation.
 
@@ -43,11 +75,24 @@ class Provider:
         name: as rows tell it.
         run: computes the output of a copy of the inputs.
         refuses: why it does not run a case on a device, or None.
+        tunable: how its tiling is found, where it takes one.
+        tiling: by which it is cut; None where it chooses that itself.
     """
 
     name: str
     run: Callable[[Any], Tensor]
     refuses: Callable[[Case, Device], str | None] = lambda case, device: None  # noqa: ARG005  (refuse none)
+    tunable: Tunable | None = None
+    tiling: Mapping[str, int] | None = None
+
+    def cut_by(self, tiling: Any) -> "Provider":
+        """This provider with a tiling in place of its own choice; itself where there is or it takes none."""
+        tunable = self.tunable
+        if tunable is None or tiling is None:
+            return self
+        return dataclasses.replace(
+            self, run=lambda inputs: tunable.run(inputs, tiling), tiling=dataclasses.asdict(tiling)
+        )
 
 
 def _matmul_torch(inputs: MatmulInputs) -> Tensor:
@@ -88,6 +133,26 @@ def _decode_key_first(inputs: DecodeAttentionInputs) -> Tensor:
 def _decode_triton(inputs: DecodeAttentionInputs) -> Tensor:
     kernels.decode_attention(inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out)
     return inputs.out
+
+
+def _decode_cut(inputs: DecodeAttentionInputs, tiling: DecodeTiling) -> Tensor:
+    kernels.decode_attention(
+        inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out, tiling=tiling
+    )
+    return inputs.out
+
+
+def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
+    return kernels.choose_decode_tiling(
+        batch=case.batch,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        capacity=case.capacity,
+        page_size=0,
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        limits=limits,
+    )
 
 
 def _prefill_attention_torch(inputs: PrefillAttentionInputs) -> Tensor:
@@ -134,11 +199,27 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(name="torch", run=_decode_torch, refuses=_ragged),
         Provider(name="torch-matmul", run=_decode_matmul, refuses=_ragged_or_not_cpu),
         Provider(name="torch-key-first", run=_decode_key_first, refuses=_ragged_or_not_cpu),
-        Provider(name="triton", run=_decode_triton, refuses=_needs_compiled_triton),
+        Provider(
+            name="triton",
+            run=_decode_triton,
+            refuses=_needs_compiled_triton,
+            tunable=Tunable(
+                key=decode_attention_key,
+                default=_decode_default,
+                candidates=decode_attention_candidates,
+                run=_decode_cut,
+            ),
+        ),
     ),
     "prefill_attention": (Provider(name="torch", run=_prefill_attention_torch),),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
 }
+
+
+def tunable_provider(operation: str) -> tuple[Provider, Tunable] | None:
+    """The provider of an operation that takes a tiling, and what is known of it; None where none does."""
+    found = ((p, p.tunable) for p in PROVIDERS[operation] if p.tunable is not None)
+    return next(found, None)
 
 
 @dataclass(frozen=True, kw_only=True)

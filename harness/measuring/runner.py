@@ -1,9 +1,11 @@
 """Runs cases on a device: gate, then time, row by row."""
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,18 +20,29 @@ from .timer import Budget, measure
 LONGEST_CALL_S = 20.0
 """A case of which the ceilings say that one call takes longer is skipped."""
 
+TilingOf = Callable[[Case], Any]
+"""Tells the tiling that a tunable provider is to run a case with; None leaves the choice to the provider."""
+
+
+def no_tiling(_case: Case) -> None:
+    """No case has a tuned tiling."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof."""
+    """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof.
+
+    `tiling_of` gives the tuned tiling of a case, where there is one.
+    """
 
     device: Device
     source: Source
     budget: Budget
     roof: Roof
+    tiling_of: TilingOf = no_tiling
 
 
-class _Blocked(Exception):  # noqa: N818  (not an error: the row says why)
+class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
     """A case that cannot be run here."""
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -45,8 +58,8 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
     gate: Gate | None = None
     try:
         if None in refusals.values():
-            copies, gate = _prepare(case, bench)
-    except _Blocked as reason:
+            copies, gate = prepare(case, bench)
+    except Blocked as reason:
         blocked = reason.status, reason.reason
     for provider in PROVIDERS[case.operation]:
         refusal = refusals[provider.name]
@@ -55,28 +68,31 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
         elif blocked is not None:
             yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
         elif gate is not None:
-            yield run_provider(case, provider, copies, gate, bench)
+            tiling = None if provider.tunable is None else bench.tiling_of(case)
+            yield run_provider(case, provider.cut_by(tiling), copies, gate, bench)
     del copies, gate
     bench.device.release()
 
 
-def _prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
-    """Copies of the inputs, and the gate on the first of them."""
+def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
+    """Copies of the inputs, and the gate on the first of them.
+
+    Raises:
+        Blocked: the case cannot be run here; says why.
+    """
     if bench.roof.flop_per_s is None:
-        raise _Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
+        raise Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
     needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
     if needed > free:
-        raise _Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+        raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     least = bench.roof.least_time_s(case.work())
     if least is not None and least[0] > LONGEST_CALL_S:
-        raise _Blocked(
-            "skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
-        )
+        raise Blocked("skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s")
     try:
         copies = copies_of(case, bench.source, cache_bytes=bench.device.cache_bytes)
         return copies, gate_of(case, copies[0])
     except (MemoryError, RuntimeError) as error:
-        raise _Blocked(*_explain(error)) from error
+        raise Blocked(*_explain(error)) from error
 
 
 def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate: Gate, bench: Bench) -> Row:
@@ -86,6 +102,7 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
     calls = [BoundCall(provider, inputs) for inputs in copies]
     clocks = bench.device.clocks
     clock_before_hz: float | None = None
+    row = functools.partial(Row, case=case, provider=provider.name, tiling=provider.tiling)
 
     def before_sampling() -> None:
         nonlocal clock_before_hz
@@ -96,7 +113,7 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
         [first_s] = bench.device.time_each(calls[:1])
         verdict = gate.judge(calls[0].output)
         if not verdict.passed:
-            return _failed(case, provider, verdict)
+            return _failed(row, verdict)
         timing = measure(
             bench.device,
             calls,
@@ -107,13 +124,11 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
         verdict = gate.judge(calls[0].output)
         if not verdict.passed:
-            return _failed(case, provider, verdict)
+            return _failed(row, verdict)
     except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
         status, reason = _explain(error)
-        return Row(case=case, provider=provider.name, status=status, reason=reason)
-    return Row(
-        case=case,
-        provider=provider.name,
+        return row(status=status, reason=reason)
+    return row(
         status="ok",
         relative_error=verdict.relative_error,
         tolerance=verdict.tolerance,
@@ -143,10 +158,8 @@ def _poison_outputs(calls: Sequence[BoundCall]) -> None:
         call.output.fill_(math.nan)
 
 
-def _failed(case: Case, provider: Provider, verdict: Verdict) -> Row:
-    return Row(
-        case=case,
-        provider=provider.name,
+def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
+    return row(
         status="failed",
         reason=verdict.reason,
         relative_error=verdict.relative_error,

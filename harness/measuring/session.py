@@ -19,7 +19,7 @@ from .environment import describe
 from .inputs import DTYPES, Source, memory_bytes
 from .interpreted import check_twins
 from .providers import interpreting, use_interpreter
-from .runner import Bench, run_case
+from .runner import Bench, TilingOf, no_tiling, run_case
 from .timer import Budget
 
 Progress = Callable[[float, str], None]
@@ -131,15 +131,21 @@ def begin(settings: Settings, device: Device) -> Run:
     )
 
 
-def measure(result: Run, settings: Settings, device: Device, progress: Progress) -> None:
-    """Measure everything that is asked for, into a run that was begun.
+def measure(
+    result: Run,
+    settings: Settings,
+    device: Device,
+    progress: Progress,
+    tiling_of: TilingOf = no_tiling,
+) -> None:
+    """Measure everything that is asked for, into a run that was begun, with the tuned tilings there are.
 
     Ctrl-C ends it early, as does a device that breaks down: what was measured until then is kept, and the run
     is marked as interrupted or broken.
     """
     start_s = time.perf_counter()
     try:
-        _fill(result, settings, device, progress)
+        _fill(result, settings, device, progress, tiling_of)
     except KeyboardInterrupt:
         result.interrupted = True
     except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
@@ -149,7 +155,7 @@ def measure(result: Run, settings: Settings, device: Device, progress: Progress)
     result.elapsed_s = time.perf_counter() - start_s
 
 
-def _fill(result: Run, settings: Settings, device: Device, progress: Progress) -> None:
+def _fill(result: Run, settings: Settings, device: Device, progress: Progress, tiling_of: TilingOf) -> None:
     source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
     start_s = time.perf_counter()
     progress(0.0, "read bandwidth")
@@ -174,6 +180,7 @@ def _fill(result: Run, settings: Settings, device: Device, progress: Progress) -
             source=source,
             budget=Budget(time_limit_s=row_limit_s, warm_up_s=row_limit_s / 2),
             roof=result.measured,
+            tiling_of=tiling_of,
         )
         for row in run_case(case, bench):
             result.rows.append(row)

@@ -42,7 +42,7 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
     datasheet = run.datasheet.least_time_s(work)
     return (
         row.case.id,
-        row.provider,
+        _provider(row),
         si(work.operations),
         si(work.bytes_total),
         f"{work.operations_per_byte:.3g}",
@@ -56,12 +56,16 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
     )
 
 
+def _provider(row: Row) -> str:
+    return row.provider if row.tiling is None else f"{row.provider}, tuned"
+
+
 def _not_timed(rows: Sequence[Row]) -> Iterable[str]:
     """Failed rows one by one; other rows without figures by provider, status and reason."""
     counts: dict[str, int] = {}
     for row in rows:
         if row.status == "failed":
-            yield f"FAILED: {row.case.id} {row.provider}: {row.reason}"
+            yield f"FAILED: {row.case.id} {_provider(row)}: {row.reason}"
         elif row.status != "ok":
             line = f"{row.status}: {row.provider}: {row.reason}"
             counts[line] = counts.get(line, 0) + 1

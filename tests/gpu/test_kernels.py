@@ -1,16 +1,29 @@
-"""Both kernels, compiled, against their oracles at the sizes they are made for."""
+"""The kernels, compiled, against their oracles at the sizes they are made for."""
 
+import dataclasses
+import importlib
+import math
 import sys
 
 import pytest
 import torch
 import triton
 from decodetax.harness.measuring.gate import row_errors, tolerance
-from decodetax.kernels import decode_attention, interpreting, prefill_matmul, reference
+from decodetax.kernels import (
+    decode_attention,
+    decode_attention_workspace_bytes,
+    interpreting,
+    merge_states,
+    prefill_matmul,
+    reference,
+)
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+NARROW_DTYPES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
 NAN = float("nan")
+INT8_UNIT = 1 / 40
+DEVICE = "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +32,7 @@ def _seeded():
 
 
 def normal(*shape, dtype):
-    return torch.randn(shape, device="cuda").to(dtype)
+    return torch.randn(shape, device=DEVICE).to(dtype)
 
 
 def assert_close(actual, expected, *, reduction, roundings):
@@ -31,6 +44,7 @@ def test_kernels_are_compiled_not_interpreted():
     assert not interpreting()
     for module, names in {
         "decode_attention": ("_split_kernel", "_merge_kernel"),
+        "merge_states": ("_merge_states_kernel",),
         "prefill_matmul": ("_tile_kernel", "_reduce_kernel"),
     }.items():
         for name in names:
@@ -46,66 +60,272 @@ def test_kernels_are_compiled_not_interpreted():
 def test_prefill_matmul_agrees_with_the_oracle(rows, out_features, in_features, dtype):
     x, weight = normal(rows, in_features, dtype=dtype), normal(out_features, in_features, dtype=dtype)
     bias = normal(out_features, dtype=dtype)
-    out = torch.full((rows, out_features), NAN, dtype=dtype, device="cuda")
+    out = torch.full((rows, out_features), NAN, dtype=dtype, device=DEVICE)
     prefill_matmul(x, weight, bias=bias, out=out)
     expected = reference.prefill_matmul(x, weight, bias=bias)
     assert_close(out, expected, reduction=in_features, roundings=1)
 
 
-def cache_of(lengths, capacity, kv_heads, head_dim, dtype):
-    cache = normal(len(lengths), capacity, kv_heads, head_dim, dtype=dtype)
-    for sequence, length in enumerate(lengths):
-        cache[sequence, length:] = NAN
-    return cache
+def decode_inputs(
+    lengths,
+    *,
+    q_heads=32,
+    kv_heads=8,
+    head_dim=128,
+    v_head_dim=None,
+    capacity=8192,
+    dtype=torch.bfloat16,
+    cache_dtype=None,
+    page_size=0,
+    query_tokens=None,
+    window=None,
+):
+    """Arguments of `decode_attention`: unused cache is NaN, and unused page numbers lead nowhere."""
+    batch = len(lengths)
+    tokens = () if query_tokens is None else (query_tokens,)
+    ranges = [
+        (0 if window is None else max(length - window - (query_tokens or 1) + 1, 0), length)
+        for length in lengths
+    ]
+    inputs = {
+        "q": normal(batch, *tokens, q_heads, head_dim, dtype=dtype),
+        "context_lens": torch.tensor(lengths, dtype=torch.int32, device=DEVICE),
+    }
+    for name, width in {"k_cache": head_dim, "v_cache": v_head_dim or head_dim}.items():
+        cache = normal(batch, capacity, kv_heads, width, dtype=torch.float32)
+        for sequence, (begin, end) in enumerate(ranges):
+            cache[sequence, :begin] = NAN
+            cache[sequence, end:] = NAN
+        if cache_dtype == torch.int8:
+            cache = (cache / INT8_UNIT).round().clamp(-128, 127).nan_to_num(-128)
+        inputs[name] = cache.to(cache_dtype or dtype)
+    if page_size:
+        pages = batch * capacity // page_size
+        order = torch.randperm(pages, device=DEVICE)
+        table = order.argsort().view(batch, -1).to(torch.int32)
+        for sequence, (begin, end) in enumerate(ranges):
+            table[sequence, : begin // page_size] = 2**31 - 1
+            table[sequence, -(-end // page_size) :] = 2**31 - 1
+        inputs["block_table"] = table
+        for name in ("k_cache", "v_cache"):
+            paged = inputs[name].view(torch.uint8).view(pages, page_size, kv_heads, -1)
+            inputs[name] = paged[order].view(inputs[name].dtype)
+    return inputs
+
+
+def scales(cache_dtype):
+    """What makes numbers of a narrow cache of size 1."""
+    return dict.fromkeys(("k_scale", "v_scale"), INT8_UNIT if cache_dtype == torch.int8 else 1.0)
+
+
+def assert_decodes(inputs, **options):
+    """Output and log-sum-exp agree with the oracle's."""
+    width = inputs["v_cache"].shape[-1]
+    out = torch.full((*inputs["q"].shape[:-1], width), NAN, dtype=inputs["q"].dtype, device=DEVICE)
+    output, lse = decode_attention(**inputs, out=out, return_lse=True, **options)
+    assert output is out
+    expected, expected_lse = reference.decode_attention(**inputs, **options)
+    assert_decoded(output, lse, expected, expected_lse, inputs)
+    return output
+
+
+def assert_decoded(output, lse, expected, expected_lse, inputs, *, roundings=2):
+    capacity = inputs["k_cache"].shape[1] * (inputs["block_table"].shape[1] if "block_table" in inputs else 1)
+    # A score of size s is the sum of head_dim products: its error, sqrt(head_dim) s roundoffs, is one of its
+    # exponential relative to it. `assert_close` takes the square root of products for roundoffs.
+    largest = float(torch.where(expected_lse.isfinite(), expected_lse.abs(), 0.0).max())
+    head_dim = inputs["q"].shape[-1]
+    reduction = (math.sqrt(capacity) + math.sqrt(head_dim) * largest) ** 2
+    assert_close(output, expected, reduction=reduction, roundings=roundings)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 
 
 SHAPES = {
-    "one_long": {"lengths": (8192,), "q_heads": 32, "kv_heads": 8, "head_dim": 128},
-    "unequal": {"lengths": (0, 1, 63, 64, 65, 4095, 8192), "q_heads": 32, "kv_heads": 8, "head_dim": 128},
-    "many": {"lengths": (1000,) * 64, "q_heads": 28, "kv_heads": 4, "head_dim": 128},
+    "one_long": {"lengths": (8192,)},
+    "unequal": {"lengths": (0, 1, 63, 64, 65, 4095, 8192)},
+    "many": {"lengths": (1000,) * 64, "q_heads": 28, "kv_heads": 4, "capacity": 1024},
     "large_group": {"lengths": (5000, 7), "q_heads": 64, "kv_heads": 1, "head_dim": 256},
     "odd_sizes": {"lengths": (300, 4096), "q_heads": 15, "kv_heads": 3, "head_dim": 72},
+    "unlike_head_dims": {
+        "lengths": (300, 4096),
+        "q_heads": 12,
+        "kv_heads": 1,
+        "head_dim": 192,
+        "v_head_dim": 128,
+    },
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("page_size", [0, 16], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("page_size", [0, 16, 64], ids=["contiguous", "pages_of_16", "pages_of_64"])
 def test_decode_attention_agrees_with_the_oracle(shape, page_size, dtype):
-    lengths, q_heads, kv_heads, head_dim = shape.values()
-    batch, capacity = len(lengths), 8192
-    q = normal(batch, q_heads, head_dim, dtype=dtype)
-    k_cache, v_cache = (cache_of(lengths, capacity, kv_heads, head_dim, dtype) for _ in range(2))
-    table = None
-    if page_size:
-        pages = batch * capacity // page_size
-        order = torch.randperm(pages, device="cuda")
-        paged = (pages, page_size, kv_heads, head_dim)
-        k_cache, v_cache = (cache.view(paged)[order] for cache in (k_cache, v_cache))
-        table = order.argsort().view(batch, -1).to(torch.int32)
-        for sequence, length in enumerate(lengths):
-            table[sequence, -(-length // page_size) :] = 2**31 - 1
-    context_lens = torch.tensor(lengths, dtype=torch.int32, device="cuda")
-    out = torch.full_like(q, NAN)
-    output, lse = decode_attention(
-        q, k_cache, v_cache, context_lens, block_table=table, out=out, return_lse=True
+    inputs = decode_inputs(**shape, page_size=page_size, dtype=dtype)
+    output = assert_decodes(inputs)
+    assert torch.equal(decode_attention(**inputs), output)
+
+
+@pytest.fixture(params=["float8_e4m3fn", "float8_e4m3fn_from_bits", "float8_e5m2", "int8"])
+def cache_dtype(request, monkeypatch):
+    """Each type of 8 bits; where the GPU has an instruction for e4m3, as if it had none as well."""
+    name = request.param.removesuffix("_from_bits")
+    if name != request.param:
+        module = importlib.import_module("decodetax.kernels.decode_attention")
+        limits = dataclasses.replace(module.gpu_limits(torch.device(DEVICE)), compute_capability=80)
+        monkeypatch.setattr(module, "gpu_limits", lambda _device: limits)
+    elif name == "float8_e4m3fn" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no instruction for float8 e4m3")
+    return getattr(torch, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("page_size", [0, 64], ids=["contiguous", "paged"])
+def test_caches_of_8_bits_agree_with_the_oracle(cache_dtype, dtype, page_size):
+    inputs = decode_inputs(
+        (0, 1, 65, 4095, 4096), capacity=4096, page_size=page_size, dtype=dtype, cache_dtype=cache_dtype
     )
-    expected, expected_lse = reference.decode_attention(q, k_cache, v_cache, context_lens, block_table=table)
-    assert_close(output, expected, reduction=capacity, roundings=2)
-    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
-    again = decode_attention(q, k_cache, v_cache, context_lens, block_table=table)
-    assert torch.equal(again, output)
+    assert_decodes(inputs, **scales(cache_dtype))
 
 
-def test_decode_attention_replays_in_a_cuda_graph_with_other_lengths():
-    q = normal(4, 32, 128, dtype=torch.bfloat16)
-    k_cache, v_cache = (normal(4, 2048, 8, 128, dtype=torch.bfloat16) for _ in range(2))
-    context_lens = torch.full((4,), 2048, dtype=torch.int32, device="cuda")
-    decode_attention(q, k_cache, v_cache, context_lens)  # compiles outside the capture
+def test_each_code_of_8_bits_is_right_to_the_bit(cache_dtype):
+    codes = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(cache_dtype)
+    output = decode_attention(
+        normal(1, 1, 16, dtype=torch.float32),
+        torch.ones(1, 1, 1, 16, device=DEVICE).to(cache_dtype),
+        codes.view(1, 1, 1, 256),
+        torch.ones(1, dtype=torch.int32, device=DEVICE),
+    )
+    values = codes if cache_dtype == torch.int8 else codes.float()
+    torch.testing.assert_close(output[0, 0].double(), values.double(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_bfloat16_queries_of_any_size_meet_8_bit_caches(cache_dtype):
+    inputs = decode_inputs((500,), capacity=512, cache_dtype=cache_dtype)
+    inputs["q"] *= 1e30
+    assert_decodes(inputs, scale=1e-31, **scales(cache_dtype))
+
+
+OPTIONS = {
+    "window": {"window": 1000},
+    "window_of_1": {"window": 1},
+    "softcap": {"softcap": 5.0},
+    "sinks": {"sinks": torch.linspace(-3, 9, 32)},
+    "scales": {"k_scale": torch.linspace(0.5, 2, 8), "v_scale": torch.linspace(-1, 1, 8)},
+    "all": {"window": 300, "softcap": 30.0, "sinks": torch.linspace(-3, 9, 32), "scale": 0.2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("query_tokens", [None, 1, 4, 8])
+@pytest.mark.parametrize("page_size", [0, 64, 100], ids=["contiguous", "pages_of_64", "pages_of_100"])
+def test_options_agree_with_the_oracle(options, query_tokens, page_size):
+    on_device = {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
+    inputs = decode_inputs(
+        (0, 3, 129, 3199, 3200), capacity=3200, page_size=page_size, query_tokens=query_tokens,
+        window=options.get("window"),
+    )  # fmt: skip
+    assert_decodes(inputs, **on_device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [16, 64])
+@pytest.mark.parametrize("head_dim", [64, 72, 128, 256])
+def test_many_rows_agree_with_the_oracle(group, head_dim, dtype):
+    inputs = decode_inputs(
+        (700, 5), q_heads=group, kv_heads=1, head_dim=head_dim, capacity=1024, query_tokens=8, dtype=dtype
+    )
+    assert_decodes(inputs)
+
+
+@pytest.mark.parametrize("token", [100, 699], ids=["whole_tile", "last_token"])
+@pytest.mark.parametrize("num_splits", [None, 3])
+def test_not_a_number_in_live_cache_reaches_the_output_and_no_earlier_query_token(token, num_splits):
+    inputs = decode_inputs((700,), capacity=1024, query_tokens=2)
+    inputs["k_cache"][0, token, 1, 3] = NAN
+    inputs["v_cache"][0, token, 0, 3] = NAN
+    output = decode_attention(**inputs, num_splits=num_splits)
+    first = 1 if token == 699 else 0
+    assert output[0, first:, :4, 3].isnan().all()
+    assert output[0, first:, 4:8].isnan().all()
+    assert output.isnan().sum() == (2 - first) * (4 + 4 * 128)
+
+
+def test_a_sequence_does_not_feel_the_others_where_splits_are_given():
+    inputs = decode_inputs((4000, 17, 0, 8192))
+    expected = decode_attention(**inputs, num_splits=5)
+    for rows in ([0], [3, 0], [1, 0, 2, 1, 0]):
+        output = decode_attention(**{name: value[rows] for name, value in inputs.items()}, num_splits=5)
+        assert torch.equal(output, expected[rows])
+
+
+def test_random_lengths_give_the_same_bits_every_run():
+    lengths = torch.randint(0, 2049, (300,)).tolist()
+    inputs = decode_inputs(tuple(lengths), capacity=2048, kv_heads=2, q_heads=8, head_dim=64)
+    output = assert_decodes(inputs)
+    assert all(torch.equal(decode_attention(**inputs), output) for _ in range(10))
+
+
+def test_a_call_with_output_and_workspace_neither_allocates_nor_waits():
+    inputs = decode_inputs((8192, 17))
+    size = decode_attention_workspace_bytes(**inputs)
+    given = {
+        "out": (torch.empty_like(inputs["q"]), torch.empty(2, 32, device=DEVICE)),
+        "workspace": torch.empty(size, dtype=torch.uint8, device=DEVICE),
+        "return_lse": True,
+    }
+    decode_attention(**inputs, **given)  # compiles
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decode_attention(**inputs, **given)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.parametrize("num_splits", [None, 4])
+def test_decode_attention_replays_in_a_cuda_graph_with_other_lengths(num_splits):
+    inputs = decode_inputs((2048,) * 4, capacity=2048)
+    size = decode_attention_workspace_bytes(**inputs, num_splits=num_splits)
+    workspace = torch.full((size // 4,), NAN, device=DEVICE)
+    out, lse = torch.empty_like(inputs["q"]), torch.empty(4, 32, device=DEVICE)
+    call = {"num_splits": num_splits, "workspace": workspace, "out": (out, lse), "return_lse": True}
+    decode_attention(**inputs, **call)  # compiles outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = decode_attention(q, k_cache, v_cache, context_lens)
-    context_lens.copy_(torch.tensor([0, 1, 700, 2048], dtype=torch.int32))
-    graph.replay()
-    expected, _ = reference.decode_attention(q, k_cache, v_cache, context_lens)
-    assert_close(output, expected, reduction=2048, roundings=2)
+        decode_attention(**inputs, **call)
+    for lengths in ((0, 1, 700, 2048), (2048, 2048, 0, 0), (33, 2047, 64, 1)):
+        inputs["context_lens"].copy_(torch.tensor(lengths, dtype=torch.int32))
+        for tensor in (out, lse, workspace):
+            tensor.fill_(NAN)
+        graph.replay()
+        assert_decoded(out, lse, *reference.decode_attention(**inputs), inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_shared_prefix_and_own_tokens_are_the_whole_context(dtype):
+    prefix = decode_inputs((3000,), capacity=3000, dtype=dtype)
+    own = decode_inputs((500, 0, 77), capacity=500, dtype=dtype)
+    shared = {"q": own["q"], "context_lens": torch.full_like(own["context_lens"], 3000)}
+    whole = own | {"context_lens": own["context_lens"] + 3000}
+    for name in ("k_cache", "v_cache"):
+        shared[name] = prefix[name].expand(3, -1, -1, -1)
+        whole[name] = torch.cat([shared[name], own[name]], 1)
+    output, lse = merge_states(
+        *decode_attention(**shared, return_lse=True), *decode_attention(**own, return_lse=True)
+    )
+    # The merge rounds once more than attention over the whole.
+    assert_decoded(output, lse, *reference.decode_attention(**whole), whole, roundings=3)
+
+
+def test_merged_empty_parts_are_empty_whatever_stands_in_them():
+    nothing = torch.full((5, 128), NAN, device=DEVICE), torch.full((5,), -math.inf, device=DEVICE)
+    o, lse = normal(5, 128, dtype=torch.float32), normal(5, dtype=torch.float32)
+    assert torch.equal(merge_states(*nothing, o, lse)[0], o)
+    output, merged = merge_states(*nothing, *nothing)
+    assert (output == 0).all()
+    assert (merged == -math.inf).all()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,8 +17,8 @@ from decodetax.harness.inspecting.cache_model import (
     group_m_traffic,
     matmul_traffic,
 )
-from decodetax.harness.inspecting.tile_order import TileShare, decode_share_order, matmul_tile_order
-from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention, prefill_matmul
+from decodetax.harness.inspecting.tile_order import TileShare, matmul_tile_order
+from decodetax.kernels import MatmulTiling, prefill_matmul
 from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
@@ -130,39 +129,6 @@ def test_matmul_programs_compute_the_shares_of_the_tile_order(sizes, num_splits,
 class NoKernel:
     def __getitem__(self, grid):
         return lambda **_arguments: None
-
-
-@pytest.mark.parametrize("num_splits", [1, 4])
-@pytest.mark.parametrize(("q_heads", "kv_heads"), [(2, 2), (20, 1)])
-def test_decode_programs_read_the_shares_of_the_share_order(q_heads, kv_heads, num_splits, monkeypatch):
-    lengths, capacity = [0, 17, 90], 80
-    q = torch.zeros(len(lengths), q_heads, 16, dtype=torch.float16)
-    caches = [torch.zeros(len(lengths), capacity, kv_heads, 16, dtype=torch.float16) for _ in range(2)]
-    cut = DecodeTiling(block_g=16, block_n=16, num_splits=num_splits, num_warps=4, num_stages=2)
-    with recorded(monkeypatch) as log:
-        decode_attention(q, *caches, torch.tensor(lengths, dtype=torch.int32), tiling=cut)
-    order = decode_share_order(
-        context_lens=lengths, capacity=capacity, q_heads=q_heads, kv_heads=kv_heads, tiling=cut
-    )
-    read = {
-        program: {
-            ((share.sequence * capacity + token) * kv_heads + share.kv_head) * 16 + column
-            for token in range(share.begin, share.end)
-            for column in range(16)
-        }
-        for program, share in enumerate(order)
-        if share.end > share.begin
-    }
-    assert elements(log.loads, caches[0]) == read
-    assert elements(log.loads, caches[1]) == read
-    assert len(order) == len(lengths) * num_splits * kv_heads * math.ceil(q_heads / kv_heads / 16)
-    # Query heads of the same group in another block are another program: the queries tell which.
-    for program, indices in elements(log.loads, q).items():
-        share = order[program]
-        heads = {index // 16 % q_heads for index in indices}
-        first = share.kv_head * (q_heads // kv_heads) + share.group_block * 16
-        assert min(heads) == first
-        assert {index // 16 // q_heads for index in indices} == {share.sequence}
 
 
 def test_cache_evicts_what_was_used_longest_ago():

@@ -67,7 +67,9 @@ decode_tilings = st.builds(
     DecodeTiling,
     block_g=st.sampled_from([1, 2, 4, 16]),
     block_n=st.sampled_from([16, 32]),
-    num_splits=st.integers(1, 3),
+    num_splits=st.integers(0, 3),
+    programs=st.integers(1, 7),
+    min_tiles=st.integers(1, 4),
     num_warps=st.just(4),
     num_stages=st.just(2),
 )
@@ -115,24 +117,40 @@ def test_the_terms_of_a_matmul_in_splits_by_hand():
 
 def test_the_terms_of_an_attention_in_splits_by_hand():
     traffic = tiling_traffic(DECODE, DECODE_TILING)
-    # 3 query heads a group in blocks of 2; contexts of 0, 1 and 3 tiles give 0, 1 and 2 shares.
-    cache = 45 * 2 * 24 * 2 * 2
+    # 3 query heads a group in blocks of 2; contexts of 0, 1 and 3 tiles give 1, 1 and 2 parts, the last cut.
+    programs, cache, cut_rows = 3 * 2 * 2 * 2, 45 * 2 * 24 * 2 * 2, 2 * 6
+    partial = {"partial": cut_rows * 24 * 4, "partial_lse": cut_rows * 4}
     assert traffic.read == {
-        "q": 3 * 6 * 24 * 2 * 2,
+        "q": 4 * 6 * 24 * 2,
         "k_cache": cache,
         "v_cache": cache,
-        "context_lens": 3 * 2 * 2 * 2 * 4 + 3 * 6 * 4,
-        "partial": 3 * 6 * 24 * 4,
-        "partial_max": 3 * 6 * 4,
-        "partial_sum": 3 * 6 * 4,
+        # Each program finds its share, reads the length again in each part, and merging does for each row.
+        "context_lens": (programs + 4 * 2 * 2 + 6) * 4,
+        "parts": programs * 8 * 2,
+        **partial,
     }
-    assert traffic.written == {
-        "out": 3 * 6 * 24 * 2,
-        "partial": 3 * 6 * 24 * 4,
-        "partial_max": 3 * 6 * 4,
-        "partial_sum": 3 * 6 * 4,
-    }
+    assert traffic.written == {"out": 3 * 6 * 24 * 2, "parts": programs * 8, **partial}
     assert tiling_operations(DECODE, DECODE_TILING) == 4 * (1 + 3) * 2 * 2 * 2 * 16 * 32
+
+
+def test_the_terms_of_an_attention_in_equal_shares_by_hand():
+    traffic = tiling_traffic(DECODE, replace(DECODE_TILING, num_splits=0, programs=4, min_tiles=1))
+    # 4 items a sequence, of 1, 2 and 4 units with that of the beginning: 28, in 4 shares of 7. The second
+    # ends after a tile of the third sequence's first item, of 2 rows; the others are whole, so 13 parts.
+    cache, lengths, partial = (
+        45 * 2 * 24 * 2 * 2,
+        3 * 4,
+        {"partial": 2 * 2 * 24 * 4, "partial_lse": 2 * 2 * 4},
+    )
+    assert traffic.read == {
+        "q": (3 * 6 + 2) * 24 * 2,
+        "k_cache": cache,
+        "v_cache": cache,
+        "context_lens": 4 * (2 * lengths + 8) + (13 + 2) * 4,
+        "parts": 4 * 8 * 2,
+        **partial,
+    }
+    assert traffic.written == {"out": 3 * 6 * 24 * 2, "parts": 4 * 8, **partial}
 
 
 def test_figures_of_a_count_by_hand():

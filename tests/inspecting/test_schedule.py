@@ -1,19 +1,24 @@
 """Simulated grids: hand-computed times, a plain simulation beside, and the launches of the kernels."""
 
 import dataclasses
+import importlib
 import math
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from decodetax.harness.accounting.gpu_limits import find_gpu
 from decodetax.harness.inspecting.cache_model import MatmulShape
+from decodetax.harness.inspecting.decode_launch import decode_launch
 from decodetax.harness.inspecting.schedule import (
     LENGTHS_S,
     PROGRAM_S,
     SECOND_KERNEL_S,
     Launch,
     ProgramWork,
-    decode_launch,
     fixed_time_s,
     matmul_matrix_launch,
     matmul_memory_launch,
@@ -21,9 +26,16 @@ from decodetax.harness.inspecting.schedule import (
     simulate,
     simulate_launch,
 )
-from decodetax.kernels import DecodeTiling, MatmulTiling
+from decodetax.harness.inspecting.scheduled import schedule_efficiency
+from decodetax.harness.inspecting.subjects import PART_TILES
+from decodetax.harness.inspecting.tile_order import decode_part_order
+from decodetax.harness.inspecting.variants import CompileCase
+from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention
 from hypothesis import given
 from hypothesis import strategies as st
+from triton.runtime.interpreter import interpreter_builder
+
+decode_kernels = importlib.import_module("decodetax.kernels.decode_attention")
 
 H100 = find_gpu("h100")
 # 10 SMs, 1000 bytes a second: fair are 100 to an SM, and it gets 160 at most.
@@ -209,11 +221,19 @@ def test_second_kernel_costs_its_launch_and_its_bytes():
     assert (alone.second_kernel_s, alone.time_s) == (0, about(1))
 
 
-def decode_tiling(num_splits):
-    return DecodeTiling(block_g=16, block_n=64, num_splits=num_splits, num_warps=4, num_stages=3)
+def decode_tiling(num_splits=0, *, programs=1, min_tiles=1, block_n=64):
+    return DecodeTiling(
+        block_g=16,
+        block_n=block_n,
+        num_splits=num_splits,
+        programs=programs,
+        min_tiles=min_tiles,
+        num_warps=4,
+        num_stages=3,
+    )
 
 
-def decode(context_lens, num_splits, *, q_heads=8, kv_heads=2):
+def decode(context_lens, tiling, *, q_heads=8, kv_heads=2, **options):
     return decode_launch(
         context_lens=context_lens,
         capacity=1000,
@@ -221,12 +241,13 @@ def decode(context_lens, num_splits, *, q_heads=8, kv_heads=2):
         kv_heads=kv_heads,
         head_dim=128,
         element_bytes=2,
-        tiling=decode_tiling(num_splits),
+        tiling=tiling,
+        **options,
     )
 
 
-def test_decode_program_moves_the_keys_and_values_of_its_share():
-    launch = decode([100, 0, 1], 1)
+def test_decode_program_moves_the_keys_and_values_of_its_item():
+    launch = decode([100, 0, 1], decode_tiling(1))
     assert [program.work for program in launch.programs] == [51200, 51200, 0, 0, 512, 512]
     assert launch.useful_work == 101 * 2 * 512
     assert launch.second_kernel_bytes is None
@@ -235,35 +256,231 @@ def test_decode_program_moves_the_keys_and_values_of_its_share():
 
 def test_cut_context_moves_partial_results_twice():
     # 150 tokens are 3 tiles: one to each of three shares, and the fourth is empty.
-    launch = decode([150], 4)
-    partial = 4 * (128 + 2) * 4
-    tokens = [64, 64, 64, 64, 22, 22, 0, 0]
+    launch = decode([150], decode_tiling(4))
+    partial = 4 * (128 + 1) * 4
     assert [program.work for program in launch.programs] == [
-        512 * count + (partial if count else 0) for count in tokens
+        512 * count + (partial if count else 0) for count in [64, 64, 22, 0] * 2
     ]
     assert launch.useful_work == 150 * 2 * 512
-    assert launch.second_kernel_bytes == 6 * partial + 8 * 128 * 2
+    assert launch.second_kernel_bytes == 6 * partial + 8 * 128 * 2 + 8 * 8
 
 
 def test_programs_of_one_group_share_its_keys_and_values():
     # 20 query heads are two blocks of 16, the second of 4.
-    launch = decode([100], 2, q_heads=20, kv_heads=1)
-    partial = (128 + 2) * 4
+    launch = decode([100], decode_tiling(2), q_heads=20, kv_heads=1)
+    partial = (128 + 1) * 4
     assert [program.work for program in launch.programs] == [
         64 * 256 + 16 * partial,
-        64 * 256 + 4 * partial,
         36 * 256 + 16 * partial,
+        64 * 256 + 4 * partial,
         36 * 256 + 4 * partial,
     ]
     assert launch.useful_work == 100 * 512
 
 
-def test_one_long_sequence_among_short_ones_leaves_sms_idle():
-    ragged = simulate_launch(decode([1000] + [10] * 31, 1, kv_heads=8), H100, 2)
-    equal = simulate_launch(decode([1000] * 32, 1, kv_heads=8), H100, 2)
+def test_equal_shares_cross_sequences_and_pay_for_each_part():
+    # Two items of 8 + PART_TILES tiles: three shares end in the first, in the second and at its end.
+    tiles = 8 + PART_TILES
+    share = -(-2 * (tiles + PART_TILES) // 3)
+    launch = decode([64 * tiles] * 2, decode_tiling(programs=3), q_heads=4, kv_heads=1)
+    partial = 4 * (128 + 1) * 4
+    held = [share - PART_TILES, share - PART_TILES, 2 * (tiles - share + PART_TILES)]
+    assert [program.work for program in launch.programs] == [
+        held[0] * 64 * 512 + partial,
+        held[1] * 64 * 512 + 2 * partial,
+        held[2] * 64 * 512 + partial,
+    ]
+    assert [program.fixed_s for program in launch.programs] == [about(2e-6), about(3.5e-6), about(2e-6)]
+    assert launch.useful_work == 2 * tiles * 64 * 512
+    assert launch.second_kernel_bytes == 4 * partial + 2 * 4 * 128 * 2 + 3 * 8
+
+
+def test_balanced_launch_of_several_programs_always_merges():
+    # Every share is a whole item, and the kernel cannot know: lengths are on the device.
+    whole = decode([64] * 4, decode_tiling(programs=4), q_heads=4, kv_heads=1)
+    assert {program.work for program in whole.programs} == {64 * 512}
+    assert whole.second_kernel_bytes == 4 * 8
+    assert decode([64] * 4, decode_tiling(programs=1)).second_kernel_bytes is None
+
+
+def test_program_without_a_share_costs_its_start_and_the_lengths():
+    launch = decode([64], decode_tiling(programs=3, min_tiles=16), q_heads=4, kv_heads=1)
+    assert [program.work for program in launch.programs] == [64 * 512, 0, 0]
+    assert {program.fixed_s for program in launch.programs} == {2e-6}
+
+
+def test_window_and_sizes_of_values_count():
+    launch = decode([500], decode_tiling(1), v_head_dim=64, window=100, query_tokens=2)
+    assert launch.useful_work == 101 * 2 * (128 + 64) * 2
+
+
+def test_one_long_sequence_among_short_ones_leaves_sms_idle_unless_shares_are_equal():
+    lengths, slots = [1000] + [10] * 31, 2 * H100.sm_count
+    ragged, equal, balanced = (
+        simulate_launch(decode(lens, tiling, kv_heads=8), H100, 2)
+        for lens, tiling in (
+            (lengths, decode_tiling(1)),
+            ([1000] * 32, decode_tiling(1)),
+            (lengths, decode_tiling(programs=slots)),
+        )
+    )
     assert ragged.longest_sm_over_mean > 5
     assert equal.longest_sm_over_mean < 1.25
     assert ragged.efficiency < 0.2 < equal.efficiency
+    assert balanced.longest_sm_over_mean < 1.7
+
+
+def test_parts_by_hand():
+    # Units of a sequence: 2 for its beginning, then its tiles, here of 16 tokens.
+    # 40 tokens: 2 + 3; 0: 2; 16: 2 + 1; 100: 2 + 7. 19 units, in shares of 7.
+    parts = decode_part_order(
+        context_lens=[40, 0, 16, 100],
+        capacity=100,
+        q_heads=1,
+        kv_heads=1,
+        tiling=decode_tiling(programs=3, block_n=16),
+        part_tiles=2,
+    )
+    assert [[(part.sequence, part.begin, part.end, part.whole) for part in own] for own in parts] == [
+        [(0, 0, 40, True), (1, 0, 0, True)],
+        [(2, 0, 16, True), (3, 0, 32, False)],
+        [(3, 32, 100, False)],
+    ]
+
+
+def test_share_that_ends_in_a_beginning_leaves_the_item_to_the_next():
+    # 2 + 1 and 2 + 3 units: the first of two shares of 4 ends one unit into the second item.
+    parts = decode_part_order(
+        context_lens=[16, 48],
+        capacity=100,
+        q_heads=1,
+        kv_heads=1,
+        tiling=decode_tiling(programs=2, block_n=16),
+        part_tiles=2,
+    )
+    assert [[(part.sequence, part.end, part.whole) for part in own] for own in parts] == [
+        [(0, 16, True)],
+        [(1, 48, True)],
+    ]
+
+
+SHARES = {
+    "one split": ([0, 17, 90], 2, decode_tiling(1, block_n=16), {}),
+    "four splits": ([0, 17, 90], 2, decode_tiling(4, block_n=16), {}),
+    "splits of row blocks": ([33, 90], 20, decode_tiling(3, block_n=16), {}),
+    "splits in a window": ([70, 10], 2, decode_tiling(2, block_n=16), {"window": 21}),
+    "equal shares": ([0, 17, 90, 80, 1], 2, decode_tiling(programs=7, block_n=16), {}),
+    "more programs than tiles": ([0, 17, 1], 2, decode_tiling(programs=40, block_n=16), {}),
+    "shares of at least 6": ([80, 3, 64], 2, decode_tiling(programs=9, min_tiles=6, block_n=16), {}),
+    "equal shares of row blocks": ([33, 0, 90], 20, decode_tiling(programs=5, block_n=16), {}),
+    "equal shares in a window": (
+        [70, 10, 80],
+        2,
+        decode_tiling(programs=6, block_n=16),
+        {"window": 21, "query_tokens": 3},
+    ),
+    "no live token": ([0, 0], 2, decode_tiling(programs=2, block_n=16), {}),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_decode_programs_read_their_parts(name, monkeypatch):
+    lengths, q_heads, tiling, options = SHARES[name]
+    kv_heads, capacity = 2 if q_heads == 2 else 1, 80
+    query_tokens, window = options.get("query_tokens", 1), options.get("window")
+    q = torch.zeros(len(lengths), query_tokens, q_heads, 16, dtype=torch.float16)
+    caches = [torch.zeros(len(lengths), capacity, kv_heads, 16, dtype=torch.float16) for _ in range(2)]
+    out = torch.empty_like(q)
+    monkeypatch.setattr(decode_kernels, "_merge_kernel", NoKernel())
+    with recorded(monkeypatch) as log:
+        decode_attention(
+            q, *caches, torch.tensor(lengths, dtype=torch.int32), window=window, out=out, tiling=tiling
+        )
+    order = decode_part_order(
+        context_lens=lengths,
+        capacity=capacity,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        tiling=tiling,
+        query_tokens=query_tokens,
+        window=window,
+    )
+    items = len(lengths) * kv_heads * math.ceil(q_heads // kv_heads * query_tokens / 16)
+    assert len(order) == (items * tiling.num_splits or tiling.programs)
+    cache_rows, queries, results = {}, {}, {}
+    for program, parts in enumerate(order):
+        for sequence, kv_head, row_block, begin, end, whole in parts:
+            rows = {
+                (sequence * query_tokens + row // group) * q_heads + kv_head * group + row % group
+                for group in [q_heads // kv_heads]
+                for row in range(row_block * 16, min(row_block * 16 + 16, group * query_tokens))
+            }
+            read = {(sequence * capacity + token) * kv_heads + kv_head for token in range(begin, end)}
+            cache_rows[program] = cache_rows.get(program, set()) | read
+            queries[program] = queries.get(program, set()) | rows
+            if whole:
+                results[program] = results.get(program, set()) | rows
+    cache_rows = {program: read for program, read in cache_rows.items() if read}
+    assert rows_of(log.loads, caches[0]) == cache_rows
+    assert rows_of(log.loads, caches[1]) == cache_rows
+    assert rows_of(log.loads, q) == queries
+    assert rows_of(log.stores, out) == results
+
+
+class NoKernel:
+    def __getitem__(self, grid):
+        return lambda **_arguments: None
+
+
+@contextmanager
+def recorded(monkeypatch):
+    """Live addresses of every load and store, with the program that asks for them."""
+    log = SimpleNamespace(loads=[], stores=[])
+    builder = type(interpreter_builder)
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def live(ptrs, mask):
+        return ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)]
+
+    def masked_load(self, ptrs, mask, *rest, **options):
+        log.loads.append((self.grid_idx[0], live(ptrs, mask)))
+        return load(self, ptrs, mask, *rest, **options)
+
+    def masked_store(self, ptrs, value, mask, *rest, **options):
+        log.stores.append((self.grid_idx[0], live(ptrs, mask)))
+        return store(self, ptrs, value, mask, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", masked_load)
+        patch.setattr(builder, "create_masked_store", masked_store)
+        yield log
+
+
+def rows_of(log, tensor):
+    """Rows of a tensor, along its last dimension, that each program named."""
+    first, row_bytes = tensor.data_ptr(), tensor.shape[-1] * tensor.element_size()
+    touched = {}
+    for program, addresses in log:
+        offsets = addresses.astype(np.int64) - first
+        inside = offsets[(offsets >= 0) & (offsets < tensor.numel() * tensor.element_size())]
+        if inside.size:
+            touched.setdefault(program, set()).update((inside // row_bytes).tolist())
+    return touched
+
+
+DECODE_CASE = CompileCase(
+    kernel="decode_attention",
+    variant="contiguous",
+    dtype="bf16",
+    shape={"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0},
+)
+
+
+def test_compiled_decode_is_simulated_with_its_grid():
+    constants = {"block_g": 16, "block_n": 64, "num_splits": 0, "min_tiles": 6}
+    efficiency = schedule_efficiency(DECODE_CASE, "split", constants, H100, 3)
+    assert 0.85 < efficiency.ragged < efficiency.uniform < 1
+    assert schedule_efficiency(DECODE_CASE, "split", {"block": 16}, H100, 3) is None
 
 
 def matmul_tiling(num_splits=1):

@@ -4,7 +4,11 @@ import torch
 from decodetax.harness.measuring.gate import row_errors, tolerance
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+NARROW_DTYPES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
 NAN = float("nan")
+NOWHERE = 2**31 - 1
+INT8_UNIT = 1 / 40
+"""What a number of an int8 cache stands for: its scale gives it a standard deviation of 1."""
 
 
 def dtype_name(value):
@@ -13,7 +17,7 @@ def dtype_name(value):
 
 
 def normal(*shape, dtype, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def poisoned(*shape, dtype):
@@ -26,60 +30,84 @@ def decode_inputs(
     q_heads=8,
     kv_heads=2,
     head_dim=64,
+    v_head_dim=None,
+    query_tokens=None,
     capacity=130,
     dtype=torch.bfloat16,
+    cache_dtype=None,
     heads_first=False,
     page_size=0,
+    window=None,
+    unused=NAN,
 ):
-    """Arguments of `decode_attention` for sequences of these lengths; page_size 0 is a contiguous cache."""
+    """Arguments of `decode_attention` for sequences of these lengths; page_size 0 is a contiguous cache.
+
+    Tokens past the lengths, and before the window if there is one, are `unused`; int8 has -128 for NaN.
+    """
     batch = len(lengths)
-    live = [min(max(length, 0), capacity) for length in lengths]
+    drawn, capacity = capacity, -(-capacity // (page_size or 1)) * (page_size or 1)
+    tokens = () if query_tokens is None else (query_tokens,)
     inputs = {
-        "q": normal(batch, q_heads, head_dim, dtype=dtype, seed=1),
+        "q": normal(batch, *tokens, q_heads, head_dim, dtype=dtype, seed=1),
         "context_lens": torch.tensor(lengths, dtype=torch.int32),
     }
-    for seed, name in enumerate(("k_cache", "v_cache"), start=2):
-        shape = (
-            (batch, kv_heads, capacity, head_dim) if heads_first else (batch, capacity, kv_heads, head_dim)
-        )
-        cache = normal(*shape, dtype=dtype, seed=seed)
-        inputs[name] = cache.transpose(1, 2) if heads_first else cache
-        for sequence, length in enumerate(live):
-            inputs[name][sequence, length:] = NAN
+    ranges = [live_range(length, capacity, window, query_tokens or 1) for length in lengths]
     if page_size:
-        inputs |= paged(inputs, live, page_size)
+        inputs["block_table"] = scattered_pages(ranges, capacity // page_size, page_size)
+    for seed, (name, width) in enumerate(
+        {"k_cache": head_dim, "v_cache": v_head_dim or head_dim}.items(), start=2
+    ):
+        cache = torch.full((batch, capacity, kv_heads, width), unused)
+        cache[:, :drawn] = normal(batch, drawn, kv_heads, width, dtype=torch.float32, seed=seed)
+        live = torch.zeros(batch, capacity, dtype=torch.bool)
+        for sequence, (begin, end) in enumerate(ranges):
+            live[sequence, begin:end] = True
+        cache[~live] = unused
+        if page_size:
+            cache = in_pages(cache, inputs["block_table"], page_size, unused)
+        inputs[name] = laid_out(narrowed(cache, cache_dtype or dtype), heads_first=heads_first)
     return inputs
 
 
-def paged(inputs, live, page_size):
-    """The same live cache scattered over pages in no order; one page in three belongs to nobody."""
-    batch, capacity = inputs["k_cache"].shape[:2]
-    used = [-(-length // page_size) for length in live]
-    max_pages = -(-capacity // page_size)
-    pages = max(1, sum(used) * 3 // 2)
+def live_range(length, capacity, window=None, query_tokens=1):
+    """Tokens [begin, end) that some query token sees."""
+    end = min(max(length, 0), capacity)
+    return (0 if window is None else max(end - window - query_tokens + 1, 0)), end
+
+
+def scattered_pages(ranges, max_pages, page_size):
+    """A block table in no order; one page in three belongs to nobody."""
+    used = [range(begin // page_size, -(-end // page_size) if end else 0) for begin, end in ranges]
+    pages = max(1, sum(map(len, used)) * 3 // 2)
     order = torch.randperm(pages, generator=torch.Generator().manual_seed(4)).tolist()
-    table = torch.full((batch, max_pages), 2**31 - 1, dtype=torch.int32)
-    for sequence in range(batch):
-        for at in range(used[sequence]):
+    table = torch.full((len(ranges), max_pages), NOWHERE, dtype=torch.int32)
+    for sequence, places in enumerate(used):
+        for at in places:
             table[sequence, at] = order.pop()
-    result = {"block_table": table}
-    for name in ("k_cache", "v_cache"):
-        cache = poisoned(pages, page_size, *inputs[name].shape[2:], dtype=inputs[name].dtype)
-        for sequence, length in enumerate(live):
-            for token in range(length):
-                page = table[sequence, token // page_size]
-                cache[page, token % page_size] = inputs[name][sequence, token]
-        result[name] = cache
+    return table
+
+
+def in_pages(cache, table, page_size, unused):
+    """The same live cache in pages."""
+    live = table != NOWHERE
+    pages = max(1, int(live.sum()) * 3 // 2)
+    result = torch.full((pages, page_size, *cache.shape[2:]), unused)
+    result[table[live].long()] = cache.view(*table.shape, page_size, *cache.shape[2:])[live]
     return result
+
+
+def narrowed(cache, dtype):
+    if dtype == torch.int8:
+        return (cache / INT8_UNIT).round().clamp(-128, 127).nan_to_num(-128).to(dtype)
+    return cache.to(dtype)
+
+
+def laid_out(cache, *, heads_first):
+    """With tokens or heads first in memory, within a sequence or a page."""
+    return cache.transpose(1, 2).contiguous().transpose(1, 2) if heads_first else cache
 
 
 def worst_error(actual, expected, *, reduction, roundings):
     """The worst row's relative error, in units of what the dtype of `actual` allows."""
     bound = tolerance(actual.dtype, reduction=reduction, roundings=roundings)
     return float(row_errors(actual, expected).max()) / bound
-
-
-def decode_error(output, expected, inputs):
-    """Rounded twice: the probabilities before they meet the values, and the output."""
-    reduction = inputs["k_cache"].shape[1] * inputs.get("block_table", torch.empty(1, 1)).shape[1]
-    return worst_error(output, expected, reduction=reduction + output.shape[-1], roundings=2)

@@ -2,7 +2,15 @@ import re
 
 import pytest
 import torch
-from decodetax.kernels import DecodeTiling, MatmulTiling, checks, decode_attention, prefill_matmul
+from decodetax.kernels import (
+    DecodeTiling,
+    MatmulTiling,
+    checks,
+    decode_attention,
+    decode_attention_workspace_bytes,
+    merge_states,
+    prefill_matmul,
+)
 from kernel_inputs import decode_inputs
 
 
@@ -17,6 +25,7 @@ LAST = "the last must be 1"
 ALL_SIZES = "every size must be at least 1"
 SAME_AS_X = "it must be torch.bfloat16, the dtype of x"
 SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
+FLOATS = torch.zeros(2, 8)
 BESIDE_X = "is on meta; it must be on cpu, the device of x"
 BESIDE_Q = "is on meta; it must be on cpu, the device of q"
 
@@ -71,8 +80,14 @@ DECODE = {
     "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be torch.bfloat16"),
     "q_dimensions": (
         {"q": zeros(8, 64)},
-        "q has shape [8, 64]; it must be [batch, q_heads, head_dim]: [any, any, any]",
+        (
+            "q has shape [8, 64]; it must be [batch, q_heads, head_dim] or "
+            "[batch, query_tokens, q_heads, head_dim]"
+        ),
     ),
+    "q_too_many_tokens": ({"q": zeros(2, 9, 8, 64)}, "q has 9 query tokens; it must have 1 to 8"),
+    "q_no_tensor": ({"q": [1.0]}, "q is a list; it must be a torch.Tensor"),
+    "q_no_tokens": ({"q": zeros(2, 0, 8, 64)}, f"q has shape [2, 0, 8, 64]; {ALL_SIZES}"),
     "q_empty": ({"q": zeros(0, 8, 64)}, f"q has shape [0, 8, 64]; {ALL_SIZES}"),
     "q_device": ({"q": zeros(2, 8, 64, **META)}, "q is on meta; it must be on a CUDA device, or on the CPU"),
     "q_strides": ({"q": zeros(2, 64, 8).transpose(1, 2)}, f"q has strides (512, 1, 8); {LAST}"),
@@ -95,19 +110,36 @@ DECODE = {
         {"k_cache": zeros(2, 0, 2, 64), "v_cache": zeros(2, 0, 2, 64)},
         f"k_cache has shape [2, 0, 2, 64]; {ALL_SIZES}",
     ),
-    "k_dtype": ({"k_cache": zeros(2, 20, 2, 64, **HALF)}, f"k_cache is torch.float16; {SAME_AS_Q}"),
+    "k_no_tensor": ({"k_cache": None}, "k_cache is a NoneType; it must be a torch.Tensor"),
+    "k_dtype": (
+        {"k_cache": zeros(2, 20, 2, 64, **HALF)},
+        (f"k_cache is torch.float16; {SAME_AS_Q}, or of torch.float8_e4m3fn, torch.float8_e5m2, torch.int8"),
+    ),
+    "k_unsigned": ({"k_cache": zeros(2, 20, 2, 64, dtype=torch.uint8)}, "k_cache is torch.uint8; it must be"),
     "k_device": ({"k_cache": zeros(2, 20, 2, 64, **META)}, f"k_cache {BESIDE_Q}"),
     "k_strides": (
         {"k_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
         f"k_cache has strides (2560, 128, 1, 2); {LAST}",
     ),
+    "v_no_tensor": ({"v_cache": 1}, "v_cache is a int; it must be a torch.Tensor"),
     "v_shape": (
         {"v_cache": zeros(2, 19, 2, 64)},
-        "v_cache has shape [2, 19, 2, 64]; it must be the shape of k_cache: [2, 20, 2, 64]",
+        (
+            "v_cache has shape [2, 19, 2, 64]; it must be the shape of k_cache but for head_dim: "
+            "[2, 20, 2, any]"
+        ),
+    ),
+    "v_head_dim": (
+        {"v_cache": zeros(2, 20, 2, 60)},
+        "v_cache has head_dim 60; it must be a multiple of 8 from 16 to 256",
     ),
     "v_dtype": (
         {"v_cache": zeros(2, 20, 2, 64, **HALF)},
-        "v_cache is torch.float16; it must be torch.bfloat16",
+        "v_cache is torch.float16; it must be torch.bfloat16, the dtype of k_cache",
+    ),
+    "v_dtype_of_q_alone": (
+        {"k_cache": zeros(2, 20, 2, 64, dtype=torch.int8)},
+        "v_cache is torch.bfloat16; it must be torch.int8, the dtype of k_cache",
     ),
     "v_device": ({"v_cache": zeros(2, 20, 2, 64, **META)}, f"v_cache {BESIDE_Q}"),
     "v_strides": (
@@ -131,6 +163,12 @@ DECODE = {
         "context_lens has shape [3]; it must be [batch]: [2]",
     ),
     "lengths_device": ({"context_lens": zeros(2, **INTS, **META)}, f"context_lens {BESIDE_Q}"),
+    "lengths_no_tensor": ({"context_lens": [20, 20]}, "context_lens is a list; it must be a torch.Tensor"),
+    "lengths_strides": (
+        {"context_lens": zeros(4, **INTS)[::2]},
+        f"context_lens has strides (2,); {LAST}",
+    ),
+    "table_no_tensor": ({"block_table": [[0]]}, "block_table is a list; it must be a torch.Tensor"),
     "table_dtype": ({"block_table": zeros(2, 4)}, "block_table is torch.bfloat16; it must be torch.int32"),
     "table_shape": (
         {"block_table": zeros(3, 4, **INTS)},
@@ -155,10 +193,78 @@ DECODE = {
         | {"block_table": zeros(2, 5, **INTS)},
         "block_table gives a sequence 1342177280 tokens; it may give at most 1073741824",
     ),
-    "scale": ({"scale": float("nan")}, "scale is nan; it must be finite"),
+    "scale_nan": ({"scale": float("nan")}, "scale is nan; it must be finite"),
+    "scale_tensor": ({"scale": torch.ones(())}, "scale is a Tensor; it must be a number"),
+    "scale_bool": ({"scale": True}, "scale is a bool; it must be a number"),
+    "window_0": ({"window": 0}, "window is 0; it must be at least 1"),
+    "window_float": ({"window": 4.0}, "window is a float; it must be an int"),
+    "window_bool": ({"window": True}, "window is a bool; it must be an int"),
+    "softcap_0": ({"softcap": 0.0}, "softcap is 0.0; it must be positive"),
+    "softcap_negative": ({"softcap": -1}, "softcap is -1; it must be positive"),
+    "softcap_infinite": ({"softcap": float("inf")}, "softcap is inf; it must be finite"),
+    "softcap_text": ({"softcap": "30"}, "softcap is a str; it must be a number"),
+    "sinks_no_tensor": ({"sinks": [0.0] * 8}, "sinks is a list; it must be a torch.Tensor"),
+    "sinks_dtype": ({"sinks": zeros(8, **INTS)}, "sinks is torch.int32; it must be torch.bfloat16"),
+    "sinks_shape": ({"sinks": zeros(2)}, "sinks has shape [2]; it must be [q_heads]: [8]"),
+    "sinks_device": ({"sinks": zeros(8, **META)}, f"sinks {BESIDE_Q}"),
+    "sinks_strides": ({"sinks": zeros(16)[::2]}, f"sinks has strides (2,); {LAST}"),
+    "num_splits_0": ({"num_splits": 0}, "num_splits is 0; it must be at least 1 and at most 65536"),
+    "num_splits_many": (
+        {"num_splits": 65537},
+        "num_splits is 65537; it must be at least 1 and at most 65536",
+    ),
+    "num_splits_float": ({"num_splits": 2.0}, "num_splits is a float; it must be an int"),
+    "tiling": ({"tiling": 3}, "tiling is a int; it must be a DecodeTiling"),
     "out_shape": (
         {"out": zeros(2, 8, 63)},
-        "out has shape [2, 8, 63]; it must be the shape of q: [2, 8, 64]",
+        "out has shape [2, 8, 63]; it must be the shape of q with the head_dim of v_cache: [2, 8, 64]",
+    ),
+    "out_list": ({"out": [zeros(2, 8, 64)]}, "out is a list; it must be a torch.Tensor"),
+    "out_pair_without_lse": (
+        {"out": (zeros(2, 8, 64), FLOATS)},
+        "out is a tuple; it may be the pair of output and log-sum-exp with return_lse",
+    ),
+    "out_of_three": (
+        {"out": (zeros(2, 8, 64), FLOATS, FLOATS), "return_lse": True},
+        "out is a tuple; it may be the pair of output and log-sum-exp with return_lse",
+    ),
+    "out_pair_output": (
+        {"out": (zeros(2, 8, 72), FLOATS), "return_lse": True},
+        "out has shape [2, 8, 72]; it must be the shape of q with the head_dim of v_cache: [2, 8, 64]",
+    ),
+    "out_lse_no_tensor": (
+        {"out": (zeros(2, 8, 64), 0), "return_lse": True},
+        "out[1] is a int; it must be a torch.Tensor",
+    ),
+    "out_lse_shape": (
+        {"out": (zeros(2, 8, 64), FLOATS[:1]), "return_lse": True},
+        "out[1] has shape [1, 8]; it must be the shape of q without head_dim: [2, 8]",
+    ),
+    "out_lse_dtype": (
+        {"out": (zeros(2, 8, 64), zeros(2, 8)), "return_lse": True},
+        "out[1] is torch.bfloat16; it must be torch.float32",
+    ),
+    "out_lse_device": (
+        {"out": (zeros(2, 8, 64), FLOATS.to("meta")), "return_lse": True},
+        f"out[1] {BESIDE_Q}",
+    ),
+    "out_lse_strides": (
+        {"out": (zeros(2, 8, 64), torch.zeros(8, 2).T), "return_lse": True},
+        "out[1] has strides (1, 2); it must be contiguous",
+    ),
+    "workspace_no_tensor": ({"workspace": 64}, "workspace is a int; it must be a torch.Tensor"),
+    "workspace_device": ({"workspace": zeros(9999, **META)}, f"workspace {BESIDE_Q}"),
+    "workspace_strides": (
+        {"workspace": zeros(9999)[::2]},
+        "workspace has strides (2,); it must be contiguous",
+    ),
+    "workspace_small": (
+        {"workspace": zeros(8), "num_splits": 2},
+        "workspace has 16 bytes; it must have at least 8384",
+    ),
+    "workspace_misaligned": (
+        {"workspace": zeros(9999)[1:], "num_splits": 2},
+        "it must be aligned to 16 bytes",
     ),
     "out_dtype": (
         {"out": zeros(2, 8, 64, dtype=torch.float32)},
@@ -173,10 +279,59 @@ DECODE = {
 }
 
 
+SCALES = {
+    "nan": (float("nan"), "is nan; it must be finite"),
+    "text": ("1", "is a str; it must be a number"),
+    "dtype": (zeros(2), "is torch.bfloat16; it must be torch.float32"),
+    "shape": (FLOATS[0, :3], "has shape [3]; it must be [], [1] or [kv_heads]: [2]"),
+    "dimensions": (FLOATS[:1, :1], "has shape [1, 1]; it must be [], [1] or [kv_heads]: [2]"),
+    "device": (FLOATS[0, :2].to("meta"), BESIDE_Q),
+}
+DECODE |= {
+    f"{name}_{kind}": ({name: scale}, f"{name} {message}")
+    for name in ("k_scale", "v_scale")
+    for kind, (scale, message) in SCALES.items()
+}
+
+
 @pytest.mark.parametrize(("wrong", "message"), DECODE.values(), ids=DECODE.keys())
 def test_decode_attention_names_what_is_wrong(wrong, message):
+    arguments = decode_inputs([20, 20], capacity=20) | wrong
     with pytest.raises(ValueError, match=re.escape(message)):
-        decode_attention(**decode_inputs([20, 20], capacity=20) | wrong)
+        decode_attention(**arguments)
+    if wrong.keys().isdisjoint({"out", "workspace"}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            decode_attention_workspace_bytes(**arguments)
+
+
+MERGE = {
+    "o_no_tensor": ({"o": 1.0}, "o is a float; it must be a torch.Tensor"),
+    "o_dtype": ({"o": zeros(3, 16, **INTS)}, "o is torch.int32; it must be torch.bfloat16"),
+    "o_scalar": ({"o": zeros()}, "o has no dimensions; it must be [..., head_dim]"),
+    "o_empty": ({"o": zeros(0, 16)}, f"o has shape [0, 16]; {ALL_SIZES}"),
+    "o_device": ({"o": zeros(3, 16, **META)}, "o is on meta; it must be on a CUDA device, or on the CPU"),
+    "o2_no_tensor": ({"o2": None}, "o2 is a NoneType; it must be a torch.Tensor"),
+    "o2_shape": ({"o2": zeros(3, 15)}, "o2 has shape [3, 15]; it must be the shape of o: [3, 16]"),
+    "o2_dtype": ({"o2": zeros(3, 16, **HALF)}, "o2 is torch.float16; it must be torch.bfloat16"),
+    "o2_device": ({"o2": zeros(3, 16, **META)}, "o2 is on meta; it must be on cpu, the device of o"),
+    **{
+        f"{name}_{kind}": ({name: wrong}, f"{name} {message}")
+        for name in ("lse", "lse2")
+        for kind, wrong, message in (
+            ("no_tensor", [0.0], "is a list; it must be a torch.Tensor"),
+            ("dtype", zeros(3), "is torch.bfloat16; it must be torch.float32"),
+            ("shape", torch.zeros(3, 1), "has shape [3, 1]; it must be the shape of o without head_dim: [3]"),
+            ("device", torch.zeros(3, **META), "is on meta; it must be on cpu, the device of o"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), MERGE.values(), ids=MERGE.keys())
+def test_merge_states_names_what_is_wrong(wrong, message):
+    right = {"o": zeros(3, 16), "lse": torch.zeros(3), "o2": zeros(3, 16), "lse2": torch.zeros(3)}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        merge_states(**right | wrong)
 
 
 def test_cpu_tensors_without_the_interpreter_say_how_to_get_it(monkeypatch):
@@ -189,6 +344,10 @@ def test_cpu_tensors_without_the_interpreter_say_how_to_get_it(monkeypatch):
         ValueError, match=r"q is on the CPU.*set TRITON_INTERPRET=1 before triton is imported"
     ):
         decode_attention(**decode_inputs([20], capacity=20))
+    with pytest.raises(
+        ValueError, match=r"o is on the CPU.*set TRITON_INTERPRET=1 before triton is imported"
+    ):
+        merge_states(zeros(3, 16), torch.zeros(3), zeros(3, 16), torch.zeros(3))
 
 
 MATMUL_TILING = {
@@ -217,8 +376,21 @@ def test_tile_sizes_are_powers_of_two(kind, right, name, value):
 @pytest.mark.parametrize(
     ("kind", "right", "name"),
     [(MatmulTiling, MATMUL_TILING, name) for name in ("group_m", "num_splits", "num_stages")]
-    + [(DecodeTiling, DECODE_TILING, name) for name in ("num_splits", "num_stages")],
+    + [(DecodeTiling, DECODE_TILING, name) for name in ("programs", "min_tiles", "num_stages")],
 )
 def test_counts_are_at_least_one(kind, right, name):
     with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
         kind(**right | {name: 0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_splits": -1}, "num_splits is -1; it must be at least 0"),
+        ({"block_n": 8}, "block_n is 8; it must be at least 16"),
+    ],
+    ids=["num_splits", "block_n"],
+)
+def test_a_decode_tiling_names_what_is_too_small(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        DecodeTiling(**DECODE_TILING | wrong)

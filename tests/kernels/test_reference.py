@@ -1,5 +1,6 @@
 """The oracles against formulas written another way, and against PyTorch's own attention."""
 
+import itertools
 import math
 
 import pytest
@@ -55,6 +56,61 @@ def test_decode_attention_takes_float8(page_size):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, **EXACT)
+
+
+def test_decode_attention_with_every_option_is_the_softmax_of_each_query_token():
+    inputs = decode_inputs(
+        [20, 2], q_heads=4, head_dim=16, v_head_dim=24, query_tokens=3, capacity=20, dtype=torch.float64
+    )
+    sinks, k_scale = torch.linspace(-1, 1, 4), torch.tensor([0.5, -1.5])
+    output, lse = reference.decode_attention(
+        **inputs, window=5, softcap=2.0, sinks=sinks, k_scale=k_scale, v_scale=3.0, scale=0.7
+    )
+    for sequence, token, head in itertools.product(range(2), range(3), range(4)):
+        at = [20, 2][sequence] - 3 + token  # where the query token stands
+        if at < 0:
+            assert (output[sequence, token, head] == 0).all()
+            assert lse[sequence, token, head] == -math.inf
+            continue
+        keys, values = (
+            inputs[name][sequence, max(at - 4, 0) : at + 1, head // 2] for name in ("k_cache", "v_cache")
+        )
+        scores = 0.7 * float(k_scale[head // 2]) * (keys @ inputs["q"][sequence, token, head])
+        weights = torch.cat([2.0 * torch.tanh(scores / 2.0), sinks[head : head + 1]]).exp()
+        torch.testing.assert_close(lse[sequence, token, head], weights.sum().log(), **EXACT)
+        expected = 3.0 * (weights[:-1] / weights.sum()) @ values
+        torch.testing.assert_close(output[sequence, token, head], expected, **EXACT)
+
+
+@pytest.mark.parametrize("page_size", [0, 3])
+def test_decode_attention_reads_no_token_or_page_before_the_window(page_size):
+    inputs = decode_inputs([20, 7], capacity=20, page_size=page_size, window=4)
+    assert reference.decode_attention(**inputs, window=4)[0].isfinite().all()
+
+
+def test_decode_attention_takes_int8():
+    inputs = decode_inputs([8, 5], capacity=8, cache_dtype=torch.int8)
+    wide = {name: inputs[name].double() for name in ("k_cache", "v_cache")}
+    assert torch.equal(
+        reference.decode_attention(**inputs)[0], reference.decode_attention(**inputs | wide)[0]
+    )
+
+
+def test_merged_parts_are_attention_over_the_whole():
+    inputs = decode_inputs([20, 12], capacity=20)
+    whole, whole_lse = reference.decode_attention(**inputs)
+    parts = [
+        reference.decode_attention(
+            inputs["q"],
+            inputs["k_cache"][:, tokens],
+            inputs["v_cache"][:, tokens],
+            inputs["context_lens"] - tokens.start,
+        )
+        for tokens in (slice(0, 12), slice(12, 20))
+    ]
+    merged, lse = reference.merge_states(*parts[0], *parts[1])
+    torch.testing.assert_close(merged, whole, **EXACT)
+    torch.testing.assert_close(lse, whole_lse, **EXACT)
 
 
 @pytest.mark.parametrize("rows", [None, [0], [11, 3]], ids=str)

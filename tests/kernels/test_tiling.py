@@ -1,4 +1,6 @@
-"""The tilings that are chosen: splits fill idle multiprocessors and nothing more."""
+"""The tilings that are chosen: splits fill idle multiprocessors, and decode programs are one wave."""
+
+import dataclasses
 
 import pytest
 from decodetax.kernels import GpuLimits, choose_decode_tiling, choose_matmul_tiling
@@ -19,9 +21,12 @@ LIMITS = {
         (120, 170, 100),
     )
 }
+any_gpu = pytest.mark.parametrize(
+    "limits", LIMITS.values(), ids=lambda limits: f"sm_{limits.compute_capability}"
+)
 
 
-@pytest.mark.parametrize("limits", LIMITS.values(), ids=lambda limits: f"sm_{limits.compute_capability}")
+@any_gpu
 @pytest.mark.parametrize("rows", [1, 16, 17, 33, 64, 65, 128, 4096])
 def test_matmul_splits_only_to_fill_idle_multiprocessors(rows, limits):
     tiling = choose_matmul_tiling(
@@ -32,22 +37,57 @@ def test_matmul_splits_only_to_fill_idle_multiprocessors(rows, limits):
     assert tiling.num_stages >= 2
 
 
-@pytest.mark.parametrize("batch", [1, 7, 12, 13, 64, 1000])
+LLAMA = {"q_heads": 32, "kv_heads": 8, "head_dim": 128, "page_size": 0, "element_bytes": 2}
+
+
+@any_gpu
+@pytest.mark.parametrize("batch", [1, 7, 64, 1000])
 @pytest.mark.parametrize("capacity", [1, 100, 8192, 131072])
-def test_decode_splits_only_while_the_heads_leave_programs_idle(batch, capacity):
-    tiling = choose_decode_tiling(
-        batch=batch,
-        q_heads=32,
-        kv_heads=8,
-        head_dim=128,
-        capacity=capacity,
-        page_size=0,
-        element_bytes=2,
-        limits=LIMITS[90],
-    )
-    tokens = -(-capacity // tiling.num_splits)
-    assert tiling.num_splits == 1 or tokens >= 4 * tiling.block_n
-    if batch == 1 and capacity == 131072:
-        assert 8 * tiling.num_splits >= LIMITS[90].sm_count
-    if batch == 1000:
-        assert tiling.num_splits == 1
+def test_decode_programs_fill_the_gpu_once_and_none_has_little_to_do(batch, capacity, limits):
+    tiling = choose_decode_tiling(batch=batch, capacity=capacity, limits=limits, **LLAMA)
+    tiles = 8 * batch * -(-capacity // tiling.block_n)
+    assert tiling.num_splits == 0
+    assert 1 <= tiling.programs <= 8 * limits.sm_count
+    assert tiling.programs >= min(limits.sm_count, tiles // tiling.min_tiles)
+
+
+@any_gpu
+def test_only_the_number_of_decode_programs_depends_on_batch_and_capacity(limits):
+    chosen = {
+        dataclasses.replace(
+            choose_decode_tiling(batch=batch, capacity=capacity, limits=limits, **LLAMA), programs=1
+        )
+        for batch in (1, 7, 1000)
+        for capacity in (1, 100, 131072)
+    }
+    assert len(chosen) == 1
+
+
+@any_gpu
+@pytest.mark.parametrize("element_bytes", [1, 2, 4])
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_any_decode_shape_has_a_tiling_that_takes_up_to_16384_elements_at_once(
+    limits, element_bytes, page_size
+):
+    for group in (1, 5, 16, 64):
+        for query_tokens in (1, 3, 8):
+            for head_dims in ((16, 16), (72, 128), (128, 72), (256, 256), (256, 16)):
+                tiling = choose_decode_tiling(
+                    batch=3,
+                    q_heads=2 * group,
+                    kv_heads=2,
+                    head_dim=head_dims[0],
+                    v_head_dim=head_dims[1],
+                    query_tokens=query_tokens,
+                    capacity=1000,
+                    page_size=page_size,
+                    element_bytes=element_bytes,
+                    limits=limits,
+                )
+                rows = group * query_tokens
+                assert tiling.block_n >= 16
+                assert tiling.num_stages >= 2
+                if rows * max(head_dims) <= 16384:
+                    assert tiling.block_g >= rows
+                else:
+                    assert tiling.block_g < rows

@@ -7,6 +7,7 @@ from decodetax import kernels
 from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.accounting.language_model import load_language_model, preset_table
 from decodetax.harness.accounting.work import ELEMENT_BYTES
+from decodetax.harness.inspecting.tile_order import decode_part_order
 from decodetax.harness.measuring.interpreted import check_twins, twins_of
 from decodetax.kernels import choose_decode_tiling
 from decodetax.kernels.tiling import H100_LIMITS
@@ -164,6 +165,12 @@ def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dty
         element_bytes=ELEMENT_BYTES[dtype],
         limits=H100_LIMITS,
     )
-    tiles = -(-max(case.contexts) // tiling.block_n)
-    assert tiling.num_splits > 1
-    assert tiles > -(-tiles // tiling.num_splits)
+    parts = decode_part_order(
+        context_lens=case.contexts,
+        capacity=case.capacity,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        tiling=tiling,
+    )
+    longest = len(case.contexts) - 1
+    assert sum(part.sequence == longest and not part.whole for own in parts for part in own) > 1

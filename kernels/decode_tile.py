@@ -1,0 +1,209 @@
+"""The hot loop of decode attention: tiles of keys and values taken into one item's running result.
+
+Keys, values and page ids are loaded some iterations ahead (the compiler's pipeline). What keeps the loop
+short: no masks, addresses that differ by constants, one page id a page, scores that are scaled inside the
+exponential's multiply-add, and row sums that wait for the last tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .interpreter import mend_interpreter
+
+mend_interpreter()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _multiplied(cache: tl.tensor, dtype: tl.constexpr, E4M3_BITS: tl.constexpr) -> tl.tensor:
+    """Elements of a cache as they are multiplied; with E4M3_BITS too small by 256.
+
+    All 8 bits fit float16. A GPU without instructions for e4m3 moves its bits to where float16 has them: the
+    sign stays in front, exponent and mantissa follow behind an exponent bit that stays 0. The code of NaN is
+    the largest, 1.875; times 36000 it alone overflows, and infinity times 0 is NaN.
+    """
+    if cache.dtype.primitive_bitwidth > 8:
+        return cache
+    if E4M3_BITS:
+        moved = (cache.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
+        small = moved.to(tl.float16, bitcast=True)
+        return (small + small * 36000.0 * 0.0).to(dtype)
+    return cache.to(tl.float16).to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _tanh(x: tl.tensor) -> tl.tensor:
+    """Hyperbolic tangent: 1 - 2 / (1 + exp(2x)), no ratio of infinities; its series where that cancels."""
+    square = x * x
+    near_0 = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    return tl.where(tl.abs(x) < 0.2, near_0, 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268)))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _pages_of(
+    table_ptr: tl.tensor,
+    tile: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tuple:
+    """The page of each token of a tile, and its place there less what `_in_page` says; [BLOCK_N] int64."""
+    if BLOCK_N % PAGE_SIZE == 0 or PAGE_SIZE % BLOCK_N == 0:
+        # A page id is loaded once, and a tile that lies in one page starts somewhere inside it.
+        PAGES: tl.constexpr = BLOCK_N // PAGE_SIZE if BLOCK_N > PAGE_SIZE else 1
+        IN_PAGE: tl.constexpr = BLOCK_N // PAGES
+        starts = tile * BLOCK_N + tl.arange(0, PAGES) * IN_PAGE
+        live = (starts + IN_PAGE > begin) & (starts < end)
+        page_ids = _loaded(table_ptr + starts // PAGE_SIZE, live, MASKED)
+        page_ids = tl.reshape(tl.broadcast_to(page_ids[:, None], (PAGES, IN_PAGE)), (BLOCK_N,))
+        places = tl.zeros((BLOCK_N,), tl.int64)
+        if PAGES == 1:
+            places += tl.cast(tile, tl.int64) * BLOCK_N % PAGE_SIZE
+    else:
+        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        page_ids = _loaded(table_ptr + tokens // PAGE_SIZE, (tokens >= begin) & (tokens < end), MASKED)
+        places = (tokens % PAGE_SIZE).to(tl.int64)
+    return page_ids.to(tl.int64), places
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _loaded(ptrs: tl.tensor, mask: tl.tensor, MASKED: tl.constexpr) -> tl.tensor:
+    """What lies at the pointers; where masked, at those of live lanes."""
+    return tl.load(ptrs, mask=mask, other=0.0) if MASKED else tl.load(ptrs)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _in_page(PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
+    """What the tokens of every tile have in common of their place in a page, or in a contiguous cache."""
+    offs_n = tl.arange(0, BLOCK_N).to(tl.int64)
+    if PAGE_SIZE > 0 and PAGE_SIZE % BLOCK_N != 0:
+        in_page = offs_n % PAGE_SIZE if BLOCK_N % PAGE_SIZE == 0 else offs_n * 0
+    else:
+        in_page = offs_n
+    return in_page
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
+    first_tile: tl.tensor,
+    last_tile: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    acc: tl.tensor,
+    total: tl.tensor,
+    maximum: tl.tensor,
+    q: tl.tensor,
+    factor: tl.tensor,
+    positions: tl.tensor,
+    k_head: tl.tensor,
+    v_head: tl.tensor,
+    table_ptr: tl.tensor,
+    window: tl.tensor,
+    softcap_log2: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
+    QUERY_TOKENS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    K_STRIDE_TOKEN: tl.constexpr,
+    K_STRIDE_PAGE: tl.constexpr,
+    V_STRIDE_TOKEN: tl.constexpr,
+    V_STRIDE_PAGE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    E4M3_BITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+) -> tl.tuple:
+    """Takes tiles [first_tile, last_tile) of BLOCK_N tokens into the running result of one item.
+
+    `maximum` [BLOCK_G] is the largest score in base 2; `acc` [BLOCK_G, BLOCK_V] and `total` [BLOCK_G], the
+    sum of the probabilities, are relative to it.
+    """
+    offs_d, offs_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    live_d, live_v = offs_d < HEAD_DIM, offs_v < V_HEAD_DIM
+    in_page = _in_page(PAGE_SIZE, BLOCK_N)
+    k_ptrs = k_head + (in_page * K_STRIDE_TOKEN)[None, :] + offs_d[:, None]  # [BLOCK_D, BLOCK_N]
+    v_ptrs = v_head + (in_page * V_STRIDE_TOKEN)[:, None] + offs_v[None, :]  # [BLOCK_N, BLOCK_V]
+    # Where warps share rows, the sum along a row waits for the last tile: it would cross them at every one.
+    LATE_SUM: tl.constexpr = BLOCK_G <= 32
+    sums = tl.zeros((BLOCK_G, BLOCK_N if LATE_SUM else 1), tl.float32)
+    first_maximum = maximum
+    for tile in tl.range(first_tile, last_tile, num_stages=NUM_STAGES):
+        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        live_n = (tokens >= begin) & (tokens < end)
+        if PAGE_SIZE == 0:
+            k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
+            v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
+            k_at, v_at = k_ptrs + k_offs, v_ptrs + v_offs
+        else:
+            pages, places = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
+            k_offs = pages * K_STRIDE_PAGE + places * K_STRIDE_TOKEN
+            v_offs = pages * V_STRIDE_PAGE + places * V_STRIDE_TOKEN
+            k_at, v_at = k_ptrs + k_offs[None, :], v_ptrs + v_offs[:, None]
+        # Unused cache may hold NaN, and 0 x NaN is NaN: dead values must not be loaded at all.
+        k_mask, v_mask = live_d[:, None] & live_n[None, :], live_n[:, None] & live_v[None, :]
+        k = _loaded(k_at, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
+        scores = tl.dot(
+            q, _multiplied(k, q.dtype, E4M3_BITS), input_precision=PRECISION
+        )  # [BLOCK_G, BLOCK_N]
+        score_factor = factor
+        if HAS_SOFTCAP:
+            scores = softcap_log2 * _tanh(scores * factor[:, None])
+            score_factor = tl.full((BLOCK_G,), 1.0, tl.float32)
+        if MASKED:
+            seen = live_n[None, :]
+            if QUERY_TOKENS > 1:
+                seen = seen & (tokens[None, :] <= positions[:, None])
+                if HAS_WINDOW:
+                    seen = seen & (tokens[None, :] > positions[:, None] - window)
+            largest = tl.max(tl.where(seen, scores, float("-inf")), 1)
+            # A row that sees none of the tile has no maximum, which a factor of 0 would turn into NaN.
+            largest = tl.where(largest == float("-inf"), float("-inf"), largest * score_factor)
+        else:
+            largest = tl.max(scores, 1) * score_factor
+        new_maximum = tl.maximum(maximum, largest)
+        # A row that has met -inf alone has no maximum to subtract: -inf less -inf is no number.
+        offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        probabilities = tl.exp2(scores * score_factor[:, None] - offset[:, None])
+        if MASKED:
+            probabilities = tl.where(seen, probabilities, 0.0)
+        decay = tl.exp2(maximum - offset)
+        sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
+        maximum = new_maximum
+        v = _loaded(v_at, v_mask if MASKED else live_v[None, :], MASKED or V_HEAD_DIM < BLOCK_V)
+        weights = probabilities.to(q.dtype)
+        values = _multiplied(v, q.dtype, E4M3_BITS)
+        if MASKED and QUERY_TOKENS > 1:
+            # Live values that a row does not see must not reach it either: those that are no finite numbers
+            # are counted apart, at most BLOCK_N of each kind.
+            plus, minus = values == float("inf"), values == float("-inf")
+            kinds = (
+                tl.where(plus, 1.0, 0.0)
+                + tl.where(minus, 32.0, 0.0)
+                + tl.where(values != values, 1024.0, 0.0)  # noqa: PLR0124  (NaN)
+            )
+            values = tl.where(kinds == 0.0, values, 0.0).to(q.dtype)
+            met = tl.dot(seen.to(q.dtype), kinds.to(q.dtype), input_precision=PRECISION).to(tl.int32)
+            acc += tl.where(met & 31 > 0, float("inf"), 0.0) + tl.where(met & 992 > 0, float("-inf"), 0.0)
+            acc += tl.where(met >= 1024, float("nan"), 0.0)
+        acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
+    offset = tl.where(maximum == float("-inf"), 0.0, maximum)
+    return acc, total * tl.exp2(first_maximum - offset) + tl.sum(sums, 1), maximum
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def as_float16(q: tl.tensor) -> tl.tuple:
+    """Rows of bfloat16 [rows, columns] as float16 in [-2, 2], and the powers of two they are divided by."""
+    wide = q.to(tl.float32)
+    largest = tl.max(tl.abs(wide), 1)
+    power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    power = tl.where((power == 0.0) | (power == float("inf")), 1.0, power)
+    return (wide / power[:, None]).to(tl.float16), power

@@ -1,0 +1,89 @@
+"""The search on a real GPU: tilings compile, pass the gate, and what wins is what a run then takes."""
+
+import dataclasses
+
+import pytest
+from decodetax.harness.accounting.cases import DecodeAttention
+from decodetax.harness.accounting.records import Roof
+from decodetax.harness.measuring import tuning
+from decodetax.harness.measuring.inputs import Source
+from decodetax.harness.measuring.providers import gpu_limits, tunable_provider
+from decodetax.harness.measuring.runner import Bench, run_case
+from decodetax.harness.measuring.tiling_cache import open_cache, tuned_tilings
+from decodetax.harness.measuring.timer import Budget
+from decodetax.harness.measuring.tuning import NOT_TRIED, open_gpu, tune
+
+pytestmark = pytest.mark.gpu
+CASES = [
+    DecodeAttention(contexts=(1000,), q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
+    DecodeAttention(contexts=(300,) * 5, q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+@pytest.fixture(scope="module")
+def device():
+    return open_gpu(CASES[0])
+
+
+@pytest.fixture(scope="module")
+def found(device):
+    return list(tune(CASES, device, time_limit_s=120, progress=lambda _share, _what: None))
+
+
+def bench(device, **options):
+    budget = Budget(time_limit_s=0.1, warm_up_s=0.1)
+    roof = Roof(flop_per_s=1e13, bandwidth_bytes_per_s=1e11)
+    return Bench(device=device, source=Source(device.torch_device, 0), budget=budget, roof=roof, **options)
+
+
+def test_default_passes_and_no_tiling_is_wrong(found):
+    assert [(tuned.status, tuned.reason) for tuned in found] == [("ok", None)] * len(CASES)
+    reasons = [trial.reason for tuned in found for trial in tuned.trials if trial.status == "failed"]
+    assert [reason for reason in reasons if reason.startswith("wrong result")] == []
+
+
+def test_several_tilings_are_timed_and_one_meets_the_default(found):
+    for tuned in found:
+        assert sum(trial.status == "ok" for trial in tuned.trials) > 2
+        assert tuned.duel is not None
+        assert all(0 < time_s < 0.1 for time_s in (*tuned.duel.default_s, *tuned.duel.challenger_s))
+
+
+def test_every_tiling_is_tried_or_told_why_not(found):
+    for tuned in found:
+        for trial in tuned.trials:
+            assert (trial.status == "ok") == (trial.reason is None)
+            assert trial.status != "skipped" or trial.reason == NOT_TRIED or "memory" in trial.reason
+
+
+def test_default_does_not_beat_itself(device, monkeypatch):
+    provider, tunable = tunable_provider("decode_attention")
+    twice = dataclasses.replace(tunable, candidates=lambda _case, default, _limits: [default, default])
+    monkeypatch.setattr(tuning, "tunable_provider", lambda _operation: (provider, twice))
+    [tuned] = tune(CASES[:1], device, time_limit_s=10, progress=lambda _share, _what: None)
+    assert tuned.status == "ok", tuned.reason
+    assert tuned.winner is None, tuned.duel
+
+
+@each_case
+def test_run_takes_the_tiling_that_is_kept(device, case, tmp_path):
+    _, tunable = tunable_provider(case.operation)
+    default = tunable.default(case, gpu_limits(device.torch_device))
+    other = tunable.candidates(case, default, gpu_limits(device.torch_device))[1]
+    duel = tuning.Duel(challenger=other, default_s=[2.0] * 9, challenger_s=[1.0] * 9)
+    tuned = tuning.Tuned(
+        case=case,
+        key=tunable.key(case),
+        status="ok",
+        reason=None,
+        trials=[tuning.Trial(tiling=default)],
+        duel=duel,
+    )
+    cache = open_cache(device.name, "3.9.0", tmp_path)
+    cache.merge(tuned.cache_updates())
+    tiling_of = tuned_tilings(cache, device)
+    rows = {row.provider: row for row in run_case(case, bench(device, tiling_of=tiling_of))}
+    assert rows["triton"].status == "ok", rows["triton"].reason
+    assert rows["triton"].tiling == dataclasses.asdict(other)
+    assert rows["torch"].tiling is None

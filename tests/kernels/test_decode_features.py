@@ -1,0 +1,346 @@
+"""What decode attention can do: 8-bit caches, scales, windows, softcap, sinks, several query tokens."""
+
+import importlib
+import itertools
+import math
+
+import pytest
+import torch
+from decode_checks import A100_LIMITS, CUTS, assert_right, attend, balanced, decode_error, split
+from decodetax.kernels import decode_attention, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_inputs import (
+    DTYPES,
+    INT8_UNIT,
+    NAN,
+    NARROW_DTYPES,
+    decode_inputs,
+    dtype_name,
+    normal,
+)
+
+module = importlib.import_module("decodetax.kernels.decode_attention")
+any_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+either_cache = pytest.mark.parametrize("page_size", [0, 5], ids=["contiguous", "paged"])
+
+
+@pytest.fixture(params=["float8_e4m3fn", "float8_e4m3fn_from_bits", "float8_e5m2", "int8"])
+def cache_dtype(request, monkeypatch):
+    """Each type of 8 bits; GPUs that have no instruction for e4m3 decode it from its bits."""
+    name = request.param.removesuffix("_from_bits")
+    if name != request.param:
+        monkeypatch.setattr(module, "gpu_limits", lambda _device: A100_LIMITS)
+    return getattr(torch, name)
+
+
+def scales(cache_dtype):
+    """What makes numbers of a narrow cache of size 1."""
+    unit = INT8_UNIT if cache_dtype == torch.int8 else 1.0
+    return {"k_scale": unit, "v_scale": unit}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@either_cache
+def test_caches_of_8_bits_agree_with_the_oracle(cache_dtype, dtype, page_size):
+    inputs = decode_inputs(
+        [33, 0, 16], q_heads=3, kv_heads=1, head_dim=24, capacity=40, page_size=page_size,
+        dtype=dtype, cache_dtype=cache_dtype,
+    )  # fmt: skip
+    assert_right(inputs, tiling=balanced(2), **scales(cache_dtype))
+
+
+def all_codes(cache_dtype):
+    """[256], as the cache holds them, and as float64."""
+    codes = torch.arange(256, dtype=torch.uint8).view(cache_dtype)
+    return codes, (codes if cache_dtype == torch.int8 else codes.float()).double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
+def test_each_code_of_a_value_is_right_to_the_bit(cache_dtype, dtype):
+    codes, values = all_codes(cache_dtype)
+    output, _ = attend(
+        {
+            "q": normal(1, 1, 16, dtype=dtype, seed=1),
+            "k_cache": torch.ones(1, 1, 1, 16).to(cache_dtype),
+            "v_cache": codes.view(1, 1, 1, 256),
+            "context_lens": torch.ones(1, dtype=torch.int32),
+        }
+    )
+    torch.testing.assert_close(output[0, 0].double(), values, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
+def test_each_code_of_a_key_is_right(cache_dtype, dtype):
+    # Each query takes one element of the key for its score, and over one token that is the log-sum-exp.
+    codes, values = all_codes(cache_dtype)
+    finite = values.isfinite()
+    key = torch.where(finite, torch.arange(256), 0).to(torch.uint8).view(cache_dtype)
+    _, lse = attend(
+        {
+            "q": torch.eye(256, dtype=dtype).view(1, 256, 256),
+            "k_cache": key.expand(1, 1, 4, 256).contiguous(),
+            "v_cache": torch.ones(1, 1, 4, 16).to(cache_dtype),
+            "context_lens": torch.ones(1, dtype=torch.int32),
+        },
+        scale=1.0,
+    )
+    assert codes.dtype == cache_dtype
+    torch.testing.assert_close(lse[0].double(), values.where(finite, 0.0), rtol=1e-6, atol=0)
+
+
+NAN_CODES = {torch.float8_e4m3fn: [0x7F, 0xFF], torch.float8_e5m2: [0x7D, 0xFF], torch.int8: []}
+
+
+@pytest.mark.parametrize("token", [3, 19], ids=["whole_tile", "last_token"])
+def test_a_live_code_that_is_no_number_reaches_the_output(cache_dtype, token):
+    for code in NAN_CODES[cache_dtype]:
+        inputs = decode_inputs([20], q_heads=4, capacity=20, head_dim=16, cache_dtype=cache_dtype)
+        inputs["v_cache"].view(torch.uint8)[0, token, 0, 3] = code
+        inputs["k_cache"].view(torch.uint8)[0, token, 1, 3] = code
+        output, _ = attend(inputs, tiling=split(1))
+        assert output[0, :2, 3].isnan().all()
+        assert output[0, :2, :3].isfinite().all()
+        assert output[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("size", [3e4, 1e30, 1e-30], ids=str)
+def test_bfloat16_queries_of_any_size_meet_8_bit_caches(cache_dtype, size):
+    inputs = decode_inputs([20], q_heads=4, head_dim=24, capacity=20, cache_dtype=cache_dtype)
+    inputs["q"] = inputs["q"] * size
+    inputs["q"][0, 1] = 0
+    assert_right(inputs, scale=0.2 / size, **scales(cache_dtype))
+
+
+SCALE_SHAPES = {
+    "number": lambda values: float(values[0]),
+    "scalar": lambda values: values[0],
+    "one": lambda values: values[:1],
+    "heads": lambda values: values,
+    "strided": lambda values: torch.stack([values, torch.full_like(values, NAN)], 1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("shape", SCALE_SHAPES.values(), ids=SCALE_SHAPES.keys())
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+def test_scales_multiply_the_keys_and_the_values(name, shape):
+    inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, cache_dtype=torch.float8_e5m2)
+    assert_right(inputs, tiling=split(2), **{name: shape(torch.tensor([-0.75, 1.25]))})
+
+
+def test_scales_of_0_leave_equal_shares_and_no_output():
+    inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, cache_dtype=torch.float8_e5m2)
+    scale = torch.tensor([0.0, 1.0])
+    assert_right(inputs, tiling=split(2), k_scale=scale)
+    assert_right(inputs, tiling=split(2), v_scale=scale)
+
+
+def test_scales_multiply_caches_of_the_dtype_of_q_as_well():
+    inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, dtype=torch.float32)
+    assert_right(inputs, k_scale=torch.tensor([2.0, -1.0]), v_scale=3, scale=-0.1, softcap=2.0)
+
+
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 2**40])
+@pytest.mark.parametrize("query_tokens", [None, 3])
+@either_cache
+def test_a_window_ends_what_is_seen_and_read(window, query_tokens, page_size):
+    # Whatever lies before the window is NaN, and pages before it lead nowhere.
+    inputs = decode_inputs(
+        [1, 37, 50], q_heads=3, kv_heads=1, head_dim=16, capacity=50, page_size=page_size,
+        window=window, query_tokens=query_tokens,
+    )  # fmt: skip
+    assert_right(inputs, window=window, tiling=balanced(2))
+
+
+@any_cut
+@pytest.mark.parametrize("block_n", [16, 64])
+def test_a_window_in_a_long_context_agrees_with_the_oracle(cut, block_n):
+    inputs = decode_inputs([150, 131], q_heads=2, kv_heads=1, head_dim=16, capacity=150, window=70)
+    cut = split(cut.num_splits, block_n=block_n) if cut.num_splits else balanced(3, block_n=block_n)
+    assert_right(inputs, window=70, tiling=cut)
+
+
+@pytest.mark.parametrize("softcap", [0.25, 5, 50.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_softcap_bounds_the_scores(softcap, dtype):
+    # Scores reach 30: some caps bind, and exponentials of others would overflow in a ratio.
+    inputs = decode_inputs([37], q_heads=4, capacity=40, dtype=dtype)
+    assert_right(inputs, softcap=softcap, scale=1.5, tiling=split(2))
+
+
+def test_softcap_of_infinite_scores_is_the_cap():
+    inputs = decode_inputs([37], q_heads=4, capacity=40, dtype=torch.float32)
+    inputs["q"].abs_()
+    inputs["k_cache"][0, 3], inputs["k_cache"][0, 36] = math.inf, -math.inf
+    assert_right(inputs, softcap=3.0, tiling=split(2))
+
+
+@pytest.mark.parametrize("softcap", [1e4, 1e8], ids=str)
+def test_a_softcap_far_above_the_scores_caps_nothing(softcap):
+    inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20)
+    output, _ = attend(inputs, softcap=softcap)
+    assert decode_error(output, reference.decode_attention(**inputs)[0], inputs) <= 1
+
+
+@any_cut
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_sink_takes_a_share_and_counts_in_the_log_sum_exp(cut, dtype):
+    inputs = decode_inputs([50, 7], q_heads=4, head_dim=16, capacity=50)
+    assert_right(inputs, sinks=torch.tensor([-20.0, 0.0, 2.5, 60.0], dtype=dtype), tiling=cut)
+
+
+@any_cut
+def test_a_sink_gives_nothing_to_an_empty_sequence_or_a_token_before_its_start(cut):
+    inputs = decode_inputs([0, 1, 40], q_heads=4, head_dim=16, capacity=40, query_tokens=2)
+    output, lse = attend(inputs, sinks=torch.ones(4), tiling=cut)
+    for sequence, token in ((0, 0), (0, 1), (1, 0)):
+        assert (output[sequence, token] == 0).all()
+        assert (lse[sequence, token] == -math.inf).all()
+    assert lse[1, 1].isfinite().all()
+    assert_right(inputs, sinks=torch.ones(4), tiling=cut)
+
+
+def test_a_sink_of_minus_infinity_is_none():
+    inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20)
+    expected = attend(inputs)
+    for actual, wanted in zip(attend(inputs, sinks=torch.full((4,), -math.inf)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("query_tokens", [1, 2, 3, 5, 8])
+def test_query_tokens_see_what_comes_before_them(query_tokens):
+    inputs = decode_inputs(
+        [0, 1, 3, 8, 37], q_heads=3, kv_heads=1, head_dim=16, capacity=40, query_tokens=query_tokens
+    )
+    assert_right(inputs, tiling=balanced(2))
+
+
+def test_one_query_token_is_the_same_with_and_without_its_dimension():
+    inputs = decode_inputs([20, 7], capacity=20)
+    expected = decode_attention(**inputs)
+    output = decode_attention(**inputs | {"q": inputs["q"][:, None]})
+    assert torch.equal(output[:, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("cut", "page_size"), [(split(1), 5), (split(2), 0), (balanced(2), 5)], ids=["whole", "split", "balanced"]
+)
+def test_query_tokens_in_many_tiles_agree_with_the_oracle(cut, page_size):
+    inputs = decode_inputs(
+        [50, 2, 17], q_heads=5, kv_heads=1, head_dim=16, capacity=50, query_tokens=4, page_size=page_size
+    )
+    assert_right(inputs, tiling=cut, window=20, softcap=10.0, sinks=normal(5, dtype=torch.float32, seed=7))
+
+
+@pytest.mark.parametrize("name", ["k_cache", "v_cache"])
+@pytest.mark.parametrize("value", [NAN, math.inf], ids=str)
+@pytest.mark.parametrize("length", [16, 18, 33])
+def test_what_comes_last_never_reaches_earlier_query_tokens(name, value, length):
+    inputs = decode_inputs(
+        [length], q_heads=2, kv_heads=1, head_dim=16, capacity=40, query_tokens=3, dtype=torch.float32
+    )
+    inputs[name][0, length - 1] = value
+    output, lse = attend(inputs, tiling=split(2))
+    expected, expected_lse = reference.decode_attention(**inputs)
+    assert decode_error(output[:, :2], expected[:, :2], inputs, expected_lse) <= 1
+    torch.testing.assert_close(lse[:, :2].double(), expected_lse[:, :2])
+    assert not output[:, 2].isfinite().any()
+
+
+@pytest.mark.parametrize("token", [0, 31, 32], ids=["whole_tile", "seen_by_all", "seen_by_one"])
+def test_infinity_in_a_value_is_infinity_for_the_query_tokens_that_see_it(token):
+    inputs = decode_inputs(
+        [33], q_heads=2, kv_heads=1, head_dim=16, capacity=40, query_tokens=2, dtype=torch.float32
+    )
+    inputs["v_cache"][0, token, 0, 3] = math.inf
+    assert_right(inputs, tiling=split(1))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [split(1), split(2), balanced(3), balanced(3, block_g=32)],
+    ids=["whole", "split", "balanced", "balanced_in_two"],
+)
+def test_more_rows_than_a_program_takes_go_in_blocks(cut):
+    # 35 rows: the last block is not full.
+    inputs = decode_inputs([33, 17], q_heads=7, kv_heads=1, head_dim=16, capacity=40, query_tokens=5)
+    assert_right(inputs, tiling=cut)
+
+
+def test_the_most_rows_of_the_largest_head_agree_with_the_oracle():
+    inputs = decode_inputs([40], q_heads=64, kv_heads=1, head_dim=256, capacity=40, query_tokens=8)
+    assert_right(inputs)
+
+
+def faults():
+    """Arguments as the kernel gets them, against those of the oracle: each differs in one feature."""
+    query_tokens = {"query_tokens": 3}
+    later = {"context_lens": torch.tensor([39], dtype=torch.int32)}
+    k_scale, v_scale = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.1])
+    return {
+        "window_too_wide": ({}, {"window": 6}, {"window": 5}),
+        "window_too_narrow": ({}, {"window": 39}, {"window": 40}),
+        "causal_off_by_one": (query_tokens, later, {}),
+        "softcap_left_out": ({}, {}, {"softcap": 3.0}),
+        "sink_of_another_head": (
+            {},
+            {"sinks": torch.tensor([1.0, 2.0, 3.0, 4.0])},
+            {"sinks": torch.tensor([2.0, 1.0, 3.0, 4.0])},
+        ),
+        "k_scale_of_another_head": ({}, {"k_scale": k_scale.flip(0)}, {"k_scale": k_scale}),
+        "v_scale_of_another_head": ({}, {"v_scale": v_scale.flip(0)}, {"v_scale": v_scale}),
+    }
+
+
+@pytest.mark.parametrize(("shape", "actual", "right"), faults().values(), ids=faults().keys())
+def test_a_feature_gone_wrong_would_be_noticed(shape, actual, right):
+    inputs = decode_inputs([40], q_heads=4, head_dim=16, capacity=40, **shape)
+    output = decode_attention(**inputs | actual)
+    expected, expected_lse = reference.decode_attention(**inputs | right)
+    assert decode_error(output, expected, inputs, expected_lse) > 1
+
+
+CACHES = [(dtype, cache) for dtype, cache in itertools.product(DTYPES, [None, *NARROW_DTYPES])]
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.integers(0, 50), min_size=1, max_size=2),
+    heads=st.tuples(st.integers(1, 2), st.integers(1, 9)),
+    query_tokens=st.sampled_from([None, 1, 2, 5]),
+    head_dims=st.tuples(*[st.sampled_from([16, 24, 40, 64])] * 2),
+    page_size=st.sampled_from([0, 1, 5, 16, 64]),
+    heads_first=st.booleans(),
+    dtypes=st.sampled_from(CACHES),
+    cut=st.sampled_from([split(1), split(2), balanced(1), balanced(3), balanced(2, block_n=32)]),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "window": st.integers(1, 80),
+            "softcap": st.sampled_from([1.0, 30.0]),
+            "scale": st.sampled_from([0.0, -0.2, 0.5]),
+            "sinks": st.just(torch.linspace(-3, 3, 18)),
+        },
+    ),
+)
+def test_any_shape_with_any_options_agrees_with_the_oracle(
+    lengths, heads, query_tokens, head_dims, page_size, heads_first, dtypes, cut, options
+):
+    kv_heads, group = heads
+    inputs = decode_inputs(
+        lengths,
+        q_heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dims[0],
+        v_head_dim=head_dims[1],
+        query_tokens=query_tokens,
+        capacity=50,
+        dtype=dtypes[0],
+        cache_dtype=dtypes[1],
+        heads_first=heads_first,
+        page_size=page_size,
+        window=options.get("window"),
+    )
+    if "sinks" in options:
+        options = options | {"sinks": options["sinks"][: kv_heads * group]}
+    assert_right(inputs, tiling=cut, **scales(dtypes[1]), **options)
