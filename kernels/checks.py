@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from .interpreter import interpreting
@@ -13,6 +11,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit; a split's range is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
 _MAX_QUERY_TOKENS = 8
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _MAX_SPLITS = 1 << 16
 _CACHE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORKSPACE_ALIGNMENT = 16
@@ -222,8 +221,8 @@ def _check_number(name: str, value: float | None) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is a {type(value).__name__}; it must be a number")  # noqa: TRY004  (every misuse is a ValueError)
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; it must be finite")
+    if not abs(value) <= _LARGEST_FLOAT32:
+        raise ValueError(f"{name} is {value}; it must be finite in float32")
 
 
 def _check_count(name: str, value: int | None, at_most: int | None = None) -> None:

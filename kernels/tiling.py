@@ -249,8 +249,8 @@ def choose_decode_tiling(
         num_warps=warps,
         # All programs are to run at one time: left alone, the compiler takes more, or spills to take fewer.
         max_registers=min(255, _REGISTERS_PER_SM // (32 * warps * by_registers) // 8 * 8),
-        # The load of the page ids, ahead of the keys that they lead to, takes two stages of its own.
-        num_stages=depth if page_size == 0 else depth + 2,
+        # Page ids are loaded as far ahead of the keys and values that they lead to as those of their use.
+        num_stages=depth if page_size == 0 else 2 * depth - 1,
     )
 
 

@@ -61,10 +61,14 @@ def cases():
     return [case for case in default_cases() if case.dtype in SLICE_DTYPES and case.variant in SLICE_VARIANTS]
 
 
-def snapshot_path():
+def triton_version():
     import triton  # noqa: PLC0415  (the conftest decides first how it runs)
 
-    return Path(__file__).with_name(f"snapshot_{triton.__version__.replace('.', '_')}.json")
+    return triton.__version__
+
+
+def snapshot_path():
+    return Path(__file__).with_name(f"snapshot_{triton_version().replace('.', '_')}.json")
 
 
 def key(row):
@@ -137,6 +141,34 @@ def raised_counts(rows, snapshot):
         for name, count in counts.items()
         if name not in snapshot or (count or 0) > (snapshot[name] or 0)
     }
+
+
+def documented_headrooms():
+    """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as the docs have them."""
+    page = Path(__file__).parents[2] / "docs" / "kernels" / "decode_attention.md"
+    _, _, table = page.read_text(encoding="utf-8").partition("<!-- headrooms:")
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+    return {
+        (cells[0].strip(), cells[1].strip()): list(zip(*(cell.split("/") for cell in cells[2:]), strict=True))
+        for cells in lines
+        if cells[0].strip() in {"contiguous", "pages_16"}
+    }
+
+
+@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
+@pytest.mark.parametrize("gpu", SLICE_GPUS)
+def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
+    documented = documented_headrooms()
+    decode = [case for case in cases() if case.kernel == "decode_attention" and case in default_cases()]
+    rows = [row for row in inspect_cases([gpu], decode, processes=1) if row.variant.endswith(":split")]
+    assert len(rows) == len(decode) > 0
+    for row in rows:
+        shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
+        made = (row.issue_headroom, row.latency_headroom_at_wait)
+        assert tuple(map(str.strip, shown)) == tuple(f"{figure:.2f}" for figure in made), (
+            row.variant,
+            row.dtype,
+        )
 
 
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)

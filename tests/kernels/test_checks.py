@@ -388,9 +388,11 @@ def test_counts_are_at_least_one(kind, right, name):
     [
         ({"num_splits": -1}, "num_splits is -1; it must be at least 0"),
         ({"block_n": 8}, "block_n is 8; it must be at least 16"),
+        ({"max_registers": 31}, "max_registers is 31; it must be from 32 to 255, or None"),
+        ({"max_registers": 256}, "max_registers is 256; it must be from 32 to 255, or None"),
     ],
-    ids=["num_splits", "block_n"],
+    ids=["num_splits", "block_n", "few_registers", "many_registers"],
 )
-def test_a_decode_tiling_names_what_is_too_small(wrong, message):
+def test_a_decode_tiling_names_what_is_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
         DecodeTiling(**DECODE_TILING | wrong)
