@@ -144,7 +144,7 @@ def raised_counts(rows, snapshot):
 
 
 def documented_headrooms():
-    """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as the docs have them."""
+    """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as in the docs."""
     page = Path(__file__).parents[2] / "docs" / "kernels" / "decode_attention.md"
     _, _, table = page.read_text(encoding="utf-8").partition("<!-- headrooms:")
     lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
@@ -165,10 +165,7 @@ def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
     for row in rows:
         shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
         made = (row.issue_headroom, row.latency_headroom_at_wait)
-        assert tuple(map(str.strip, shown)) == tuple(f"{figure:.2f}" for figure in made), (
-            row.variant,
-            row.dtype,
-        )
+        assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
 
 
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
@@ -177,7 +174,9 @@ def test_default_tilings_keep_their_promises(gpu):
     assert {row.variant.partition(":")[0] for row in rows} == {case.variant for case in cases()}
     assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
     path = snapshot_path()
-    if path.exists():  # the oldest and the newest version have one
+    if path.exists():  # the oldest and the newest version have one, of the default cases
+        known = {case.variant for case in default_cases()}
+        rows = [row for row in rows if row.variant.partition(":")[0] in known]
         assert raised_counts(rows, json.loads(path.read_text(encoding="utf-8"))) == {}
 
 
