@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.accounting.gpu_limits import find_gpu
+from decodetax.harness.inspecting.decode_launch import decode_launch
 from decodetax.harness.inspecting.decode_suite import (
     CONTEXTS,
+    HEAD_DIM,
     LEAST_BYTES,
     RULES,
     SLICE,
@@ -25,6 +27,8 @@ from decodetax.harness.inspecting.decode_suite import (
     suite_row,
     suite_rows,
 )
+from decodetax.harness.inspecting.schedule import simulate_launch
+from decodetax.harness.inspecting.subjects import choose_decode_tiling, kernel_limits
 from decodetax.harness.reporting.schedule import SUITE_COLUMNS, schedule_text
 
 FULL = bool(os.environ.get("DECODETAX_FULL_MATRIX"))
@@ -188,3 +192,26 @@ def test_rows_become_a_table():
     assert headers.split()[-2:] == ["largest", "jump"]
     assert line.split()[:4] == ["H100-SXM5-80GB", "3", "balanced", "5"]
     assert line.split()[4] == f"{row['uniform']:.3f}"
+
+
+@pytest.mark.parametrize("gpu", PROMISES)
+@pytest.mark.parametrize(("group", "query_tokens"), [(1, 1), (4, 1), (8, 1), (16, 1), (64, 1), (16, 8)])
+def test_partial_results_cost_little_or_less_than_idle_sms(group, query_tokens, gpu):
+    """Written and read they are at most 5% of the keys and values, or shares twice as large take longer."""
+    limits = find_gpu(gpu)
+    for batch, context, kv_heads in ((1, 700, 8), (2, 1000, 8), (4, 4000, 2), (1, 30000, 1), (8, 8192, 8)):
+        shape = {"capacity": context, "q_heads": group * kv_heads, "kv_heads": kv_heads, "head_dim": HEAD_DIM}
+        shape |= {"element_bytes": 2, "query_tokens": query_tokens}
+        tiling = choose_decode_tiling(batch=batch, page_size=0, limits=kernel_limits(limits), **shape)
+        coarser = dataclasses.replace(
+            tiling, min_tiles=2 * tiling.min_tiles, programs=math.ceil(tiling.programs / 2)
+        )
+        launch, other = (
+            decode_launch(context_lens=[context] * batch, tiling=each, **shape) for each in (tiling, coarser)
+        )
+        partial_bytes = 2 * (sum(program.work for program in launch.programs) - launch.useful_work)
+        if partial_bytes > 0.05 * launch.useful_work:
+            slots = math.ceil(tiling.programs / limits.sm_count)
+            assert (
+                simulate_launch(launch, limits, slots).time_s < simulate_launch(other, limits, slots).time_s
+            )
