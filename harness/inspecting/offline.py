@@ -266,12 +266,26 @@ def _call_decode(case: CompileCase) -> None:
         cache = (batch * pages, page_size, *cache[2:])
         table = torch.empty((batch, pages), dtype=torch.int32)
     _DECODE_ATTENTION(
-        torch.empty((batch, shape["q_heads"], shape["head_dim"]), dtype=query_dtype),
+        torch.empty(
+            (batch, shape.get("query_tokens", 1), shape["q_heads"], shape["head_dim"]), dtype=query_dtype
+        ),
         torch.empty(cache, dtype=dtype),
         torch.empty(cache, dtype=dtype),
         torch.empty((batch,), dtype=torch.int32),
         block_table=table,
+        **(_decode_options(shape) if shape.get("options") else {}),
     )
+
+
+def _decode_options(shape: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "window": 1000,
+        "softcap": 30.0,
+        "sinks": torch.empty((shape["q_heads"],)),
+        "k_scale": torch.empty((shape["kv_heads"],)),
+        "v_scale": torch.empty(()),
+        "return_lse": True,
+    }
 
 
 def _call_matmul(case: CompileCase) -> None:

@@ -36,7 +36,8 @@ class CompileCase:
         variant: name of the shape.
         dtype: of the operands: "bf16", "fp16" or "fp32"; of decode attention's cache also "e4m3", "e5m2" or
             "int8", the queries then being bf16.
-        shape: sizes by name; page_size 0 is a contiguous cache, bias 1 adds one.
+        shape: sizes by name; page_size 0 is a contiguous cache, bias 1 adds one, options 1 turns on all that
+            decode attention has.
     """
 
     kernel: str
@@ -79,6 +80,20 @@ def full_cases() -> tuple[CompileCase, ...]:
             CompileCase(kernel="decode_attention", variant=f"pages_{page_size}", dtype="bf16", shape=shape)
         )
     return (*default_cases(), *more)
+
+
+def feature_cases() -> tuple[CompileCase, ...]:
+    """Decode attention with all its options at once, contiguous and in pages of an awkward size."""
+    shape = {**_DECODE, "query_tokens": 3, "options": 1}
+    return tuple(
+        CompileCase(
+            kernel="decode_attention",
+            variant=f"options_pages_{page_size}",
+            dtype=dtype,
+            shape={**shape, "page_size": page_size},
+        )
+        for page_size, dtype in ((0, "bf16"), (24, "e4m3"))
+    )
 
 
 def workload(case: CompileCase, launch: str, constants: Mapping[str, Any]) -> Workload | None:

@@ -31,7 +31,13 @@ from decodetax.harness.inspecting import workers
 from decodetax.harness.inspecting.compiled_rows import CompiledRow
 from decodetax.harness.inspecting.headroom import Limit
 from decodetax.harness.inspecting.subjects import choose_decode_tiling, kernel_limits
-from decodetax.harness.inspecting.variants import ELEMENT_BYTES, default_cases, full_cases, workload
+from decodetax.harness.inspecting.variants import (
+    ELEMENT_BYTES,
+    default_cases,
+    feature_cases,
+    full_cases,
+    workload,
+)
 from decodetax.harness.inspecting.workers import inspect_cases
 
 FULL = os.environ.get("DECODETAX_FULL_MATRIX", "")
@@ -166,6 +172,13 @@ def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
         shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
         made = (row.issue_headroom, row.latency_headroom_at_wait)
         assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
+
+
+@pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
+def test_all_options_at_once_compile_and_fit(gpu):
+    rows = inspect_cases([gpu], feature_cases(), processes=None if FULL else 1)
+    assert [row.reason for row in rows if row.status != "ok"] == []
+    assert sum(row.variant.endswith(":merge") for row in rows) == len(feature_cases())
 
 
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
