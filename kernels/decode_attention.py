@@ -29,12 +29,7 @@ import triton.language as tl
 from . import checks
 from .decode_call import DecodeCall, decode_call
 from .decode_result import store_result
-from .decode_shares import (
-    LENGTHS_BLOCK,
-    balanced_share,
-    live_tokens,
-    split_share,
-)
+from .decode_shares import LENGTHS_BLOCK, balanced_share, live_tokens, split_share
 from .decode_tile import as_float16, attend
 from .interpreter import mend_interpreter
 from .tiling import EDGE_TOKENS, MERGE_PROGRAMS, PART_TILES, DecodeTiling, gpu_limits
@@ -208,7 +203,7 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
-                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
+            BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
         )  # fmt: skip
 
         out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
