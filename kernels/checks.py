@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from .interpreter import interpreting
-from .tiling import DecodeTiling
+from .tiling import MOST_SPLITS, DecodeTiling
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit; a split's range is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
 _MAX_QUERY_TOKENS = 8
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
-_MAX_SPLITS = 1 << 16
 _CACHE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORKSPACE_ALIGNMENT = 16
 
@@ -93,7 +92,7 @@ def check_decode_attention(
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; it must be positive")
     _check_count("window", window)
-    _check_count("num_splits", num_splits, at_most=_MAX_SPLITS)
+    _check_count("num_splits", num_splits, at_most=MOST_SPLITS)
     if sinks is not None:
         _check_floating("sinks", sinks)
         _check_shape("sinks", sinks, (q_heads,), "[q_heads]")

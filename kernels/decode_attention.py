@@ -125,8 +125,8 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
             QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, PART_TILES, LENGTHS_BLOCK,
         )  # fmt: skip
     if parts_ptr is not None:
-        tl.store(parts_ptr + 2 * program, last_item)
-        tl.store(parts_ptr + 2 * program + 1, parts)
+        tl.store(parts_ptr + 2 * program.to(tl.int64), last_item)
+        tl.store(parts_ptr + 2 * program.to(tl.int64) + 1, parts)
 
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
@@ -363,7 +363,8 @@ def decode_attention(
             second for the log-sum-exp, contiguous. New tensors when none.
         workspace: contiguous memory for partial results, of any dtype, at least
             `decode_attention_workspace_bytes` long and aligned to 16 bytes, not shared with a call
-            that may run at the same time. With `out` and `workspace` nothing is allocated. New when none.
+            that may run at the same time. With it and `out` (the pair, with `return_lse`) nothing is
+            allocated. New when none.
         tiling: how to cut the work; `choose_decode_tiling` decides when none.
 
     Returns:

@@ -20,6 +20,7 @@ class DecodeCall:
         programs: of the split kernel.
         slots: partial results that it may leave.
         slot_rows: rows of each.
+        v_head_dim: elements of a value.
         query_tokens: of a sequence.
         group: query heads of a key-value head.
         page_size: tokens; 0 for a contiguous cache.
@@ -78,6 +79,7 @@ def decode_call(
             capacity=capacity,
             page_size=page_size,
             element_bytes=k_cache.element_size(),
+            query_element_bytes=q.element_size(),
             limits=limits,
         )
     if num_splits is not None:

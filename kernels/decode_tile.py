@@ -192,9 +192,10 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             )
             values = tl.where(kinds == 0.0, values, 0.0).to(q.dtype)
             met = tl.dot(seen.to(q.dtype), kinds.to(q.dtype), input_precision=PRECISION).to(tl.int32)
+        acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
+        if MASKED and QUERY_TOKENS > 1:
             acc += tl.where(met & 31 > 0, float("inf"), 0.0) + tl.where(met & 992 > 0, float("-inf"), 0.0)
             acc += tl.where(met >= 1024, float("nan"), 0.0)
-        acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
     offset = tl.where(maximum == float("-inf"), 0.0, maximum)
     return acc, total * tl.exp2(first_maximum - offset) + tl.sum(sums, 1), maximum
 

@@ -54,6 +54,7 @@ def decode_attention_candidates(
         if _may_fit(case, limits, block_n=block_n, num_stages=num_stages, programs=programs)
         for tiling in _variant(
             default,
+            limits,
             block_n=block_n,
             num_warps=num_warps,
             num_stages=num_stages,
@@ -94,10 +95,12 @@ def _may_fit(
     return least_bytes <= limits.shared_bytes_per_block and per_sm * least_bytes <= limits.shared_bytes_per_sm
 
 
-def _variant(default: "DecodeTiling", **changes: int) -> Iterator["DecodeTiling"]:
-    """The default with these changes, where a tiling may have them."""
+def _variant(default: "DecodeTiling", limits: "GpuLimits", **changes: int) -> Iterator["DecodeTiling"]:
+    """The default with these changes, where a tiling may have them and there are registers for one wave."""
     with contextlib.suppress(ValueError):
-        yield dataclasses.replace(default, **changes)
+        tiling = dataclasses.replace(default, **changes)
+        changed = tiling if default.num_splits else tiling.in_one_wave(limits.sm_count)
+        yield tiling if tiling == default else changed
 
 
 def _distance(tiling: "DecodeTiling", default: "DecodeTiling") -> tuple[int, tuple[int, ...]]:

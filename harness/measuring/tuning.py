@@ -45,6 +45,7 @@ NO_ROOF = Roof(flop_per_s=float("inf"), bandwidth_bytes_per_s=float("inf"))
 """Nothing is left out for the time that it would take: no ceiling was measured."""
 
 NOT_TRIED = "not tried: the time limit was over"
+NO_DEFAULT = "not tried: the default did not run, or was wrong"
 
 Progress = Callable[[float, str], None]
 
@@ -258,6 +259,9 @@ def tune_case(
 
         duel = _search(trials, run, elapsed)
     status, reason = trials[0].status, trials[0].reason
+    if status != "ok":
+        for trial in trials[1:]:
+            trial.reason = NO_DEFAULT if trial.reason == NOT_TRIED else trial.reason
     return Tuned(
         case=case,
         key=tunable.key(case),

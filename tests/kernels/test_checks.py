@@ -379,14 +379,15 @@ def test_tile_sizes_are_powers_of_two(kind, right, name, value):
     + [(DecodeTiling, DECODE_TILING, name) for name in ("programs", "min_tiles", "num_stages")],
 )
 def test_counts_are_at_least_one(kind, right, name):
-    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
-        kind(**right | {name: 0})
+    for wrong in (0, 1.0, True):
+        with pytest.raises(ValueError, match=f"{name} is {wrong}; it must be an int"):
+            kind(**right | {name: wrong})
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_splits": -1}, "num_splits is -1; it must be at least 0"),
+        ({"num_splits": -1}, "num_splits is -1; it must be an int from 0 to 65536"),
         ({"block_n": 8}, "block_n is 8; it must be at least 16"),
         ({"max_registers": 31}, "max_registers is 31; it must be from 32 to 255, or None"),
         ({"max_registers": 256}, "max_registers is 256; it must be from 32 to 255, or None"),

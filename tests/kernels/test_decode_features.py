@@ -256,6 +256,22 @@ def test_infinity_in_a_value_is_infinity_for_the_query_tokens_that_see_it(token)
     assert_right(inputs, tiling=split(1))
 
 
+@pytest.mark.parametrize(("length", "window"), [(10, None), (60, 20)], ids=["short", "window"])
+def test_infinity_in_the_first_tile_that_a_row_sees_stays_infinity(length, window):
+    inputs = decode_inputs(
+        [length],
+        q_heads=2,
+        kv_heads=1,
+        head_dim=16,
+        capacity=64,
+        query_tokens=2,
+        window=window,
+        dtype=torch.float32,
+    )
+    inputs["v_cache"][0, length - 7, 0, 3] = -math.inf
+    assert_right(inputs, tiling=split(1), window=window)
+
+
 @pytest.mark.parametrize(
     "cut",
     [split(1), split(2), balanced(3), balanced(3, block_g=32)],
