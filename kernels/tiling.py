@@ -262,7 +262,7 @@ def choose_decode_tiling(
     )
     warps = _decode_warps(block_g, max(block_d, block_v), block_n, multiplied_bytes)
     by_registers = _decode_programs_by_registers(
-        block_g, max(block_d, block_v), warps, element_bytes, multiplied_bytes
+        block_g, max(block_d, block_v), block_n, warps, element_bytes, multiplied_bytes
     )
     by_shared = limits.shared_bytes_per_sm // (shared(block_g=block_g, block_n=block_n, depth=depth) + 1024)
     per_sm = max(1, min(by_shared, by_registers))
@@ -305,11 +305,12 @@ def _decode_warps(block_g: int, block_d: int, block_n: int, multiplied_bytes: in
 
 
 def _decode_programs_by_registers(
-    block_g: int, block_d: int, warps: int, element_bytes: int, multiplied_bytes: int
+    block_g: int, block_d: int, block_n: int, warps: int, element_bytes: int, multiplied_bytes: int
 ) -> int:
     """Programs to an SM that leave each thread the registers that its loop needs."""
     if warps == 4:
-        return 3 if block_g <= 16 and block_d <= 128 and element_bytes == multiplied_bytes else 2
+        small = block_g <= 16 and block_d <= 128 and block_n <= 64
+        return 3 if small and element_bytes == multiplied_bytes else 2
     return 2 if warps == 8 and multiplied_bytes == 4 and block_g <= 16 else 1
 
 
