@@ -125,6 +125,19 @@ def test_wrong_gpu_of_inspect_is_named_in_one_line(monkeypatch, capsys, argument
     assert "--gpu" in misuse(monkeypatch, capsys, "inspect", *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--kernel", "prefill_matmul", "--dtype", "int8"),
+        ("--schedule", "--dtype", "bf16"),
+        ("--schedule", "--kernel", "prefill_matmul"),
+    ],
+    ids=["cache_dtype_of_a_product", "schedule_of_a_dtype", "schedule_of_a_product"],
+)
+def test_what_inspect_would_ignore_is_refused(monkeypatch, capsys, arguments):
+    assert "decode_attention" in misuse(monkeypatch, capsys, "inspect", "--gpu", "h100", *arguments)
+
+
 def test_inspect_bounds_each_launch_of_each_gpu():
     rows = as_json("inspect", "--gpu", "h100", "sm_80", "--kernel", "decode_attention", "--dtype", "bf16")
     assert {row["gpu"] for row in rows} == {"H100-SXM5-80GB", "A100-SXM4-80GB"}

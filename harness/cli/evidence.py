@@ -200,6 +200,10 @@ def inspect_command(
     names = [name for text in (first, *others) for name in text.split(",")]
     gpus = tuple(dict.fromkeys(find_gpu(name).gpu for name in names))
     if schedule:
+        if "prefill_matmul" in kernels or dtype != "all":
+            raise UsageError(
+                "--schedule: is of decode_attention in bf16; it goes with no other --kernel or --dtype"
+            )
         _show_schedule(gpus, as_json=as_json)
         return 0
     cases = [
@@ -207,6 +211,8 @@ def inspect_command(
         for case in default_cases()
         if case.kernel in (kernels or (case.kernel,)) and dtype in ("all", case.dtype)
     ]
+    if not cases:
+        raise UsageError(f"--dtype: {dtype} is one of decode_attention's cache alone, not of prefill_matmul")
     with progress_bar() as progress:
         done: list[str] = []
 
