@@ -28,7 +28,7 @@ import triton.language as tl
 
 from . import checks
 from .decode_call import DecodeCall, decode_call
-from .decode_result import store_result
+from .decode_result import finished, store_result
 from .decode_shares import LENGTHS_BLOCK, balanced_share, live_tokens, split_share
 from .decode_tile import as_float16, attend
 from .interpreter import mend_interpreter
@@ -206,8 +206,7 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
             BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
         )  # fmt: skip
 
-        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        lse_log2 = tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
+        out, lse_log2 = finished(acc, maximum, total)
         begun = share_begin == first_tile
         if begun & (share_end == last_tile):
             store_result(
@@ -294,8 +293,7 @@ def _merge_kernel(
             total = total * decay + tl.sum(weights, 0)
             acc = acc * decay[:, None] + tl.sum(weights[:, None] * partials, 0)[None, :]
             maximum = new_maximum
-        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        lse_log2 = tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
+        out, lse_log2 = finished(acc, maximum, total)
         sequence = item // (kv_heads * ROW_BLOCKS)
         _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
         rows = item % ROW_BLOCKS * BLOCK_G + row + tl.arange(0, 1)

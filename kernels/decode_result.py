@@ -11,6 +11,13 @@ mend_interpreter()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def finished(acc: tl.tensor, maximum: tl.tensor, total: tl.tensor) -> tl.tuple:
+    """Output and base-2 log-sum-exp of weighted values, their base-2 maximum and the sum of their weights."""
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    return out, tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _with_sink(out: tl.tensor, lse_log2: tl.tensor, sink_log2: tl.tensor) -> tl.tuple:
     """Output [rows, columns] and base-2 log-sum-exp [rows] with one more logit, whose value is 0."""
     largest = tl.maximum(lse_log2, sink_log2)

@@ -64,28 +64,14 @@ def decode_attention(
         log) [batch, (query_tokens,) q_heads], both float64. A query token that sees no token gives output 0
         and -inf.
     """
-    if q.dim() == 3:
-        output, lse = decode_attention(
-            q[:, None],
-            k_cache,
-            v_cache,
-            context_lens,
-            block_table=block_table,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
-            k_scale=k_scale,
-            v_scale=v_scale,
-        )
-        return output[:, 0], lse[:, 0]
-    _, query_tokens, q_heads, head_dim = q.shape
+    queries = q[:, None] if q.dim() == 3 else q
+    _, query_tokens, q_heads, head_dim = queries.shape
     kv_heads = k_cache.shape[2]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     k_scales, v_scales = (_per_head(each, kv_heads) for each in (k_scale, v_scale))
-    output = torch.zeros(*q.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
-    lse = torch.full(q.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
+    output = torch.zeros(*queries.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
+    lse = torch.full(queries.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
     for sequence, wanted in enumerate(context_lens.tolist()):
         length = min(max(wanted, 0), capacity)
         pages = None if block_table is None else block_table[sequence]
@@ -97,7 +83,7 @@ def decode_attention(
                 if end <= 0:
                     continue
                 keys = _float64(_live(k_cache, sequence, head, begin, end, pages)) * k_scales[head]
-                scores = _float64(q[sequence, token, group]) @ keys.T * scale  # [group, end - begin]
+                scores = _float64(queries[sequence, token, group]) @ keys.T * scale  # [group, end - begin]
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
                 if sinks is not None:
@@ -105,7 +91,7 @@ def decode_attention(
                 probabilities, lse[sequence, token, group] = _softmax(scores)
                 values = _float64(_live(v_cache, sequence, head, begin, end, pages)) * v_scales[head]
                 output[sequence, token, group] = probabilities[:, : end - begin] @ values
-    return output, lse
+    return output.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
 
 
 def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[float]:

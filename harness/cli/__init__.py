@@ -15,7 +15,7 @@ from ..accounting.whole_file import write_whole
 from . import options
 from .evidence import count_command, inspect_command
 from .progress import progress_bar
-from .tune import tune_command
+from .tune import INTERRUPTED, tune_command
 
 if TYPE_CHECKING:
     from ..accounting.records import Run
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..measuring.runner import TilingOf
     from ..measuring.session import Settings
 
-MISUSE, FAILED, INTERRUPTED = 2, 1, 130
+MISUSE, FAILED = 2, 1
 
 
 def main() -> NoReturn:

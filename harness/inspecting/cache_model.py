@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..accounting.gpu_limits import SmLimits
-from .tile_order import MatmulCut, TileShare, matmul_tile_order
+from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare, matmul_tile_order
 
 # What L2 and DRAM move at least. CUDA C++ programming guide, device memory accesses.
 _SECTOR_BYTES = 32
-_PARTIAL_BYTES = 4  # partial sums are float32
 
 Figures = NDArray[np.int64]
 
@@ -294,7 +293,7 @@ class _Tiles:
         weight = _block_bytes(shape.out_features, k, tiling.block_n, block_k, shape.weight_bytes)
         outputs = (shape.rows, shape.out_features, tiling.block_m, tiling.block_n)
         self._out = _block_bytes(*outputs, shape.out_bytes)
-        self._partial = _block_bytes(*outputs, _PARTIAL_BYTES)
+        self._partial = _block_bytes(*outputs, PARTIAL_BYTES)
         self._x, self._weight = x, weight
         self._k_tiles: int = x[0].shape[1]
         self._blocks_n: int = weight[0].shape[0]

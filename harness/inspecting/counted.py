@@ -28,7 +28,7 @@ from .subjects import (
     choose_matmul_tiling,
     kernels,
 )
-from .tile_order import decode_part_order
+from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, decode_part_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +39,7 @@ if TYPE_CHECKING:
     CountedCase = PrefillMatmul | DecodeAttention
     Tiling = MatmulTiling | DecodeTiling
 
-_PARTIAL_BYTES = 4  # partial results are float32
 _LENGTH_BYTES = 4
-_PART_RECORD_BYTES = (
-    8  # of a program: the item that it began and did not end, and into how many parts it is cut
-)
 
 _TERMS = {
     "x_ptr": "x",
@@ -315,7 +311,7 @@ def _matmul_traffic(case: PrefillMatmul, tiling: MatmulTiling) -> TilingTraffic:
     }
     written = {"out": case.rows * case.out_features * size}
     if tiling.num_splits > 1:
-        partial_bytes = tiling.num_splits * case.rows * case.out_features * _PARTIAL_BYTES
+        partial_bytes = tiling.num_splits * case.rows * case.out_features * PARTIAL_BYTES
         read["partial"] = written["partial"] = partial_bytes
     return TilingTraffic(read=read, written=written)
 
@@ -343,10 +339,10 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     if len(programs) > 1 and tiling.num_splits != 1:
         slot_rows = min(rows, tiling.block_g)
         merging = math.ceil(slot_rows / math.ceil(slot_rows / MERGE_PROGRAMS))
-        written["parts"] = len(programs) * _PART_RECORD_BYTES
+        written["parts"] = len(programs) * PART_RECORD_BYTES
         read["parts"] = written["parts"] * merging
-        read["partial"] = written["partial"] = cut_rows * case.head_dim * _PARTIAL_BYTES
-        read["partial_lse"] = written["partial_lse"] = cut_rows * _PARTIAL_BYTES
+        read["partial"] = written["partial"] = cut_rows * case.head_dim * PARTIAL_BYTES
+        read["partial_lse"] = written["partial_lse"] = cut_rows * PARTIAL_BYTES
     return TilingTraffic(read=read, written=written)
 
 

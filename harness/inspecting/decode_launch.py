@@ -3,10 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from .schedule import PARTIAL_BYTES, Launch, ProgramWork, fixed_time_s
-from .tile_order import DecodeCut, decode_part_order
-
-_RECORD_BYTES = 8  # what a program tells the merge: the last item that it began, and its parts
+from .schedule import Launch, ProgramWork, fixed_time_s
+from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, DecodeCut, decode_part_order
 
 
 def decode_launch(
@@ -74,5 +72,5 @@ def decode_launch(
     second_kernel_bytes = None
     if tiling.num_splits != 1 and len(programs) > 1:
         out_bytes = sum(cut_rows.values()) * v_head_dim * element_bytes
-        second_kernel_bytes = partial_bytes + out_bytes + _RECORD_BYTES * len(programs)
+        second_kernel_bytes = partial_bytes + out_bytes + PART_RECORD_BYTES * len(programs)
     return Launch(programs=tuple(programs), useful_work=cache_bytes, second_kernel_bytes=second_kernel_bytes)

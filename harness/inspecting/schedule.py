@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..accounting.gpu_limits import SmLimits
 from .cache_model import MatmulShape
-from .tile_order import MatmulCut
+from .tile_order import PARTIAL_BYTES, MatmulCut
 
 # The model's stated assumptions, not measurements.
 PROGRAM_S = 1.5e-6  # to start a program and end it, and for each further sequence and head inside one
@@ -25,7 +25,6 @@ SECOND_KERNEL_S = 3e-6  # to launch the kernel that merges or adds what was cut
 # One SM cannot take all of the bandwidth that idle ones leave; stated like the costs above.
 _SM_MEMORY_SHARE = 1.6
 
-PARTIAL_BYTES = 4  # partial results are float32
 _TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots are filled in their order
 
 

@@ -77,6 +77,13 @@ class TileShare(NamedTuple):
     last_k: int
 
 
+PARTIAL_BYTES = 4
+"""Of an element of a partial result, which is float32."""
+
+PART_RECORD_BYTES = 8
+"""What a program of decode attention tells the merge: the last item that it began, and its parts."""
+
+
 class DecodePart(NamedTuple):
     """What one program of a decode attention does for one item: tokens [begin, end) of a key-value head.
 
