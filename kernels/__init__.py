@@ -15,16 +15,10 @@ from .interpreter import interpreting, use_interpreter
 
 if TYPE_CHECKING:
     from .decode_attention import decode_attention, decode_attention_workspace_bytes
+    from .matmul_tiling import MatmulTiling, choose_matmul_tiling
     from .merge_states import merge_states
-    from .prefill_matmul import prefill_matmul
-    from .tiling import (
-        DecodeTiling,
-        GpuLimits,
-        MatmulTiling,
-        choose_decode_tiling,
-        choose_matmul_tiling,
-        gpu_limits,
-    )
+    from .prefill_matmul import prefill_matmul, prefill_matmul_workspace_bytes
+    from .tiling import DecodeTiling, GpuLimits, choose_decode_tiling, gpu_limits
 
 __all__ = [
     "DecodeTiling",
@@ -38,20 +32,22 @@ __all__ = [
     "interpreting",
     "merge_states",
     "prefill_matmul",
+    "prefill_matmul_workspace_bytes",
     "use_interpreter",
 ]
 
 _HOME = {
     "DecodeTiling": "tiling",
     "GpuLimits": "tiling",
-    "MatmulTiling": "tiling",
+    "MatmulTiling": "matmul_tiling",
     "choose_decode_tiling": "tiling",
-    "choose_matmul_tiling": "tiling",
+    "choose_matmul_tiling": "matmul_tiling",
     "decode_attention": "decode_attention",
     "decode_attention_workspace_bytes": "decode_attention",
     "gpu_limits": "tiling",
     "merge_states": "merge_states",
     "prefill_matmul": "prefill_matmul",
+    "prefill_matmul_workspace_bytes": "prefill_matmul",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .interpreter import interpreting
+from .matmul_tiling import MatmulTiling
 from .tiling import MOST_SPLITS, DecodeTiling
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -12,40 +13,128 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_CAPACITY = 1 << 30
 _MAX_QUERY_TOKENS = 8
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
-_CACHE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_CACHE_DTYPES = (*_FLOAT8, torch.int8)
+_ACTIVATIONS = (None, "silu", "gelu", "swiglu")
 _WORKSPACE_ALIGNMENT = 16
 
 
 def check_prefill_matmul(
-    *, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None
+    *,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    x_scale: torch.Tensor | float | None,
+    weight_scale: torch.Tensor | float | None,
+    out_dtype: torch.dtype | None,
+    precision: str,
+    out: torch.Tensor | None,
+    tiling: MatmulTiling | None,
 ) -> None:
     """Raise ValueError unless the arguments are those that `prefill_matmul` documents."""
-    _check_floating("x", x)
+    _check_one_of("activation", activation, _ACTIVATIONS)
+    _check_one_of("precision", precision, ("ieee", "tf32"))
+    _check_one_of("out_dtype", out_dtype, (None, *_DTYPES))
+    if tiling is not None and not isinstance(tiling, MatmulTiling):
+        raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a MatmulTiling")
+    _check_operands(x, weight)
+    features = weight.shape[-2]
+    if activation == "swiglu" and features % 2:
+        raise ValueError(f"weight has {features} rows; for swiglu it must have as many up as gate rows")
+    out_dtype = out_dtype or default_out_dtype(x)
+    if bias is not None:
+        _check_tensor("bias", bias)
+        if weight.dim() == 2 or bias.dim() == 1:
+            _check_shape("bias", bias, (features,), "[rows of weight]")
+        else:
+            _check_shape("bias", bias, (weight.shape[0], features), "[batch, rows of weight]")
+        _check_device("bias", bias, "x", x)
+        if bias.dtype not in (out_dtype, torch.float32):
+            raise ValueError(f"bias is {bias.dtype}; it must be {out_dtype}, as the result, or torch.float32")
+    _check_row_scale("x_scale", x_scale, "x", x)
+    _check_row_scale("weight_scale", weight_scale, "weight", weight)
+    if out is not None:
+        columns = features // 2 if activation == "swiglu" else features
+        _check_shape(
+            "out", out, (*x.shape[:-1], columns), "[..., out_features] with the leading dimensions of x"
+        )
+        if out.dtype != out_dtype:
+            raise ValueError(f"out is {out.dtype}; it must be {out_dtype}, as out_dtype says")
+        _check_device("out", out, "x", x)
+        _check_writable("out", out)
+        _check_rows_view(out, weight)
+
+
+def default_out_dtype(x: torch.Tensor) -> torch.dtype:
+    """What `prefill_matmul` gives where no `out_dtype` is said."""
+    return torch.bfloat16 if x.element_size() == 1 else x.dtype
+
+
+def _check_operands(x: torch.Tensor, weight: torch.Tensor) -> None:
+    _check_tensor("x", x)
+    if x.dtype not in (*_DTYPES, *_FLOAT8):
+        kinds = ", ".join(map(str, (*_DTYPES, *_FLOAT8)))
+        raise ValueError(f"x is {x.dtype}; it must be one of {kinds}")
     if x.dim() == 0:
         raise ValueError("x has no dimensions; it must be [..., in_features]")
     _check_nonempty("x", x)
     _check_runnable("x", x)
-    _check_shape("weight", weight, (None, x.shape[-1]), "[out_features, in_features of x]")
-    _check_nonempty("weight", weight)
-    _check_same("weight", weight, "x", x)
-    features = weight.shape[0]
-    if bias is not None:
-        _check_shape("bias", bias, (features,), "[out_features]")
-        _check_device("bias", bias, "x", x)
-        if bias.dtype not in (x.dtype, torch.float32):
-            raise ValueError(f"bias is {bias.dtype}; it must be {x.dtype}, the dtype of x, or torch.float32")
-    if out is not None:
-        _check_shape(
-            "out", out, (*x.shape[:-1], features), "[..., out_features] with the leading dimensions of x"
-        )
-        _check_same("out", out, "x", x)
-        _check_writable("out", out)
-        try:
-            out.view(-1, features)
-        except RuntimeError as error:
+    _check_tensor("weight", weight)
+    if weight.dim() == 3:
+        if x.dim() != 3:
             raise ValueError(
-                f"out has strides {tuple(out.stride())}; all dimensions but the last must view as one"
-            ) from error
+                f"x has shape {list(x.shape)}; under a weight of 3 dimensions it must be "
+                "[batch, tokens, in_features]"
+            )
+        wanted: tuple[int | None, ...] = (x.shape[0], None, x.shape[-1])
+        _check_shape("weight", weight, wanted, "[batch of x, out_features, in_features of x]")
+    else:
+        _check_shape("weight", weight, (None, x.shape[-1]), "[out_features, in_features of x]")
+    _check_nonempty("weight", weight)
+    allowed = (
+        _FLOAT8 if x.dtype in _FLOAT8 else (x.dtype,) if x.element_size() == 4 else (x.dtype, torch.int8)
+    )
+    if weight.dtype not in allowed:
+        kinds = " or ".join(map(str, allowed))
+        raise ValueError(f"weight is {weight.dtype}; under x of {x.dtype} it must be {kinds}")
+    _check_device("weight", weight, "x", x)
+
+
+def _check_rows_view(out: torch.Tensor, weight: torch.Tensor) -> None:
+    """Rows of a result must lie one stride apart, but where each batch has a weight of its own."""
+    if weight.dim() == 3:
+        return
+    try:
+        out.view(-1, out.shape[-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"out has strides {tuple(out.stride())}; all dimensions but the last must view as one"
+        ) from error
+
+
+def _check_row_scale(name: str, scale: torch.Tensor | float | None, of: str, tensor: torch.Tensor) -> None:
+    """A number, one of float32, or one a row of `tensor`."""
+    if not isinstance(scale, torch.Tensor):
+        _check_number(name, scale)
+        return
+    if scale.dtype != torch.float32:
+        raise ValueError(f"{name} is {scale.dtype}; it must be torch.float32")
+    rows = tuple(tensor.shape[:-1])
+    if tuple(scale.shape) not in {(), (1,), rows, (*rows, 1)}:
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}; it must be [], [1], or that of {of} without its last "
+            f"dimension: {list(rows)}"
+        )
+    _check_device(name, scale, "x" if of == "x" else of, tensor)
+    if not scale.is_contiguous():
+        raise ValueError(f"{name} has strides {tuple(scale.stride())}; it must be contiguous")
+
+
+def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is each or (isinstance(value, str) and value == each) for each in allowed):
+        words = ", ".join(map(str, allowed))
+        raise ValueError(f"{name} is {value!r}; it must be one of {words}")
 
 
 def check_decode_attention(
@@ -103,10 +192,12 @@ def check_decode_attention(
     _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
 
 
-def check_workspace(workspace: torch.Tensor, *, at_least_bytes: int, q: torch.Tensor) -> None:
-    """Raise ValueError unless a workspace is one that `decode_attention` documents."""
+def check_workspace(
+    workspace: torch.Tensor, *, at_least_bytes: int, beside: tuple[str, torch.Tensor]
+) -> None:
+    """Raise ValueError unless a workspace is one that the kernels document; it lies `beside` an argument."""
     _check_tensor("workspace", workspace)
-    _check_device("workspace", workspace, "q", q)
+    _check_device("workspace", workspace, *beside)
     if not workspace.is_contiguous():
         raise ValueError(f"workspace has strides {tuple(workspace.stride())}; it must be contiguous")
     if workspace.nbytes < at_least_bytes:

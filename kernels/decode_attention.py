@@ -394,7 +394,7 @@ def decode_attention(
     call = decode_call(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
     workspace_bytes = call.workspace_bytes
     if workspace is not None:
-        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, q=q)
+        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("q", q))
     elif workspace_bytes:
         workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=q.device)
     out, lse = out if isinstance(out, tuple) else (out, None)

@@ -1,31 +1,45 @@
-"""Batched prefill matmul: out[m, n] = sum over k of x[m, k] weight[n, k], plus bias[n].
+"""Batched prefill matmul: out[m, n] = activation(sum over k of x[m, k] weight[n, k], scaled, plus bias[n]).
 
 One prompt's tokens are the rows of x, so M = tokens, N = out_features, K = in_features.
-Operations: 2 M N K. Bytes at least: (M K + N K + M N) elements. With M, N and K in the thousands
-the operations to a byte lie far above what a GPU balances, so arithmetic is the bound; with few
-rows the weights' N K elements are nearly all the bytes, and bandwidth is.
+Operations: 2 M N K. Bytes at least: (M K + N K + M N) elements. With M in the thousands the operations to a
+byte, about M, lie far above what a GPU balances, so arithmetic is the bound; with few rows the weights' N K
+elements are nearly all the bytes, and bandwidth is.
 
-A program computes one [BLOCK_M, BLOCK_N] tile over its share of K. Programs walk the tiles in
-groups of GROUP_M row blocks, so that those running at one time share rows of x and weight in L2.
-Where tiles are too few to fill the GPU, K is split: each share leaves float32 partial sums in
-a workspace, and a second kernel adds them in a fixed order.
+An item is a [BLOCK_M, BLOCK_N] tile of the result, or a share of K of one. Items go to programs in their
+order, in groups of GROUP_M row blocks, so that those that run at one time share rows of x and weight in L2.
+Where tiles are too few to fill the GPU, or the last wave of them would leave most of it idle, tiles are cut
+along K: each share leaves float32 sums in a workspace, and a second kernel adds them in a fixed order.
+
+Two kernels make the product. One loads through pointers, on any GPU and for any strides. The other lets the
+copy engine of sm_90 and newer load whole tiles by their descriptors, and its programs stay and take one item
+after another; on sm_100 its warps can be specialised, some loading, one multiplying, others storing.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import checks
 from .interpreter import mend_interpreter
-from .tiling import MatmulTiling, choose_matmul_tiling, gpu_limits
+from .matmul_call import MatmulCall, matmul_call, result_matrices
+from .matmul_tile import item_of, load_tile, multiplied, store_item, store_result
+from .tiling import gpu_limits
+
+if TYPE_CHECKING:
+    from .matmul_tiling import MatmulTiling
 
 mend_interpreter()
 
-_REDUCE_COLUMNS = 512
+_REDUCE_ELEMENTS = 1024
+_SLICE_COLUMNS = 64
+_E4M3_FACTOR = 256.0
+"""By how much bits of float8 e4m3 are too small as float16: the biases of their exponents differ by 8."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -33,114 +47,224 @@ def _tile_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     bias_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_scale_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    factor: tl.tensor,
     rows: tl.tensor,
-    out_features: tl.tensor,
+    features: tl.tensor,
     in_features: tl.tensor,
+    whole_tiles: tl.tensor,
+    stride_x_batch: tl.tensor,
     stride_x_row: tl.tensor,
     stride_x_k: tl.tensor,
+    stride_weight_batch: tl.tensor,
     stride_weight_row: tl.tensor,
     stride_weight_k: tl.tensor,
+    stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
-    stride_out_split: tl.tensor,
+    stride_x_scale: tl.tensor,
+    stride_weight_scale_batch: tl.tensor,
+    stride_weight_scale: tl.tensor,
+    stride_out_batch: tl.tensor,
     stride_out_row: tl.tensor,
     stride_out_column: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    FLOAT8_BITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    IMPRECISE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+    SLICES: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> None:
+    """One item; operands are loaded through pointers.
+
+    The pipeline advances two scalar bases; lanes keep 32-bit offsets from them, or 64-bit ones where WIDE
+    says that a tile reaches over 2^31 elements.
+    """
+    item = tl.program_id(0)
+    blocks_m = tl.cdiv(rows, BLOCK_M)
+    blocks_n = tl.cdiv(features, COLUMNS)
+    batch, block_m, block_n, first_k, last_k = item_of(
+        item, whole_tiles, blocks_m, blocks_n, tl.cdiv(in_features, BLOCK_K), GROUP_M, NUM_SPLITS
+    )
+    lanes_m, lanes_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    row, feature = block_m * BLOCK_M, block_n * COLUMNS
+    live_m = row + lanes_m < rows
+    live_n = feature + lanes_n < features
+    if COLUMNS < BLOCK_N:
+        live_n = live_n & (lanes_n < COLUMNS)
+    weight_row = feature.to(tl.int64)
+    kind = tl.int64 if WIDE else tl.int32
+    weight_lanes = lanes_n.to(kind)
+    if ACTIVATION == "swiglu":
+        # Gate and up of a column lie side by side in the tile, so that a thread has both.
+        weight_row = weight_row // 2
+        weight_lanes = weight_lanes // 2 + weight_lanes % 2 * (features // 2)
+    x_offs = (
+        lanes_m.to(kind)[:, None] * stride_x_row + offs_k.to(kind)[None, :] * stride_x_k
+    )  # [BLOCK_M, BLOCK_K]
+    weight_offs = (
+        weight_lanes[:, None] * stride_weight_row + offs_k.to(kind)[None, :] * stride_weight_k
+    )  # [BLOCK_N, BLOCK_K]
+    start_k = (first_k * BLOCK_K).to(tl.int64)
+    x_base = x_ptr + batch.to(tl.int64) * stride_x_batch + start_k * stride_x_k
+    x_base += row.to(tl.int64) * stride_x_row
+    weight_base = weight_ptr + batch.to(tl.int64) * stride_weight_batch + start_k * stride_weight_k
+    weight_base += weight_row * stride_weight_row
+    step_k = tl.full((), BLOCK_K, tl.int64)
+
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k_tile in range(first_k, last_k):
+        live_k = offs_k < in_features - k_tile * BLOCK_K
+        x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
+        weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
+        acc = multiplied(x, weight, acc, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, IMPRECISE)
+        x_base += step_k * stride_x_k
+        weight_base += step_k * stride_weight_k
+
+    if WEIGHT_FIRST:
+        acc = tl.trans(acc)
+    store_item(
+        acc, item - whole_tiles, batch, row + lanes_m, feature, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
+        weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
+        stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column,
+        ACTIVATION, COLUMNS, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+    )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _descriptor_kernel(
+    x_desc: tl.tensor,
+    weight_desc: tl.tensor,
+    bias_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_scale_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    factor: tl.tensor,
+    rows: tl.tensor,
+    features: tl.tensor,
+    in_features: tl.tensor,
+    whole_tiles: tl.tensor,
+    items: tl.tensor,
+    stride_bias: tl.tensor,
+    stride_x_scale: tl.tensor,
+    stride_weight_scale: tl.tensor,
+    stride_out_row: tl.tensor,
+    stride_out_column: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    IMPRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+    SLICES: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ) -> None:
-    """One tile of the product over one share of K; `out` is the result, or the float32 workspace."""
+    """Items program_id, program_id + programs and so on; operands [rows, K] are loaded by descriptors.
+
+    FLATTEN makes one loop of items and steps, so that the next tile loads while this one is stored. The
+    result is stored in SLICES of columns, which takes fewer registers.
+    """
     blocks_m = tl.cdiv(rows, BLOCK_M)
-    blocks_n = tl.cdiv(out_features, BLOCK_N)
-    tile = tl.program_id(0) // NUM_SPLITS
-    split = tl.program_id(0) % NUM_SPLITS
-    group_tiles = GROUP_M * blocks_n
-    first_m = (tile // group_tiles) * GROUP_M
-    group_rows = tl.minimum(blocks_m - first_m, GROUP_M)
-    block_m = first_m + (tile % group_tiles) % group_rows
-    block_n = (tile % group_tiles) // group_rows
-
-    offs_m = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K)
-    live_m = offs_m < rows
-    live_n = offs_n < out_features
-
+    blocks_n = tl.cdiv(features, BLOCK_N)
     k_tiles = tl.cdiv(in_features, BLOCK_K)
-    tiles_per_split = tl.cdiv(k_tiles, NUM_SPLITS)
-    first_k = split * tiles_per_split
-    last_k = tl.minimum(first_k + tiles_per_split, k_tiles)
-
-    start_k = (first_k * BLOCK_K).to(tl.int64)
-    x_ptrs = (
-        x_ptr + offs_m.to(tl.int64)[:, None] * stride_x_row + (start_k + offs_k)[None, :] * stride_x_k
-    )  # [BLOCK_M, BLOCK_K]
-    weight_ptrs = (
-        weight_ptr
-        + offs_n.to(tl.int64)[None, :] * stride_weight_row
-        + (start_k + offs_k)[:, None] * stride_weight_k
-    )  # [BLOCK_K, BLOCK_N]
-    step_k = tl.full((), BLOCK_K, tl.int64)
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k_tile in range(first_k, last_k):
-        if EVEN_K:
-            x = tl.load(x_ptrs, mask=live_m[:, None], other=0.0)
-            weight = tl.load(weight_ptrs, mask=live_n[None, :], other=0.0)
-        else:
-            live_k = offs_k < in_features - k_tile * BLOCK_K
-            x = tl.load(x_ptrs, mask=live_m[:, None] & live_k[None, :], other=0.0)
-            weight = tl.load(weight_ptrs, mask=live_k[:, None] & live_n[None, :], other=0.0)
-        acc = tl.dot(x, weight, acc, input_precision="ieee")
-        x_ptrs += step_k * stride_x_k
-        weight_ptrs += step_k * stride_weight_k
-
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + offs_n.to(tl.int64) * stride_bias, mask=live_n, other=0.0)
-        acc += bias.to(tl.float32)[None, :]
-    out_ptrs = (
-        out_ptr
-        + split.to(tl.int64) * stride_out_split
-        + offs_m.to(tl.int64)[:, None] * stride_out_row
-        + offs_n.to(tl.int64)[None, :] * stride_out_column
-    )  # [BLOCK_M, BLOCK_N]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=live_m[:, None] & live_n[None, :])
+    for at in tl.range(
+        tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
+    ):
+        item = tl.cast(at, tl.int32)
+        batch, block_m, block_n, first_k, last_k = item_of(
+            item, whole_tiles, blocks_m, blocks_n, k_tiles, GROUP_M, NUM_SPLITS
+        )
+        row, feature = block_m * BLOCK_M, block_n * BLOCK_N
+        acc = tl.zeros((BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N), dtype=tl.float32)
+        if NUM_SPLITS == 1:
+            first_k = 0
+            last_k = k_tiles
+        for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
+            x = x_desc.load([row, k_tile * BLOCK_K])
+            if ACTIVATION == "swiglu":
+                pairs = weight_desc.load([feature // 2, 0, k_tile * BLOCK_K])  # [BLOCK_N / 2, 2, BLOCK_K]
+                weight = tl.reshape(pairs, (BLOCK_N, BLOCK_K))
+            else:
+                weight = weight_desc.load([feature, k_tile * BLOCK_K])
+            acc = multiplied(x, weight, acc, WEIGHT_FIRST, False, PRECISION, IMPRECISE)
+        if WEIGHT_FIRST:
+            acc = tl.trans(acc)
+        store_item(
+            acc, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr, out_ptr,
+            bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias, stride_x_scale,
+            0, stride_weight_scale, 0, stride_out_row, stride_out_column,
+            ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _reduce_kernel(
     partial_ptr: tl.tensor,
     bias_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_scale_ptr: tl.tensor,
     out_ptr: tl.tensor,
-    out_features: tl.tensor,
-    stride_partial_split: tl.tensor,
-    stride_partial_row: tl.tensor,
+    factor: tl.tensor,
+    rows: tl.tensor,
+    features: tl.tensor,
+    whole_tiles: tl.tensor,
+    stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
+    stride_x_scale: tl.tensor,
+    stride_weight_scale_batch: tl.tensor,
+    stride_weight_scale: tl.tensor,
+    stride_out_batch: tl.tensor,
     stride_out_row: tl.tensor,
     stride_out_column: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP_M: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    REDUCE_M: tl.constexpr,
 ) -> None:
-    """BLOCK_N columns of one row: the shares of K added in order, and bias, rounded once."""
-    blocks_n = tl.cdiv(out_features, BLOCK_N)
-    row = (tl.program_id(0) // blocks_n).to(tl.int64)
-    offs_n = (tl.program_id(0) % blocks_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    live_n = offs_n < out_features
-    partial_ptrs = partial_ptr + row * stride_partial_row + offs_n  # [BLOCK_N]
+    """REDUCE_M rows of a tile that was cut: its shares of K added in their order, then the result."""
+    blocks_m = tl.cdiv(rows, BLOCK_M)
+    blocks_n = tl.cdiv(features, COLUMNS)
+    tile = tl.program_id(0)
+    batch, block_m, block_n, _, _ = item_of(
+        tile + whole_tiles, whole_tiles, blocks_m, blocks_n, blocks_n, GROUP_M, 1
+    )
+    lanes_m = tl.program_id(1) * REDUCE_M + tl.arange(0, REDUCE_M)
+    lanes_n = tl.arange(0, BLOCK_N)
+    offs_m, feature = block_m * BLOCK_M + lanes_m, block_n * COLUMNS
+    live = (offs_m < rows)[:, None] & ((feature + lanes_n < features) & (lanes_n < COLUMNS))[None, :]
 
-    acc = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    partial_ptrs = partial_ptr + tile.to(tl.int64) * (NUM_SPLITS * BLOCK_M * BLOCK_N)
+    partial_ptrs += lanes_m[:, None] * BLOCK_N + lanes_n[None, :]  # [REDUCE_M, BLOCK_N]
+    acc = tl.zeros((REDUCE_M, BLOCK_N), dtype=tl.float32)
     for _ in range(NUM_SPLITS):
-        acc += tl.load(partial_ptrs, mask=live_n, other=0.0)
-        partial_ptrs += stride_partial_split
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + offs_n * stride_bias, mask=live_n, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + row * stride_out_row + offs_n * stride_out_column
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=live_n)
+        acc += tl.load(partial_ptrs, mask=live, other=0.0)
+        partial_ptrs += BLOCK_M * BLOCK_N
+    store_result(
+        acc, batch, offs_m, feature, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor,
+        rows, features, stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch,
+        stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS,
+    )  # fmt: skip
 
 
 def prefill_matmul(
@@ -148,106 +272,237 @@ def prefill_matmul(
     weight: torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    x_scale: torch.Tensor | float | None = None,
+    weight_scale: torch.Tensor | float | None = None,
+    out_dtype: torch.dtype | None = None,
+    precision: str = "ieee",
     out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
     tiling: MatmulTiling | None = None,
 ) -> torch.Tensor:
-    """Product x @ weight.T + bias, accumulated in float32 and rounded once; the same bits every run.
+    """Activation of (x @ weight.T, scaled, + bias), summed in float32 and rounded once.
 
-    Not differentiable. Tensors keep their strides: nothing is copied, except an `x` of several
-    leading dimensions that cannot be viewed as rows.
+    Not differentiable. The same bits every run. Tensors keep their strides: nothing is copied, except an
+    `x` of leading dimensions that cannot be viewed as rows of two strides.
 
     Args:
-        x: [..., in_features], bfloat16, float16 or float32 (multiplied as IEEE float32, not TF32).
-        weight: [out_features, in_features], dtype of `x`.
-        bias: [out_features], dtype of `x` or float32; none adds nothing.
-        out: where to write the result: [..., out_features], dtype of `x`, not overlapping the
-            inputs. A new tensor when none.
-        tiling: how to cut the work; `choose_matmul_tiling` decides when none.
+        x: [..., in_features], bfloat16, float16, float32, float8_e4m3fn or float8_e5m2.
+        weight: [out_features, in_features], or a view of that shape of its transpose. Dtype of `x`;
+            float8 of either kind under float8; under bfloat16 and float16 also int8, each element being
+            multiplied as it is. [batch, out_features, in_features] under `x` [batch, tokens,
+            in_features] gives each batch a weight of its own. For "swiglu" it has 2 out_features rows,
+            first those of the gate, then those of the up projection.
+        bias: [rows of weight] or, of a batch, [batch, rows of weight], `out_dtype` or float32; none adds
+            nothing.
+        activation: None, "silu", "gelu" (by the error function) or "swiglu": silu(gate) x up.
+        x_scale: what `x` is to be multiplied by: a number, or float32 [] or [1], or a number a row: the
+            shape of `x` without in_features, or with 1 in its place.
+        weight_scale: the same of `weight`: a number, or float32 [] or [1], or a number a row of
+            `weight`: its shape without in_features, or with 1 in its place.
+        out_dtype: bfloat16, float16 or float32; that of `x`, or bfloat16 where that is float8, when none.
+        precision: of float32 products: "ieee", or "tf32", which multiplies with 10 bits of mantissa.
+        out: where to write the result: [..., out_features], `out_dtype`, not overlapping the inputs.
+            A new tensor when none.
+        workspace: contiguous memory for partial sums, of any dtype, at least
+            `prefill_matmul_workspace_bytes` long and aligned to 16 bytes, not shared with a call that
+            may run at the same time. With it and `out` nothing is allocated. New when none.
+        tiling: how to cut the work; `choose_matmul_tiling` decides when none. A variant that the GPU or
+            the strides of the operands do not allow falls back to "pointers".
 
     Returns:
-        [..., out_features], dtype of `x`.
+        [..., out_features], `out_dtype`.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype or device; or CPU tensors while Triton
-            compiles its kernels.
+        ValueError: an argument of the wrong shape, strides, dtype, device or size; or CPU tensors while
+            Triton compiles its kernels.
     """
-    checks.check_prefill_matmul(x=x, weight=weight, bias=bias, out=out)
-    out_features, in_features = weight.shape
+    checks.check_prefill_matmul(
+        x=x,
+        weight=weight,
+        bias=bias,
+        activation=activation,
+        x_scale=x_scale,
+        weight_scale=weight_scale,
+        out_dtype=out_dtype,
+        precision=precision,
+        out=out,
+        tiling=tiling,
+    )
+    call = matmul_call(x, weight, activation, precision, tiling, gpu_limits(x.device))
+    workspace_bytes = call.workspace_bytes
+    if workspace is not None:
+        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("x", x))
+    elif workspace_bytes:
+        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     if out is None:
-        out = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
-    x_rows = x.reshape(-1, in_features)
-    out_rows = out.view(-1, out_features)
-    rows = x_rows.shape[0]
-    if tiling is None:
-        tiling = choose_matmul_tiling(
-            rows=rows,
-            out_features=out_features,
-            in_features=in_features,
-            element_bytes=x.element_size(),
-            aligned=_loads_16_bytes(x_rows) and _loads_16_bytes(weight),
-            limits=gpu_limits(x.device),
-        )
-    splits = tiling.num_splits
-    if splits == 1:
-        target = out_rows[None]
-    else:
-        target = torch.empty((splits, rows, out_features), dtype=torch.float32, device=x.device)
-    tiles = math.ceil(rows / tiling.block_m) * math.ceil(out_features / tiling.block_n)
-    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        _tile_kernel[(tiles * splits,)](
-            x_ptr=x_rows,
-            weight_ptr=weight,
-            bias_ptr=bias,
-            out_ptr=target,
-            rows=rows,
-            out_features=out_features,
-            in_features=in_features,
-            stride_x_row=x_rows.stride(0),
-            stride_x_k=x_rows.stride(1),
-            stride_weight_row=weight.stride(0),
-            stride_weight_k=weight.stride(1),
-            stride_bias=0 if bias is None else bias.stride(0),
-            stride_out_split=target.stride(0),
-            stride_out_row=target.stride(1),
-            stride_out_column=target.stride(2),
-            BLOCK_M=tiling.block_m,
-            BLOCK_N=tiling.block_n,
-            BLOCK_K=tiling.block_k,
-            GROUP_M=tiling.group_m,
-            NUM_SPLITS=splits,
-            EVEN_K=in_features % tiling.block_k == 0,
-            HAS_BIAS=bias is not None and splits == 1,
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
-            enable_fp_fusion=True,
-        )
-        if splits > 1:
-            _reduce_kernel[(rows * math.ceil(out_features / _REDUCE_COLUMNS),)](
-                partial_ptr=target,
-                bias_ptr=bias,
-                out_ptr=out_rows,
-                out_features=out_features,
-                stride_partial_split=target.stride(0),
-                stride_partial_row=target.stride(1),
-                stride_bias=0 if bias is None else bias.stride(0),
-                stride_out_row=out_rows.stride(0),
-                stride_out_column=out_rows.stride(1),
-                BLOCK_N=_REDUCE_COLUMNS,
-                NUM_SPLITS=splits,
-                HAS_BIAS=bias is not None,
-                num_warps=4,
-                enable_fp_fusion=True,
-            )
+        dtype = out_dtype or checks.default_out_dtype(x)
+        out = torch.empty((*x.shape[:-1], call.out_features), dtype=dtype, device=x.device)
+    _launch(
+        call,
+        bias=bias,
+        activation=activation,
+        x_scale=x_scale,
+        weight_scale=weight_scale,
+        precision=precision,
+        out=out,
+        workspace=workspace,
+    )
     return out
 
 
-def _loads_16_bytes(operand: torch.Tensor) -> bool:
-    """Whether Triton sees that rows (or columns) can be loaded 16 bytes at a time.
+def prefill_matmul_workspace_bytes(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    x_scale: torch.Tensor | float | None = None,
+    weight_scale: torch.Tensor | float | None = None,
+    out_dtype: torch.dtype | None = None,
+    precision: str = "ieee",
+    tiling: MatmulTiling | None = None,
+) -> int:
+    """Bytes of `workspace` that `prefill_matmul` takes with the same arguments: from shapes alone.
 
-    It knows of a pointer, a stride or a size only whether 16 divides it.
+    Raises:
+        ValueError: as `prefill_matmul`.
     """
-    for along, across in ((1, 0), (0, 1)):
-        if operand.stride(along) == 1:
-            sizes = (operand.data_ptr(), operand.stride(across), operand.shape[along])
-            return all(size % 16 == 0 for size in sizes)
-    return False
+    checks.check_prefill_matmul(
+        x=x,
+        weight=weight,
+        bias=bias,
+        activation=activation,
+        x_scale=x_scale,
+        weight_scale=weight_scale,
+        out_dtype=out_dtype,
+        precision=precision,
+        out=None,
+        tiling=tiling,
+    )
+    return matmul_call(x, weight, activation, precision, tiling, gpu_limits(x.device)).workspace_bytes
+
+
+def _launch(
+    call: MatmulCall,
+    *,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    x_scale: torch.Tensor | float | None,
+    weight_scale: torch.Tensor | float | None,
+    precision: str,
+    out: torch.Tensor,
+    workspace: torch.Tensor | None,
+) -> None:
+    """Launches the product's kernel and, where tiles were cut, the kernel that adds their shares."""
+    x, weight, tiling = call.x, call.weight, call.tiling
+    matrices = result_matrices(out, call)
+    factor = math.prod(scale for scale in (x_scale, weight_scale) if isinstance(scale, float | int))
+    x_scales, weight_scales = (
+        scale if isinstance(scale, torch.Tensor) else None for scale in (x_scale, weight_scale)
+    )
+    if call.float8_bits:
+        x, weight = _e4m3_codes(x), _e4m3_codes(weight)
+        factor *= _E4M3_FACTOR ** sum(operand.dtype == torch.uint8 for operand in (x, weight))
+    epilogue = {
+        "bias_ptr": bias,
+        "x_scale_ptr": x_scales,
+        "weight_scale_ptr": weight_scales,
+        "out_ptr": matrices,
+        "partial_ptr": workspace.view(-1).view(torch.uint8)[: call.workspace_bytes].view(torch.float32)
+        if workspace is not None and call.split_tiles
+        else None,
+        "factor": float(factor),
+        "rows": x.shape[1],
+        "features": call.features,
+        "whole_tiles": call.whole_tiles,
+        "stride_bias": 0 if bias is None else bias.stride(-1),
+        "stride_x_scale": _per_row(x_scales),
+        "stride_weight_scale": _per_row(weight_scales),
+        "stride_out_row": matrices.stride(1),
+        "stride_out_column": matrices.stride(2),
+        "ACTIVATION": activation,
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "GROUP_M": tiling.group_m,
+        "enable_fp_fusion": True,
+    }
+    batches = {
+        "stride_bias_batch": bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
+        "stride_weight_scale_batch": weight.shape[1] if _per_row(weight_scales) and weight.stride(0) else 0,
+        "stride_out_batch": matrices.stride(0),
+        "COLUMNS": tiling.block_columns,
+    }
+    product = {
+        "in_features": x.shape[2],
+        "PRECISION": precision,
+        "IMPRECISE": call.imprecise_sums,
+        "BLOCK_K": tiling.block_k,
+        "NUM_SPLITS": tiling.num_splits if call.split_tiles else 1,
+        "WEIGHT_FIRST": tiling.weight_first,
+        "SLICES": 1 if tiling.columns or tiling.weight_first else max(1, tiling.block_n // _SLICE_COLUMNS),
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.num_stages,
+        "maxnreg": tiling.max_registers,
+    }
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if tiling.variant == "pointers":
+            _tile_kernel[(call.items,)](
+                **epilogue,
+                **batches,
+                **product,
+                x_ptr=x,
+                weight_ptr=weight,
+                stride_x_batch=x.stride(0),
+                stride_x_row=x.stride(1),
+                stride_x_k=x.stride(2),
+                stride_weight_batch=weight.stride(0),
+                stride_weight_row=weight.stride(1),
+                stride_weight_k=weight.stride(2),
+                FLOAT8_BITS=call.float8_bits,
+                EVEN_M=x.shape[1] % tiling.block_m == 0,
+                EVEN_N=call.features % tiling.block_n == 0 and tiling.columns is None,
+                EVEN_K=x.shape[2] % tiling.block_k == 0,
+                WIDE=call.wide,
+            )
+        else:
+            specialized = tiling.variant == "warp_specialized"
+            _descriptor_kernel[(min(tiling.programs, call.items),)](
+                **epilogue,
+                **product,
+                x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, tiling.block_k]),
+                weight_desc=_weight_descriptor(weight[0], tiling, gated=call.gated),
+                items=call.items,
+                # One loop of items and steps needs items of equally many steps.
+                FLATTEN=specialized or (call.flattens and not call.split_tiles),
+                WARP_SPECIALIZE=specialized,
+                NUM_STAGES=tiling.num_stages,
+            )
+        if call.split_tiles:
+            live_rows = min(tiling.block_m, triton.next_power_of_2(x.shape[1]))
+            reduce_m = max(1, min(live_rows, _REDUCE_ELEMENTS // tiling.block_n))
+            _reduce_kernel[(call.split_tiles, triton.cdiv(live_rows, reduce_m))](
+                **epilogue,
+                **batches,
+                NUM_SPLITS=tiling.num_splits,
+                REDUCE_M=reduce_m,
+                num_warps=4,
+            )
+
+
+def _per_row(scales: torch.Tensor | None) -> int:
+    """1 where there is a scale a row, 0 where there is one."""
+    return 0 if scales is None or scales.numel() == 1 else 1
+
+
+def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
+    """Float8 e4m3 as bytes, which GPUs without instructions for it can load."""
+    return operand.view(torch.uint8) if operand.dtype == torch.float8_e4m3fn else operand
+
+
+def _weight_descriptor(weight: torch.Tensor, tiling: MatmulTiling, *, gated: bool) -> TensorDescriptor:
+    """Of tiles [block_n, block_k]; of a weight of gate and up, [block_n / 2, 2, block_k] of its pairs."""
+    if not gated:
+        return TensorDescriptor.from_tensor(weight, [tiling.block_n, tiling.block_k])
+    pairs = weight.view(2, -1, weight.shape[1]).transpose(0, 1)
+    return TensorDescriptor.from_tensor(pairs, [tiling.block_n // 2, 2, tiling.block_k])

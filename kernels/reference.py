@@ -12,20 +12,46 @@ import torch
 
 
 def prefill_matmul(
-    x: torch.Tensor, weight: torch.Tensor, *, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    x_scale: torch.Tensor | float | None = None,
+    weight_scale: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Product x @ weight.T + bias in float64.
+    """Activation of (x @ weight.T, scaled, + bias) in float64.
 
     Args:
         x: [..., in_features].
-        weight: [out_features, in_features].
-        bias: [out_features], or none.
+        weight: [out_features, in_features], or [batch, out_features, in_features] under x of 3 dimensions;
+            for "swiglu" first the rows of the gate, then as many of the up projection.
+        bias: [out_features] or [batch, out_features], or none.
+        activation: None, "silu", "gelu" (by the error function) or "swiglu": silu(gate) x up.
+        x_scale: a number, or a tensor of one, or of one a row of x; its last dimension may be 1.
+        weight_scale: the same of weight.
 
     Returns:
-        [..., out_features], float64.
+        [..., out_features], float64; half as many features for "swiglu".
     """
-    product = _float64(x) @ _float64(weight).T
-    return product if bias is None else product + _float64(bias)
+    scaled_x = _float64(x) * _of_rows(x_scale, x)
+    product = scaled_x @ (_float64(weight) * _of_rows(weight_scale, weight)).transpose(-1, -2)
+    if bias is not None:
+        product = product + (_float64(bias)[:, None] if bias.dim() == 2 else _float64(bias))
+    if activation == "swiglu":
+        gate, up = product.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+    if activation == "silu":
+        return torch.nn.functional.silu(product)
+    return torch.nn.functional.gelu(product) if activation == "gelu" else product
+
+
+def _of_rows(scale: torch.Tensor | float | None, operand: torch.Tensor) -> torch.Tensor:
+    """A scale as it multiplies an operand [..., rows, elements]."""
+    if not isinstance(scale, torch.Tensor):
+        return torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, device=operand.device)
+    scale = _float64(scale)
+    return scale.reshape(()) if scale.numel() == 1 else scale.reshape(*operand.shape[:-1], 1)
 
 
 def decode_attention(

@@ -1,4 +1,4 @@
-"""How each kernel cuts its work, and the pure functions that choose it from shapes and a GPU."""
+"""What choosers of tilings know of a GPU; how decode attention cuts its work, and who chooses it."""
 
 from __future__ import annotations
 
@@ -32,23 +32,6 @@ class GpuLimits:
 H100_LIMITS = GpuLimits(
     compute_capability=90, sm_count=132, shared_bytes_per_block=227 * 1024, shared_bytes_per_sm=228 * 1024
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatmulTiling:
-    """A program computes [block_m, block_n] in steps of block_k over one of num_splits shares of K."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
-    num_splits: int
-    num_warps: int
-    num_stages: int
-
-    def __post_init__(self) -> None:
-        _require_powers_of_two(self, "block_m", "block_n", "block_k", "num_warps")
-        _require_positive(self, "group_m", "num_splits", "num_stages")
 
 
 PART_TILES = 1
@@ -94,8 +77,8 @@ class DecodeTiling:
     max_registers: int | None = None
 
     def __post_init__(self) -> None:
-        _require_powers_of_two(self, "block_g", "block_n", "num_warps")
-        _require_positive(self, "programs", "min_tiles", "num_stages")
+        require_powers_of_two(self, "block_g", "block_n", "num_warps")
+        require_positive(self, "programs", "min_tiles", "num_stages")
         if self.block_n < EDGE_TOKENS:
             raise ValueError(f"block_n is {self.block_n}; it must be at least {EDGE_TOKENS}")
         if self.max_registers is not None and not 32 <= self.max_registers <= 255:
@@ -129,72 +112,6 @@ def _cuda_limits(index: int) -> GpuLimits:
         shared_bytes_per_block=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # missing from torch's stub
         shared_bytes_per_sm=properties.shared_memory_per_multiprocessor,
     )
-
-
-@functools.cache
-def choose_matmul_tiling(
-    *,
-    rows: int,
-    out_features: int,
-    in_features: int,
-    element_bytes: int,
-    aligned: bool,
-    limits: GpuLimits,
-) -> MatmulTiling:
-    """The tiling of [rows, in_features] times [out_features, in_features] transposed.
-
-    Args:
-        rows: M, the tokens.
-        out_features: N.
-        in_features: K.
-        element_bytes: size of an element of x and weight.
-        aligned: whether both operands can be loaded 16 bytes at a time.
-        limits: the GPU to run on.
-
-    Returns:
-        A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
-    """
-    block_m, block_n, block_k, stages, warps = _matmul_blocks(
-        rows, out_features, element_bytes, aligned, limits
-    )
-    tiles = math.ceil(rows / block_m) * math.ceil(out_features / block_n)
-    k_tiles = math.ceil(in_features / block_k)
-    # Idle multiprocessors take shares of K, of at least four steps: fewer only fill the pipeline.
-    splits = max(1, min(limits.sm_count // tiles, k_tiles // 4))
-    return MatmulTiling(
-        block_m=block_m,
-        block_n=block_n,
-        block_k=block_k,
-        group_m=8,
-        num_splits=splits,
-        num_warps=warps,
-        num_stages=stages,
-    )
-
-
-def _matmul_blocks(
-    rows: int, out_features: int, element_bytes: int, aligned: bool, limits: GpuLimits
-) -> tuple[int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, stages, warps."""
-    if element_bytes == 4:
-        # IEEE float32 products run on the plain units, out of registers: small tiles, short steps.
-        if rows <= 16:
-            return 16, 64, 32, 3, 4
-        # Each element loaded by itself needs an address of its own.
-        return (64 if aligned else 32), 64, 16, 3, 8
-    if not aligned:
-        # Loads of one element each pass through registers: a large tile would not fit there.
-        return min(64, max(16, _next_power_of_two(rows))), 128, 32, 2, 8
-    if rows <= 64:
-        # The weights are the bill: small tiles, many to an SM, each with three steps on their way.
-        return max(16, _next_power_of_two(rows)), 64, 64, 4, 8 if rows > 32 else 4
-    wide_tiles = math.ceil(rows / 128) * math.ceil(out_features / 256)
-    if limits.compute_capability // 10 in {9, 10} and wide_tiles >= limits.sm_count:
-        # The largest tile asks for the fewest bytes, where every SM gets one. Elsewhere operands
-        # pass through the registers that its accumulator fills.
-        return 128, 256, 64, 3, 8
-    # 96 KB: fits every GPU from sm_80 up.
-    return 128, 128, 64, 3, 8
 
 
 @functools.cache
@@ -353,14 +270,16 @@ def _next_power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _require_powers_of_two(tiling: object, *names: str) -> None:
+def require_powers_of_two(tiling: object, *names: str) -> None:
+    """Raise ValueError unless these fields of a tiling are powers of two."""
     for name in names:
         value = getattr(tiling, name)
         if type(value) is not int or value < 1 or value & (value - 1):
             raise ValueError(f"{name} is {value!r}; it must be a power of two")
 
 
-def _require_positive(tiling: object, *names: str) -> None:
+def require_positive(tiling: object, *names: str) -> None:
+    """Raise ValueError unless these fields of a tiling are whole numbers of at least 1."""
     for name in names:
         value = getattr(tiling, name)
         if type(value) is not int or value < 1:

@@ -6,8 +6,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 from decodetax.harness import cli
-from decodetax.harness.inspecting import workers
+from decodetax.harness.accounting.gpu_limits import find_gpu
+from decodetax.harness.inspecting import matmul_suite, workers
 from decodetax.harness.inspecting.compiled_rows import LaunchName, failed_row
+from decodetax.harness.inspecting.matmul_suite import product_row
 
 INSPECT_KEYS = {
     *("kernel", "variant", "gpu", "dtype", "tiling", "status", "reason", "registers", "spill_bytes"),
@@ -128,14 +130,22 @@ def test_wrong_gpu_of_inspect_is_named_in_one_line(monkeypatch, capsys, argument
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--kernel", "prefill_matmul", "--dtype", "int8"),
-        ("--schedule", "--dtype", "bf16"),
-        ("--schedule", "--kernel", "prefill_matmul"),
+        ("--schedule", "--dtype", "fp16"),
+        ("--schedule", "--kernel", "prefill_matmul", "--kernel", "decode_attention"),
     ],
-    ids=["cache_dtype_of_a_product", "schedule_of_a_dtype", "schedule_of_a_product"],
+    ids=["schedule_of_a_dtype", "schedule_of_two_kernels"],
 )
 def test_what_inspect_would_ignore_is_refused(monkeypatch, capsys, arguments):
-    assert "decode_attention" in misuse(monkeypatch, capsys, "inspect", "--gpu", "h100", *arguments)
+    assert "--schedule" in misuse(monkeypatch, capsys, "inspect", "--gpu", "h100", *arguments)
+
+
+def test_inspect_simulates_the_schedule_of_one_kernel(monkeypatch):
+    row = product_row(find_gpu("h100"), 1, ((4096, 4096),)).to_json()
+    monkeypatch.setattr(matmul_suite, "product_rows", lambda gpus: [row | {"gpu": gpus[0]}])
+    rows = as_json("inspect", "--gpu", "h100", "--kernel", "prefill_matmul", "--schedule")
+    assert rows == [row]
+    text = decodetax("inspect", "--gpu", "h100", "--kernel", "prefill_matmul", "--schedule").stdout
+    assert "least efficiency" in text
 
 
 def test_inspect_bounds_each_launch_of_each_gpu():

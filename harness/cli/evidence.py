@@ -177,12 +177,14 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
     default="all",
     show_default=True,
     metavar="NAME",
-    help="all, bf16, fp16 or fp32; e4m3, e5m2 or int8 of decode attention's cache.",
+    help="all, bf16, fp16 or fp32; e4m3, e5m2 or int8: of decode attention's cache, of the product's "
+    "operands, int8 of its weight alone.",
 )
 @click.option(
     "--schedule",
     is_flag=True,
-    help="Instead, simulate how decode attention's work is shared out, over some 970 calls a GPU.",
+    help="Instead, simulate how the work is shared out: decode attention's over some 970 calls a GPU; with "
+    "--kernel prefill_matmul, that of the projections of four language models.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 def inspect_command(
@@ -200,19 +202,17 @@ def inspect_command(
     names = [name for text in (first, *others) for name in text.split(",")]
     gpus = tuple(dict.fromkeys(find_gpu(name).gpu for name in names))
     if schedule:
-        if "prefill_matmul" in kernels or dtype != "all":
+        if dtype not in {"all", "bf16"} or len(set(kernels)) > 1:
             raise UsageError(
-                "--schedule: is of decode_attention in bf16; it goes with no other --kernel or --dtype"
+                "--schedule: is of one kernel, in bf16; it goes with no second --kernel, no other --dtype"
             )
-        _show_schedule(gpus, as_json=as_json)
+        _show_schedule(gpus, kernels[0] if kernels else "decode_attention", as_json=as_json)
         return 0
     cases = [
         case
         for case in default_cases()
         if case.kernel in (kernels or (case.kernel,)) and dtype in ("all", case.dtype)
     ]
-    if not cases:
-        raise UsageError(f"--dtype: {dtype} is one of decode_attention's cache alone, not of prefill_matmul")
     with progress_bar() as progress:
         done: list[str] = []
 
@@ -232,18 +232,19 @@ def inspect_command(
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
-def _show_schedule(gpus: tuple[str, ...], *, as_json: bool) -> None:
-    """Simulates the decode schedule on each GPU, and prints what it finds."""
+def _show_schedule(gpus: tuple[str, ...], kernel: str, *, as_json: bool) -> None:
+    """Simulates the schedule of a kernel on each GPU, and prints what it finds."""
     from ..inspecting.decode_suite import suite_rows
+    from ..inspecting.matmul_suite import product_rows
+    from ..reporting.schedule import product_schedule_text, schedule_text
 
+    product = kernel == "prefill_matmul"
     rows: list[dict[str, Any]] = []
     with progress_bar() as progress:
         for done, gpu in enumerate(gpus):
             progress(done / len(gpus), gpu)
-            rows += suite_rows([gpu])
+            rows += product_rows([gpu]) if product else suite_rows([gpu])
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
-        return
-    from ..reporting.schedule import schedule_text
-
-    click.echo(schedule_text(rows))
+    else:
+        click.echo(product_schedule_text(rows) if product else schedule_text(rows))

@@ -49,6 +49,12 @@ class MatmulShape:
         """2 M N K: a multiplication and an addition each."""
         return 2 * self.rows * self.out_features * self.in_features
 
+    @property
+    def least_bytes(self) -> int:
+        """Inputs and result, once each."""
+        x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
+        return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
+
     def tile_order(self, tiling: MatmulCut, *, group_m: int | None = None) -> tuple[TileShare, ...]:
         """The shares of the kernel's programs, in launch order (see `matmul_tile_order`)."""
         return matmul_tile_order(
@@ -167,6 +173,7 @@ def matmul_traffic(
     gpu: SmLimits,
     programs_per_sm: int,
     l2_bytes: int | None = None,
+    group_m: int | None = None,
     order: Sequence[TileShare] | None = None,
 ) -> CacheTraffic:
     """Models the traffic of one `prefill_matmul` call at the three levels.
@@ -180,6 +187,7 @@ def matmul_traffic(
         gpu: SM count and L2 size.
         programs_per_sm: how many programs an SM holds at one time.
         l2_bytes: another L2 size, such as one half where each half of the chip keeps its own copy.
+        group_m: another number of row blocks in a group than the tiling's.
         order: shares in launch order, each (tile, split) once; the kernel's own when none.
 
     Returns:
@@ -190,7 +198,7 @@ def matmul_traffic(
     """
     if programs_per_sm < 1:
         raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
-    own_order = shape.tile_order(tiling)
+    own_order = shape.tile_order(tiling, group_m=group_m)
     if order is not None and sorted(order) != sorted(own_order):
         raise ValueError(f"order has {len(order)} shares; it must hold each of {len(own_order)} once")
     tiles = _Tiles(shape, tiling)
@@ -199,7 +207,7 @@ def matmul_traffic(
     for running, steps, finished in _lockstep(own_order if order is None else order, slots):
         tiles.read_panels(cache, running, steps)
         tiles.write_tiles(cache, finished)
-    tiles.reduce(cache)
+    tiles.reduce(cache, sorted(own_order))
     cache.flush()
     return CacheTraffic(
         operations=shape.operations,
@@ -207,7 +215,7 @@ def matmul_traffic(
         l2_bytes=tiles.bytes_asked_for(own_order, live=False),
         dram_read_bytes=cache.read_bytes,
         dram_written_bytes=cache.written_bytes,
-        distinct_bytes=tiles.distinct_bytes(),
+        distinct_bytes=tiles.distinct_bytes(own_order),
     )
 
 
@@ -242,7 +250,7 @@ def group_m_traffic(
             tiling,
             gpu=gpu,
             programs_per_sm=programs_per_sm,
-            order=shape.tile_order(tiling, group_m=group_m),
+            group_m=group_m,
         )
         for group_m in sorted(set(candidates))
     }
@@ -290,8 +298,8 @@ class _Tiles:
         self._splits = tiling.num_splits
         k, block_k = shape.in_features, tiling.block_k
         x = _block_bytes(shape.rows, k, tiling.block_m, block_k, shape.x_bytes)
-        weight = _block_bytes(shape.out_features, k, tiling.block_n, block_k, shape.weight_bytes)
-        outputs = (shape.rows, shape.out_features, tiling.block_m, tiling.block_n)
+        weight = _block_bytes(shape.out_features, k, tiling.block_columns, block_k, shape.weight_bytes)
+        outputs = (shape.rows, shape.out_features, tiling.block_m, tiling.block_columns)
         self._out = _block_bytes(*outputs, shape.out_bytes)
         self._partial = _block_bytes(*outputs, PARTIAL_BYTES)
         self._x, self._weight = x, weight
@@ -331,40 +339,40 @@ class _Tiles:
     def write_tiles(self, cache: LruCache, finished: Iterable[TileShare]) -> None:
         """Writes the output tiles of programs that end, or their partial sums."""
         for share in finished:
-            if self._splits == 1:
+            if share.whole:
                 self._write_out(cache, share.block_m, share.block_n)
             else:
                 size = int(self._partial[1][share.block_m, share.block_n])
                 cache.write(self._partial_key(share.block_m, share.block_n, share.split), size)
 
-    def reduce(self, cache: LruCache) -> None:
-        """Reads the partial sums, row by row of tiles, and writes the result; nothing without splits."""
-        if self._splits == 1:
-            return
-        for block_m, block_n in np.ndindex(self._partial[1].shape):
-            for split in range(self._splits):
-                size = int(self._partial[1][block_m, block_n])
-                cache.read(self._partial_key(block_m, block_n, split), size)
-            self._write_out(cache, block_m, block_n)
+    def reduce(self, cache: LruCache, order: Sequence[TileShare]) -> None:
+        """Reads the partial sums in their order, and writes the result of each tile that was cut."""
+        for share in order:
+            if share.whole:
+                continue
+            size = int(self._partial[1][share.block_m, share.block_n])
+            cache.read(self._partial_key(share.block_m, share.block_n, share.split), size)
+            if share.split == self._splits - 1:
+                self._write_out(cache, share.block_m, share.block_n)
 
     def bytes_asked_for(self, order: Sequence[TileShare], *, live: bool) -> int:
         """Bytes of all reads and writes of a call: of live elements, or in whole sectors."""
         kind = 0 if live else 1
         shares = np.array(order, dtype=np.int64)
-        total = int(self._out[kind].sum())
+        total = int(self._out[kind].sum()) + 2 * self._partial_bytes(order, kind)
         for blocks, panels in ((shares[:, 0], self._x[kind]), (shares[:, 1], self._weight[kind])):
             before = np.concatenate([np.zeros((len(panels), 1), np.int64), panels.cumsum(axis=1)], axis=1)
             total += int((before[blocks, shares[:, 4]] - before[blocks, shares[:, 3]]).sum())
-        if self._splits > 1:
-            total += 2 * self._splits * int(self._partial[kind].sum())
         return total
 
-    def distinct_bytes(self) -> int:
+    def distinct_bytes(self, order: Sequence[TileShare]) -> int:
         """Sectors of each panel and each written tile, once."""
-        total = sum(self._panel_sizes) + int(self._out[1].sum())
-        if self._splits > 1:
-            total += self._splits * int(self._partial[1].sum())
-        return total
+        return sum(self._panel_sizes) + int(self._out[1].sum()) + self._partial_bytes(order, 1)
+
+    def _partial_bytes(self, order: Sequence[TileShare], kind: int) -> int:
+        return sum(
+            int(self._partial[kind][share.block_m, share.block_n]) for share in order if not share.whole
+        )
 
     def _write_out(self, cache: LruCache, block_m: int, block_n: int) -> None:
         key = self._first_out + block_m * self._blocks_n + block_n

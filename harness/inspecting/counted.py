@@ -25,10 +25,10 @@ from .subjects import (
     GpuLimits,
     MatmulTiling,
     choose_decode_tiling,
-    choose_matmul_tiling,
     kernels,
+    matmul_tiling,
 )
-from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, decode_part_order
+from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, decode_part_order, matmul_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,9 @@ _LENGTH_BYTES = 4
 
 _TERMS = {
     "x_ptr": "x",
+    "x_desc": "x",
     "weight_ptr": "weight",
+    "weight_desc": "weight",
     "q_ptr": "q",
     "k_ptr": "k_cache",
     "v_ptr": "v_cache",
@@ -163,13 +165,13 @@ def default_tiling(case: CountedCase, limits: GpuLimits = H100_LIMITS) -> Tiling
     """The tiling that the kernel's host function chooses for a case's inputs on a GPU; H100 when none."""
     element_bytes = ELEMENT_BYTES[case.dtype]
     if isinstance(case, PrefillMatmul):
-        return choose_matmul_tiling(
+        return matmul_tiling(
+            limits,
             rows=case.rows,
             out_features=case.out_features,
             in_features=case.in_features,
-            element_bytes=element_bytes,
-            aligned=case.in_features % 16 == 0,  # inputs are contiguous, and start aligned
-            limits=limits,
+            x_bytes=element_bytes,
+            weight_bytes=element_bytes,
         )
     return choose_decode_tiling(
         batch=case.batch,
@@ -212,7 +214,7 @@ def tiling_operations(case: CountedCase, tiling: Tiling) -> int:
         ValueError: a tiling of another operation.
     """
     if isinstance(case, PrefillMatmul) and isinstance(tiling, MatmulTiling):
-        tiles = math.ceil(case.rows / tiling.block_m) * math.ceil(case.out_features / tiling.block_n)
+        tiles = math.ceil(case.rows / tiling.block_m) * math.ceil(case.out_features / tiling.block_columns)
         steps = tiles * math.ceil(case.in_features / tiling.block_k)
         return 2 * steps * tiling.block_m * tiling.block_n * tiling.block_k
     if isinstance(case, DecodeAttention) and isinstance(tiling, DecodeTiling):
@@ -277,9 +279,7 @@ def _tensors(
     sums: dict[str, Counter[str]] = defaultdict(Counter)
     for launch in launches:
         for name, tensor in launch.tensors.items():
-            # The first of a product's two launches stores partial results, the only one the result.
-            partial = isinstance(case, PrefillMatmul) and name == "out_ptr" and launch is not launches[-1]
-            term = "partial" if partial else _TERMS[name]
+            term = _TERMS[name]
             sums[term]["requested"] += tensor.bytes_requested
             sums[term]["written"] += tensor.bytes_written
             # Launches that share a tensor touch the same of it, but of the result an item each.
@@ -303,17 +303,29 @@ def _tensors(
 
 def _matmul_traffic(case: PrefillMatmul, tiling: MatmulTiling) -> TilingTraffic:
     size = ELEMENT_BYTES[case.dtype]
-    columns = math.ceil(case.out_features / tiling.block_n)
+    columns = math.ceil(case.out_features / tiling.block_columns)
     rows = math.ceil(case.rows / tiling.block_m)
     read = {
         "x": case.rows * case.in_features * size * columns,
         "weight": case.out_features * case.in_features * size * rows,
     }
     written = {"out": case.rows * case.out_features * size}
-    if tiling.num_splits > 1:
-        partial_bytes = tiling.num_splits * case.rows * case.out_features * PARTIAL_BYTES
-        read["partial"] = written["partial"] = partial_bytes
+    cut = _cut_elements(case, tiling) if tiling.num_splits > 1 else 0
+    if cut:
+        read["partial"] = written["partial"] = cut * tiling.num_splits * PARTIAL_BYTES
     return TilingTraffic(read=read, written=written)
+
+
+def _cut_elements(case: PrefillMatmul, tiling: MatmulTiling) -> int:
+    """Elements of the result in tiles that are cut along K; there are few of them, however many tiles."""
+    blocks_m = math.ceil(case.rows / tiling.block_m)
+    blocks_n = math.ceil(case.out_features / tiling.block_columns)
+    elements = 0
+    for tile in range(min(tiling.whole_tiles, blocks_m * blocks_n), blocks_m * blocks_n):
+        block_m, block_n = matmul_tile(tile, blocks_m, blocks_n, tiling.group_m)
+        rows = min(tiling.block_m, case.rows - block_m * tiling.block_m)
+        elements += rows * min(tiling.block_columns, case.out_features - block_n * tiling.block_columns)
+    return elements
 
 
 def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffic:

@@ -37,7 +37,7 @@ from .headroom import Workload
 from .machine_code import disassemble
 from .scheduled import ScheduleEfficiency, schedule_efficiency
 from .subjects import kernel_limits, kernels
-from .variants import CompileCase, workload
+from .variants import CompileCase, product_tiling, workload
 
 _KERNELS_PACKAGE = kernels.__name__
 # Loaded now: once stand-ins are in place, loading them would take this process for one that interprets.
@@ -203,11 +203,14 @@ def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
     """Compiles one call of a host function of this package for one GPU.
 
     Returns:
-        A row a launch; one "failed" row where the host function itself refuses or breaks.
+        A row a launch; one "failed" row where the host function itself refuses or breaks; none of a variant
+        that this GPU does not have.
     """
+    if not case.applies_to(gpu.sm):
+        return ()
     rows = []
     try:
-        launches = compile_launches(lambda: _CALLS[case.kernel](case), gpu)
+        launches = compile_launches(lambda: _CALLS[case.kernel](case, gpu), gpu)
     except Exception as caught:  # noqa: BLE001  (a case that breaks is a row, and the others still come)
         name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.gpu, dtype=case.dtype, tiling={})
         return (failed_row(name, _reason(caught)),)
@@ -221,7 +224,7 @@ def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
             tiling=launch.constants,
         )
         schedule = partial(schedule_efficiency, case, role, launch.constants, gpu)
-        rows.append(_row(launch, name, gpu, workload(case, role, launch.constants), schedule))
+        rows.append(_row(launch, name, gpu, workload(case, role, launch.constants, gpu.sm), schedule))
     return tuple(rows)
 
 
@@ -255,7 +258,7 @@ def _row(
         return failed_row(name, _reason(caught))
 
 
-def _call_decode(case: CompileCase) -> None:
+def _call_decode(case: CompileCase, _gpu: SmLimits) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
     query_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
     batch, capacity, page_size = shape["batch"], shape["capacity"], shape["page_size"]
@@ -288,13 +291,19 @@ def _decode_options(shape: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _call_matmul(case: CompileCase) -> None:
+def _call_matmul(case: CompileCase, gpu: SmLimits) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
-    rows, columns, depth = (shape[name] for name in ("rows", "out_features", "in_features"))
+    swiglu = bool(shape["swiglu"])
+    features = shape["out_features"] * (2 if swiglu else 1)
     _PREFILL_MATMUL(
-        torch.empty((rows, depth), dtype=dtype),
-        torch.empty((columns, depth), dtype=dtype),
-        bias=torch.empty((columns,), dtype=dtype) if shape["bias"] else None,
+        torch.empty(
+            (shape["rows"], shape["in_features"]), dtype=torch.bfloat16 if case.dtype == "int8" else dtype
+        ),
+        torch.empty((features, shape["in_features"]), dtype=dtype),
+        bias=torch.empty((features,)) if shape["bias"] else None,
+        activation="swiglu" if swiglu else None,
+        weight_scale=torch.empty((features,)) if case.dtype == "int8" else None,
+        tiling=product_tiling(case, kernel_limits(gpu)) if case.loads else None,
     )
 
 

@@ -15,15 +15,13 @@ from typing import Literal
 
 from ..accounting.gpu_limits import SmLimits
 from .cache_model import MatmulShape
-from .tile_order import PARTIAL_BYTES, MatmulCut
+from .subjects import PROGRAM_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
+from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare
 
-# The model's stated assumptions, not measurements.
-PROGRAM_S = 1.5e-6  # to start a program and end it, and for each further sequence and head inside one
+# A stated assumption, not a measurement, as are those that the choosers of tilings count with: PROGRAM_S to
+# start a program and end it, and for each further sequence and head or item inside one; SECOND_KERNEL_S;
+# SM_MEMORY_SHARE.
 LENGTHS_S = 0.5e-6  # for a program that works out its share from all lengths of the batch
-SECOND_KERNEL_S = 3e-6  # to launch the kernel that merges or adds what was cut
-
-# One SM cannot take all of the bandwidth that idle ones leave; stated like the costs above.
-_SM_MEMORY_SHARE = 1.6
 
 _TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots are filled in their order
 
@@ -50,7 +48,7 @@ class SharedResource:
 
 def memory_of(gpu: SmLimits) -> SharedResource:
     """DRAM bandwidth, of which an SM gets at most 1.6 times its fair share."""
-    return SharedResource(unit="bytes", rate_per_s=gpu.memory_bytes_per_s, sm_share=_SM_MEMORY_SHARE)
+    return SharedResource(unit="bytes", rate_per_s=gpu.memory_bytes_per_s, sm_share=SM_MEMORY_SHARE)
 
 
 def matrix_units_of(flop_per_s: float) -> SharedResource:
@@ -216,47 +214,54 @@ def simulate_launch(
 def matmul_matrix_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
     """The launch of `prefill_matmul`, limited by the matrix units; simulate it with `matrix_units_of`.
 
-    A program does the whole of its tile, dead rows and columns included; useful are 2 M N K operations.
+    An item counts as a program: one that stays for the next pays the fixed time again. It does the whole of
+    its tile, dead rows and columns included; useful are 2 M N K operations.
     """
     tile = 2 * tiling.block_m * tiling.block_n * tiling.block_k
+    order = shape.tile_order(tiling)
     return Launch(
-        programs=tuple(
-            ProgramWork(work=tile * (share.last_k - share.first_k)) for share in shape.tile_order(tiling)
-        ),
+        programs=tuple(ProgramWork(work=tile * (share.last_k - share.first_k)) for share in order),
         useful_work=shape.operations,
-        second_kernel_bytes=_reduction_bytes(shape, tiling),
+        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
     )
 
 
 def matmul_memory_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
     """The launch of `prefill_matmul`, limited by DRAM bandwidth; useful are inputs and result, once each.
 
-    Programs that read the same panel share its bytes equally, as if L2 kept it for them (see `cache_model`).
+    Items that read the same panel share its bytes equally, as if L2 kept it for them (see `cache_model`).
     """
     blocks_m = math.ceil(shape.rows / tiling.block_m)
-    blocks_n = math.ceil(shape.out_features / tiling.block_n)
-    out_bytes = shape.out_bytes if tiling.num_splits == 1 else PARTIAL_BYTES
+    blocks_n = math.ceil(shape.out_features / tiling.block_columns)
+    order = shape.tile_order(tiling)
     programs = []
-    for share in shape.tile_order(tiling):
-        rows = min(tiling.block_m, shape.rows - share.block_m * tiling.block_m)
-        columns = min(tiling.block_n, shape.out_features - share.block_n * tiling.block_n)
+    for share in order:
+        rows, columns = _live_size(shape, tiling, share)
         depth = min(share.last_k * tiling.block_k, shape.in_features) - share.first_k * tiling.block_k
         inputs = rows * shape.x_bytes / blocks_n + columns * shape.weight_bytes / blocks_m
+        out_bytes = shape.out_bytes if share.whole else PARTIAL_BYTES
         programs.append(ProgramWork(work=max(depth, 0) * inputs + rows * columns * out_bytes))
-    x = shape.rows * shape.in_features * shape.x_bytes
-    weight = shape.out_features * shape.in_features * shape.weight_bytes
     return Launch(
         programs=tuple(programs),
-        useful_work=x + weight + shape.rows * shape.out_features * shape.out_bytes,
-        second_kernel_bytes=_reduction_bytes(shape, tiling),
+        useful_work=shape.least_bytes,
+        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
     )
 
 
-def _reduction_bytes(shape: MatmulShape, tiling: MatmulCut) -> int | None:
-    """Partial sums read and the result written; None where K is not split."""
-    if tiling.num_splits == 1:
+def _reduction_bytes(shape: MatmulShape, tiling: MatmulCut, order: Sequence[TileShare]) -> int | None:
+    """Partial sums read and the result written of tiles that are cut; None where there are none."""
+    sizes = [(math.prod(_live_size(shape, tiling, share)), share.split) for share in order if not share.whole]
+    if not sizes:
         return None
-    return shape.rows * shape.out_features * (tiling.num_splits * PARTIAL_BYTES + shape.out_bytes)
+    return sum(size * (PARTIAL_BYTES + (shape.out_bytes if split == 0 else 0)) for size, split in sizes)
+
+
+def _live_size(shape: MatmulShape, tiling: MatmulCut, share: TileShare) -> tuple[int, int]:
+    """Live rows and columns of an item's tile."""
+    return (
+        min(tiling.block_m, shape.rows - share.block_m * tiling.block_m),
+        min(tiling.block_columns, shape.out_features - share.block_n * tiling.block_columns),
+    )
 
 
 class _Sharing:

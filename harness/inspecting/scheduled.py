@@ -18,7 +18,8 @@ from .schedule import (
     simulate_launch,
 )
 from .subjects import choose_decode_tiling, kernel_limits
-from .variants import ELEMENT_BYTES, CompileCase
+from .tile_order import MatmulCut
+from .variants import ELEMENT_BYTES, CompileCase, multiplied_dtype, product_shape, product_tiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def schedule_efficiency(
                 for lengths in ([capacity] * batch, [capacity // (i + 1) for i in range(batch)])
             )
             return ScheduleEfficiency(uniform=uniform, ragged=ragged)
-        if launch == "tile":
-            return ScheduleEfficiency(uniform=efficiency(*_product(case, _Cut(constants), gpu)))
+        if launch in {"tile", "descriptor"}:
+            return ScheduleEfficiency(uniform=efficiency(*_product(case, constants, gpu)))
     except AttributeError:  # a kernel whose sizes have other names has no grid that is known here
         pass
     return None
@@ -110,15 +111,25 @@ def _decode(case: CompileCase, cut: _Cut, lengths: list[int]) -> Launch:
     )
 
 
-def _product(case: CompileCase, cut: _Cut, gpu: SmLimits) -> tuple[Launch, SharedResource]:
+def _product(case: CompileCase, constants: Mapping[str, Any], gpu: SmLimits) -> tuple[Launch, SharedResource]:
     """The grid under the roof that holds: the one under which all the useful work takes longer."""
-    size = ELEMENT_BYTES[case.dtype]
-    rows, columns, depth = (case.shape[name] for name in ("rows", "out_features", "in_features"))
-    shape = MatmulShape(
-        rows=rows, out_features=columns, in_features=depth, x_bytes=size, weight_bytes=size, out_bytes=size
+    shape = product_shape(case)
+    cut = _Cut(
+        {
+            **constants,
+            "block_columns": constants.get("columns", constants["block_n"]),
+            # The launch's whole tiles are a number that it is given, and none of its compile-time sizes.
+            "whole_tiles": product_tiling(case, kernel_limits(gpu)).whole_tiles,
+        }
     )
-    memory = matmul_memory_launch(shape, cut), memory_of(gpu)
-    peak = peak_flop_per_s(case.dtype, gpu)
-    if peak is None or shape.operations / peak < memory[0].useful_work / gpu.memory_bytes_per_s:
-        return memory
+    return product_grid(shape, cut, gpu, multiplied_dtype(case, gpu.sm))
+
+
+def product_grid(
+    shape: MatmulShape, cut: MatmulCut, gpu: SmLimits, dtype: str
+) -> tuple[Launch, SharedResource]:
+    """A product's grid, by the matrix units or by memory, whichever needs longer for the useful work."""
+    peak = peak_flop_per_s(dtype, gpu)
+    if peak is None or shape.operations / peak < shape.least_bytes / gpu.memory_bytes_per_s:
+        return matmul_memory_launch(shape, cut), memory_of(gpu)
     return matmul_matrix_launch(shape, cut), matrix_units_of(peak)

@@ -31,8 +31,16 @@ class MatmulCut(Protocol):
         """Row blocks of a group of tiles."""
 
     @property
+    def block_columns(self) -> int:
+        """Columns from one tile to the next; no more than `block_n`."""
+
+    @property
     def num_splits(self) -> int:
-        """Shares of K."""
+        """Shares of K that a tile is cut into."""
+
+    @property
+    def whole_tiles(self) -> int:
+        """So many tiles, the first ones, are not cut."""
 
 
 class DecodeCut(Protocol):
@@ -60,14 +68,15 @@ class DecodeCut(Protocol):
 
 
 class TileShare(NamedTuple):
-    """What one program of a matmul computes: an output tile over K tiles [first_k, last_k).
+    """One item of a matmul: an output tile over K tiles [first_k, last_k).
 
     Attributes:
         block_m: row block of x, in units of `MatmulTiling.block_m` rows.
-        block_n: row block of the weight, in units of `MatmulTiling.block_n`.
+        block_n: row block of the weight, in units of `MatmulTiling.block_columns`.
         split: which share of K.
         first_k: first step over K, in units of `MatmulTiling.block_k`.
         last_k: the step after the last; `first_k` where the share is empty.
+        whole: whether these are all steps of a tile that is not cut.
     """
 
     block_m: int
@@ -75,6 +84,7 @@ class TileShare(NamedTuple):
     split: int
     first_k: int
     last_k: int
+    whole: bool
 
 
 PARTIAL_BYTES = 4
@@ -107,7 +117,7 @@ class DecodePart(NamedTuple):
 def matmul_tile_order(
     *, rows: int, out_features: int, in_features: int, tiling: MatmulCut, group_m: int | None = None
 ) -> tuple[TileShare, ...]:
-    """The shares of `prefill_matmul`'s programs in launch order.
+    """The items of `prefill_matmul` in their order: whole tiles, then the shares of K of those that are cut.
 
     Tiles go in groups of `group_m` row blocks: inside a group down the rows first, then to the next columns.
     The shares of K of one tile are neighbours.
@@ -120,7 +130,9 @@ def matmul_tile_order(
         group_m: another number of row blocks in a group than the tiling's.
 
     Returns:
-        One share a program: ceil(M / block_m) x ceil(N / block_n) x num_splits of them.
+        `whole_tiles` of the ceil(M / block_m) x ceil(N / block_columns) tiles, and num_splits shares of each
+        other one. With pointers a program takes one; with descriptors program p takes items p, p + programs
+        and so on.
 
     Raises:
         ValueError: `group_m` below 1.
@@ -129,20 +141,26 @@ def matmul_tile_order(
     if group_m < 1:
         raise ValueError(f"group_m is {group_m}; it must be at least 1")
     blocks_m = math.ceil(rows / tiling.block_m)
-    blocks_n = math.ceil(out_features / tiling.block_n)
+    blocks_n = math.ceil(out_features / tiling.block_columns)
     k_tiles = math.ceil(in_features / tiling.block_k)
-    tiles_per_split = math.ceil(k_tiles / tiling.num_splits)
-    edges = [min(split * tiles_per_split, k_tiles) for split in range(tiling.num_splits + 1)]
-    shares = []
-    for first_m in range(0, blocks_m, group_m):
-        group = range(first_m, min(first_m + group_m, blocks_m))
-        shares += [
-            TileShare(block_m, block_n, split, edges[split], edges[split + 1])
-            for block_n in range(blocks_n)
-            for block_m in group
-            for split in range(tiling.num_splits)
-        ]
-    return tuple(shares)
+    steps = math.ceil(k_tiles / tiling.num_splits)
+    edges = [min(split * steps, k_tiles) for split in range(tiling.num_splits + 1)]
+    tiles = [matmul_tile(tile, blocks_m, blocks_n, group_m) for tile in range(blocks_m * blocks_n)]
+    whole = len(tiles) if tiling.num_splits == 1 else min(tiling.whole_tiles, len(tiles))
+    items = [TileShare(*tile, 0, 0, k_tiles, True) for tile in tiles[:whole]]
+    items += [
+        TileShare(*tile, split, edges[split], edges[split + 1], False)
+        for tile in tiles[whole:]
+        for split in range(tiling.num_splits)
+    ]
+    return tuple(items)
+
+
+def matmul_tile(tile: int, blocks_m: int, blocks_n: int, group_m: int) -> tuple[int, int]:
+    """Row block and column block of a tile, in the order of `matmul_tile_order`."""
+    group, place = divmod(tile, group_m * blocks_n)
+    group_rows = min(blocks_m - group * group_m, group_m)
+    return group * group_m + place % group_rows, place // group_rows
 
 
 def decode_part_order(

@@ -18,7 +18,7 @@ from decodetax.harness.inspecting.cache_model import (
     matmul_traffic,
 )
 from decodetax.harness.inspecting.tile_order import TileShare, matmul_tile_order
-from decodetax.kernels import MatmulTiling, prefill_matmul
+from decodetax.kernels import MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
@@ -30,7 +30,7 @@ WHOLE_SHAPE = MatmulShape(
 )
 
 
-def tiling(block_m, block_n, block_k, *, group_m=8, num_splits=1):
+def tiling(block_m, block_n, block_k, *, group_m=8, num_splits=1, **more):
     return MatmulTiling(
         block_m=block_m,
         block_n=block_n,
@@ -39,6 +39,7 @@ def tiling(block_m, block_n, block_k, *, group_m=8, num_splits=1):
         num_splits=num_splits,
         num_warps=4,
         num_stages=2,
+        **more,
     )
 
 
@@ -100,30 +101,37 @@ def block(rows, columns, width):
 @pytest.mark.parametrize("group_m", [1, 3, 8])
 @pytest.mark.parametrize("num_splits", [1, 3])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (65, 49, 80), (112, 33, 127)])
-def test_matmul_programs_compute_the_shares_of_the_tile_order(sizes, num_splits, group_m, monkeypatch):
+@pytest.mark.parametrize(("whole_tiles", "columns"), [(0, None), (3, 20)])
+def test_matmul_programs_compute_the_shares_of_the_tile_order(
+    sizes, num_splits, group_m, whole_tiles, columns, monkeypatch
+):
     rows, out_features, in_features = sizes
     x, weight = torch.zeros(rows, in_features), torch.zeros(out_features, in_features)
-    out, workspace = torch.empty(rows, out_features), torch.empty(num_splits, rows, out_features)
-    cut = tiling(16, 32, 16, group_m=group_m, num_splits=num_splits)
-    if num_splits > 1:
-        monkeypatch.setattr(matmul_kernels.torch, "empty", lambda *_args, **_options: workspace)
-        monkeypatch.setattr(matmul_kernels, "_reduce_kernel", NoKernel())
+    cut = tiling(16, 32, 16, group_m=group_m, num_splits=num_splits, whole_tiles=whole_tiles, columns=columns)
+    out = torch.empty(rows, out_features)
+    workspace = torch.empty(max(1, prefill_matmul_workspace_bytes(x, weight, tiling=cut) // 4))
+    monkeypatch.setattr(matmul_kernels, "_reduce_kernel", NoKernel())
     with recorded(monkeypatch) as log:
-        prefill_matmul(x, weight, out=out, tiling=cut)
+        prefill_matmul(x, weight, out=out, workspace=workspace, tiling=cut)
     order = matmul_tile_order(rows=rows, out_features=out_features, in_features=in_features, tiling=cut)
 
-    read_x, read_weight, written = {}, {}, {}
+    read_x, read_weight, results, partials = {}, {}, {}, {}
+    first_share = sum(share.whole for share in order)
     for program, share in enumerate(order):
-        m, n = span(share.block_m, 16, rows), span(share.block_n, 32, out_features)
+        m, n = span(share.block_m, 16, rows), span(share.block_n, cut.block_columns, out_features)
         k = range(share.first_k * 16, min(share.last_k * 16, in_features))
         if k:
             read_x[program] = block(m, k, in_features)
             read_weight[program] = block(n, k, in_features)
-        first = share.split * rows
-        written[program] = block(range(first + m.start, first + m.stop), n, out_features)
+        if share.whole:
+            results[program] = block(m, n, out_features)
+        else:
+            first = (program - first_share) * 16
+            partials[program] = block(range(first, first + len(m)), range(len(n)), 32)
     assert elements(log.loads, x) == read_x
     assert elements(log.loads, weight) == read_weight
-    assert elements(log.stores, out if num_splits == 1 else workspace) == written
+    assert elements(log.stores, out) == results
+    assert elements(log.stores, workspace) == partials
 
 
 class NoKernel:
@@ -388,7 +396,7 @@ def test_order_that_leaves_out_a_share_is_refused():
             tiling(16, 16, 16),
             gpu=gpu(1),
             programs_per_sm=1,
-            order=[TileShare(0, 0, 0, 0, 1)],
+            order=[TileShare(0, 0, 0, 0, 1, True)],
         )
 
 

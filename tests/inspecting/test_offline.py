@@ -8,7 +8,9 @@ What is promised, for every launch compiled here:
 - in bf16 the decode loop keeps a tile of keys and values on its way through its tightest wait;
 - all programs of decode attention run at one time;
 - decode attention and few rows are limited by memory, many rows by the matrix units; on A100, H100 and B200
-  decode attention has the headrooms of `HEADROOM`, and at the common shape those of `COMMON_SHAPE`;
+  decode attention has the headrooms of `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows
+  those of `FEW_ROWS`;
+- a product's loop of 128 x 256 x 64 has no more instructions than the same tile of Triton's tutorials;
 - the hot loop has no more instructions than in the snapshot of this Triton version.
 
 A slice is compiled by default; with DECODETAX_FULL_MATRIX=1 every default case for every GPU generation, with
@@ -22,6 +24,7 @@ the oldest Triton and once with the newest:
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,11 +46,22 @@ from decodetax.harness.inspecting.workers import inspect_cases
 FULL = os.environ.get("DECODETAX_FULL_MATRIX", "")
 GPUS = ("a100", "rtx3090", "l40s", "h100", "b200", "rtx5090")
 SLICE_GPUS = ("a100", "h100", "b200")
-SLICE_VARIANTS = ("contiguous", "pages_16", "rows_8192")
-SLICE_DTYPES = ("bf16", "e4m3")
+SLICE = {
+    "bf16": (
+        "contiguous",
+        "pages_16",
+        "rows_8192",
+        "rows_8192_pointers",
+        "rows_8192_warp_specialized",
+        "rows_1",
+        "rows_64",
+    ),
+    "e4m3": ("contiguous", "pages_16", "rows_8192"),
+    "int8": ("rows_64",),
+}
 FASTEST = {"H100-SXM5-80GB": "HGMMA", "B200": "UTCHMMA"}
 SNAPSHOT_DTYPE = "bf16"
-CACHE_DTYPES = ("e4m3", "e5m2", "int8")
+NARROW_DTYPES = ("e4m3", "e5m2", "int8")
 
 # Issue and latency headroom of decode attention at least, by dtype; float32 is limited by its plain units.
 HEADROOM = {"bf16": 1.5, "fp16": 1.5, "e4m3": 1.1, "e5m2": 1.1, "int8": 1.1}
@@ -60,11 +74,21 @@ COMMON_SHAPE = {
     "B200": (4.6, 3.8, 2.0),
 }
 
+# Instructions a warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
+# compiled the same way with Triton 3.9.0.
+TUTORIALS = {
+    "A100-SXM4-80GB": {"tile": 282},
+    "H100-SXM5-80GB": {"tile": 130, "descriptor": 105},
+    "B200": {"tile": 138, "descriptor": 102},
+}
+# Issue headroom of up to 64 rows at least, on the weights' bytes alone, and latency headroom at the wait.
+FEW_ROWS = {"bf16": (1.5, 2.0), "fp16": (1.5, 2.0), "int8": (1.1, 2.0)}
+
 
 def cases():
     if FULL:
         return full_cases() if FULL == "2" else default_cases()
-    return [case for case in default_cases() if case.dtype in SLICE_DTYPES and case.variant in SLICE_VARIANTS]
+    return [case for case in default_cases() if case.variant in SLICE.get(case.dtype, ())]
 
 
 def triton_version():
@@ -90,17 +114,35 @@ def broken_promises(row):
         "shared memory": row.shared_bytes <= row.shared_limit_bytes,
     }
     launch = row.variant.partition(":")[2]
-    if launch in {"split", "tile"} and row.dtype in {"bf16", "fp16"}:
+    if launch in {"split", "tile", "descriptor"} and row.dtype in {"bf16", "fp16"}:
         promises["16-byte asynchronous loads"] = (row.load_bytes, row.asynchronous) == (16, True)
-        rows = row.tiling["block_m" if launch == "tile" else "block_g"]
+        rows = row.tiling["block_g" if launch == "split" else "block_m"]
         fastest = FASTEST.get(row.gpu, "HMMA") if rows >= 64 else "HMMA"
         promises[f"{fastest}, not {row.matrix_instruction}"] = row.matrix_instruction == fastest
-        many_rows = launch == "tile" and rows >= 128
-        wanted = "matrix" if many_rows else "memory"
-        promises[f"limited by {wanted}, not {row.limit.which}"] = row.limit.which == wanted
+    if launch in {"tile", "descriptor"}:
+        promises |= product_promises(row, launch)
+    if launch == "split" and row.dtype in {"bf16", "fp16"}:
+        promises[f"limited by memory, not {row.limit.which}"] = row.limit.which == "memory"
     if launch == "split":
         promises |= decode_promises(row)
     return [promise for promise, kept in promises.items() if not kept]
+
+
+def product_promises(row, launch):
+    """What a product keeps and does not, in words; of 8-bit floats nothing, for GPUs without them."""
+    rows, promises = row.tiling["block_m"], {}
+    large = [row.tiling[name] for name in ("block_m", "block_n", "block_k", "num_warps")] == [128, 256, 64, 8]
+    most = TUTORIALS.get(row.gpu, {}).get(launch)
+    if large and row.dtype == "bf16" and most:
+        promises[f"{most} instructions, not {row.loop_instructions}"] = row.loop_instructions <= most
+    if row.dtype in {"bf16", "fp16", "int8"}:
+        wanted = "matrix" if rows >= 128 else "memory"
+        promises[f"limited by {wanted}, not {row.limit.which}"] = row.limit.which == wanted
+        if rows <= 64 and row.gpu in COMMON_SHAPE:
+            issue, at_wait = FEW_ROWS[row.dtype]
+            promises[f"an issue headroom of {issue}"] = row.issue_headroom >= issue
+            promises[f"{at_wait} at the wait"] = row.latency_headroom_at_wait >= at_wait
+    return promises
 
 
 def decode_promises(row):
@@ -117,7 +159,7 @@ def decode_promises(row):
         )
         one_wave = tiling.programs <= limits.sm_count * row.programs_per_sm
         promises[f"all of {tiling.programs} programs at one time"] = one_wave
-    if row.dtype in CACHE_DTYPES:
+    if row.dtype in NARROW_DTYPES:
         promises["8-byte asynchronous loads"] = row.load_bytes >= 8 and row.asynchronous
     if row.dtype == "bf16":
         promises["a tile in flight at the wait"] = row.latency_headroom_at_wait >= 0.5 * row.latency_headroom
@@ -126,7 +168,7 @@ def decode_promises(row):
     issue, latency = HEADROOM[row.dtype], HEADROOM[row.dtype]
     if (row.gpu, row.dtype) == ("B200", "int8"):
         issue = INT8_ON_B200
-    elif row.dtype in CACHE_DTYPES:
+    elif row.dtype in NARROW_DTYPES:
         promises[f"memory as its limit, not {row.limit.which}"] = row.limit.which == "memory"
     contiguous, paged, at_wait = COMMON_SHAPE[row.gpu]
     if row.dtype == "bf16" and row.variant in {"contiguous:split", "pages_16:split"}:
@@ -184,7 +226,8 @@ def test_all_options_at_once_compile_and_fit(gpu):
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
 def test_default_tilings_keep_their_promises(gpu):
     rows = inspect_cases([gpu], cases(), processes=None if FULL else 1)
-    assert {row.variant.partition(":")[0] for row in rows} == {case.variant for case in cases()}
+    there = {case.variant for case in cases() if case.applies_to(find_gpu(gpu).sm)}
+    assert {row.variant.partition(":")[0] for row in rows} == there
     assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
     path = snapshot_path()
     if path.exists():  # the oldest and the newest version have one, of the default cases
@@ -218,6 +261,46 @@ GOOD = CompiledRow(
     matrix_share=0.5,
     limit=Limit(which="memory", bandwidth_bytes_per_s=3350e9, flop_per_s=None, share_of_peak=1.0),
 )
+
+
+MANY_ROWS = replace(
+    GOOD,
+    kernel="prefill_matmul",
+    variant="rows_8192:descriptor",
+    tiling={"block_m": 128, "block_n": 256, "block_k": 64, "num_warps": 8},
+    matrix_instruction="HGMMA",
+    loop_instructions=105,
+    limit=Limit(which="matrix", bandwidth_bytes_per_s=None, flop_per_s=900e12, share_of_peak=0.9),
+)
+FEW = replace(
+    GOOD,
+    kernel="prefill_matmul",
+    variant="rows_1:tile",
+    tiling={"block_m": 16, "block_n": 32, "block_k": 128, "num_warps": 4},
+)
+BY_MEMORY = Limit(which="memory", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)
+BY_ISSUE = Limit(which="issue", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "promise"),
+    [
+        (MANY_ROWS, {"loop_instructions": 106}, "105 instructions"),
+        (MANY_ROWS, {"variant": "rows_8192:tile", "gpu": "B200", "matrix_instruction": "UTCHMMA",
+                     "loop_instructions": 139}, "138 instructions"),
+        (MANY_ROWS, {"matrix_instruction": "HMMA"}, "HGMMA"),
+        (MANY_ROWS, {"limit": BY_MEMORY}, "limited by matrix"),
+        (MANY_ROWS, {"load_bytes": 8}, "16-byte"),
+        (FEW, {"limit": BY_ISSUE}, "limited by memory"),
+        (FEW, {"issue_headroom": 1.49}, "issue headroom of 1.5"),
+        (FEW, {"dtype": "int8", "issue_headroom": 1.09}, "issue headroom of 1.1"),
+        (FEW, {"latency_headroom_at_wait": 1.99}, "2.0 at the wait"),
+    ],
+)  # fmt: skip
+def test_every_planted_fault_of_a_product_breaks_one_promise(good, change, promise):
+    assert broken_promises(good) == []
+    (broken,) = broken_promises(replace(good, **change))
+    assert promise in broken
 
 
 @pytest.mark.parametrize(

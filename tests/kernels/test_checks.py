@@ -23,58 +23,9 @@ HALF = {"dtype": torch.float16}
 META = {"device": "meta"}
 LAST = "the last must be 1"
 ALL_SIZES = "every size must be at least 1"
-SAME_AS_X = "it must be torch.bfloat16, the dtype of x"
 SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
 FLOATS = torch.zeros(2, 8)
-BESIDE_X = "is on meta; it must be on cpu, the device of x"
 BESIDE_Q = "is on meta; it must be on cpu, the device of q"
-
-MATMUL = {
-    "x_integer": (
-        {"x": zeros(4, 32, **INTS)},
-        "x is torch.int32; it must be torch.bfloat16, torch.float16 or torch.float32",
-    ),
-    "x_scalar": ({"x": zeros()}, "x has no dimensions; it must be [..., in_features]"),
-    "x_empty": ({"x": zeros(0, 32)}, f"x has shape [0, 32]; {ALL_SIZES}"),
-    "x_no_features": ({"x": zeros(4, 0)}, f"x has shape [4, 0]; {ALL_SIZES}"),
-    "x_device": ({"x": zeros(4, 32, **META)}, "x is on meta; it must be on a CUDA device, or on the CPU"),
-    "weight_features": (
-        {"weight": zeros(8, 31)},
-        "weight has shape [8, 31]; it must be [out_features, in_features of x]: [any, 32]",
-    ),
-    "weight_dimensions": ({"weight": zeros(8)}, "weight has shape [8]"),
-    "weight_empty": ({"weight": zeros(0, 32)}, f"weight has shape [0, 32]; {ALL_SIZES}"),
-    "weight_dtype": ({"weight": zeros(8, 32, **HALF)}, f"weight is torch.float16; {SAME_AS_X}"),
-    "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {BESIDE_X}"),
-    "bias_shape": ({"bias": zeros(7)}, "bias has shape [7]; it must be [out_features]: [8]"),
-    "bias_dtype": (
-        {"bias": zeros(8, **HALF)},
-        "bias is torch.float16; it must be torch.bfloat16, the dtype of x, or torch.float32",
-    ),
-    "bias_device": ({"bias": zeros(8, **META)}, f"bias {BESIDE_X}"),
-    "out_shape": (
-        {"out": zeros(4, 9)},
-        "out has shape [4, 9]; it must be [..., out_features] with the leading dimensions of x: [4, 8]",
-    ),
-    "out_dtype": ({"out": zeros(4, 8, dtype=torch.float32)}, f"out is torch.float32; {SAME_AS_X}"),
-    "out_device": ({"out": zeros(4, 8, **META)}, f"out {BESIDE_X}"),
-    "out_shared": (
-        {"out": zeros(1, 8).expand(4, 8)},
-        "out has strides (0, 1); its elements must not share memory",
-    ),
-    "out_rows": (
-        {"x": zeros(2, 2, 32), "out": zeros(2, 4, 8)[:, ::2].transpose(0, 1)},
-        "out has strides (16, 32, 1); all dimensions but the last must view as one",
-    ),
-}
-
-
-@pytest.mark.parametrize(("wrong", "message"), MATMUL.values(), ids=MATMUL.keys())
-def test_prefill_matmul_names_what_is_wrong(wrong, message):
-    arguments = {"x": zeros(4, 32), "weight": zeros(8, 32)} | wrong
-    with pytest.raises(ValueError, match=re.escape(message)):
-        prefill_matmul(**arguments)
-
 
 DECODE = {
     "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be torch.bfloat16"),

@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 from decodetax.kernels import GpuLimits, choose_decode_tiling, choose_matmul_tiling
+from decodetax.kernels.matmul_tiling import matmul_tilings
+from hypothesis import given
+from hypothesis import strategies as st
 
 LIMITS = {
     capability: GpuLimits(
@@ -26,15 +29,51 @@ any_gpu = pytest.mark.parametrize(
 )
 
 
+PRODUCT = {"element_bytes": 2, "aligned": True}
+WEIGHTS = [(4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240), (5120, 51200)]
+
+
 @any_gpu
-@pytest.mark.parametrize("rows", [1, 16, 17, 33, 64, 65, 128, 4096])
-def test_matmul_splits_only_to_fill_idle_multiprocessors(rows, limits):
-    tiling = choose_matmul_tiling(
-        rows=rows, out_features=4096, in_features=4096, element_bytes=2, aligned=True, limits=limits
-    )
-    tiles = -(-rows // tiling.block_m) * -(-4096 // tiling.block_n)
-    assert tiling.num_splits == 1 or tiles * tiling.num_splits <= limits.sm_count
+@pytest.mark.parametrize("rows", [1, 16, 17, 64])
+def test_a_few_rows_are_one_tile_high_and_fill_the_gpu(rows, limits):
+    for in_features, out_features in WEIGHTS:
+        tiling = choose_matmul_tiling(
+            rows=rows, out_features=out_features, in_features=in_features, limits=limits, **PRODUCT
+        )
+        assert tiling.block_m >= rows
+        assert tiling.variant == "pointers"
+        assert -(-out_features // tiling.block_columns) * tiling.num_splits >= 0.9 * limits.sm_count
+
+
+@any_gpu
+def test_descriptors_are_chosen_where_operands_allow_them(limits):
+    shape = {"rows": 4096, "out_features": 4096, "in_features": 4096, "limits": limits, **PRODUCT}
+    assert choose_matmul_tiling(**shape).variant == "pointers"
+    assert choose_matmul_tiling(**shape, descriptors=True).variant == "descriptors"
+    specialised = choose_matmul_tiling(**shape, descriptors=True, variant="warp_specialized")
+    assert (specialised.variant, specialised.num_splits) == ("warp_specialized", 1)
+
+
+@any_gpu
+@given(
+    rows=st.integers(1, 20000),
+    out_features=st.integers(1, 60000),
+    in_features=st.integers(1, 30000),
+    sizes=st.sampled_from([(2, 2), (2, 1), (1, 1), (4, 4)]),
+    aligned=st.booleans(),
+    tf32=st.booleans(),
+    batch=st.integers(1, 5),
+)
+def test_any_product_has_a_tiling_of_its_set(limits, sizes, **product):
+    x_bytes, weight_bytes = sizes
+    options = {"element_bytes": x_bytes, "weight_element_bytes": weight_bytes, "limits": limits, **product}
+    tiling = choose_matmul_tiling(**options)
+    assert tiling in matmul_tilings(**options)
     assert tiling.num_stages >= 2
+    tiles = product["batch"] * -(-product["rows"] // tiling.block_m)
+    tiles *= -(-product["out_features"] // tiling.block_columns)
+    # What is cut is less than a wave, but for the few rows, which are cut alike.
+    assert tiling.num_splits == 1 or product["rows"] <= 64 or tiles - tiling.whole_tiles < tiling.programs
 
 
 LLAMA = {"q_heads": 32, "kv_heads": 8, "head_dim": 128, "page_size": 0, "element_bytes": 2}

@@ -1,0 +1,174 @@
+"""Every misuse of `prefill_matmul` is a ValueError that names the argument and what it may be."""
+
+import re
+
+import pytest
+import torch
+from decodetax.kernels import (
+    DecodeTiling,
+    MatmulTiling,
+    prefill_matmul,
+    prefill_matmul_workspace_bytes,
+)
+
+BATCH = {"x": torch.zeros(2, 4, 32), "weight": torch.zeros(2, 8, 32)}
+CUT = MatmulTiling(block_m=16, block_n=16, block_k=16, group_m=1, num_splits=2, num_warps=4, num_stages=2)
+
+
+def zeros(*shape, dtype=torch.bfloat16, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def scales(*shape, **options):
+    return torch.ones(shape, **options)
+
+
+INTS = {"dtype": torch.int32}
+HALF = {"dtype": torch.float16}
+META = {"device": "meta"}
+ALL_SIZES = "every size must be at least 1"
+BESIDE_X = "is on meta; it must be on cpu, the device of x"
+OF_ROWS = "it must be [], [1], or that of x without its last dimension: [4]"
+
+WRONG = {
+    "x_integer": ({"x": zeros(4, 32, **INTS)}, "x is torch.int32; it must be one of torch.bfloat16"),
+    "x_no_tensor": ({"x": [1.0]}, "x is a list; it must be a torch.Tensor"),
+    "x_scalar": ({"x": zeros()}, "x has no dimensions; it must be [..., in_features]"),
+    "x_empty": ({"x": zeros(0, 32)}, f"x has shape [0, 32]; {ALL_SIZES}"),
+    "x_no_features": ({"x": zeros(4, 0)}, f"x has shape [4, 0]; {ALL_SIZES}"),
+    "x_device": ({"x": zeros(4, 32, **META)}, "x is on meta; it must be on a CUDA device, or on the CPU"),
+    "x_under_batch": (BATCH | {"x": torch.zeros(4, 32)}, "it must be [batch, tokens, in_features]"),
+    "weight_no_tensor": ({"weight": None}, "weight is a NoneType; it must be a torch.Tensor"),
+    "weight_features": (
+        {"weight": zeros(8, 31)},
+        "weight has shape [8, 31]; it must be [out_features, in_features of x]: [any, 32]",
+    ),
+    "weight_batch": (
+        BATCH | {"weight": torch.zeros(3, 8, 32)},
+        "weight has shape [3, 8, 32]; it must be [batch of x, out_features, in_features of x]: [2, any, 32]",
+    ),
+    "weight_dimensions": ({"weight": zeros(8)}, "weight has shape [8]"),
+    "weight_empty": ({"weight": zeros(0, 32)}, f"weight has shape [0, 32]; {ALL_SIZES}"),
+    "weight_dtype": (
+        {"weight": zeros(8, 32, **HALF)},
+        "weight is torch.float16; under x of torch.bfloat16 it must be torch.bfloat16 or torch.int8",
+    ),
+    "weight_int8_under_float32": (
+        {"x": torch.zeros(4, 32), "weight": zeros(8, 32, dtype=torch.int8)},
+        "weight is torch.int8; under x of torch.float32 it must be torch.float32",
+    ),
+    "weight_under_float8": (
+        {"x": zeros(4, 32, dtype=torch.float8_e5m2)},
+        "it must be torch.float8_e4m3fn or torch.float8_e5m2",
+    ),
+    "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {BESIDE_X}"),
+    "bias_no_tensor": ({"bias": 1.0}, "bias is a float; it must be a torch.Tensor"),
+    "bias_shape": ({"bias": zeros(7)}, "bias has shape [7]; it must be [rows of weight]: [8]"),
+    "bias_batch": (
+        BATCH | {"bias": torch.zeros(3, 8)},
+        "bias has shape [3, 8]; it must be [batch, rows of weight]: [2, 8]",
+    ),
+    "bias_dtype": (
+        {"bias": zeros(8, **HALF)},
+        "bias is torch.float16; it must be torch.bfloat16, as the result, or torch.float32",
+    ),
+    "bias_device": ({"bias": zeros(8, **META)}, f"bias {BESIDE_X}"),
+    "activation": (
+        {"activation": "relu"},
+        "activation is 'relu'; it must be one of None, silu, gelu, swiglu",
+    ),
+    "activation_no_word": ({"activation": 1}, "activation is 1; it must be one of None"),
+    "swiglu_odd": (
+        {"weight": zeros(7, 32), "activation": "swiglu"},
+        "weight has 7 rows; for swiglu it must have as many up as gate rows",
+    ),
+    "precision": ({"precision": "fp64"}, "precision is 'fp64'; it must be one of ieee, tf32"),
+    "result_dtype": (
+        {"out_dtype": torch.int8},
+        "out_dtype is torch.int8; it must be one of None, torch.bfloat16, torch.float16, torch.float32",
+    ),
+    "x_scale_shape": ({"x_scale": scales(3)}, f"x_scale has shape [3]; {OF_ROWS}"),
+    "x_scale_dtype": ({"x_scale": scales(4, **HALF)}, "x_scale is torch.float16; it must be torch.float32"),
+    "x_scale_device": ({"x_scale": scales(4, **META)}, f"x_scale {BESIDE_X}"),
+    "x_scale_strides": ({"x_scale": scales(8)[::2]}, "x_scale has strides (2,); it must be contiguous"),
+    "x_scale_infinite": ({"x_scale": float("inf")}, "x_scale is inf; it must be finite in float32"),
+    "x_scale_word": ({"x_scale": "1"}, "x_scale is a str; it must be a number"),
+    "weight_scale_shape": (
+        {"weight_scale": scales(1, 8)},
+        "weight_scale has shape [1, 8]; it must be [], [1]",
+    ),
+    "weight_scale_bool": ({"weight_scale": True}, "weight_scale is a bool; it must be a number"),
+    "out_no_tensor": ({"out": 1}, "out is a int; it must be a torch.Tensor"),
+    "out_shape": (
+        {"out": zeros(4, 9)},
+        "out has shape [4, 9]; it must be [..., out_features] with the leading dimensions of x: [4, 8]",
+    ),
+    "out_of_swiglu": ({"out": zeros(4, 8), "activation": "swiglu"}, "out has shape [4, 8]"),
+    "out_dtype": (
+        {"out": zeros(4, 8, **HALF)},
+        "out is torch.float16; it must be torch.bfloat16, as out_dtype says",
+    ),
+    "out_device": ({"out": zeros(4, 8, **META)}, f"out {BESIDE_X}"),
+    "out_shared": (
+        {"out": zeros(1, 8).expand(4, 8)},
+        "out has strides (0, 1); its elements must not share memory",
+    ),
+    "out_view": (
+        {"x": zeros(2, 3, 32), "out": zeros(3, 2, 8).transpose(0, 1)},
+        "out has strides (8, 16, 1); all dimensions but the last must view as one",
+    ),
+    "tiling": (
+        {"tiling": DecodeTiling(block_g=16, block_n=16, num_warps=4, num_stages=2)},
+        "tiling is a DecodeTiling; it must be a MatmulTiling",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
+def test_prefill_matmul_names_what_is_wrong(wrong, message):
+    arguments = {"x": zeros(4, 32), "weight": zeros(8, 32)} | wrong
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prefill_matmul(**arguments)
+    if "out" not in wrong:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            prefill_matmul_workspace_bytes(**arguments)
+
+
+BYTES = 4 * 2 * 16 * 16
+WORKSPACES = {
+    "no_tensor": (1, "workspace is a int; it must be a torch.Tensor"),
+    "small": (
+        zeros(BYTES - 1, dtype=torch.uint8),
+        f"workspace has {BYTES - 1} bytes; it must have at least {BYTES}",
+    ),
+    "strides": (torch.zeros(BYTES, 2)[:, 0], "workspace has strides (2,); it must be contiguous"),
+    "misaligned": (zeros(BYTES + 1, dtype=torch.uint8)[1:], "it must be aligned to 16 bytes"),
+    "device": (zeros(BYTES, **META), f"workspace {BESIDE_X}"),
+}
+
+
+@pytest.mark.parametrize(("workspace", "message"), WORKSPACES.values(), ids=WORKSPACES.keys())
+def test_a_workspace_that_does_not_do_is_refused(workspace, message):
+    x, weight = zeros(4, 64), zeros(8, 64)
+    assert prefill_matmul_workspace_bytes(x, weight, tiling=CUT) == BYTES
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prefill_matmul(x, weight, tiling=CUT, workspace=workspace)
+
+
+TILINGS = {
+    "variant": ({"variant": "textures"}, "variant is 'textures'; it must be one of pointers, descriptors"),
+    "whole_tiles": ({"whole_tiles": -1}, "whole_tiles is -1; it must be an int of at least 0"),
+    "programs": ({"programs": 0}, "programs is 0; it must be an int of at least 1"),
+    "columns_odd": ({"columns": 3}, "columns is 3; it must be even, from 2 to block_n, or None"),
+    "columns_many": ({"columns": 18}, "columns is 18; it must be even"),
+    "columns_of_descriptors": ({"columns": 8, "variant": "descriptors"}, "columns is 8; it must be None"),
+    "block_n": ({"block_n": 1}, "block_n is 1; it must be at least 2"),
+    "splits": ({"variant": "warp_specialized"}, "num_splits is 2; it must be 1 where warps are specialised"),
+    "registers": ({"max_registers": 300}, "max_registers is 300; it must be from 32 to 255, or None"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), TILINGS.values(), ids=TILINGS.keys())
+def test_a_tiling_names_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MatmulTiling(**vars(CUT) | wrong)
