@@ -21,7 +21,6 @@ TUNING = "decodetax.harness.measuring.tuning"
 TUNE = ("tune", "--kernel", "decode_attention", "--batch", "1,3", "--context", "100")
 VERSIONS = {"decodetax": "0.1.0", "triton": "3.9.0", "cuda": "12.8"}
 DEVICE = types.SimpleNamespace(name=GPU["name"], kind="cuda", torch_device=torch.device("cpu"))
-_, TUNABLE = tunable_provider("decode_attention")
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def at_a_gpu(folder):
 
 
 def found(case, *, challenger_s=1e-3, status="ok", reason=None, duel=True):
-    default, other, rejected, late = TUNABLE.candidates(
+    default, other, rejected, late = tunable_of(case).candidates(
         case, default_of(case), gpu_limits(DEVICE.torch_device)
     )[:4]
     trials = [
@@ -65,7 +64,7 @@ def found(case, *, challenger_s=1e-3, status="ok", reason=None, duel=True):
     ]
     return Tuned(
         case=case,
-        key=TUNABLE.key(case),
+        key=tunable_of(case).key(case),
         status=status,
         reason=reason,
         trials=trials,
@@ -74,7 +73,11 @@ def found(case, *, challenger_s=1e-3, status="ok", reason=None, duel=True):
 
 
 def default_of(case):
-    return TUNABLE.default(case, gpu_limits(DEVICE.torch_device))
+    return tunable_of(case).default(case, gpu_limits(DEVICE.torch_device))
+
+
+def tunable_of(case):
+    return tunable_provider(case.operation)[1]
 
 
 def winning(case):
@@ -220,6 +223,32 @@ def test_heads_come_from_the_model_and_the_options(folder, at_a_gpu):
         DecodeAttention(contexts=(100,) * batch, q_heads=8, kv_heads=2, head_dim=16, dtype="fp16")
         for batch in (1, 3)
     }
+
+
+def test_products_are_those_that_a_run_times(folder, at_a_gpu):
+    config = write_config(folder)
+    product = ("tune", "--kernel", "prefill_matmul", "--model", config, "--batch", "1,3")
+    outcome = decodetax(*product)
+    assert outcome.code == 0, outcome.err
+    cases = at_a_gpu["cases"]
+    assert {case.operation for case in cases} == {"prefill_matmul"}
+    assert {1, 3} < {case.rows for case in cases}
+    assert len({tuple(tunable_of(case).key(case).items()) for case in cases}) == len(cases)
+    assert outcome.out.count("won: ") == len(cases)
+    kept = cache_of(folder).read().values()
+    assert {entry["kernel"] for entry in kept} == {"prefill_matmul"}
+    run = run_record(device=GPU)
+    run.environment["versions"]["triton"] = VERSIONS["triton"]
+    tiling_of = cli._tuned_tilings(run, DEVICE)
+    for case in cases:
+        assert tiling_of(case) == winning(case).winner
+
+
+@pytest.mark.parametrize("option", ["--context", "--q-heads", "--kv-heads", "--head-dim"])
+@pytest.mark.usefixtures("at_a_gpu")
+def test_options_of_attention_are_refused_for_products(option):
+    outcome = decodetax("tune", "--kernel", "prefill_matmul", option, "8")
+    assert_one_line(outcome, 2, option, "decode_attention", "prefill_matmul")
 
 
 @pytest.mark.usefixtures("at_a_gpu")

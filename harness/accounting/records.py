@@ -83,6 +83,7 @@ class Row:
         clock_before_hz, clock_after_hz: SM clock around the samples, where the device tells.
         throttle_reasons: why the device slowed its clock, where it says that it did.
         tiling: the tuned tiling that the provider was cut by; None where it chose one itself.
+        variant: of a kernel of several forms, the one that ran.
     """
 
     case: Case
@@ -97,7 +98,8 @@ class Row:
     clock_before_hz: float | None = None
     clock_after_hz: float | None = None
     throttle_reasons: Sequence[str] = ()
-    tiling: Mapping[str, int] | None = None
+    tiling: Mapping[str, int | str | None] | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != bool(self.samples_s):
@@ -290,6 +292,7 @@ class Run:
             "clock_after_hz": row.clock_after_hz,
             "throttle_reasons": list(row.throttle_reasons),
             "tiling": None if row.tiling is None else dict(row.tiling),
+            "variant": row.variant,
         }
 
 

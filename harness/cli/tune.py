@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 HEADS = ("q_heads", "kv_heads", "head_dim")
+ATTENTION_OPTIONS = ("context", *HEADS)
 
 
 @click.command("tune")
 @click.option(
     "--kernel",
     required=True,
-    type=click.Choice(["decode_attention"]),
+    type=click.Choice(["decode_attention", "prefill_matmul"]),
     help="Whose tilings to search.",
 )
 @click.option(
@@ -32,7 +33,7 @@ HEADS = ("q_heads", "kv_heads", "head_dim")
     default="llama-3.1-8b",
     show_default=True,
     metavar="NAME",
-    help="Whose heads: a preset (see `decodetax models`) or the path of a Hugging Face config.json.",
+    help="Whose shapes: a preset (see `decodetax models`) or the path of a Hugging Face config.json.",
 )
 @click.option(
     "--q-heads", callback=options.SIZE, metavar="N", help="Query heads.  [default: those of the model]"
@@ -52,7 +53,7 @@ HEADS = ("q_heads", "kv_heads", "head_dim")
     show_default=True,
     callback=options.SIZES,
     metavar="N,...",
-    help="Sequences decoded together.",
+    help="Sequences decoded together; the rows of a product, beside those of a prefill.",
 )
 @click.option(
     "--context",
@@ -60,7 +61,7 @@ HEADS = ("q_heads", "kv_heads", "head_dim")
     show_default=True,
     callback=options.SIZES,
     metavar="N,...",
-    help="Tokens in each sequence's KV cache.",
+    help="Tokens in each sequence's KV cache, for decode_attention alone, as the options of heads.",
 )
 @click.option(
     "--dtype",
@@ -68,7 +69,7 @@ HEADS = ("q_heads", "kv_heads", "head_dim")
     default="bf16",
     show_default=True,
     metavar="NAME",
-    help="Of queries and cache: bf16, fp16, fp32.",
+    help="Of queries and cache, or of a product's operands: bf16, fp16, fp32.",
 )
 @click.option(
     "--time-limit",
@@ -95,6 +96,8 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     code 1 means that the default itself could not be run for a case, 2 a wrong argument or no GPU, 130 that
     Ctrl-C ended the search early (what was found is kept).
     """
+    if kernel != "decode_attention":
+        _refuse_given(ATTENTION_OPTIONS, kernel)
     cases = _cases(kernel, asked)
     from ..measuring.environment import describe
     from ..measuring.tiling_cache import open_cache
@@ -136,6 +139,16 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     return 0 if all(tuned.status == "ok" for tuned in found) else 1
 
 
+def _refuse_given(names: tuple[str, ...], kernel: str) -> None:
+    """Raise UsageError where one of these options was given, which say nothing of a kernel."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: is of decode_attention; it goes with no --kernel {kernel}"
+            )
+
+
 def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     """The cases of this kernel that `decodetax run` times for the same model, batches and contexts.
 
@@ -151,6 +164,7 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     except UsageError as error:
         field, _, problem = str(error).partition(":")
         raise UsageError(f"--{field.replace('_', '-')}:{problem}") from error
+    from ..measuring.providers import tunable_provider
     from ..measuring.session import MOST_SEQUENCES
 
     if max(asked["batch"]) > MOST_SEQUENCES:
@@ -162,7 +176,10 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         prefill_tokens=8192,  # as `decodetax run` on a GPU
         dtype=asked["dtype"],
     )
-    return [case for case in cases_of(model, sweep) if case.operation == kernel]
+    found = tunable_provider(kernel)
+    assert found is not None  # noqa: S101  (the choices of --kernel are those that have one)
+    key = found[1].key  # the LM head of a prompt and that of one sequence are the same product
+    return list({str(key(c)): c for c in cases_of(model, sweep) if c.operation == kernel}.values())
 
 
 def _require_usable(cache: "TilingCache") -> None:

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ... import kernels
-from ...kernels import DecodeTiling, GpuLimits, gpu_limits, interpreting, reference, use_interpreter
+from ...kernels import (
+    DecodeTiling,
+    GpuLimits,
+    MatmulTiling,
+    gpu_limits,
+    interpreting,
+    reference,
+    use_interpreter,
+)
+from ...kernels.matmul_tiling import DESCRIPTORS_FROM, VARIANTS, Variant, matmul_tilings
 from ..accounting.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 from ..accounting.work import ELEMENT_BYTES
 from . import decoder_layer
@@ -24,13 +33,20 @@ from .inputs import (
     MatmulInputs,
     PrefillAttentionInputs,
 )
-from .tilings import Key, decode_attention_candidates, decode_attention_key
+from .tilings import (
+    Key,
+    decode_attention_candidates,
+    decode_attention_key,
+    prefill_matmul_candidates,
+    prefill_matmul_key,
+)
 
 __all__ = [
     "PROVIDERS",
     "DecodeTiling",
     "Gate",
     "GpuLimits",
+    "MatmulTiling",
     "Provider",
     "Tunable",
     "gate_of",
@@ -77,13 +93,17 @@ class Provider:
         refuses: why it does not run a case on a device, or None.
         tunable: how its tiling is found, where it takes one.
         tiling: by which it is cut; None where it chooses that itself.
+        variant: of several forms of one kernel, the one that it runs.
+        best_of: the providers of those forms, the fastest of which that passed the gate it stands for.
     """
 
     name: str
     run: Callable[[Any], Tensor]
     refuses: Callable[[Case, Device], str | None] = lambda case, device: None  # noqa: ARG005  (refuse none)
     tunable: Tunable | None = None
-    tiling: Mapping[str, int] | None = None
+    tiling: Mapping[str, int | str | None] | None = None
+    variant: str | None = None
+    best_of: tuple[str, ...] = ()
 
     def cut_by(self, tiling: Any) -> "Provider":
         """This provider with a tiling in place of its own choice; itself where there is or it takes none."""
@@ -91,7 +111,10 @@ class Provider:
         if tunable is None or tiling is None:
             return self
         return dataclasses.replace(
-            self, run=lambda inputs: tunable.run(inputs, tiling), tiling=dataclasses.asdict(tiling)
+            self,
+            run=lambda inputs: tunable.run(inputs, tiling),
+            tiling=dataclasses.asdict(tiling),
+            variant=getattr(tiling, "variant", None),
         )
 
 
@@ -105,6 +128,82 @@ def _matmul_weight_first(inputs: MatmulInputs) -> Tensor:
 
 def _matmul_triton(inputs: MatmulInputs) -> Tensor:
     return kernels.prefill_matmul(inputs.x, inputs.weight, out=inputs.out)
+
+
+def _matmul_cut(inputs: MatmulInputs, tiling: MatmulTiling) -> Tensor:
+    return kernels.prefill_matmul(inputs.x, inputs.weight, out=inputs.out, tiling=tiling)
+
+
+def _matmul_options(x: Tensor, weight: Tensor, limits: GpuLimits) -> dict[str, Any]:
+    """What choosers of tilings are told of contiguous operands."""
+    out_features, in_features = weight.shape
+    return _product_options(len(x), out_features, in_features, x.element_size(), limits)
+
+
+def _product_options(
+    rows: int, out_features: int, in_features: int, element_bytes: int, limits: GpuLimits
+) -> dict[str, Any]:
+    by_descriptors = in_features * element_bytes % 16 == 0
+    return {
+        "rows": rows,
+        "out_features": out_features,
+        "in_features": in_features,
+        "element_bytes": element_bytes,
+        "aligned": in_features % 16 == 0,
+        "descriptors": by_descriptors and limits.compute_capability >= DESCRIPTORS_FROM,
+        "limits": limits,
+    }
+
+
+def _of_case(case: PrefillMatmul, limits: GpuLimits) -> dict[str, Any]:
+    size = ELEMENT_BYTES[case.dtype]
+    return _product_options(case.rows, case.out_features, case.in_features, size, limits)
+
+
+def _matmul_default(case: PrefillMatmul, limits: GpuLimits) -> MatmulTiling:
+    return kernels.choose_matmul_tiling(**_of_case(case, limits))
+
+
+def _matmul_candidates(
+    case: PrefillMatmul, default: MatmulTiling, limits: GpuLimits
+) -> Sequence[MatmulTiling]:
+    options = _of_case(case, limits)
+    allowed = [
+        variant
+        for variant in VARIANTS
+        if variant == "pointers"
+        or (options["descriptors"] and (variant == "descriptors" or _specialises(limits.compute_capability)))
+    ]
+    sets = [tiling for variant in allowed for tiling in matmul_tilings(**options, variant=variant)]
+    return prefill_matmul_candidates(case, default, limits, sets)
+
+
+def _specialises(compute_capability: int) -> bool:
+    """Whether the compiler specialises the warps of a product for this GPU."""
+    return compute_capability // 10 == 10
+
+
+def _matmul_variant(variant: Variant) -> Provider:
+    """One form of the kernel, by the tiling that is chosen for that form."""
+
+    def run(inputs: MatmulInputs) -> Tensor:
+        options = _matmul_options(inputs.x, inputs.weight, gpu_limits(inputs.x.device))
+        return _matmul_cut(inputs, kernels.choose_matmul_tiling(**options, variant=variant))
+
+    def refuses(case: Case, device: Device) -> str | None:
+        reason = _needs_compiled_triton(case, device)
+        if reason is not None or variant == "pointers":
+            return reason
+        capability = float(getattr(device, "compute_capability", 0))
+        if capability < DESCRIPTORS_FROM / 10:
+            return "tensor descriptors need compute capability 9.0 or newer"
+        if variant == "warp_specialized" and not _specialises(round(10 * capability)):
+            return "warps are specialised on compute capability 10 alone"
+        if isinstance(case, PrefillMatmul) and case.in_features * ELEMENT_BYTES[case.dtype] % 16:
+            return f"descriptors need rows of a multiple of 16 bytes, not {case.in_features} elements"
+        return None
+
+    return Provider(name=f"triton-{variant.replace('_', '-')}", run=run, refuses=refuses, variant=variant)
 
 
 def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +292,19 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
     "prefill_matmul": (
         Provider(name="torch", run=_matmul_torch),
         Provider(name="torch-weight-first", run=_matmul_weight_first, refuses=_few_rows_on_cpu),
-        Provider(name="triton", run=_matmul_triton, refuses=_needs_compiled_triton),
+        *(_matmul_variant(variant) for variant in VARIANTS),
+        Provider(
+            name="triton",
+            run=_matmul_triton,
+            refuses=_needs_compiled_triton,
+            tunable=Tunable(
+                key=prefill_matmul_key,
+                default=_matmul_default,
+                candidates=_matmul_candidates,
+                run=_matmul_cut,
+            ),
+            best_of=tuple(f"triton-{variant.replace('_', '-')}" for variant in VARIANTS),
+        ),
     ),
     "decode_attention": (
         Provider(name="torch", run=_decode_torch, refuses=_ragged),

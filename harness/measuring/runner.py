@@ -1,9 +1,10 @@
 """Runs cases on a device: gate, then time, row by row."""
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
     blocked: tuple[Status, str] | None = None
     copies: list[Inputs] = []
     gate: Gate | None = None
+    rows: dict[str, Row] = {}
     try:
         if None in refusals.values():
             copies, gate = prepare(case, bench)
@@ -69,9 +71,32 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
             yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
         elif gate is not None:
             tiling = None if provider.tunable is None else bench.tiling_of(case)
-            yield run_provider(case, provider.cut_by(tiling), copies, gate, bench)
+            chosen = provider.cut_by(tiling) if tiling is not None else _best_of(provider, case, rows)
+            if isinstance(chosen, Provider):
+                chosen = run_provider(case, chosen, copies, gate, bench)
+            rows[provider.name] = chosen
+            yield chosen
     del copies, gate
     bench.device.release()
+
+
+def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row]) -> Provider | Row:
+    """A provider that stands for the best of several, as the fastest of them that passed the gate.
+
+    It takes samples of its own: those of the fastest are biased by having been picked. Where none passed, the
+    row says why.
+    """
+    if not provider.best_of:
+        return provider
+    tried = [rows[name] for name in provider.best_of if name in rows]
+    passed = [row for row in tried if row.status == "ok"]
+    if not passed:
+        first = tried[0]
+        reason = f"none of its variants passed; {first.provider}: {first.reason}"
+        return Row(case=case, provider=provider.name, status=first.status, reason=reason)
+    fastest = min(passed, key=lambda row: row.time_s.median)
+    run = next(each.run for each in PROVIDERS[case.operation] if each.name == fastest.provider)
+    return dataclasses.replace(provider, run=run, variant=fastest.variant)
 
 
 def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
@@ -102,7 +127,9 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
     calls = [BoundCall(provider, inputs) for inputs in copies]
     clocks = bench.device.clocks
     clock_before_hz: float | None = None
-    row = functools.partial(Row, case=case, provider=provider.name, tiling=provider.tiling)
+    row = functools.partial(
+        Row, case=case, provider=provider.name, tiling=provider.tiling, variant=provider.variant
+    )
 
     def before_sampling() -> None:
         nonlocal clock_before_hz

@@ -63,8 +63,8 @@ class TilingCache:
         try:
             entries = {entry_name(entry["kernel"], entry["key"]): entry for entry in document["entries"]}
             for entry in entries.values():
-                _require_numbers(entry["tiling"])
-                _require_numbers(entry["default"])
+                _require_plain(entry["tiling"])
+                _require_plain(entry["default"])
         except (AttributeError, KeyError, TypeError) as error:
             raise self._problem(f"is not a whole cache ({type(error).__name__}: {error})") from error
         return entries
@@ -161,7 +161,7 @@ def tuned_tilings(cache: TilingCache, device: Device) -> TilingOf:
     return tiling_of
 
 
-def _require_numbers(tiling: Mapping[str, Any]) -> None:
+def _require_plain(tiling: Mapping[str, Any]) -> None:
     for field, value in tiling.items():
-        if type(value) is not int:
-            raise TypeError(f"{field} is {str(value)[:40]!r}, must be a whole number")
+        if not isinstance(value, int | str | None):
+            raise TypeError(f"{field} is {str(value)[:40]!r}, must be a whole number or a word")

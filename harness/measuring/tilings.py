@@ -5,17 +5,20 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..accounting.cases import DecodeAttention
+from ..accounting.cases import DecodeAttention, PrefillMatmul
 from ..accounting.work import ELEMENT_BYTES
 
 if TYPE_CHECKING:
-    from .providers import DecodeTiling, GpuLimits
+    from .providers import DecodeTiling, GpuLimits, MatmulTiling
 
 Key = dict[str, int | str]
 
 MOST_PROGRAMS_PER_SM = 4
+LEAST_BLOCK_K = 32
+"""Elements of a step along K: fewer are less than a memory sector of 8-bit elements."""
+
 LEAST_BLOCK_N = 16
 """Tokens of a step: no matrix instruction takes fewer."""
 
@@ -95,6 +98,45 @@ def _may_fit(
     return least_bytes <= limits.shared_bytes_per_block and per_sm * least_bytes <= limits.shared_bytes_per_sm
 
 
+def prefill_matmul_key(case: PrefillMatmul) -> Key:
+    """The facts of a case that the choice of its tiling may depend on."""
+    return {
+        "rows": case.rows,
+        "in_features": case.in_features,
+        "out_features": case.out_features,
+        "dtype": case.dtype,
+    }
+
+
+def prefill_matmul_candidates(
+    case: PrefillMatmul, default: "MatmulTiling", limits: "GpuLimits", chosen_from: Sequence["MatmulTiling"]
+) -> Sequence["MatmulTiling"]:
+    """The default tiling, and others in the order of how few fields differ from it, then of their values.
+
+    Tried are those that the chooser chooses from, in each variant that GPU and operands allow; and of the
+    default half and twice the elements of a step, 4 or 8 warps, a stage more or less, half and twice the
+    row blocks of a group. What surely does not fit shared memory is left out.
+    """
+    near = {
+        dataclasses.replace(default, block_k=block_k, num_warps=warps, num_stages=stages, group_m=group_m)
+        for block_k, warps, stages, group_m in itertools.product(
+            (default.block_k // 2, default.block_k, 2 * default.block_k),
+            (4, 8, default.num_warps),
+            (default.num_stages - 1, default.num_stages, default.num_stages + 1),
+            {max(1, default.group_m // 2), default.group_m, 2 * default.group_m},
+        )
+        if block_k >= LEAST_BLOCK_K and stages >= 2
+    }
+    element_bytes = ELEMENT_BYTES[case.dtype]
+    found = {
+        tiling
+        for tiling in {*near, *chosen_from}
+        if (tiling.num_stages - 1) * (tiling.block_m + tiling.block_n) * tiling.block_k * element_bytes
+        <= limits.shared_bytes_per_block
+    }
+    return (default, *sorted(found - {default}, key=lambda tiling: _distance(tiling, default)))
+
+
 def _variant(default: "DecodeTiling", limits: "GpuLimits", **changes: int) -> Iterator["DecodeTiling"]:
     """The default with these changes, where a tiling may have them and there are registers for one wave."""
     with contextlib.suppress(ValueError):
@@ -103,6 +145,10 @@ def _variant(default: "DecodeTiling", limits: "GpuLimits", **changes: int) -> It
         yield tiling if tiling == default else changed
 
 
-def _distance(tiling: "DecodeTiling", default: "DecodeTiling") -> tuple[int, tuple[int, ...]]:
+def _distance(tiling: Any, default: Any) -> tuple[int, tuple[tuple[bool, int, str], ...]]:
+    """How many fields differ, then their values: numbers in their order, words in theirs."""
     values = dataclasses.astuple(tiling)
-    return sum(a != b for a, b in zip(values, dataclasses.astuple(default), strict=True)), values
+    ordered = tuple(
+        (isinstance(each, int), each if isinstance(each, int) else 0, str(each)) for each in values
+    )
+    return sum(a != b for a, b in zip(values, dataclasses.astuple(default), strict=True)), ordered

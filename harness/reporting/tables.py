@@ -57,7 +57,9 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
 
 
 def _provider(row: Row) -> str:
-    return row.provider if row.tiling is None else f"{row.provider}, tuned"
+    variant = (row.variant or "").replace("_", "-")
+    told = f" ({variant})" if not row.provider.endswith(variant) else ""
+    return f"{row.provider}{told}" + ("" if row.tiling is None else ", tuned")
 
 
 def _not_timed(rows: Sequence[Row]) -> Iterable[str]:

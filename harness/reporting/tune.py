@@ -63,7 +63,7 @@ def _verdict(case: Mapping[str, Any]) -> str:
     return f"the default stays: {name} takes {share}, not better by more than the noise"
 
 
-def name_of(tiling: Mapping[str, int], default: Mapping[str, int]) -> str:
+def name_of(tiling: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     """A tiling told by what differs from the default; the default by all of it."""
     if tiling == default:
         return "default: " + ", ".join(f"{name} {value}" for name, value in default.items())

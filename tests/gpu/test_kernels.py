@@ -46,7 +46,7 @@ def test_kernels_are_compiled_not_interpreted():
     for module, names in {
         "decode_attention": ("_split_kernel", "_merge_kernel"),
         "merge_states": ("_merge_states_kernel",),
-        "prefill_matmul": ("_tile_kernel", "_reduce_kernel"),
+        "prefill_matmul": ("_tile_kernel", "_descriptor_kernel", "_reduce_kernel"),
     }.items():
         for name in names:
             kernel = getattr(sys.modules[f"decodetax.kernels.{module}"], name)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from decodetax.harness.accounting.cases import DecodeAttention
+from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.accounting.records import Roof
 from decodetax.harness.measuring import tuning
 from decodetax.harness.measuring.inputs import Source
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.gpu
 CASES = [
     DecodeAttention(contexts=(1000,), q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
     DecodeAttention(contexts=(300,) * 5, q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
+    PrefillMatmul(phase="decode", part="o", rows=8, in_features=4096, out_features=4096, dtype="bf16"),
+    PrefillMatmul(phase="prefill", part="o", rows=500, in_features=4096, out_features=4096, dtype="bf16"),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
@@ -58,7 +60,7 @@ def test_every_tiling_is_tried_or_told_why_not(found):
 
 
 def test_default_does_not_beat_itself(device, monkeypatch):
-    provider, tunable = tunable_provider("decode_attention")
+    provider, tunable = tunable_provider(CASES[0].operation)
     twice = dataclasses.replace(tunable, candidates=lambda _case, default, _limits: [default, default])
     monkeypatch.setattr(tuning, "tunable_provider", lambda _operation: (provider, twice))
     [tuned] = tune(CASES[:1], device, time_limit_s=10, progress=lambda _share, _what: None)

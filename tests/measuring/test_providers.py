@@ -114,6 +114,43 @@ def test_weight_first_is_for_few_rows_on_a_cpu(rows, kind, runs):
     assert (provider.refuses(matmul_case(rows), FakeDevice(kind=kind)) is None) == runs
 
 
+@pytest.mark.parametrize(
+    ("capability", "in_features", "dtype", "descriptors", "warp_specialized"),
+    [
+        ("8.0", 4096, "bf16", "9.0 or newer", "9.0 or newer"),
+        ("8.9", 4096, "bf16", "9.0 or newer", "9.0 or newer"),
+        ("9.0", 4096, "bf16", None, "capability 10 alone"),
+        ("10.0", 4096, "bf16", None, None),
+        ("10.3", 4096, "bf16", None, None),
+        ("12.0", 4096, "bf16", None, "capability 10 alone"),
+        ("10.0", 4100, "bf16", "multiple of 16 bytes, not 4100", "multiple of 16 bytes, not 4100"),
+        ("10.0", 4100, "fp32", None, None),
+    ],
+)
+def test_variants_run_where_the_gpu_and_the_rows_allow_it(
+    capability, in_features, dtype, descriptors, warp_specialized, monkeypatch
+):
+    monkeypatch.setattr(module, "interpreting", lambda: False)
+    device = FakeDevice(kind="cuda")
+    device.compute_capability = capability
+    case = matmul_case(in_features=in_features, dtype=dtype)
+    reasons = {p.variant: p.refuses(case, device) for p in PROVIDERS["prefill_matmul"] if p.variant}
+    assert reasons.pop("pointers") is None
+    for reason, expected in zip(reasons.values(), (descriptors, warp_specialized), strict=True):
+        assert reason is None if expected is None else expected in reason
+    assert list(reasons) == ["descriptors", "warp_specialized"]
+
+
+@pytest.mark.parametrize("variant", ["pointers", "descriptors", "warp_specialized"])
+def test_variant_runs_the_form_that_it_names(variant, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module.kernels, "prefill_matmul", lambda *_args, tiling, **_: seen.append(tiling))
+    [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.variant == variant]
+    provider.run(draw(matmul_case(rows=200, in_features=64, out_features=300, dtype="bf16"), source()))
+    assert provider.name == f"triton-{variant.replace('_', '-')}"
+    assert [tiling.variant for tiling in seen] == [variant]
+
+
 def test_inputs_of_another_case_are_refused():
     with pytest.raises(TypeError, match="MatmulInputs are not those of a DecodeAttention"):
         gate_of(decode_case(), draw(matmul_case(), source()))

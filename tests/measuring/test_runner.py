@@ -1,5 +1,6 @@
 """Rows: gated before they are timed, verified after, and whatever goes wrong becomes a reason."""
 
+import dataclasses
 import gc
 import math
 import re
@@ -7,9 +8,10 @@ import weakref
 
 import pytest
 import torch
+from decodetax import kernels
 from decodetax.harness.accounting.records import Roof
 from decodetax.harness.measuring import runner
-from decodetax.harness.measuring.providers import Provider
+from decodetax.harness.measuring.providers import Provider, Tunable
 from decodetax.harness.measuring.timer import Budget
 from fakes import BRIEF, FakeClocks, FakeDevice, bench, decode_case, layer_case, matmul_case, prompt_case
 
@@ -62,6 +64,66 @@ def test_real_providers_give_ok_or_unsupported_rows(case):
     assert found["torch"] == "ok"
     assert found.get("triton", "unsupported") == "unsupported"
     assert set(found.values()) <= {"ok", "unsupported"}
+
+
+def best_of(monkeypatch, seconds, *, wrong_ones=(), refusing=(), tuned=False, raising=()):
+    """Rows of variants that take these seconds, and of the provider that stands for the best of them."""
+    made = {}
+
+    def provider(name):
+        def run(inputs):
+            made["called"] = name
+            if name in raising:
+                raise RuntimeError("no registers left")
+            return (wrong if name in wrong_ones else right)(inputs)
+
+        refuses = lambda _case, _device: "not on this GPU" if name in refusing else None  # noqa: E731
+        return Provider(name=name, run=run, refuses=refuses, variant=name)
+
+    def cut(inputs, _tiling):
+        made["called"] = "tuned"
+        return right(inputs)
+
+    default = kernels.MatmulTiling(
+        block_m=16, block_n=16, block_k=16, group_m=1, num_splits=1, num_warps=4, num_stages=2
+    )
+    tunable = Tunable(key=None, default=None, candidates=None, run=cut)
+    last = Provider(name="best", run=wrong, best_of=tuple(seconds), tunable=tunable)
+    providers = {CASE.operation: [*map(provider, seconds), last]}
+    monkeypatch.setattr(runner, "PROVIDERS", providers)
+    device = FakeDevice(seconds_of=lambda _call: {**seconds, "tuned": 9.0}[made["called"]])
+    of_case = {"tiling_of": lambda _case: default} if tuned else {}
+    return list(runner.run_case(CASE, dataclasses.replace(bench(device), **of_case)))
+
+
+def test_best_of_several_is_the_fastest_that_passed_with_samples_of_its_own(monkeypatch):
+    *variants, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3, "c": 2e-3}, wrong_ones=("b",))
+    assert [row.status for row in variants] == ["ok", "failed", "ok"]
+    assert [row.variant for row in variants] == ["a", "b", "c"]
+    assert (best.provider, best.status, best.variant, best.tiling) == ("best", "ok", "c", None)
+    assert best.time_s.median == pytest.approx(2e-3)
+    assert best.samples_s is not variants[2].samples_s
+
+
+def test_best_of_those_that_run_at_all(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("b",))
+    assert (best.status, best.variant) == ("ok", "a")
+
+
+def test_best_of_none_that_passed_says_why(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("a",), raising=("b",))
+    assert (best.status, best.variant) == ("failed", None)
+    assert best.reason == "none of its variants passed; b: RuntimeError: no registers left"
+    *_, best = best_of(monkeypatch, {"a": 3e-3}, wrong_ones=("a",))
+    assert best.status == "failed"
+    assert best.reason.startswith("none of its variants passed; a: wrong result")
+
+
+def test_tuned_tiling_goes_before_the_best_variant(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, tuned=True)
+    assert (best.status, best.variant) == ("ok", "pointers")
+    assert best.tiling["block_m"] == 16
+    assert best.time_s.median == pytest.approx(9.0)
 
 
 def test_wrong_provider_is_never_timed(monkeypatch):

@@ -150,9 +150,9 @@ BROKEN = {
     "no entries": ({"entries": None}, "not a whole cache"),
     "an entry that is a number": ({"entries": [1]}, "not a whole cache"),
     "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "not a whole cache"),
-    "a tiling of words": (
-        {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": "x"}, "default": {}}]},
-        "block_n is 'x', must be a whole number",
+    "a tiling of lists": (
+        {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": [1]}, "default": {}}]},
+        "block_n is '[1]', must be a whole number or a word",
     ),
 }
 

@@ -6,11 +6,12 @@ import pytest
 from decodetax.harness.measuring.inputs import draw
 from decodetax.harness.measuring.providers import GpuLimits, gate_of, tunable_provider
 from decodetax.harness.measuring.tilings import decode_attention_candidates, decode_attention_key
-from fakes import decode_case, source
+from fakes import decode_case, matmul_case, source
 from hypothesis import given
 from hypothesis import strategies as st
 
 PROVIDER, TUNABLE = tunable_provider("decode_attention")
+_, PRODUCT = tunable_provider("prefill_matmul")
 KB = 1024
 GPUS = {
     "A100": GpuLimits(
@@ -21,6 +22,9 @@ GPUS = {
     ),
     "H100": GpuLimits(
         compute_capability=90, sm_count=132, shared_bytes_per_block=227 * KB, shared_bytes_per_sm=228 * KB
+    ),
+    "B200": GpuLimits(
+        compute_capability=100, sm_count=148, shared_bytes_per_block=227 * KB, shared_bytes_per_sm=228 * KB
     ),
 }
 LLAMA = decode_case(context=4096, batch=8, kv_heads=8, group=4, head_dim=128, dtype="bf16")
@@ -130,3 +134,72 @@ def test_candidates_give_the_same_result_within_the_gate_when_interpreted():
         assert verdict.passed, f"{tiling}: {verdict.reason}"
     assert PROVIDER.cut_by(None) is PROVIDER
     assert default == found[0]
+
+
+def products():
+    return st.builds(
+        matmul_case,
+        rows=st.integers(1, 9000),
+        in_features=st.sampled_from([1, 30, 64, 4096, 4100, 14336]),
+        out_features=st.sampled_from([1, 130, 4096, 28672]),
+        dtype=st.sampled_from(["bf16", "fp16", "fp32"]),
+    )
+
+
+def product_candidates(case, gpu):
+    limits = GPUS[gpu]
+    default = PRODUCT.default(case, limits)
+    return default, PRODUCT.candidates(case, default, limits)
+
+
+@given(case=products(), gpu=st.sampled_from(sorted(GPUS)))
+def test_tilings_of_a_product_are_the_default_and_others_each_once(case, gpu):
+    default, found = product_candidates(case, gpu)
+    assert found[0] == default
+    assert len(set(found)) == len(found)
+    assert found == product_candidates(case, gpu)[1]
+
+
+@given(case=products(), gpu=st.sampled_from(sorted(GPUS)))
+def test_tilings_of_a_product_fit_shared_memory_and_the_gpu(case, gpu):
+    size = 4 if case.dtype == "fp32" else 2
+    default, found = product_candidates(case, gpu)
+    for tiling in found[1:]:
+        step = (tiling.block_m + tiling.block_n) * tiling.block_k * size
+        assert (tiling.num_stages - 1) * step <= GPUS[gpu].shared_bytes_per_block
+        assert tiling.block_k >= min(32, default.block_k)
+    variants = {tiling.variant for tiling in found}
+    by_descriptors = case.in_features * size % 16 == 0
+    assert "pointers" in variants
+    assert ("descriptors" in variants) == (by_descriptors and gpu in ("H100", "B200"))
+    assert ("warp_specialized" in variants) == (by_descriptors and gpu == "B200")
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("rows", [1, 64, 4096])
+def test_each_field_of_a_product_that_is_tuned_takes_several_values(rows, gpu):
+    case = matmul_case(rows=rows, in_features=4096, out_features=6144, dtype="bf16")
+    default, found = product_candidates(case, gpu)
+    for field in ("block_k", "num_warps", "num_stages", "group_m"):
+        assert len({getattr(tiling, field) for tiling in found}) > 1, field
+    assert 10 <= len(found) <= 250
+    assert sum(a != b for a, b in zip(dataclasses.astuple(found[1]), dataclasses.astuple(default), strict=True)) == 1  # fmt: skip  # noqa: E501  (one comparison)
+
+
+def test_key_of_a_product_is_its_shape_and_dtype():
+    case = matmul_case(rows=7, in_features=64, out_features=100, dtype="bf16")
+    assert PRODUCT.key(case) == {"rows": 7, "in_features": 64, "out_features": 100, "dtype": "bf16"}
+    assert PRODUCT.key(dataclasses.replace(case, part="up", phase="decode")) == PRODUCT.key(case)
+
+
+@pytest.mark.parametrize("gpu", ["A100", "B200"])
+def test_tilings_of_a_product_give_the_same_result_within_the_gate_when_interpreted(gpu):
+    case = matmul_case(rows=33, in_features=200, out_features=90, dtype="bf16")
+    inputs = draw(case, source())
+    gate = gate_of(case, inputs)
+    found = product_candidates(case, gpu)[1]
+    assert len(found) > 10
+    for tiling in [found[0], *found[1 :: len(found) // 6]]:
+        inputs.out.fill_(float("nan"))
+        verdict = gate.judge(PRODUCT.run(inputs, tiling))
+        assert verdict.passed, f"{tiling}: {verdict.reason}"

@@ -16,7 +16,7 @@ from decodetax.harness.measuring import providers, runner, tuning
 from decodetax.harness.measuring.providers import DecodeTiling, Provider, Tunable, gate_of
 from decodetax.harness.measuring.timer import Budget
 from decodetax.harness.measuring.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
-from fakes import FakeDevice, bench, decode_case, matmul_case, source
+from fakes import FakeDevice, bench, decode_case, prompt_case, source
 
 CASE = decode_case()
 DEFAULT = 1
@@ -292,8 +292,8 @@ def test_cases_share_the_time_and_progress_only_grows(monkeypatch):
 
 
 def test_kernel_without_tilings_is_refused():
-    with pytest.raises(TypeError, match="no tiling is known for prefill_matmul"):
-        tune_case(matmul_case(), bench(FakeDevice()), time_limit_s=1)
+    with pytest.raises(TypeError, match="no tiling is known for prefill_attention"):
+        tune_case(prompt_case(), bench(FakeDevice()), time_limit_s=1)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,21 @@ def test_failed_row_is_shown_with_its_reason_and_without_figures():
     assert "FLOP/s" not in text
 
 
+@pytest.mark.parametrize(
+    ("provider", "facts", "shown"),
+    [
+        ("triton", {"variant": "warp_specialized"}, "triton (warp-specialized)"),
+        ("triton", {"variant": "pointers", "tiling": {"block_m": 16}}, "triton (pointers), tuned"),
+        ("triton-warp-specialized", {"variant": "warp_specialized"}, "triton-warp-specialized"),
+        ("torch", {}, "torch"),
+    ],
+)
+def test_row_says_which_variant_ran(provider, facts, shown):
+    run = kernel_run(rows=[ok_row(SMALL_MATMUL, provider, samples_s=(1e-6,), **facts)])
+    assert cells(tables.kernels_table(run))[0][1] == shown
+    assert run.to_json()["rows"][0]["variant"] == facts.get("variant")
+
+
 def test_each_failed_row_has_a_line_of_its_own():
     rows = [failed_row(SMALL_MATMUL, provider) for provider in ("torch", "triton")]
     text = tables.kernels_table(kernel_run(rows=[*rows, ok_row(SMALL_MATMUL, "other")]))
