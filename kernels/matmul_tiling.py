@@ -357,9 +357,9 @@ def _estimated_s(product: Product, tiling: MatmulTiling, limits: GpuLimits) -> f
     partial_bytes = 4.0 * (tiles - whole) / tiles * tiling.num_splits * product.rows * product.features
     partial_bytes *= product.batch
     moved = product.input_bytes + product.result_bytes * whole / tiles + partial_bytes
-    # Whole waves draw on all of the bandwidth, a last one on what its SMs can take.
+    # Items as many on each SM draw on all of the bandwidth, the others on what their SMs can take.
     items = whole + shares
-    last = items % slots
+    last = items % limits.sm_count
     busy = min(1.0, SM_MEMORY_SHARE * last / limits.sm_count)
     memory_s = moved / (bytes_per_s * limits.sm_count) * (1.0 + (last / busy - last if last else 0.0) / items)
     fixed_s = PROGRAM_S * math.ceil((wholes + cuts) / per_sm)

@@ -1,13 +1,13 @@
 """Simulates a grid on a GPU's multiprocessors: what uneven, empty and too many programs cost.
 
-Programs go in launch order to the first free slot; a GPU has SM count x programs-per-SM of them. A program
+Programs go in launch order to the first free slot; a GPU has SM count x programs-per-SM of them. Items of
+programs that stay go in turn to the slots, as they are told off before anything runs. A program
 first spends its fixed time, then draws on what the kernel is limited by, DRAM bandwidth or the matrix units.
 All programs that draw share it equally, as far as their SM may have so much. Nothing else is in the model:
 no latency, no caches, no clocks. Times are modelled, and show how a schedule ranks, not what a GPU measures.
 """
 
 import heapq
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -83,11 +83,13 @@ class Launch:
         programs: of the first kernel.
         useful_work: bytes or operations that the call cannot do without.
         second_kernel_bytes: what a merge or reduction reads and writes; None where none is launched.
+        in_turn: whether these are items of programs that stay, each slot's known beforehand.
     """
 
     programs: tuple[ProgramWork, ...]
     useful_work: float
     second_kernel_bytes: int | None
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ def simulate(
     programs_per_sm: int,
     *,
     resource: SharedResource | None = None,
+    in_turn: bool = False,
 ) -> Schedule:
     """Runs programs in launch order on the GPU's slots.
 
@@ -137,6 +140,8 @@ def simulate(
         gpu: SM count and bandwidth.
         programs_per_sm: how many an SM holds at one time.
         resource: what they share; the GPU's DRAM bandwidth when none.
+        in_turn: whether a slot that becomes free takes the program that is as many after its last one as
+            there are slots, instead of the next.
 
     Returns:
         The schedule, all of the programs' work counted as useful. 10^4 programs take about a second.
@@ -148,14 +153,17 @@ def simulate(
         raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
     resource = resource or memory_of(gpu)
     sharing = _Sharing(resource, gpu.sm_count, programs_per_sm)
-    free: list[int] = list(range(gpu.sm_count * programs_per_sm))  # a heap of slots
+    slots = gpu.sm_count * programs_per_sm
+    free = list(range(slots))
     starting: list[tuple[float, int, float]] = []  # a heap: when the fixed time ends, slot, work
-    waiting = iter(programs)
+    waiting = [iter(programs[slot::slots]) for slot in free] if in_turn else [iter(programs)] * slots
     sm_end_s = [0.0] * gpu.sm_count
     now = 0.0
     while True:
-        for program in itertools.islice(waiting, len(free)):
-            heapq.heappush(starting, (now + program.fixed_s, heapq.heappop(free), program.work))
+        for slot in sorted(free):
+            program = next(waiting[slot], None)
+            if program is not None:
+                heapq.heappush(starting, (now + program.fixed_s, slot, program.work))
         time_s = min(starting[0][0] - now if starting else math.inf, sharing.first_end_s())
         if time_s == math.inf:
             break
@@ -168,8 +176,8 @@ def simulate(
                 sharing.start(slot, work)
             else:
                 ended.append(slot)
+        free = ended
         for slot in ended:
-            heapq.heappush(free, slot)
             sm_end_s[slot % gpu.sm_count] = now
     return Schedule(
         time_s=now,
@@ -198,7 +206,7 @@ def simulate_launch(
         ValueError: `programs_per_sm` below 1.
     """
     resource = resource or memory_of(gpu)
-    grid = simulate(launch.programs, gpu, programs_per_sm, resource=resource)
+    grid = simulate(launch.programs, gpu, programs_per_sm, resource=resource, in_turn=launch.in_turn)
     second_kernel_s = 0.0
     if launch.second_kernel_bytes is not None:
         second_kernel_s = SECOND_KERNEL_S + launch.second_kernel_bytes / gpu.memory_bytes_per_s
@@ -223,6 +231,7 @@ def matmul_matrix_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
         programs=tuple(ProgramWork(work=tile * (share.last_k - share.first_k)) for share in order),
         useful_work=shape.operations,
         second_kernel_bytes=_reduction_bytes(shape, tiling, order),
+        in_turn=tiling.variant != "pointers",
     )
 
 
@@ -245,6 +254,7 @@ def matmul_memory_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
         programs=tuple(programs),
         useful_work=shape.least_bytes,
         second_kernel_bytes=_reduction_bytes(shape, tiling, order),
+        in_turn=tiling.variant != "pointers",
     )
 
 

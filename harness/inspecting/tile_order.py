@@ -35,6 +35,10 @@ class MatmulCut(Protocol):
         """Columns from one tile to the next; no more than `block_n`."""
 
     @property
+    def variant(self) -> str:
+        """How operands are loaded; programs stay where it is not "pointers"."""
+
+    @property
     def num_splits(self) -> int:
         """Shares of K that a tile is cut into."""
 

@@ -7,9 +7,9 @@ What is promised, for every launch compiled here:
   loaded asynchronously, at least 8 bytes a lane;
 - in bf16 the decode loop keeps a tile of keys and values on its way through its tightest wait;
 - all programs of decode attention run at one time;
-- decode attention and few rows are limited by memory, many rows by the matrix units; on A100, H100 and B200
-  decode attention has the headrooms of `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows
-  those of `FEW_ROWS`;
+- decode attention and few rows are limited by memory, many rows by the matrix units, and few rows too where a
+  GPU has too little arithmetic for them; on A100, H100 and B200 decode attention has the headrooms of
+  `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows those of `FEW_ROWS`;
 - a product's loop of 128 x 256 x 64 has no more instructions than the same tile of Triton's tutorials;
 - the hot loop has no more instructions than in the snapshot of this Triton version.
 
@@ -32,7 +32,7 @@ from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.accounting.gpu_limits import find_gpu
 from decodetax.harness.inspecting import workers
 from decodetax.harness.inspecting.compiled_rows import CompiledRow
-from decodetax.harness.inspecting.headroom import Limit
+from decodetax.harness.inspecting.headroom import Limit, peak_flop_per_s
 from decodetax.harness.inspecting.subjects import choose_decode_tiling, kernel_limits
 from decodetax.harness.inspecting.variants import (
     ELEMENT_BYTES,
@@ -136,7 +136,10 @@ def product_promises(row, launch):
     if large and row.dtype == "bf16" and most:
         promises[f"{most} instructions, not {row.loop_instructions}"] = row.loop_instructions <= most
     if row.dtype in {"bf16", "fp16", "int8"}:
-        wanted = "matrix" if rows >= 128 else "memory"
+        # Up to 64 rows weights come from memory, once; consumer GPUs balance at fewer operations a byte.
+        gpu = find_gpu(row.gpu)
+        balance = peak_flop_per_s("bf16", gpu) / gpu.memory_bytes_per_s
+        wanted = "matrix" if rows >= 128 or 2 * rows / ELEMENT_BYTES[row.dtype] > balance else "memory"
         promises[f"limited by {wanted}, not {row.limit.which}"] = row.limit.which == wanted
         if rows <= 64 and row.gpu in COMMON_SHAPE:
             issue, at_wait = FEW_ROWS[row.dtype]

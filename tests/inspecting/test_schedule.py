@@ -104,6 +104,17 @@ def test_program_takes_the_first_slot_that_is_free():
     assert schedule.sm_end_s == (about(1),) * 10
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_items_in_turn_wait_for_their_own_slot(in_turn):
+    # Ten draw 100 a second each, until nine are done at 0.5; then each draws 160.
+    programs = [ProgramWork(work=work, fixed_s=0.0) for work in (100.0, *[50.0] * 9, 80.0)]
+    schedule = simulate(programs, TEN, 1, in_turn=in_turn)
+    # The eleventh begins on a free SM, or in turn after the first.
+    first = 0.5 + 50 / 160
+    expected = first + 80 / 160 if in_turn else 0.5 + 80 / 160
+    assert schedule.time_s == about(expected)
+
+
 def test_fixed_time_passes_without_drawing():
     # Ten draw from 1 to 2; the others on the same SMs wait out their fixed time in the same second.
     programs = [ProgramWork(work=100.0, fixed_s=1.0)] * 10 + [ProgramWork(work=100.0, fixed_s=2.0)] * 10
@@ -518,6 +529,23 @@ def test_matmul_programs_read_inputs_once_together():
         assert launch.useful_work == inputs + 200 * 700 * 2
         written = 200 * 700 * (2 if splits == 1 else 4 * splits)
         assert math.fsum(program.work for program in launch.programs) == about(inputs + written)
+
+
+@pytest.mark.parametrize(
+    ("variant", "in_turn"), [("pointers", False), ("descriptors", True), ("warp_specialized", True)]
+)
+def test_items_of_programs_that_stay_are_told_off_beforehand(variant, in_turn):
+    tiling = dataclasses.replace(matmul_tiling(), variant=variant)
+    for launch in (matmul_matrix_launch, matmul_memory_launch):
+        assert launch(product(200, 700, 100), tiling).in_turn == in_turn
+    launch = Launch(
+        programs=(*[ProgramWork(work=50.0, fixed_s=0.0)] * 9, ProgramWork(work=500.0, fixed_s=0.0)) * 2,
+        useful_work=1900.0,
+        second_kernel_bytes=None,
+        in_turn=in_turn,
+    )
+    ends = simulate_launch(launch, TEN, 1).sm_end_s
+    assert (len(set(ends[:9])) == 1) == in_turn  # the tenth SM alone has both long ones
 
 
 def test_whole_tiles_of_a_large_matmul_fill_the_gpu_wave_by_wave():
