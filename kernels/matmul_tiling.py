@@ -141,8 +141,8 @@ def choose_matmul_tiling(
         batch: products, each with rows of its own.
         tf32: whether elements of 4 bytes are multiplied as tf32; as IEEE float32 when not.
         descriptors: whether both operands can be loaded by tensor descriptors.
-        variant: the only one to choose; when none, "descriptors" for many rows where they can be, else
-            "pointers".
+        variant: the only one to choose; when none, "descriptors" for many rows where they can be and pay,
+            else "pointers".
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
@@ -226,8 +226,10 @@ def _tilings(
     product: Product, limits: GpuLimits, variant: Variant | None, *, descriptors: bool
 ) -> Iterator[MatmulTiling]:
     if variant is None:
-        # A few rows stream their weights: nothing is used twice that a copy engine would help with.
-        variant = "descriptors" if descriptors and product.rows > FEW_ROWS else "pointers"
+        # A few rows stream their weights: nothing is used twice that a copy engine would help with. On
+        # sm_120, whose matrix instructions take registers, loops through pointers have fewer instructions.
+        better = product.rows > FEW_ROWS and generation_of(limits) != 120
+        variant = "descriptors" if descriptors and better else "pointers"
     if product.rows <= FEW_ROWS and variant == "pointers":
         yield from _few_row_tilings(product, limits)
         return

@@ -239,6 +239,13 @@ def test_default_tilings_keep_their_promises(gpu):
         assert raised_counts(rows, json.loads(path.read_text(encoding="utf-8"))) == {}
 
 
+def test_descriptors_compile_and_fit_where_they_are_not_the_default():
+    case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")
+    (row,) = inspect_cases(["rtx5090"], [replace(case, loads="descriptors")], processes=1)
+    assert (row.status, row.variant.partition(":")[2]) == ("ok", "descriptor"), row.reason
+    assert row.shared_bytes <= row.shared_limit_bytes
+
+
 GOOD = CompiledRow(
     kernel="decode_attention",
     variant="contiguous:split",
