@@ -170,6 +170,34 @@ def test_the_table_of_the_docs_is_what_the_suite_finds():
         assert cells in documented
 
 
+def test_rows_from_which_reading_the_weights_is_paid_for():
+    page = DOCS.read_text(encoding="utf-8")
+    _, _, table = page.partition("<!-- rows at the balance point -->")
+    for gpu in GPUS:
+        peaks = peaks_of(find_gpu(gpu).gpu)
+        cells = [peaks.gpu, f"{peaks.flop_per_s['bf16'] / peaks.bandwidth_bytes_per_s:.0f}"]
+        for x_bytes, weight_bytes, dtype in ((2, 2, "bf16"), (1, 1, "fp8"), (2, 1, "bf16")):
+            peak = peaks.flop_per_s[dtype]
+            balance = peak and peak / peaks.bandwidth_bytes_per_s
+            cells.append(str(rows_at(balance, x_bytes, weight_bytes)) if balance else "-")
+        assert f"| {' | '.join(cells)} |" in table
+    shown = [f"{square(rows, 2, 2):.2f}" for rows in (1, 8)]
+    shown += [f"{square(rows, 2, 2):.0f}" for rows in (64, 128, 256, 512, 1024, 4096, 8192)]
+    assert f"| ops:byte, 8192 x 8192, bf16 | {' | '.join(shown)} |" in page
+
+
+def rows_at(balance, x_bytes, weight_bytes):
+    """The fewest rows of an 8192 x 8192 weight with as many operations a byte."""
+    rows = range(1, 10_000)
+    return next(m for m in rows if square(m, x_bytes, weight_bytes) >= balance)
+
+
+def square(rows, x_bytes, weight_bytes):
+    """Operations a byte of an 8192 x 8192 weight, the result in 16 bits."""
+    shape = replace(bf16_shape(rows, 8192, 8192), x_bytes=x_bytes, weight_bytes=weight_bytes, out_bytes=2)
+    return shape.operations / shape.least_bytes
+
+
 def test_rows_are_shown_and_unknown_gpus_refused():
     rows = [product_row(find_gpu("a100"), 1, ((4096, 4096),)).to_json()]
     assert rows[0]["provenance"] == "modelled"

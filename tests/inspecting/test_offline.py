@@ -21,6 +21,7 @@ the oldest Triton and once with the newest:
     python tests/inspecting/test_offline.py --update
 """
 
+import itertools
 import json
 import os
 import sys
@@ -196,14 +197,20 @@ def raised_counts(rows, snapshot):
 
 def documented_headrooms():
     """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as in the docs."""
-    page = Path(__file__).parents[2] / "docs" / "kernels" / "decode_attention.md"
-    _, _, table = page.read_text(encoding="utf-8").partition("<!-- headrooms:")
-    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
     return {
-        (cells[0].strip(), cells[1].strip()): list(zip(*(cell.split("/") for cell in cells[2:]), strict=True))
-        for cells in lines
-        if cells[0].strip() in {"contiguous", "pages_16"}
+        (cells[0], cells[1]): list(zip(*(cell.split(" / ") for cell in cells[2:]), strict=True))
+        for cells in documented("decode_attention", "headrooms")
     }
+
+
+def documented(kernel, table):
+    """Cells of the rows of a kernel's page that follow a mark, the two lines of the header left out."""
+    page = Path(__file__).parents[2] / "docs" / "kernels" / f"{kernel}.md"
+    _, _, after = page.read_text(encoding="utf-8").partition(f"<!-- {table}:")
+    lines = after.splitlines()[1:]
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))[2:]
+    assert rows
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
 
 
 @pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
@@ -217,6 +224,38 @@ def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
         shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
         made = (row.issue_headroom, row.latency_headroom_at_wait)
         assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
+
+
+@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
+@pytest.mark.parametrize("gpu", SLICE_GPUS)
+def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
+    products = [case for case in cases() if case.kernel == "prefill_matmul" and case in default_cases()]
+    rows = {
+        (row.variant.partition(":")[0], row.dtype): row
+        for row in inspect_cases([gpu], products, processes=1)
+        if row.variant.endswith((":tile", ":descriptor"))
+    }
+    at = SLICE_GPUS.index(gpu)
+    checked = 0
+    for case, dtype, tile, counts, peers in documented("prefill_matmul", "product loops"):
+        row = rows.get((case, dtype))
+        if row is None:
+            assert counts.split(" / ")[at] == "-"
+            continue
+        made = "{block_m} x {block_n} x {block_k}, {num_warps} warps".format(**row.tiling)
+        assert (tile, counts.split(" / ")[at]) == (made, str(row.loop_instructions))
+        launch = {"(03)": "tile", "(09)": "descriptor"}.get(peers[-4:])
+        if launch:
+            most = TUTORIALS[row.gpu].get(launch, "-")
+            assert peers.removesuffix(peers[-4:]).strip().split(" / ")[at] == str(most)
+        checked += 1
+    for case, dtype, *headrooms in documented("prefill_matmul", "product headrooms"):
+        if row := rows.get((case, dtype)):
+            made = (row.issue_headroom, row.latency_headroom_at_wait)
+            shown = [cell.split(" / ")[at] for cell in headrooms]
+            assert shown == [f"{figure:.2f}" for figure in made], key(row)
+            checked += 1
+    assert checked >= 5
 
 
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
