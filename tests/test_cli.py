@@ -144,8 +144,8 @@ CONFIGS = {
     "lacks a field": ({"hidden_size": None}, ["lacks hidden_size"]),
     "has a field of a wrong type": ({"vocab_size": "many"}, ["vocab_size", "positive integer", "'many'"]),
     "has a field of 0": ({"num_hidden_layers": 0}, ["num_hidden_layers", "positive integer"]),
-    "is a mixture of experts": ({"num_local_experts": 8}, ["mixture of experts"]),
-    "has latent attention": ({"kv_lora_rank": 512}, ["MLA"]),
+    "is a mixture of experts": ({"num_local_experts": 8, "num_experts_per_tok": 2}, ["mixture of experts"]),
+    "has half a latent attention": ({"kv_lora_rank": 512}, ["lacks qk_nope_head_dim"]),
     "has a sliding window": ({"sliding_window": 64}, ["sliding window"]),
 }
 

@@ -1,4 +1,4 @@
-"""Shapes of a dense decoder-only language model: a preset, or any Hugging Face `config.json`."""
+"""Shapes of a decoder-only language model: a preset, or any Hugging Face `config.json`."""
 
 import difflib
 import functools
@@ -12,9 +12,9 @@ from typing import TypeAlias
 from .data_table import data_table
 from .errors import UsageError
 from .model_config import ModelShapes, read_model_config, shown
+from .model_parts import Experts, LatentAttention, require_size
 
-_SIZE_FIELDS = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "intermediate_size", "vocab_size")
-_SIZE_AT_MOST = 2**31 - 1
+_SIZE_FIELDS = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "vocab_size")
 _HEAD_DIMS = range(16, 257, 8)  # what the decode-attention kernel takes
 
 Cell: TypeAlias = str | int | float | None
@@ -42,7 +42,7 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """The shapes of a decoder whose layers are full attention and a gated MLP.
+    """The shapes of a decoder whose layers are attention and a gated MLP, or experts in its place.
 
     Attributes:
         name: preset name, or a name taken from the path of a `config.json`.
@@ -52,9 +52,14 @@ class LanguageModel:
         q_heads: query heads of a layer, a multiple of `kv_heads`.
         kv_heads: key heads, and as many value heads, of a layer.
         head_dim: elements of a head, a multiple of 8 from 16 to 256.
-        intermediate_size: elements between the MLP's gated and its last projection.
+        intermediate_size: elements between the MLP's gated and its last projection; None where no layer has
+            a dense MLP.
         vocab_size: rows of the embedding.
         tied_embeddings: whether the output projection is the embedding itself.
+        window: tokens that a sliding layer attends to, its own included; None where no layer slides.
+        window_layers: how many layers slide.
+        experts: the mixture of experts in place of the MLP; None of a dense model.
+        latent: latent attention in place of `kv_heads` keys and values; None of a model without.
 
     Raises:
         UsageError: a field is not what is said above.
@@ -67,15 +72,19 @@ class LanguageModel:
     q_heads: int
     kv_heads: int
     head_dim: int
-    intermediate_size: int
+    intermediate_size: int | None
     vocab_size: int
     tied_embeddings: bool
+    window: int | None = None
+    window_layers: int = 0
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
 
     def __post_init__(self) -> None:
         for field in _SIZE_FIELDS:
-            value = getattr(self, field)
-            if type(value) is not int or not 1 <= value <= _SIZE_AT_MOST:
-                raise UsageError(f"{field}: must be an integer from 1 to {_SIZE_AT_MOST}, was {shown(value)}")
+            require_size(field, getattr(self, field))
+        if self.intermediate_size is not None or self.dense_layers:
+            require_size("intermediate_size", self.intermediate_size)
         if self.q_heads % self.kv_heads:
             raise UsageError(f"q_heads: must be a multiple of kv_heads, {self.kv_heads}, was {self.q_heads}")
         if self.q_heads > 64 * self.kv_heads:
@@ -86,18 +95,82 @@ class LanguageModel:
             raise UsageError(f"head_dim: must be a multiple of 8 from 16 to 256, was {self.head_dim}")
         if not isinstance(self.tied_embeddings, bool):
             raise UsageError(f"tied_embeddings: must be True or False, was {shown(self.tied_embeddings)}")
+        require_size("window_layers", self.window_layers, least=0)
+        if self.window is not None:
+            require_size("window", self.window)
+        if self.window_layers > (0 if self.window is None else self.layers):
+            allowed = "0 without a window" if self.window is None else f"at most layers, {self.layers}"
+            raise UsageError(f"window_layers: must be {allowed}, was {self.window_layers}")
+        if self.experts is not None and self.experts.dense_layers > self.layers:
+            raise UsageError(
+                f"experts.dense_layers: must be at most layers, {self.layers}, "
+                f"was {self.experts.dense_layers}"
+            )
 
     @property
-    def projections(self) -> tuple[Projection, Projection, Projection, Projection]:
-        """The four matmuls of one decoder layer in the order they run: qkv, o, gate_up, down."""
-        heads_out = self.q_heads * self.head_dim
-        qkv_out = (self.q_heads + 2 * self.kv_heads) * self.head_dim
-        return (
-            Projection(name="qkv", in_features=self.hidden_size, out_features=qkv_out),
-            Projection(name="o", in_features=heads_out, out_features=self.hidden_size),
-            Projection(name="gate_up", in_features=self.hidden_size, out_features=2 * self.intermediate_size),
-            Projection(name="down", in_features=self.intermediate_size, out_features=self.hidden_size),
+    def dense_layers(self) -> int:
+        """Layers with a dense MLP: all but those with experts."""
+        return self.layers if self.experts is None else self.experts.dense_layers
+
+    @property
+    def attention_projections(self) -> tuple[Projection, ...]:
+        """The matmuls around a layer's attention in the order they run; of latent attention q_a to o.
+
+        The latent's projection to keys and values, kv_b, has the same weights whether it is applied to each
+        cached token or, as in decoding, to queries and outputs instead.
+        """
+        hidden, latent = self.hidden_size, self.latent
+        if latent is None:
+            heads = (self.q_heads + 2 * self.kv_heads) * self.head_dim
+            return (
+                Projection(name="qkv", in_features=hidden, out_features=heads),
+                Projection(name="o", in_features=self.q_heads * self.head_dim, out_features=hidden),
+            )
+        q_out = self.q_heads * (latent.nope_head_dim + latent.rope_head_dim)
+        kv_out = self.q_heads * (latent.nope_head_dim + latent.v_head_dim)
+        queries: tuple[tuple[str, int, int], ...] = (("q", hidden, q_out),)
+        if latent.q_rank is not None:
+            queries = (("q_a", hidden, latent.q_rank), ("q_b", latent.q_rank, q_out))
+        rest = (
+            ("kv_a", hidden, latent.cached_elements),
+            ("kv_b", latent.kv_rank, kv_out),
+            ("o", self.q_heads * latent.v_head_dim, hidden),
         )
+        return tuple(
+            Projection(name=name, in_features=rows, out_features=columns)
+            for name, rows, columns in (*queries, *rest)
+        )
+
+    @property
+    def mlp_projections(self) -> tuple[Projection, Projection] | tuple[()]:
+        """The matmuls of a dense layer's MLP; none where no layer is dense."""
+        return () if self.intermediate_size is None else self._gated_mlp(self.intermediate_size)
+
+    @property
+    def expert_projections(self) -> tuple[Projection, Projection] | tuple[()]:
+        """The matmuls of one expert; none of a dense model."""
+        return () if self.experts is None else self._gated_mlp(self.experts.intermediate_size)
+
+    def _gated_mlp(self, intermediate_size: int) -> tuple[Projection, Projection]:
+        return (
+            Projection(name="gate_up", in_features=self.hidden_size, out_features=2 * intermediate_size),
+            Projection(name="down", in_features=intermediate_size, out_features=self.hidden_size),
+        )
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matmuls of one dense decoder layer in the order they run: qkv, o, gate_up, down."""
+        return (*self.attention_projections, *self.mlp_projections)
+
+    @property
+    def not_timed(self) -> str | None:
+        """Which parts of the model have no case to be timed, or None."""
+        parts = {
+            "mixture of experts": self.experts is not None,
+            "sliding window": self.window_layers > 0,
+            "multi-head latent attention (MLA)": self.latent is not None,
+        }
+        return "; ".join(part for part, there in parts.items() if there) or None
 
     @property
     def lm_head(self) -> Projection:
@@ -106,24 +179,63 @@ class LanguageModel:
 
     @property
     def parameters(self) -> int:
-        """Number of weights: embedding, an untied lm_head, projections, two norms a layer and the last one.
+        """Number of weights.
 
+        Embedding, an untied lm_head, projections, experts and routers, two norms a layer and the last one.
         Not counted, as the shapes do not tell them: biases, norms of q and k, third and fourth norms of a
-        layer. They are below 0.01% of every preset; each count is within 1% of the published one.
+        layer. They are below 0.1% of every preset; each count is within 1% of the published one.
         """
+        return self._parameters_with(0 if self.experts is None else self.experts.count)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of weights with a token's own routed experts alone, embedding and lm_head included."""
+        return self._parameters_with(0 if self.experts is None else self.experts.per_token)
+
+    def _parameters_with(self, routed: int) -> int:
+        """Number of weights with so many routed experts a layer."""
         embeddings = self.lm_head.parameters * (1 if self.tied_embeddings else 2)
-        layer = sum(projection.parameters for projection in self.projections) + 2 * self.hidden_size
-        return embeddings + self.layers * layer + self.hidden_size
+        attention = _parameters(self.attention_projections) + 2 * self.hidden_size
+        mlps = self.dense_layers * _parameters(self.mlp_projections)
+        if self.experts is not None:
+            experts = (routed + self.experts.shared) * _parameters(self.expert_projections)
+            router = self.hidden_size * self.experts.count
+            mlps += (self.layers - self.dense_layers) * (experts + router)
+        return embeddings + self.layers * attention + mlps + self.hidden_size
+
+    @property
+    def kv_elements_per_token_and_layer(self) -> int:
+        """Elements that one token adds to a layer's cache: a key and a value a KV head, or its latent."""
+        return 2 * self.kv_heads * self.head_dim if self.latent is None else self.latent.cached_elements
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Elements that one token adds to the KV cache: a key and a value for each KV head of each layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        """Elements that one token adds to the KV cache of all layers, while it is within their windows."""
+        return self.layers * self.kv_elements_per_token_and_layer
 
     @property
     def group(self) -> int:
         """Query heads that read the same KV head."""
         return self.q_heads // self.kv_heads
+
+
+def _parameters(projections: tuple[Projection, ...]) -> int:
+    return sum(projection.parameters for projection in projections)
+
+
+def load_timed_model(name_or_path: str) -> LanguageModel:
+    """Gives the model that `--model` names, where all of its parts can be timed.
+
+    Raises:
+        UsageError: as `load_language_model`; or the line names the parts that cannot be timed.
+    """
+    model = load_language_model(name_or_path)
+    if model.not_timed is not None:
+        raise UsageError(
+            f"--model: {shown(name_or_path)} cannot be timed: {model.not_timed}; "
+            "`decodetax predict` models it"
+        )
+    return model
 
 
 def load_language_model(name_or_path: str) -> LanguageModel:
@@ -139,8 +251,6 @@ def load_language_model(name_or_path: str) -> LanguageModel:
     """
     preset = _presets().get(name_or_path.lower())
     if preset is not None:
-        if reason := preset["refused_because"]:
-            raise UsageError(f"--model: {preset['model']} cannot be modelled yet: {reason}")
         return _language_model(preset)
     path = _config_path(name_or_path)
     try:
@@ -151,10 +261,10 @@ def load_language_model(name_or_path: str) -> LanguageModel:
 
 
 def preset_table() -> tuple[dict[str, Cell], ...]:
-    """Gives a row for each preset, those that cannot be modelled included.
+    """Gives a row for each preset.
 
-    `parameters_billion` is computed from the shapes, and None for a mixture of experts;
-    `published_parameters_billion` is the published figure. `can_run` is "yes", or "no" with the reason.
+    `parameters_billion` and `active_billion` are computed from the shapes; `published_parameters_billion` is
+    the published figure. `can_run` is "yes", or "no" with the parts that `decodetax run` cannot time.
     """
     return tuple(_table_row(preset) for preset in _presets().values())
 
@@ -166,34 +276,56 @@ def _presets() -> Mapping[str, Mapping[str, str]]:
 
 
 def _language_model(preset: Mapping[str, str]) -> LanguageModel:
+    def size(column: str) -> int:
+        return int(preset[column] or 0)
+
+    experts = Experts(
+        count=size("experts"),
+        per_token=size("experts_per_token"),
+        intermediate_size=size("moe_intermediate_size"),
+        shared=size("shared_experts"),
+        dense_layers=size("dense_layers"),
+    ) if preset["experts"] else None  # fmt: skip
+    latent = LatentAttention(
+        q_rank=size("q_rank") or None,
+        kv_rank=size("kv_rank"),
+        nope_head_dim=size("nope_head_dim"),
+        rope_head_dim=size("rope_head_dim"),
+        v_head_dim=size("v_head_dim"),
+    ) if preset["kv_rank"] else None  # fmt: skip
     shapes = ModelShapes(
-        hidden_size=int(preset["hidden_size"]),
-        layers=int(preset["layers"]),
-        q_heads=int(preset["q_heads"]),
-        kv_heads=int(preset["kv_heads"]),
-        head_dim=int(preset["head_dim"]),
-        intermediate_size=int(preset["intermediate_size"]),
-        vocab_size=int(preset["vocab_size"]),
+        hidden_size=size("hidden_size"),
+        layers=size("layers"),
+        q_heads=size("q_heads"),
+        kv_heads=size("kv_heads"),
+        head_dim=size("head_dim"),
+        intermediate_size=size("intermediate_size") or None,
+        vocab_size=size("vocab_size"),
         tied_embeddings=preset["tied_embeddings"] == "yes",
+        window=size("window") or None,
+        window_layers=size("window_layers"),
+        experts=experts,
+        latent=latent,
     )
     return LanguageModel(name=preset["model"], source=preset["source"], **shapes)
 
 
 def _table_row(preset: Mapping[str, str]) -> dict[str, Cell]:
-    refused_because = preset["refused_because"]
+    model = _language_model(preset)
     return {
-        "model": preset["model"],
-        "parameters_billion": None if preset["experts"] else _language_model(preset).parameters / 1e9,
+        "model": model.name,
+        "parameters_billion": model.parameters / 1e9,
         "published_parameters_billion": float(preset["published_parameters_billion"]),
-        "hidden_size": int(preset["hidden_size"]),
-        "layers": int(preset["layers"]),
-        "q_heads": int(preset["q_heads"]),
-        "kv_heads": int(preset["kv_heads"]),
-        "head_dim": int(preset["head_dim"]),
-        "intermediate_size": int(preset["intermediate_size"]) if preset["intermediate_size"] else None,
-        "vocab_size": int(preset["vocab_size"]),
-        "can_run": f"no: {refused_because}" if refused_because else "yes",
-        "source": preset["source"],
+        "active_billion": model.active_parameters / 1e9,
+        "hidden_size": model.hidden_size,
+        "layers": model.layers,
+        "q_heads": model.q_heads,
+        "kv_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "intermediate_size": model.intermediate_size,
+        "vocab_size": model.vocab_size,
+        "can_run": f"no: {model.not_timed}" if model.not_timed else "yes",
+        "source": model.source,
     }
 
 

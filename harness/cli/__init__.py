@@ -163,16 +163,16 @@ def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -
 
 def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
     """What is asked for, completed with the device's defaults, and the device."""
-    from ..accounting.language_model import load_language_model
+    from ..accounting.language_model import load_timed_model
 
-    named = load_language_model(asked["model"]) if asked["model"] is not None else None
+    named = load_timed_model(asked["model"]) if asked["model"] is not None else None
     from ..measuring.session import Settings, choose_device
 
     opened = choose_device(device)
     gpu, quick = opened.kind == "cuda", asked["quick"]
     return (
         Settings(
-            model=named or load_language_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
+            model=named or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
             batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
             contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
             prompt=asked["prompt"],

@@ -156,9 +156,9 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         UsageError: names the option.
     """
     from ..accounting.cases import Sweep, cases_of
-    from ..accounting.language_model import load_language_model
+    from ..accounting.language_model import load_timed_model
 
-    model = load_language_model(asked["model"])
+    model = load_timed_model(asked["model"])
     try:
         model = dataclasses.replace(model, **{name: asked[name] for name in HEADS if asked[name]})
     except UsageError as error:

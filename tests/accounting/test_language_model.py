@@ -11,9 +11,11 @@ from decodetax.harness.accounting.language_model import (
     LanguageModel,
     Projection,
     load_language_model,
+    load_timed_model,
     preset_table,
 )
 from decodetax.harness.accounting.model_config import shown
+from decodetax.harness.accounting.model_parts import Experts, LatentAttention
 
 # Odd on purpose: no field equals another one or follows from it, so a mix-up shows.
 CONFIG = {
@@ -27,9 +29,9 @@ CONFIG = {
     "vocab_size": 1001,
     "tie_word_embeddings": False,
 }
-REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-RUNNABLE = [row for row in preset_table() if row["can_run"] == "yes"]
-REFUSED = [row for row in preset_table() if row["can_run"] != "yes"]
+REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+PRESETS = preset_table()
+NOT_TIMED = {row["model"]: row["can_run"] for row in PRESETS if row["can_run"] != "yes"}
 
 
 def model(**changes):
@@ -104,7 +106,7 @@ def test_tiny_parameters_by_hand():
     assert model().parameters == 2 * 1001 * 96 + 3 * layer + 96
 
 
-@pytest.mark.parametrize("row", RUNNABLE, ids=lambda row: row["model"])
+@pytest.mark.parametrize("row", PRESETS, ids=lambda row: row["model"])
 def test_parameters_are_within_one_percent_of_the_published_ones(row):
     computed = load_language_model(row["model"]).parameters / 1e9
     assert computed == pytest.approx(row["published_parameters_billion"], rel=0.01)
@@ -160,7 +162,7 @@ def test_llama_3_3_70b_has_the_shape_of_llama_3_1_70b():
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "parts"),
     [
         ("gemma-2-9b", "sliding window"),
         ("mixtral-8x7b", "mixture of experts"),
@@ -169,27 +171,106 @@ def test_llama_3_3_70b_has_the_shape_of_llama_3_1_70b():
         ("deepseek-v3", "mixture of experts; multi-head latent attention (MLA)"),
     ],
 )
-def test_preset_that_cannot_be_modelled_is_refused_with_its_reason(name, reason):
-    assert refusal(name) == f"--model: {name} cannot be modelled yet: {reason}"
+def test_preset_with_parts_that_cannot_be_timed_says_which(name, parts):
+    assert load_language_model(name).not_timed == parts
+    with pytest.raises(UsageError) as caught:
+        load_timed_model(name)
+    expected = f"--model: {name!r} cannot be timed: {parts}; `decodetax predict` models it"
+    assert str(caught.value) == expected
+    assert NOT_TIMED[name] == f"no: {parts}"
 
 
-def test_preset_table_says_of_each_preset_whether_it_runs():
-    assert len(RUNNABLE) == 13
-    assert [row["model"] for row in REFUSED] == [
-        "gemma-2-9b",
-        "mixtral-8x7b",
-        "qwen3-30b-a3b",
-        "gpt-oss-20b",
-        "deepseek-v3",
-    ]
-    assert all(row["can_run"].startswith("no: ") for row in REFUSED)
-    assert all(row["source"].startswith("Hugging Face config.json of ") for row in RUNNABLE + REFUSED)
+def test_all_other_presets_can_be_timed():
+    assert len(NOT_TIMED) == 5
+    assert load_timed_model("llama-3.1-8b") == load_language_model("llama-3.1-8b")
+    assert all(row["source"].startswith("Hugging Face config.json of ") for row in PRESETS)
 
 
-def test_preset_table_computes_no_parameters_for_a_mixture_of_experts():
-    parameters = {row["model"]: row["parameters_billion"] for row in REFUSED}
-    assert parameters.pop("gemma-2-9b") == pytest.approx(9.24, rel=0.01)
-    assert set(parameters.values()) == {None}
+def test_deepseek_v3_by_hand():
+    model = load_language_model("deepseek-v3")
+    assert {p.name: (p.in_features, p.out_features) for p in model.attention_projections} == {
+        "q_a": (7168, 1536),
+        "q_b": (1536, 128 * (128 + 64)),
+        "kv_a": (7168, 512 + 64),
+        "kv_b": (512, 128 * (128 + 128)),
+        "o": (128 * 128, 7168),
+    }
+    assert model.kv_elements_per_token_and_layer == 576
+    assert model.kv_elements_per_token == 61 * 576
+    assert (model.dense_layers, model.experts.dense_layers, model.experts.shared) == (3, 3, 1)
+    assert model.mlp_projections[0].out_features == 2 * 18432
+    assert model.expert_projections[0].out_features == 2 * 2048
+
+
+@pytest.mark.parametrize(
+    ("name", "published_billion", "without_embedding"),
+    [("mixtral-8x7b", 12.88, False), ("gpt-oss-20b", 3.6, True), ("deepseek-v3", 37, True)],
+)
+def test_active_parameters_are_near_the_published_ones(name, published_billion, without_embedding):
+    model = load_language_model(name)
+    active = model.active_parameters - (model.lm_head.parameters if without_embedding else 0)
+    assert active / 1e9 == pytest.approx(published_billion, rel=0.015)
+    assert load_language_model("llama-3.1-8b").active_parameters == 8_030_261_248
+
+
+def test_distinct_experts_are_the_expected_number():
+    experts = Experts(count=8, per_token=2, intermediate_size=64)
+    assert experts.distinct(0) == 0
+    assert experts.distinct(1) == pytest.approx(2)
+    assert experts.distinct(2) == pytest.approx(8 * (1 - (6 / 8) ** 2))
+    assert experts.distinct(1000) == pytest.approx(8)
+
+
+def test_a_mixture_of_experts_by_hand():
+    tiny = model(
+        intermediate_size=None, experts=Experts(count=8, per_token=2, intermediate_size=40, shared=1)
+    )
+    attention = 96 * 240 + 144 * 96 + 2 * 96
+    expert = 96 * 80 + 40 * 96
+    rest = 2 * 1001 * 96 + 96 + 3 * (attention + 96 * 8)
+    assert tiny.parameters == rest + 3 * 9 * expert
+    assert tiny.active_parameters == rest + 3 * 3 * expert
+    assert (tiny.mlp_projections, tiny.dense_layers) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window_layers": 1}, "window_layers: must be 0 without a window, was 1"),
+        ({"window": 8, "window_layers": 4}, "window_layers: must be at most layers, 3, was 4"),
+        ({"window": 0}, "window: must be an integer from 1 to 2147483647, was 0"),
+        ({"intermediate_size": None}, "intermediate_size: must be an integer from 1 to 2147483647, was None"),
+        (
+            {"experts": Experts(count=4, per_token=1, intermediate_size=8, dense_layers=4)},
+            "experts.dense_layers: must be at most layers, 3, was 4",
+        ),
+    ],
+)
+def test_contradictory_parts_are_refused_by_name(changes, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        model(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Experts(count=4, per_token=5, intermediate_size=8), "experts.per_token: must be at most"),
+        (lambda: Experts(count=0, per_token=1, intermediate_size=8), "experts.count: must be an integer"),
+        (
+            lambda: Experts(count=4, per_token=1, intermediate_size=8, shared=-1),
+            "experts.shared: must be an integer from 0",
+        ),
+        (
+            lambda: LatentAttention(
+                q_rank=None, kv_rank=True, nope_head_dim=8, rope_head_dim=8, v_head_dim=8
+            ),
+            "latent.kv_rank: must be an integer",
+        ),
+    ],
+)
+def test_impossible_experts_and_latents_are_refused_by_name(make, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -334,43 +415,127 @@ def test_config_is_named_after_its_place(tmp_path, place, name):
         {"sliding_window": 4096, "max_position_embeddings": 4096},
         {"num_experts": 1},
         {"model_type": "a-family-of-tomorrow"},
+        {"quantization_config": {"bits": 4}},
     ],
     ids=str,
 )
 def test_config_that_only_mentions_what_it_does_not_use_is_taken(load_config, changes):
-    assert load_config(changes).layers == 3
+    loaded = load_config(changes)
+    assert (loaded.layers, loaded.not_timed) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "window_layers"),
+    [
+        ({"model_type": "mistral"}, 3),
+        ({"max_position_embeddings": 32768}, 3),
+        ({"use_sliding_window": True}, 3),
+        ({"use_sliding_window": True, "max_window_layers": 2}, 1),
+        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, 1),
+        ({"model_type": "gemma2"}, 2),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 13}, 11),
+        ({"sliding_window_pattern": 3, "num_hidden_layers": 7}, 5),
+    ],
+    ids=str,
+)
+def test_layers_that_slide_are_counted(load_config, changes, window_layers):
+    loaded = load_config({"sliding_window": 4096, **changes})
+    assert (loaded.window, loaded.window_layers) == (4096, window_layers)
+
+
+MIXTURE = {"num_local_experts": 8, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "experts", "dense_size"),
+    [
+        ({"model_type": "mixtral", **MIXTURE}, Experts(count=8, per_token=2, intermediate_size=200), None),
+        (
+            {
+                "model_type": "qwen3_moe",
+                "num_experts": 16,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 24,
+            },
+            Experts(count=16, per_token=4, intermediate_size=24),
+            None,
+        ),
+        (
+            {
+                "model_type": "qwen2_moe",
+                "num_experts": 16,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 48,
+                "mlp_only_layers": [0],
+            },
+            Experts(count=16, per_token=4, intermediate_size=24, shared=2, dense_layers=1),
+            200,
+        ),
+        (
+            {
+                "model_type": "deepseek_v3",
+                "n_routed_experts": 32,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 24,
+                "n_shared_experts": 1,
+                "first_k_dense_replace": 2,
+            },
+            Experts(count=32, per_token=4, intermediate_size=24, shared=1, dense_layers=2),
+            200,
+        ),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_experts_are_read(load_config, changes, experts, dense_size):
+    loaded = load_config(changes)
+    assert (loaded.experts, loaded.intermediate_size) == (experts, dense_size)
+    assert "a decoder with experts" in loaded.source
+
+
+def test_latent_attention_is_read(load_config):
+    ranks = {"kv_lora_rank": 64, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 32}
+    loaded = load_config(ranks, num_key_value_heads=6)
+    expected = LatentAttention(q_rank=None, kv_rank=64, nope_head_dim=16, rope_head_dim=8, v_head_dim=32)
+    assert loaded.latent == expected
+    assert load_config(ranks, num_key_value_heads=6, q_lora_rank=48).latent.q_rank == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts": 8}, "lacks num_experts_per_tok"),
+        ({"kv_lora_rank": 8, "v_head_dim": 8}, "lacks qk_nope_head_dim, qk_rope_head_dim"),
+        ({**MIXTURE, "num_local_experts": "8"}, "num_local_experts: must be a positive integer, was '8'"),
+        (
+            {**MIXTURE, "shared_expert_intermediate_size": 300},
+            "shared_expert_intermediate_size: must be a multiple of moe_intermediate_size, 200, was 300",
+        ),
+        ({**MIXTURE, "first_k_dense_replace": 9}, "experts.dense_layers: must be at most layers, 3, was 9"),
+        ({**MIXTURE, "n_shared_experts": "1"}, "experts.shared: must be an integer from 0"),
+    ],
+    ids=str,
+)
+def test_incomplete_or_contradictory_parts_of_a_config_are_one_clear_line(load_config, changes, message):
+    with pytest.raises(UsageError, match=rf"^--model: .*config\.json': {re.escape(message)}"):
+        load_config(changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts (num_local_experts 8)"),
-        ({"num_experts": 128}, "mixture of experts (num_experts 128)"),
-        ({"n_routed_experts": 2}, "mixture of experts (n_routed_experts 2)"),
-        ({"model_type": "dbrx"}, "mixture of experts (model_type dbrx)"),
-        ({"kv_lora_rank": 512}, "multi-head latent attention (MLA; kv_lora_rank)"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding window (sliding_window 4096)"),
+        ({"model_type": "dbrx"}, "its experts are described in fields of their own (model_type dbrx)"),
         (
-            {"sliding_window": 4096, "max_position_embeddings": 32768},
-            "sliding window (sliding_window 4096)",
-        ),
-        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding window (sliding_window 4096)"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights (quantization_config)"),
-        (
-            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-            "sliding window (layer_types has 'sliding_attention')",
+            {**MIXTURE, "decoder_sparse_step": 2},
+            "its layers alternate between experts and a dense MLP (every 2 layers)",
         ),
         (
             {"layer_types": ["linear_attention", "full_attention"]},
-            "not every layer is full attention (layer_types has 'linear_attention')",
+            "not every layer is attention to all or a window (layer_types has 'linear_attention')",
         ),
         ({"is_encoder_decoder": True}, "it is an encoder-decoder (is_encoder_decoder)"),
         ({"cross_attention_layers": [1]}, "some layers attend to images (cross_attention_layers)"),
         ({"num_kv_shared_layers": 2}, "some layers share a KV cache (num_kv_shared_layers)"),
-        (
-            {"num_local_experts": 8, "sliding_window": 128},
-            "mixture of experts (num_local_experts 8); sliding window (sliding_window 128)",
-        ),
         ({"model_type": "bert"}, "it is an encoder, not a decoder (model_type bert)"),
         ({"model_type": "t5"}, "it is an encoder-decoder (model_type t5)"),
         ({"model_type": "mamba"}, "not every layer is attention (model_type mamba)"),
