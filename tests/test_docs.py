@@ -39,6 +39,14 @@ def test_the_readme_shows_what_its_run_file_holds():
     assert block["text"].split() == "\n".join(shown).split()
 
 
+def test_the_worked_claims_are_what_the_command_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- claims of (?P<file>\S+) -->\n```text\n(?P<text>.*?)```", page, re.DOTALL)
+    assert block is not None
+    assert CliRunner().invoke(cli, ["claims", block["file"]]).stdout == block["text"]
+
+
 def test_every_command_of_the_readme_exists_and_none_is_left_out():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`decodetax ([a-z]+)", text)) == set(cli.commands)

@@ -3,6 +3,7 @@
 cli -> reporting -> accounting
 cli -> measuring -> accounting, kernels
 cli -> inspecting -> accounting, kernels, and measuring's inputs
+calibrate -> accounting, numpy
 kernels -> torch, triton; accounting -> the standard library alone
 """
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ACCOUNTING, KERNELS = "decodetax.harness.accounting", "decodetax.kernels"
 MEASURING, REPORTING = "decodetax.harness.measuring", "decodetax.harness.reporting"
 INSPECTING, CLI = "decodetax.harness.inspecting", "decodetax.harness.cli"
-MAIN = "decodetax.harness.__main__"
+MAIN, CALIBRATE = "decodetax.harness.__main__", "decodetax.harness.calibrate"
 
 # What each part may import beside itself and the standard library. numpy is what Triton's interpreter
 # computes with; pynvml tells clocks.
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     INSPECTING: {ACCOUNTING, KERNELS, f"{MEASURING}.inputs", "torch", "triton", "numpy"},
     CLI: {ACCOUNTING, REPORTING, MEASURING, INSPECTING, "click", "rich"},
     MAIN: {CLI},
+    CALIBRATE: {ACCOUNTING, "numpy"},
     "decodetax.harness": set(),  # its own __init__
 }
 ORACLES = f"{KERNELS}.reference"
@@ -171,6 +173,8 @@ def test_the_rule_sees_every_part():
         ("kernels/reference.py", "from . import prefill_matmul", "imports decodetax.kernels.prefill_matmul"),
         ("harness/cli.py", "from ..kernels import decode_attention", "imports decodetax.kernels"),
         ("harness/cli.py", "import torch", "imports torch"),
+        ("harness/calibrate/fitting.py", "import scipy.optimize", "imports scipy.optimize"),
+        ("harness/calibrate/fitting.py", "from ..measuring import gate", "harness.measuring.gate"),
         ("harness/helpers.py", "import json", "belongs to no part"),
     ],
 )
@@ -190,6 +194,7 @@ def test_a_planted_import_is_found(path, planted, fault):
         ("harness/accounting/work.py", "import decimal, collections.abc"),
         ("harness/reporting/tables.py", "from ..accounting import samples"),
         ("harness/measuring/gate.py", "from . import timer\nfrom ..accounting import work"),
+        ("harness/calibrate/fitting.py", "import numpy as np\nfrom ..accounting import kernel_time"),
     ],
 )
 def test_an_allowed_import_is_no_fault(path, planted):

@@ -1,11 +1,14 @@
 """Datasheet peaks of GPUs: what a device could do at best, and how sure that figure is."""
 
+import difflib
 import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .data_table import data_table
+from .errors import UsageError
+from .gpu_limits import gpu_limits_table
 
 # A cell of the data is a number, or two of which the lower is taken, and the mark that qualifies it:
 # "989", "80 (unverified)", "58 or 60 (sources differ)".
@@ -87,6 +90,42 @@ def device_table() -> tuple[dict[str, str], ...]:
         {column: value for column, value in row.items() if column != "match"}
         for row in data_table("devices.csv")
     )
+
+
+def find_device(name: str) -> DevicePeaks:
+    """Finds a device of the table by any of its names; case, spaces, hyphens and underscores do not matter.
+
+    Args:
+        name: a name of the table ("H100-SXM5-80GB"), or the beginning that its family shares ("h100",
+            "rtx4090", "4090"), which means the card of the family whose limits are known, else the first.
+
+    Raises:
+        UsageError: no device has that name; names `--gpu`, what it was, and the nearest.
+    """
+    by_name = _by_name()
+    key = _key(name)
+    if key in by_name:
+        return by_name[key]
+    near = dict.fromkeys(by_name[each].gpu for each in difflib.get_close_matches(key[:80], by_name, n=3))
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see `decodetax devices`"
+    raise UsageError(f"--gpu: {name[:40]!r} is no GPU of the table{hint}")
+
+
+@functools.cache
+def _by_name() -> Mapping[str, DevicePeaks]:
+    """Every name of every device, as `_key` writes it."""
+    names: dict[str, DevicePeaks] = {}
+    devices = [peaks for _, peaks in _devices()]
+    for peaks in sorted(devices, key=lambda each: each.gpu not in gpu_limits_table()):
+        words = peaks.gpu.split("-")
+        short = "".join(words[:2]) if words[0] == "RTX" else words[0]
+        for name in (peaks.gpu, short, short.removeprefix("RTX"), "-".join(words[:2])):
+            names.setdefault(_key(name), peaks)
+    return names
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
 
 
 @functools.cache

@@ -13,7 +13,10 @@ import click
 from ..accounting.errors import FailureError, UsageError
 from ..accounting.whole_file import write_whole
 from . import options
+from .claims import claims_command
 from .evidence import count_command, inspect_command
+from .predict import predict_command
+from .price import price_command, prices_command
 from .progress import progress_bar
 from .tune import INTERRUPTED, tune_command
 
@@ -60,8 +63,12 @@ def cli() -> None:
     """Measure why an output token costs more than an input token, on this machine."""
 
 
+cli.add_command(claims_command)
 cli.add_command(count_command)
 cli.add_command(inspect_command)
+cli.add_command(predict_command)
+cli.add_command(price_command)
+cli.add_command(prices_command)
 cli.add_command(tune_command)
 
 

@@ -46,10 +46,27 @@ def _lengths(text: str) -> tuple[int, ...]:
     return tuple(_whole(part.strip(), least=0, most=2**31 - 1) for part in text.split(","))
 
 
-def _dollars(text: str) -> float:
-    """A number above 0 and at most MOST_USD_PER_HOUR."""
+def positive_number(text: str, *, most: float) -> float:
+    """A number above 0 and at most `most`.
+
+    Raises:
+        ValueError: it is none.
+    """
     value = float(text)
-    if not (text.isascii() and "_" not in text and 0 < value <= MOST_USD_PER_HOUR):
+    if not (text.isascii() and "_" not in text and 0 < value <= most):
+        raise ValueError(text)
+    return value
+
+
+def positive(expected: str, *, most: float) -> Parser:
+    """A callback that takes a number above 0, said to be `expected`."""
+    return parsed(lambda text: positive_number(text, most=most), f"{expected} above 0, at most {most}")
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not (text.isascii() and "_" not in text and 0 <= value <= 1):
         raise ValueError(text)
     return value
 
@@ -78,4 +95,5 @@ SECONDS = parsed(
     lambda text: _whole(text, least=1, most=MOST_SECONDS),
     f"a whole number of seconds from 1 to {MOST_SECONDS}",
 )
-DOLLARS = parsed(_dollars, f"a number of dollars above 0, at most {MOST_USD_PER_HOUR}")
+DOLLARS = positive("a number of dollars", most=MOST_USD_PER_HOUR)
+SHARE = parsed(_share, "a share from 0 to 1")

@@ -396,7 +396,7 @@ def _prefill_attention_gate(case: PrefillAttention, inputs: PrefillAttentionInpu
 
 def _decoder_layer_gate(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
     tokens = _sample(case.query_tokens, -(-case.query_tokens // SAMPLED_TOKENS), inputs.hidden.device)
-    longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size)
+    longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size or 0)
     return Gate(
         select=lambda out: out[:, tokens],
         expected=decoder_layer.oracle(inputs, tokens),
