@@ -8,8 +8,9 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
+from .deployment import Deployment
 from .language_model import LanguageModel
-from .prediction import Deployment, break_even_batch, largest_batch
+from .prediction import break_even_batch, largest_batch
 from .records import Gap
 
 

@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from .cases import DecoderLayer
+from .deployment import Deployment
 from .errors import UsageError
 from .forward import STORED_BYTES, Forward, decode_forward, prefill_forward
 from .language_model import LanguageModel
-from .prediction import (
-    PREFILL_TOKENS,
-    Deployment,
-    input_split_s,
-    largest_batch,
-    output_split_s,
-)
+from .prediction import PREFILL_TOKENS, input_split_s, largest_batch, output_split_s
 from .prices import TokenPrice, price_changes
 from .records import Row, Run
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data_table import data_table
+from .deployment import Deployment, link_of
 from .language_model import load_language_model
 from .peaks import find_device
-from .prediction import Deployment, input_split_s, largest_batch, link_of, output_split_s
+from .prediction import input_split_s, largest_batch, output_split_s
 
 BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
 """What each kind of figure is held to; arithmetic on published figures agrees but for their rounding."""

@@ -9,7 +9,7 @@ from ..accounting.errors import UsageError
 from . import options
 
 if TYPE_CHECKING:
-    from ..accounting.prediction import Deployment
+    from ..accounting.deployment import Deployment
 
 DTYPES = ("bf16", "fp8", "int8", "int4")
 
@@ -180,8 +180,8 @@ def _show_published(*, as_json: bool) -> None:
 
 def _deployments(asked: dict[str, Any]) -> "list[Deployment]":
     """Each GPU that is named, once, with how the model lies on it."""
+    from ..accounting.deployment import Deployment, Link, link_of
     from ..accounting.peaks import find_device
-    from ..accounting.prediction import Deployment, Link, link_of
     from ..accounting.rental import default_rental
 
     found = []
