@@ -94,26 +94,29 @@ def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
 
 
 def _split(times: int, kernel: KernelTime, by_memory: str, by_compute: str) -> dict[str, float]:
-    fixed_s = min(kernel.fixed_s, kernel.time_s)
+    # What overlaps with a roof is that roof's.
+    fixed_s = min(kernel.fixed_s, max(0.0, kernel.time_s - max(kernel.memory_s, kernel.compute_s)))
     name = by_memory if kernel.memory_s >= kernel.compute_s else by_compute
     return {name: times * (kernel.time_s - fixed_s), "launch": times * fixed_s}
 
 
 def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
     """Seconds of one run of a projection; fp8 takes activations of 16 bits, and the time to quantise them."""
+    # Each expert has an input of its own; bytes of all but one go with the weights.
+    inputs = (part.groups - 1) * part.rows * ACTIVATION_BYTES / part.out_features
     return gemm_time(
         on.peaks,
         rows=max(1, math.ceil(part.rows)),
         out_features=max(1, round(part.out_features)),
         in_features=part.in_features,
         dtype="fp8" if on.dtype == "fp8" else "bf16",
-        weight_bytes_per_element=STORED_BYTES[on.dtype],
+        weight_bytes_per_element=STORED_BYTES[on.dtype] + inputs,
         activation_bytes_per_element=ACTIVATION_BYTES,
     )
 
 
 def attention_time(part: Attention, on: Deployment) -> KernelTime:
-    """Seconds of one run of attention."""
+    """Seconds of one run of attention; caches of 8 and 4 bits are read as fast as those of fp8."""
     if part.decode:
         return decode_attention_time(
             on.peaks,
@@ -121,7 +124,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
             kv_heads=part.kv_heads,
             kv_bytes=part.cached * STORED_BYTES[on.cache_dtype],
             operations=part.operations,
-            dtype=on.cache_dtype,
+            dtype="bf16" if STORED_BYTES[on.cache_dtype] > 1 else "fp8",
             group=part.q_heads // part.kv_heads,
         )
     whole = prefill_attention_time(

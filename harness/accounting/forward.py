@@ -31,6 +31,7 @@ class Matmul:
         rows: tokens; of experts the tokens of one expert that has any, on average.
         in_features: K.
         out_features: N; of experts all those that have tokens, side by side.
+        groups: of experts how many those are: each has rows of its own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Matmul:
     rows: float
     in_features: int
     out_features: float
+    groups: float = 1.0
 
     @property
     def operations(self) -> float:
@@ -52,7 +54,7 @@ class Matmul:
     @property
     def activation_bytes(self) -> float:
         """Of input and output, once."""
-        return self.rows * (self.in_features + self.out_features) * ACTIVATION_BYTES
+        return self.rows * (self.groups * self.in_features + self.out_features) * ACTIVATION_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +195,13 @@ def prefill_forward(
 ) -> Forward:
     """A prefill of `sequences` prompts, in forwards of `rows` tokens; attention is that of all prompts.
 
-    Logits are those of one row a forward: engines compute the last position's alone.
+    Logits are those of one row a prompt: engines compute the last position's alone.
 
     Raises:
         UsageError: a shape cannot be split among so many GPUs.
     """
     attention = _attentions(model, sequences, prompt, tensor_parallel, decode=False)
-    return _forward(model, "prefill", rows, attention, 1, tensor_parallel)
+    return _forward(model, "prefill", rows, attention, sequences, tensor_parallel)
 
 
 def _forward(
@@ -229,7 +231,12 @@ def _forward(
 
 def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Iterator[Matmul]:
     for projection in model.attention_projections:
-        yield _matmul(projection, model.layers, rows, tensor_parallel)
+        if projection.name == "qkv":
+            heads = model.q_heads // tensor_parallel + 2 * _kv_heads(model, tensor_parallel)
+            share = Projection(name="qkv", in_features=model.hidden_size, out_features=heads * model.head_dim)
+            yield _matmul(share, model.layers, rows, 1)
+        else:
+            yield _matmul(projection, model.layers, rows, tensor_parallel)
     for projection in model.mlp_projections if model.dense_layers else ():
         yield _matmul(projection, model.dense_layers, rows, tensor_parallel)
     experts, with_experts = model.experts, model.layers - model.dense_layers
@@ -246,6 +253,7 @@ def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Itera
             rows=one.rows,
             in_features=one.in_features,
             out_features=one.out_features * distinct,
+            groups=distinct,
         )
         if experts.shared:
             shared = _matmul(projection, with_experts, rows, tensor_parallel)
@@ -258,8 +266,13 @@ def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Itera
             )
 
 
+def _kv_heads(model: LanguageModel, tensor_parallel: int) -> int:
+    """KV heads of a GPU; where there are fewer than GPUs, several have the same one."""
+    return max(1, model.kv_heads // tensor_parallel)
+
+
 def _matmul(projection: Projection, times: int, rows: float, tensor_parallel: int) -> Matmul:
-    """A GPU's share of a projection."""
+    """A GPU's share of a projection; keys and values that are replicated are projected by each."""
     split_in = tensor_parallel if projection.name in _ROW_SPLIT else 1
     split_out = 1 if projection.name in (*_ROW_SPLIT, *_REPLICATED) else tensor_parallel
     return Matmul(
@@ -276,7 +289,7 @@ def _attentions(
 ) -> tuple[Attention, ...]:
     latent = model.latent
     if latent is None:
-        kv_heads, key, value = max(1, model.kv_heads // tensor_parallel), model.head_dim, model.head_dim
+        kv_heads, key, value = _kv_heads(model, tensor_parallel), model.head_dim, model.head_dim
         cached = 2 * kv_heads * model.head_dim
     elif decode:  # queries meet the latent itself, which all heads share
         kv_heads, key, value = 1, latent.cached_elements, latent.kv_rank
@@ -315,13 +328,17 @@ def _elementwise(model: LanguageModel, rows: int, tensor_parallel: int) -> Eleme
     embedding with the cache's write (queries, keys and values, each read and written), and the gated
     activation (2 read, 1 written of the elements inside the MLP; of experts those of a token's own).
     """
-    qkv = (model.q_heads + 2 * model.kv_heads) * model.head_dim
+    heads, latent = model.q_heads // tensor_parallel, model.latent
+    if latent is None:
+        qkv = (heads + 2 * _kv_heads(model, tensor_parallel)) * model.head_dim
+    else:
+        qkv = heads * (latent.nope_head_dim + latent.rope_head_dim) + latent.cached_elements
     dense = model.dense_layers * (model.intermediate_size or 0)
     inside = dense / model.layers
     if model.experts is not None:
         routed = (model.experts.per_token + model.experts.shared) * model.experts.intermediate_size
         inside += routed * (model.layers - model.dense_layers) / model.layers
-    elements = 8 * model.hidden_size + (2 * qkv + 3 * inside) / tensor_parallel
+    elements = 8 * model.hidden_size + 2 * qkv + 3 * inside / tensor_parallel
     return Elementwise(
         name="elementwise",
         times=model.layers,
@@ -344,6 +361,11 @@ def _require_split(model: LanguageModel, tensor_parallel: int) -> None:
             raise UsageError(
                 f"--tensor-parallel: {tensor_parallel} does not divide {name} of {model.name}, {size}"
             )
+    if model.latent is None and model.kv_heads % tensor_parallel and tensor_parallel % model.kv_heads:
+        raise UsageError(
+            f"--tensor-parallel: {tensor_parallel} neither divides kv_heads of {model.name}, "
+            f"{model.kv_heads}, nor is a multiple of them"
+        )
 
 
 def cache_bytes_per_sequence(
@@ -355,5 +377,18 @@ def cache_bytes_per_sequence(
 
 
 def resident_weight_bytes(model: LanguageModel, *, dtype: str, tensor_parallel: int = 1) -> float:
-    """Bytes of all weights on one GPU, embedding and every expert included."""
-    return model.parameters * STORED_BYTES[dtype] / tensor_parallel
+    """Bytes of all weights on one GPU, embedding and every expert included.
+
+    Raises:
+        UsageError: the model cannot be split among so many GPUs.
+    """
+    _require_split(model, tensor_parallel)
+    parts = [part for part in _projections(model, 1, tensor_parallel) if not part.name.startswith("experts")]
+    weights = math.fsum(part.times * part.weights for part in parts)
+    if model.experts is not None:
+        expert = sum(_matmul(p, 1, 1, tensor_parallel).weights for p in model.expert_projections)
+        weights += (model.layers - model.dense_layers) * model.experts.count * expert
+    embeddings = 1 if model.tied_embeddings else 2
+    weights += embeddings * _matmul(model.lm_head, 1, 1, tensor_parallel).weights
+    weights += (2 * model.layers + 1) * model.hidden_size  # norms
+    return STORED_BYTES[dtype] * weights

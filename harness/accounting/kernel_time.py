@@ -19,7 +19,7 @@ Quantity: TypeAlias = Any  # a float, or an array of floats with one element a c
 _DTYPES = ("bf16", "fp8")
 SINGLE, GROUPED = "decode_attention_single", "decode_attention_grouped"
 
-_TILES = ((64, 64), (64, 128), (128, 128), (128, 256))  # rows, columns of a tile of the output
+_TILES = ((16, 128), (64, 64), (64, 128), (128, 128), (128, 256))  # rows, columns of a tile of the output
 _LARGEST_TILE = 128 * 256
 _SPLITS = (1, 2, 4)  # parts that the sum over in_features is cut into, to occupy more SMs
 _PARTIAL_BYTES = 4  # a part's sum is kept in fp32

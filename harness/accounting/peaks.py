@@ -96,16 +96,18 @@ def find_device(name: str) -> DevicePeaks:
     """Finds a device of the table by any of its names; case, spaces, hyphens and underscores do not matter.
 
     Args:
-        name: a name of the table ("H100-SXM5-80GB"), or the beginning that its family shares ("h100",
-            "rtx4090", "4090"), which means the card of the family whose limits are known, else the first.
+        name: a name of the table ("H100-SXM5-80GB"), the driver's ("NVIDIA H100 80GB HBM3"), or the beginning
+            that its family shares ("h100", "rtx4090", "4090"), which means the card of the family whose
+            limits are known, else the first.
 
     Raises:
         UsageError: no device has that name; names `--gpu`, what it was, and the nearest.
     """
     by_name = _by_name()
     key = _key(name)
-    if key in by_name:
-        return by_name[key]
+    found = by_name.get(key) or peaks_of(name.strip())
+    if found is not None:
+        return found
     near = dict.fromkeys(by_name[each].gpu for each in difflib.get_close_matches(key[:80], by_name, n=3))
     hint = f"; did you mean {' or '.join(near)}?" if near else "; see `decodetax devices`"
     raise UsageError(f"--gpu: {name[:40]!r} is no GPU of the table{hint}")

@@ -1,5 +1,6 @@
 """What an input and an output token cost on a GPU, modelled: the times of a forward's parts, added up."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ from .language_model import LanguageModel
 
 PREFILL_TOKENS = 8192
 """Of a prefill forward: so many prompts share one as fit, and a longer prompt takes several."""
+
+TILE_ROWS = 16
+"""Rows of the smallest tile: up to a whole one the next sequence of a batch costs little."""
+
+MOST_BATCH = 65_536
+"""A break-even batch is looked for up to here."""
 
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory for weights and cache; the rest is the driver's, activations and workspaces."""
@@ -213,9 +220,8 @@ def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[
     rows = forward.rows
 
     def tokens(part: Part) -> int:
-        if isinstance(part, Attention):
-            return part.sequences * prompt
-        return prompt if part.name == "lm_head" else rows
+        whole = isinstance(part, Attention) or part.name == "lm_head"
+        return max(1, PREFILL_TOKENS // prompt) * prompt if whole else rows
 
     split = dict.fromkeys(COMPONENTS, 0.0)
     for part in forward.parts:
@@ -245,12 +251,14 @@ def output_split_s(model: LanguageModel, on: Deployment, *, batch: int, context:
     return split
 
 
+@functools.cache
 def break_even_batch(
     model: LanguageModel, on: Deployment, *, context: int, prompt: int, price_ratio: float, largest: int
 ) -> int | None:
     """The smallest batch that fits at which the gap is at most a ratio; None where there is none.
 
-    The gap falls with the batch, so that halving finds it.
+    The gap falls with the batch, but for a rise where rows need one more tile: each stretch of batches up to
+    a whole tile is looked at in turn, at its end, and halved where that end closes the gap.
     """
     input_s = math.fsum(input_split_s(model, on, prompt=prompt).values())
 
@@ -258,9 +266,14 @@ def break_even_batch(
         split = output_split_s(model, on, batch=batch, context=context)
         return math.fsum(split.values()) / input_s <= price_ratio
 
-    if not largest or not closes(largest):
+    below = 0
+    while below < min(largest, MOST_BATCH):
+        at = min(below + TILE_ROWS, largest)
+        if closes(at):
+            break
+        below = at
+    else:
         return None
-    below, at = 0, largest
     while at - below > 1:
         middle = (below + at) // 2
         below, at = (below, middle) if closes(middle) else (middle, at)
@@ -305,7 +318,14 @@ def request_cost(
     """Device seconds and dollars of a request whose output is decoded at a batch.
 
     The context grows from the prompt to prompt + output; a token in its middle stands for all of them.
+
+    Raises:
+        UsageError: so many sequences do not fit at the end of the output.
     """
+    fits = largest_batch(model, on, context=prompt + output)
+    if batch > fits:
+        problem = _too_large(model, on, batch, prompt + output, fits)
+        raise UsageError(f"--output: {output} after a prompt of {prompt}: {problem.partition(': ')[2]}")
     context = prompt + output // 2
     input_s = math.fsum(input_split_s(model, on, prompt=prompt).values()) * prompt * (1 - cache_hits)
     output_s = math.fsum(output_split_s(model, on, batch=batch, context=context).values()) * output

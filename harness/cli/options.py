@@ -46,21 +46,22 @@ def _lengths(text: str) -> tuple[int, ...]:
     return tuple(_whole(part.strip(), least=0, most=2**31 - 1) for part in text.split(","))
 
 
-def positive_number(text: str, *, most: float) -> float:
-    """A number above 0 and at most `most`.
+def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
+    """A number above 0, at least `least` and at most `most`.
 
     Raises:
         ValueError: it is none.
     """
     value = float(text)
-    if not (text.isascii() and "_" not in text and 0 < value <= most):
+    if not (text.isascii() and "_" not in text and 0 < value <= most and value >= least):
         raise ValueError(text)
     return value
 
 
-def positive(expected: str, *, most: float) -> Parser:
+def positive(expected: str, *, most: float, least: float = 0.0) -> Parser:
     """A callback that takes a number above 0, said to be `expected`."""
-    return parsed(lambda text: positive_number(text, most=most), f"{expected} above 0, at most {most}")
+    bounds = f"from {least:g} to {most}" if least else f"above 0, at most {most}"
+    return parsed(lambda text: positive_number(text, most=most, least=least), f"{expected} {bounds}")
 
 
 def _share(text: str) -> float:

@@ -9,7 +9,12 @@ from ..accounting.errors import UsageError
 from . import options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..accounting.deployment import Deployment
+    from ..accounting.language_model import LanguageModel
+
+DEFAULT = click.core.ParameterSource.DEFAULT
 
 DTYPES = ("bf16", "fp8", "int8", "int4")
 
@@ -74,13 +79,13 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
 )
 @click.option(
     "--link-gb-per-s",
-    callback=options.positive("a bandwidth in GB/s", most=1_000_000),
+    callback=options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
     metavar="X",
     help="Of one GPU to the others, in each direction.  [default: of the GPU's datasheet]",
 )
 @click.option(
     "--link-latency-us",
-    callback=options.positive("microseconds", most=1_000_000),
+    callback=options.positive("a number of microseconds", least=0.001, most=1_000_000),
     metavar="X",
     help="Of an all-reduce of nothing.  [default: 10 by NVLink, 20 by PCIe]",
 )
@@ -129,28 +134,39 @@ def predict_command(published: bool, as_json: bool, **asked: Any) -> None:
     ratio = _price_ratio(asked["price_ratio"])
     rows: list[dict[str, Any]] = []
     for on in _deployments(asked):
-        for context in asked["context"]:
+        for context, batch in _sweep(model, on, asked):
             prompt = asked["prompt"] or context
-            for batch in asked["batch"]:
-                found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio)
-                row = found.to_json()
-                if asked["output"] is not None:
-                    request = request_cost(
-                        model,
-                        on,
-                        prompt=prompt,
-                        output=asked["output"],
-                        batch=batch,
-                        cache_hits=asked["cache_hits"] or 0.0,
-                    )
-                    row["request"] = request.to_json()
-                rows.append(row)
+            found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio)
+            row = found.to_json()
+            if asked["output"] is not None:
+                request = request_cost(
+                    model,
+                    on,
+                    prompt=prompt,
+                    output=asked["output"],
+                    batch=batch,
+                    cache_hits=asked["cache_hits"] or 0.0,
+                )
+                row["request"] = request.to_json()
+            rows.append(row)
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "predictions": rows}, indent=1, allow_nan=False))
         return
     from ..reporting.predict import predict_text
 
     click.echo(predict_text(rows))
+
+
+def _sweep(model: "LanguageModel", on: "Deployment", asked: dict[str, Any]) -> "Iterable[tuple[int, int]]":
+    """Contexts and batches; of those that nobody asked for only what fits, where anything does."""
+    from ..accounting.prediction import largest_batch
+
+    source = click.get_current_context().get_parameter_source
+    pairs = [(context, batch) for context in asked["context"] for batch in asked["batch"]]
+    if source("batch") is not DEFAULT or source("context") is not DEFAULT:
+        return pairs
+    fit = [(context, batch) for context, batch in pairs if batch <= largest_batch(model, on, context=context)]
+    return fit or pairs[:1]
 
 
 def _show_published(*, as_json: bool) -> None:
@@ -162,7 +178,7 @@ def _show_published(*, as_json: bool) -> None:
     context = click.get_current_context()
     for param in context.command.params:
         name = str(param.name)
-        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        given = context.get_parameter_source(name) is not DEFAULT
         if given and name not in {"published", "as_json"}:
             raise UsageError(
                 f"{param.opts[-1]}: goes with no --published, whose figures have their own setups"
@@ -219,9 +235,8 @@ def _price_ratio(text: str) -> float:
     try:
         ratio = price_of(text, price_list(None)).output_over_input
     except UsageError as error:
-        raise UsageError(
-            f"--price-ratio: is no number above 0, and {str(error).removeprefix('--model: ')}"
-        ) from error
+        problem = str(error).removeprefix("--model: ")
+        raise UsageError(f"--price-ratio: is no number above 0, at most 1000000, and {problem}") from error
     if ratio is None:
         raise UsageError(f"--price-ratio: the input of {text} is free, so it has no ratio")
     return float(ratio)
