@@ -52,6 +52,17 @@ def test_every_command_of_the_readme_exists_and_none_is_left_out():
     assert set(re.findall(r"`decodetax ([a-z]+)", text)) == set(cli.commands)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_the_pages_have_the_options_that_are_shown(page):
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"(?m)^    decodetax ([a-z]+)(.*)$", text)
+    shown += re.findall(r"`decodetax ([a-z]+)([^`]*)`", text)
+    for name, rest in shown:
+        options = {opt for param in cli.commands[name].params for opt in param.opts} | {"--help"}
+        given = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", rest))
+        assert given <= options, (name, given - options)
+
+
 @pytest.mark.parametrize("run_file", sorted(ROOT.glob("docs/runs/*.json")), ids=lambda path: path.name)
 def test_run_files_are_readable_and_came_from_a_clean_commit(run_file):
     result = CliRunner().invoke(cli, ["report", str(run_file)])

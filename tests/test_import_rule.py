@@ -26,7 +26,7 @@ MAIN, CALIBRATE = "decodetax.harness.__main__", "decodetax.harness.calibrate"
 MAY_IMPORT = {
     KERNELS: {"torch", "triton", "numpy"},
     ACCOUNTING: set(),
-    REPORTING: {ACCOUNTING, "tabulate"},
+    REPORTING: {ACCOUNTING, "matplotlib", "plotly", "tabulate"},
     MEASURING: {ACCOUNTING, KERNELS, "torch", "pynvml"},
     INSPECTING: {ACCOUNTING, KERNELS, f"{MEASURING}.inputs", "torch", "triton", "numpy"},
     CLI: {ACCOUNTING, REPORTING, MEASURING, INSPECTING, "click", "rich"},

@@ -383,11 +383,11 @@ from decodetax.harness.measuring import session
 
 run_case, begun = session.run_case, []
 
-def announced(case, bench):
+def announced(case, bench, earlier):
     begun.append(case)
     if len(begun) == 3:
         print("third case", file=sys.stderr, flush=True)
-    return run_case(case, bench)
+    return run_case(case, bench, earlier)
 
 session.run_case = announced
 sys.argv = ["decodetax", "run", *sys.argv[1:]]

@@ -124,14 +124,17 @@ class Prediction:
         """Bytes on each GPU, of the weights, the caches and both, and of a token's cache while it is live."""
         on, split = self.deployment, self.deployment.tensor_parallel
         weights = resident_weight_bytes(self.model, dtype=on.dtype, tensor_parallel=split)
-        cache = {"dtype": on.cache_dtype, "tensor_parallel": split}
-        caches = self.batch * cache_bytes_per_sequence(self.model, context=self.context, **cache)
+        sequence, token = (
+            cache_bytes_per_sequence(self.model, context=context, dtype=on.cache_dtype, tensor_parallel=split)
+            for context in (self.context, 1)
+        )
+        caches = self.batch * sequence
         return {
             "weight_bytes": weights,
             "kv_bytes": caches,
             "needed_bytes": weights + caches,
             "usable_bytes": USABLE_MEMORY * on.peaks.memory_bytes,
-            "kv_bytes_per_token": cache_bytes_per_sequence(self.model, context=1, **cache),
+            "kv_bytes_per_token": token,
         }
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from .cases import Case
@@ -84,6 +85,7 @@ class Row:
         throttle_reasons: why the device slowed its clock, where it says that it did.
         tiling: the tuned tiling that the provider was cut by; None where it chose one itself.
         variant: of a kernel of several forms, the one that ran.
+        rounds: of each sample the round of the run that it was taken in, from 0; none in files of before.
     """
 
     case: Case
@@ -100,17 +102,40 @@ class Row:
     throttle_reasons: Sequence[str] = ()
     tiling: Mapping[str, int | str | None] | None = None
     variant: str | None = None
+    rounds: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        if self.rounds and len(self.rounds) != len(self.samples_s):
+            raise ValueError(f"rounds: {len(self.rounds)} of {len(self.samples_s)} samples")
         if (self.status == "ok") != bool(self.samples_s):
             raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
         if (self.status == "ok") != (self.reason is None):
             raise ValueError(f"reason: is {self.reason!r} on a row that is {self.status}")
 
-    @property
+    @cached_property
     def time_s(self) -> Summary:
         """Median seconds of a call with its 95% interval; of an ok row only."""
-        return summarise(self.samples_s)
+        return summarise(self.samples_s, self.rounds)
+
+    def with_round(self, later: "Row") -> "Row":
+        """This row and the same of a later round, as one.
+
+        Samples are put together where both are ok. A result that was wrong or broke in any round counts; what
+        a later round could not run for another reason leaves what was measured before.
+        """
+        if self.status != "ok":
+            return self
+        if later.status != "ok":
+            return later if later.status == "failed" else self
+        worst = max(self, later, key=lambda row: row.relative_error or 0.0)
+        return replace(
+            later,
+            samples_s=(*self.samples_s, *later.samples_s),
+            rounds=(*self.rounds, *later.rounds),
+            relative_error=worst.relative_error,
+            clock_before_hz=self.clock_before_hz,
+            throttle_reasons=tuple(dict.fromkeys((*self.throttle_reasons, *later.throttle_reasons))),
+        )
 
     def figures(self, measured: Roof, datasheet: Roof) -> dict[str, float | str | None] | None:
         """Rates and shares of the roofs; None unless the row is ok. Provenance: measured."""
@@ -282,6 +307,7 @@ class Run:
                 "written_terms": dict(work.written_terms),
             },
             "samples_s": list(row.samples_s),
+            "rounds": list(row.rounds),
             "time_s": asdict(row.time_s) if row.status == "ok" else None,
             "figures": row.figures(self.measured, self.datasheet),
             "relative_error": _finite(row.relative_error),

@@ -14,10 +14,14 @@ from ..accounting.errors import FailureError, UsageError
 from ..accounting.whole_file import write_whole
 from . import options
 from .claims import claims_command
+from .compare import compare_command
 from .evidence import count_command, inspect_command
+from .places import file_problem
 from .predict import predict_command
 from .price import price_command, prices_command
 from .progress import progress_bar
+from .report import Outputs, findings, report_command, with_outputs
+from .resuming import Keeper, device_of, partial_of, read_begun
 from .tune import INTERRUPTED, tune_command
 
 if TYPE_CHECKING:
@@ -64,11 +68,13 @@ def cli() -> None:
 
 
 cli.add_command(claims_command)
+cli.add_command(compare_command)
 cli.add_command(count_command)
 cli.add_command(inspect_command)
 cli.add_command(predict_command)
 cli.add_command(price_command)
 cli.add_command(prices_command)
+cli.add_command(report_command)
 cli.add_command(tune_command)
 
 
@@ -133,39 +139,73 @@ cli.add_command(tune_command)
     help="Where the run goes as JSON.  [default: results/run-DATE.json]",
 )
 @click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="A function of your own beside ours, gated and timed alike; repeat for several. It takes "
+    "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN.json",
+    help="Go on with a run that was interrupted, killed or broke off, in its own file or in --output.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
 )
-def run_command(device: str, output: Path | None, as_json: bool, **asked: Any) -> int:
+@with_outputs
+def run_command(device: str, output: Path | None, resume: Path | None, as_json: bool, **asked: Any) -> int:
     """Measure the gap between an output and an input token on this device.
 
     Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
     result or broke, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
+
+    Every case is timed in several rounds of the run. What was measured so far is written as the run goes on,
+    to --output or, where an older file stands there, beside it as FILE.partial until the end.
     """  # fmt: skip
-    settings, opened = _settings(device, asked)
+    settings, opened, begun = _begun(device, resume, asked)
+    from ..measuring.own_provider import own_providers
     from ..measuring.session import begin, check_memory, measure
     from ..reporting.summary import heading
 
     check_memory(settings, opened)
-    target = _writable(output)
-    result = begin(settings, opened)
+    own_providers(settings.providers)  # a function that is not there is told of before anything is measured
+    target, outputs = _writable(output or resume), Outputs.of(asked)
+    outputs.require_writable([target, *([resume] if resume else [])])
+    result = begun or begin(settings, opened)
+    so_far = target if target == resume or not target.exists() else partial_of(target)
     tiling_of = _tuned_tilings(result, opened)
     if not as_json:
         click.echo(heading(result))
     with progress_bar() as progress:
-        measure(result, settings, opened, progress, tiling_of)
+        measure(result, settings, opened, progress, tiling_of, Keeper(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
+    if so_far != target:
+        so_far.unlink(missing_ok=True)
     if as_json:
         click.echo(document)
     else:
-        click.echo(_findings(result))
+        click.echo(findings(result))
         state = "interrupted, written as far as it came" if result.interrupted else "written"
         click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
+    for line in outputs.write({target.stem: result}):
+        click.echo(line, err=as_json)
     if result.interrupted:
         return INTERRUPTED
     if result.broken is not None:
         raise FailureError(f"the run broke off: {result.broken}; what was measured is in {target}")
     return FAILED if result.failures else 0
+
+
+def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
+    """What is asked for, the device, and the run that goes on, where one does."""
+    if resume is None:
+        return *_settings(device, asked), None
+    run, settings = read_begun(resume)
+    return settings, device_of(run, device), run
 
 
 def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
@@ -190,6 +230,7 @@ def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
             ceiling_limit_s=0.05 if quick else 0.25,
             total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
             seed=asked["seed"],
+            providers=asked["providers"],
         ),
         opened,
     )
@@ -210,21 +251,6 @@ def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
         return no_tiling
 
 
-def _findings(run: "Run") -> str:
-    from ..reporting import summary, tables
-
-    blocks = [
-        summary.workload(run),
-        tables.ceilings_table(run),
-        tables.kernels_table(run),
-        tables.gap_table(run),
-    ]
-    if run.interpreter_checks:
-        blocks.append(tables.interpreter_table(run))
-    blocks.append("\n".join(summary.sentences(run)))
-    return "\n\n".join(filter(None, blocks))
-
-
 def _writable(output: Path | None) -> Path:
     """Where the run goes; made sure of before anything is measured.
 
@@ -236,7 +262,7 @@ def _writable(output: Path | None) -> Path:
     try:
         if output is None:
             target.parent.mkdir(exist_ok=True)
-        problem = _problem(target)
+        problem = file_problem(target)
     except OSError as error:
         problem = error.strerror
     if problem is not None:
@@ -244,16 +270,6 @@ def _writable(output: Path | None) -> Path:
             f"--output: {str(target)!r} cannot be written ({problem}); name a file in a folder that can"
         )
     return target
-
-
-def _problem(target: Path) -> str | None:
-    """Why a file cannot be written, or None; an OSError says it too."""
-    if target.exists() and not target.is_file():
-        return "is no regular file"
-    if target.exists() and not os.access(target, os.W_OK):
-        return "is write-protected"
-    with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=".decodetax-"):
-        return None
 
 
 def _write(target: Path, text: str) -> None:
@@ -269,22 +285,6 @@ def _write(target: Path, text: str) -> None:
         refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
         write_whole(refuge, text)
         raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
-
-
-@cli.command("report")
-@click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.json")
-def report_command(run_file: Path) -> None:
-    """Print the tables and sentences of a run that `decodetax run` wrote."""
-    from ..accounting.run_file import read_run
-    from ..reporting.summary import heading
-
-    run = read_run(run_file)
-    try:
-        text = f"{heading(run)}\n{_findings(run)}"
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise UsageError(f"run file: {str(run_file)!r} is not a whole run ({kind}: {error})") from error
-    click.echo(text)
 
 
 @cli.command("models")

@@ -1,6 +1,7 @@
 """The Triton kernels without a GPU: run in Triton's interpreter on small twins of a run's cases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -9,7 +10,9 @@ from ..accounting.language_model import LanguageModel
 from ..accounting.records import InterpreterCheck
 from ..accounting.work import ELEMENT_BYTES
 from .inputs import Source, draw
-from .providers import PROVIDERS, gate_of
+from .providers import PROVIDERS, Provider, gate_of
+
+NO_MORE: Mapping[str, Sequence[Provider]] = MappingProxyType({})
 
 
 def twins_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
@@ -35,13 +38,18 @@ def twins_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
     )
 
 
-def check_twins(model: LanguageModel, dtype: str, *, seed: int) -> Iterator[InterpreterCheck]:
-    """Hold each Triton kernel against its oracle, on the CPU. Triton must run interpreted in this process."""
+def check_twins(
+    model: LanguageModel, dtype: str, *, seed: int, more: Mapping[str, Sequence[Provider]] = NO_MORE
+) -> Iterator[InterpreterCheck]:
+    """Hold each Triton kernel against its oracle, on the CPU. Triton must run interpreted in this process.
+
+    `more` holds providers of the user's own by operation; those are checked too.
+    """
     source = Source(torch.device("cpu"), seed)
     for case in twins_of(model, dtype):
-        for provider in PROVIDERS[case.operation]:
-            if not provider.name.startswith("triton"):
-                continue
+        # What stands for the best of several is one of them.
+        ours = [p for p in PROVIDERS[case.operation] if p.name.startswith("triton") and not p.best_of]
+        for provider in (*ours, *more.get(case.operation, ())):
             inputs = draw(case, source)
             try:
                 verdict = gate_of(case, inputs).judge(provider.run(inputs))

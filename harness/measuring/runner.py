@@ -5,7 +5,8 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def no_tiling(_case: Case) -> None:
 class Bench:
     """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof.
 
-    `tiling_of` gives the tuned tiling of a case, where there is one.
+    `tiling_of` gives the tuned tiling of a case, where there is one; `round` is the round of the run; `more`
+    holds providers of the user's own by operation.
     """
 
     device: Device
@@ -41,6 +43,12 @@ class Bench:
     budget: Budget
     roof: Roof
     tiling_of: TilingOf = no_tiling
+    round: int = 0
+    more: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+
+    def providers(self, case: Case) -> tuple[Provider, ...]:
+        """All that run a case."""
+        return (*PROVIDERS[case.operation], *self.more.get(case.operation, ()))
 
 
 class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
@@ -51,9 +59,16 @@ class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
         self.status, self.reason = status, reason
 
 
-def run_case(case: Case, bench: Bench) -> Iterator[Row]:
-    """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason."""
-    refusals = {p.name: p.refuses(case, bench.device) for p in PROVIDERS[case.operation]}
+def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxyType({})) -> Iterator[Row]:
+    """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason.
+
+    Args:
+        case: what to run.
+        bench: where and how.
+        earlier: the rows so far, by provider (see `to_run`).
+    """
+    providers = to_run(case, bench, earlier)
+    refusals = {p.name: p.refuses(case, bench.device) for p in providers}
     blocked: tuple[Status, str] | None = None
     copies: list[Inputs] = []
     gate: Gate | None = None
@@ -63,7 +78,7 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
             copies, gate = prepare(case, bench)
     except Blocked as reason:
         blocked = reason.status, reason.reason
-    for provider in PROVIDERS[case.operation]:
+    for provider in providers:
         refusal = refusals[provider.name]
         if refusal is not None:
             yield Row(case=case, provider=provider.name, status="unsupported", reason=refusal)
@@ -71,23 +86,37 @@ def run_case(case: Case, bench: Bench) -> Iterator[Row]:
             yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
         elif gate is not None:
             tiling = None if provider.tunable is None else bench.tiling_of(case)
-            chosen = provider.cut_by(tiling) if tiling is not None else _best_of(provider, case, rows)
+            before = earlier.get(provider.name)
+            chosen = provider.cut_by(tiling) if tiling is not None else _best_of(provider, case, rows, before)
             if isinstance(chosen, Provider):
-                chosen = run_provider(case, chosen, copies, gate, bench)
+                chosen = run_provider(case, chosen, copies, gate, bench, before)
             rows[provider.name] = chosen
             yield chosen
     del copies, gate
     bench.device.release()
 
 
-def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row]) -> Provider | Row:
+def to_run(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
+    """The providers that a case lacks in a round: not those that were not ok, nor those that have had it."""
+    return [
+        provider
+        for provider in bench.providers(case)
+        if provider.name not in earlier
+        or (earlier[provider.name].status == "ok" and bench.round not in earlier[provider.name].rounds)
+    ]
+
+
+def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row], before: Row | None) -> Provider | Row:
     """A provider that stands for the best of several, as the fastest of them that passed the gate.
 
     It takes samples of its own: those of the fastest are biased by having been picked. Where none passed, the
-    row says why.
+    row says why. In later rounds it stays what it was in the first.
     """
     if not provider.best_of:
         return provider
+    if before is not None:
+        run = next(p.run for p in PROVIDERS[case.operation] if p.variant == before.variant)
+        return dataclasses.replace(provider, run=run, variant=before.variant)
     tried = [rows[name] for name in provider.best_of if name in rows]
     passed = [row for row in tried if row.status == "ok"]
     if not passed:
@@ -120,8 +149,18 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
         raise Blocked(*_explain(error)) from error
 
 
-def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate: Gate, bench: Bench) -> Row:
-    """Gate a provider on the first copy, time it on all in turn, and look at what the last samples left."""
+def run_provider(
+    case: Case,
+    provider: Provider,
+    copies: Sequence[Inputs],
+    gate: Gate,
+    bench: Bench,
+    before: Row | None = None,
+) -> Row:
+    """Gate a provider on the first copy, time it on all in turn, and look at what the last samples left.
+
+    `before` is its row of earlier rounds, in which it has passed and told how long a call takes.
+    """
     for inputs in copies:
         poison(inputs)
     calls = [BoundCall(provider, inputs) for inputs in copies]
@@ -137,15 +176,20 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
         _poison_outputs(calls)
 
     try:
-        [first_s] = bench.device.time_each(calls[:1])
-        verdict = gate.judge(calls[0].output)
-        if not verdict.passed:
-            return _failed(row, verdict)
+        if before is None:
+            [first_s] = bench.device.time_each(calls[:1])
+            verdict = gate.judge(calls[0].output)
+            if not verdict.passed:
+                return _failed(row, verdict)
+            if bench.device.kind != "cpu":
+                first_s = 0.0  # a GPU's first call compiles
+        else:
+            first_s = before.time_s.median
         timing = measure(
             bench.device,
             calls,
             bench.budget,
-            first_s=first_s if bench.device.kind == "cpu" else 0.0,  # a GPU's first call compiles
+            first_s=first_s,
             before_sampling=before_sampling,
         )
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
@@ -160,6 +204,7 @@ def run_provider(case: Case, provider: Provider, copies: Sequence[Inputs], gate:
         relative_error=verdict.relative_error,
         tolerance=verdict.tolerance,
         samples_s=timing.samples_s,
+        rounds=(bench.round,) * len(timing.samples_s),
         method=timing.method,
         input_copies=len(copies),
         clock_before_hz=clock_before_hz,

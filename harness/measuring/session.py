@@ -1,8 +1,9 @@
 """One whole run: ceilings, cases, gaps, and the Triton kernels in the interpreter where there is no GPU."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 
@@ -10,7 +11,7 @@ from ..accounting.cases import Case, Sweep, cases_of
 from ..accounting.errors import UsageError
 from ..accounting.language_model import LanguageModel
 from ..accounting.peaks import DevicePeaks, peaks_of
-from ..accounting.records import Ceiling, Roof, Run
+from ..accounting.records import Ceiling, Roof, Row, Run
 from ..accounting.rental import default_rental
 from ..accounting.token_cost import gaps_of
 from .ceilings import measure_ceilings
@@ -18,9 +19,10 @@ from .device import Device, open_device
 from .environment import describe
 from .inputs import DTYPES, Source, memory_bytes
 from .interpreted import check_twins
+from .own_provider import own_providers
 from .providers import interpreting, use_interpreter
-from .runner import Bench, TilingOf, no_tiling, run_case
-from .timer import Budget
+from .runner import Bench, TilingOf, no_tiling, run_case, to_run
+from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
 
 Progress = Callable[[float, str], None]
 """Told the share that is done, 0 to 1, and what comes next."""
@@ -29,7 +31,16 @@ MOST_SEQUENCES = 65_536
 """Of a batch: the oracle of decode attention takes one at a time."""
 
 LATE_ROW_LIMIT_S = 0.05
-"""Seconds of sampling for a row once the run's time is over."""
+"""Seconds of sampling for a row, in all of its rounds, once the run's time is over."""
+
+CEILINGS_SHARE = 0.15
+"""Of the progress bar."""
+
+ROUNDS = 5
+"""Machines drift: every case is timed in so many rounds of the run, one after another."""
+
+LEAST_ROUNDS = 3
+"""No round begins after these once the run's time is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,7 @@ class Settings:
         row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
         total_limit_s: seconds after which rows are given the fewest samples.
         seed: of the inputs.
+        providers: of the user's own, each "module:function".
     """
 
     model: LanguageModel
@@ -57,6 +69,7 @@ class Settings:
     ceiling_limit_s: float
     total_limit_s: float
     seed: int = 0
+    providers: tuple[str, ...] = ()
 
     def sweep(self, dtype: str) -> Sweep:
         """The sweep in a dtype."""
@@ -131,63 +144,162 @@ def begin(settings: Settings, device: Device) -> Run:
     )
 
 
+def settings_of(run: Run) -> Settings:
+    """What a run was asked for, read back from it; a dtype that was measured to be the fastest stays.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not a whole run.
+    """
+    known = {each.name for each in fields(Settings)}
+    found = {name: value for name, value in run.settings.items() if name in known}
+    return Settings(
+        **found
+        | {
+            "model": LanguageModel(**found["model"]),
+            "batches": tuple(found["batches"]),
+            "contexts": tuple(found["contexts"]),
+            "providers": tuple(found.get("providers", ())),
+        }
+    )
+
+
+def require_same_machine(run: Run, device: Device) -> None:
+    """Make sure that a run goes on where it began: its samples would not be of one machine.
+
+    Raises:
+        UsageError: the device or a version is another.
+    """
+    here = describe(device)
+    for part in ("device", "versions"):
+        before, now = run.environment[part], here[part]
+        for name in ("kind", "name", "cores", "capability", "decodetax", "torch", "triton", "cuda"):
+            if name in before and before[name] != now.get(name):
+                raise UsageError(
+                    f"--resume: the run was begun with {name} {before[name]!r}, here it is "
+                    f"{now.get(name)!r}; begin a new one"
+                )
+
+
 def measure(
     result: Run,
     settings: Settings,
     device: Device,
     progress: Progress,
     tiling_of: TilingOf = no_tiling,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
     """Measure everything that is asked for, into a run that was begun, with the tuned tilings there are.
 
-    Ctrl-C ends it early, as does a device that breaks down: what was measured until then is kept, and the run
-    is marked as interrupted or broken.
+    What the run holds already is not measured again. `save` is called at first and after each case, the run
+    being marked as interrupted until the end. Ctrl-C ends it early, as does a device that breaks down: what
+    was measured until then is kept, and the run is marked as interrupted or broken.
     """
-    start_s = time.perf_counter()
+    start_s, before_s = time.perf_counter(), result.elapsed_s
+
+    def save_so_far() -> None:
+        _finish(result, settings, before_s + time.perf_counter() - start_s)
+        save()
+
+    result.interrupted, result.broken = True, None
     try:
-        _fill(result, settings, device, progress, tiling_of)
+        _fill(result, settings, device, progress, tiling_of, save_so_far)
+        result.interrupted = False
     except KeyboardInterrupt:
-        result.interrupted = True
+        pass
     except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
+        result.interrupted = False
         result.broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    _finish(result, settings, before_s + time.perf_counter() - start_s)
+
+
+def _finish(result: Run, settings: Settings, elapsed_s: float) -> None:
+    """What follows from the rows so far."""
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
-    result.elapsed_s = time.perf_counter() - start_s
+    result.elapsed_s = elapsed_s
 
 
-def _fill(result: Run, settings: Settings, device: Device, progress: Progress, tiling_of: TilingOf) -> None:
+def _fill(
+    result: Run,
+    settings: Settings,
+    device: Device,
+    progress: Progress,
+    tiling_of: TilingOf,
+    save: Callable[[], None],
+) -> None:
     source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
     start_s = time.perf_counter()
-    progress(0.0, "read bandwidth")
-    ceiling_share = 0.15
+    save()
+    _measure_ceilings(result, settings, device, source, progress)
+    dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
+    result.settings = {**result.settings, "dtype": dtype}
+    save()
+    cases = cases_of(settings.model, settings.sweep(dtype))
+    costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
+    turns = [(number, case) for number in range(ROUNDS) for case in cases]
+    more = own_providers(settings.providers)
+    for index, (number, case) in enumerate(turns):
+        late = time.perf_counter() - start_s > settings.total_limit_s
+        earlier = {row.provider: row for row in result.rows if row.case == case}
+        bench = Bench(
+            device=device,
+            source=source,
+            budget=_budget(settings, late=late),
+            roof=result.measured,
+            tiling_of=tiling_of,
+            round=number,
+            more=more,
+        )
+        if (late and number >= LEAST_ROUNDS) or not to_run(case, bench, earlier):
+            continue
+        share = CEILINGS_SHARE + (0.95 - CEILINGS_SHARE) * sum(costs[:index]) / sum(costs)
+        progress(share, f"{case.id}, round {number + 1} of {ROUNDS}")
+        for row in run_case(case, bench, earlier):
+            merge_row(result.rows, row)
+        save()
+    if interpreting() and not result.interpreter_checks:
+        progress(0.95, "Triton kernels in the interpreter")
+        # Of the user's own those that are not timed while Triton interprets.
+        kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
+        result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed, more=kernels)
+    progress(1.0, "done")
+
+
+def _measure_ceilings(
+    result: Run, settings: Settings, device: Device, source: Source, progress: Progress
+) -> None:
+    """Measures all of them, unless the run has all: one that goes on never mixes two sets."""
     count = 2 + len(DTYPES)
+    if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
+        return
+    result.ceilings = [ceiling for ceiling in result.ceilings if ceiling.provenance != "measured"]
+    progress(0.0, "read bandwidth")
     for done, (what, ceiling) in enumerate(
         measure_ceilings(device, source, time_limit_s=settings.ceiling_limit_s), start=1
     ):
         result.ceilings.append(ceiling)
-        progress(ceiling_share * done / count, f"ceilings: {what} done")
-    dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
-    result.settings = {**result.settings, "dtype": dtype}
-    cases = cases_of(settings.model, settings.sweep(dtype))
-    costs = [_expected_s(case, result.measured, settings) for case in cases]
-    for index, case in enumerate(cases):
-        share = ceiling_share + (0.95 - ceiling_share) * sum(costs[:index]) / sum(costs)
-        progress(share, case.id)
-        late = time.perf_counter() - start_s > settings.total_limit_s
-        row_limit_s = min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s
-        bench = Bench(
-            device=device,
-            source=source,
-            budget=Budget(time_limit_s=row_limit_s, warm_up_s=row_limit_s / 2),
-            roof=result.measured,
-            tiling_of=tiling_of,
-        )
-        for row in run_case(case, bench):
-            result.rows.append(row)
-    if interpreting():
-        progress(0.95, "Triton kernels in the interpreter")
-        result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed)
-    progress(1.0, "done")
+        progress(CEILINGS_SHARE * done / count, f"ceilings: {what} done")
+
+
+def _budget(settings: Settings, *, late: bool) -> Budget:
+    """A row's share of its budget in one round."""
+    row_limit_s = min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s
+    return Budget(
+        time_limit_s=row_limit_s / ROUNDS,
+        warm_up_s=row_limit_s / 2 / ROUNDS,
+        least_samples=1,
+        enough_samples=math.ceil(ENOUGH_SAMPLES / ROUNDS),
+        most_samples=MOST_SAMPLES // ROUNDS,
+    )
+
+
+def merge_row(rows: list[Row], found: Row) -> None:
+    """Puts the row of a round together with that of earlier rounds, in its place."""
+    for place, row in enumerate(rows):
+        if (row.case, row.provider) == (found.case, found.provider):
+            rows[place] = row.with_round(found)
+            return
+    rows.append(found)
 
 
 def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:

@@ -15,6 +15,9 @@ GRAPH_BELOW_S = 50e-6
 GRAPH_CALLS = 20
 """At least this many calls a graph, so that an event's resolution of 0.5 us is little against it."""
 
+ENOUGH_SAMPLES, MOST_SAMPLES = 10, 1000
+"""Of a row: not to stop before so many when within the time limit, and to stop at so many."""
+
 SETTLED = 0.02
 """Warm-up ends when two medians in a row differ by less than this."""
 
@@ -34,8 +37,8 @@ class Budget:
     time_limit_s: float
     warm_up_s: float
     least_samples: int = 3
-    enough_samples: int = 10
-    most_samples: int = 1000
+    enough_samples: int = ENOUGH_SAMPLES
+    most_samples: int = MOST_SAMPLES
     noise: float = 0.005
 
 

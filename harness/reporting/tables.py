@@ -42,7 +42,7 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
     datasheet = run.datasheet.least_time_s(work)
     return (
         row.case.id,
-        _provider(row),
+        provider_name(row),
         si(work.operations),
         si(work.bytes_total),
         f"{work.operations_per_byte:.3g}",
@@ -56,7 +56,8 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
     )
 
 
-def _provider(row: Row) -> str:
+def provider_name(row: Row) -> str:
+    """The provider, the form of it that ran, and whether a tuned tiling cut it."""
     variant = (row.variant or "").replace("_", "-")
     told = f" ({variant})" if not row.provider.endswith(variant) else ""
     return f"{row.provider}{told}" + ("" if row.tiling is None else ", tuned")
@@ -67,7 +68,7 @@ def _not_timed(rows: Sequence[Row]) -> Iterable[str]:
     counts: dict[str, int] = {}
     for row in rows:
         if row.status == "failed":
-            yield f"FAILED: {row.case.id} {_provider(row)}: {row.reason}"
+            yield f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}"
         elif row.status != "ok":
             line = f"{row.status}: {row.provider}: {row.reason}"
             counts[line] = counts.get(line, 0) + 1
@@ -109,10 +110,10 @@ def gap_table(run: Run) -> str:
         for gap in run.gaps
     ]
     table = _table("Gap: device seconds per output token over seconds per input token", headers, rows)
-    return "\n".join([table, *_fastest(run), *_missing(run)])
+    return "\n".join([table, *_fastest(run), *missing_gaps(run)])
 
 
-def _missing(run: Run) -> Iterable[str]:
+def missing_gaps(run: Run) -> Iterable[str]:
     """The batches and contexts that have no gap, because a case of theirs has no ok row."""
     found = {(gap.batch, gap.context) for gap in run.gaps}
     for batch in run.settings.get("batches", ()):

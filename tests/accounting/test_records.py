@@ -291,3 +291,28 @@ def test_dollars_stand_only_where_a_price_is_known():
     assert priced["usd_per_hour"] == 3.6
     assert priced["input_usd_per_mtok"] == pytest.approx(4000.0)
     assert priced["output_usd_per_mtok"] == pytest.approx(40000.0)
+
+
+def test_rows_of_two_rounds_are_put_together():
+    first = ok_row(SMALL_MATMUL, samples_s=(1.0, 2.0), rounds=(0, 0), relative_error=0.1, clock_before_hz=1e9)
+    later = ok_row(
+        SMALL_MATMUL, samples_s=(3.0,), rounds=(1,), relative_error=0.05, clock_before_hz=2e9,
+        clock_after_hz=3e9, throttle_reasons=("heat",),
+    )  # fmt: skip
+    found = first.with_round(later)
+    assert (found.samples_s, found.rounds) == ((1.0, 2.0, 3.0), (0, 0, 1))
+    assert (found.relative_error, found.clock_before_hz, found.clock_after_hz) == (0.1, 1e9, 3e9)
+    assert found.throttle_reasons == ("heat",)
+
+
+@pytest.mark.parametrize(("status", "counts"), [("failed", True), ("skipped", False), ("unsupported", False)])
+def test_a_later_round_that_was_wrong_counts_and_one_that_could_not_run_does_not(status, counts):
+    first = ok_row(SMALL_MATMUL, rounds=(0,))
+    later = Row(case=SMALL_MATMUL, provider="torch", status=status, reason="why")
+    assert first.with_round(later) == (later if counts else first)
+    assert later.with_round(first) == later
+
+
+def test_rounds_are_a_number_a_sample():
+    with pytest.raises(ValueError, match="rounds: 2 of 1 samples"):
+        ok_row(SMALL_MATMUL, rounds=(0, 1))

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from decodetax.harness.accounting.samples import Summary, summarise
+from decodetax.harness.accounting.samples import Summary, round_medians, summarise
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,3 +133,32 @@ def test_interval_is_symmetric_in_rank(samples):
     if len(set(ordered)) == len(ordered):
         assert ordered.index(found.low) == len(ordered) - 1 - ordered.index(found.high)
         assert mirrored.low == -found.high
+
+
+def test_medians_of_rounds_are_those_of_their_samples():
+    assert round_medians([5.0, 1.0, 3.0, 9.0, 7.0], [1, 0, 0, 1, 1]) == [2.0, 7.0]
+    with pytest.raises(ValueError, match="rounds: 1 of 2 samples"):
+        round_medians([1.0, 2.0], [0])
+
+
+def test_interval_of_several_rounds_by_hand():
+    # Medians 10, 12, 14: deviation 2, t of 2 degrees of freedom 4.303, so 12 +- 4.303 x 2 / sqrt(3).
+    samples, rounds = [10.0] * 50 + [12.0] * 50 + [14.0] * 50, [0] * 50 + [1] * 50 + [2] * 50
+    half = 4.303 * 2 / 3**0.5
+    assert summarise(samples, rounds) == Summary(median=12.0, low=10.0, high=pytest.approx(12 + half))
+    wide = [7.0, *samples[1:]]
+    assert summarise(wide, rounds).low == pytest.approx(max(7.0, 12 - half))
+
+
+def test_rounds_that_agree_leave_the_interval_of_one():
+    samples = [1.0, 2.0, 3.0, 4.0] * 5
+    assert summarise(samples, [number // 4 for number in range(20)]) == summarise(samples)
+
+
+@given(SAMPLES_S, st.data())
+def test_rounds_never_narrow_the_interval_nor_move_the_median(samples, data):
+    rounds = data.draw(st.lists(st.integers(0, 6), min_size=len(samples), max_size=len(samples)))
+    plain, found = summarise(samples), summarise(samples, rounds)
+    assert found.median == plain.median
+    assert 0 < min(samples) <= found.low <= plain.low
+    assert found.high >= plain.high

@@ -15,7 +15,7 @@ from fakes import tiny_model
 
 MODEL = tiny_model(q_heads=8, kv_heads=2, head_dim=64)
 SMALL = tiny_model(q_heads=2, kv_heads=1, head_dim=16)
-MATMUL_PROVIDERS = ("triton-pointers", "triton-descriptors", "triton-warp-specialized", "triton")
+MATMUL_PROVIDERS = ("triton-pointers", "triton-descriptors", "triton-warp-specialized")
 
 
 def checks(dtype="fp32", model=MODEL):

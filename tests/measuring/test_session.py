@@ -110,8 +110,8 @@ def test_kernels_are_checked_where_the_interpreter_runs(monkeypatch, interpretin
 def test_interrupt_keeps_the_rows_and_marks_the_run(monkeypatch, rows_before):
     plain, left = session.run_case, iter(range(rows_before))
 
-    def interrupted(case, bench):
-        for row in plain(case, bench):
+    def interrupted(case, bench, earlier):
+        for row in plain(case, bench, earlier):
             if next(left, None) is None:
                 raise KeyboardInterrupt
             yield row
@@ -131,8 +131,8 @@ def test_device_that_breaks_down_keeps_the_rows_and_says_why(monkeypatch):
 
     first = session.run_case
 
-    def breaking(case, bench):
-        yield from first(case, bench)
+    def breaking(case, bench, earlier):
+        yield from first(case, bench, earlier)
         monkeypatch.setattr(type(bench.device), "release", broken)
 
     monkeypatch.setattr(session, "run_case", breaking)
@@ -147,10 +147,10 @@ def test_interrupt_after_the_first_batch_keeps_its_gaps(monkeypatch):
     # The LM heads come last, so that a gap needs them measured before.
     plain = session.run_case
 
-    def interrupted(case, bench):
+    def interrupted(case, bench, earlier):
         if case.id.startswith("decode/lm_head/m2"):
             raise KeyboardInterrupt
-        yield from plain(case, bench)
+        yield from plain(case, bench, earlier)
 
     monkeypatch.setattr(session, "run_case", interrupted)
     assert [gap.batch for gap in run().gaps] == [1, 1]
@@ -201,7 +201,7 @@ def test_auto_dtype_is_chosen_from_measured_rates(monkeypatch, kind, flop_per_s,
     bandwidth = Ceiling(kind="read_bandwidth", provenance="measured", bandwidth_bytes_per_s=1e9)
     measured = [bandwidth, *rates(**flop_per_s)]
     monkeypatch.setattr(session, "measure_ceilings", lambda *_a, **_k: (("x", c) for c in measured))
-    monkeypatch.setattr(session, "run_case", lambda _case, _bench: iter(()))
+    monkeypatch.setattr(session, "run_case", lambda _case, _bench, _earlier: iter(()))
     result = run(small_device(kind=kind), dtype="auto")
     assert result.dtype == chosen
     assert result.settings["dtype_asked"] == "auto"
@@ -216,7 +216,7 @@ def test_dtype_that_is_asked_for_is_taken(dtype):
 def test_rows_get_the_fewest_samples_once_the_time_is_over(monkeypatch):
     budgets = []
 
-    def noted(case, bench):
+    def noted(case, bench, _earlier):
         budgets.append(bench.budget)
         clock.time_s += 10.0
         yield Row(case=case, provider="torch", status="skipped", reason="not run")
@@ -232,8 +232,8 @@ def test_rows_get_the_fewest_samples_once_the_time_is_over(monkeypatch):
     monkeypatch.setattr(session, "run_case", noted)
     result = run(total_limit_s=35.0, row_limit_s=2.0)
     limits = [budget.time_limit_s for budget in budgets]
-    assert limits[:4] == [2.0] * 4
-    assert limits[4:] == [session.LATE_ROW_LIMIT_S] * (len(limits) - 4)
+    assert limits[:4] == [2.0 / session.ROUNDS] * 4
+    assert limits[4:] == [session.LATE_ROW_LIMIT_S / session.ROUNDS] * (len(limits) - 4)
     assert all(budget.warm_up_s <= budget.time_limit_s for budget in budgets)
     assert result.elapsed_s == 10.0 * len(limits)
 

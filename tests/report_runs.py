@@ -1,0 +1,89 @@
+"""Runs made by hand for the report: a whole one, and one whose every text is an attack."""
+
+from dataclasses import replace
+
+from decodetax.harness.accounting.cases import cases_of
+from decodetax.harness.accounting.records import Row
+from hand_made import CPU, TINY, ceilings, check, failed_row, gap, ok_row, run_record, sweep
+
+SCRIPT = "<script>alert(1)</script>"
+HOSTILE = (
+    SCRIPT,
+    "</script><img src=x onerror=alert(1)>",
+    "]]></style></title>",
+    "\"' onmouseover=alert(1) x='",
+    "javascript:alert(1)",
+    '<a href="javascript:alert(1)">名前 ünï \u2028 \U0001f600</a>',
+    "%{customdata[0]}${alert(1)}$x_1$|`a`|",
+)
+
+
+def whole_run(**changes):
+    """Every case timed, a failed row, an unsupported one, gaps at two batches and contexts, both roofs."""
+    cases = list(cases_of(TINY, sweep(batches=(1, 8), contexts=(16, 64))))
+    rows = [
+        ok_row(case, samples_s=(1e-3 * (at + 1), 2e-3 * (at + 1), 3e-3 * (at + 1)))
+        for at, case in enumerate(cases)
+    ]
+    rows += [
+        failed_row(cases[0], "triton"),
+        Row(case=cases[1], provider="triton", status="unsupported", reason="no GPU here"),
+    ]
+    steps = {1: 1.0, 8: 0.25}
+    gaps = [
+        gap(batch=batch, context=context, output_parts_s={"projections": 6.0 * part, "attention": 20.0 * part,
+            "rest": 10.0 * part, "lm_head": 4.0 * part})
+        for batch, part in steps.items()
+        for context in (16, 64)
+    ]  # fmt: skip
+    roofs = [
+        *ceilings(bandwidth_bytes_per_s=1e8, flop_per_s=1e9),
+        *ceilings(bandwidth_bytes_per_s=2e8, flop_per_s=4e9, provenance="datasheet"),
+    ]
+    return run_record(
+        **{"rows": rows, "gaps": gaps, "ceilings": roofs, "interpreter_checks": [check()], **changes}
+    )
+
+
+def priced_run():
+    """The same on a device whose price is known."""
+    run = whole_run()
+    run.gaps = [replace(gap, usd_per_hour=3.6) for gap in run.gaps]
+    run.settings = {**run.settings, "usd_per_hour": 3.6, "usd_per_hour_source": "a list"}
+    return run
+
+
+def hostile_run():
+    """A run with such texts wherever a file can put one."""
+    run = priced_run()
+    run.environment = {
+        **run.environment,
+        "device": {**CPU, "name": SCRIPT, "capability": HOSTILE[2]},
+        "commit": HOSTILE[3],
+        HOSTILE[0]: HOSTILE[1],
+    }
+    run.settings = {
+        **run.settings,
+        "model": {"name": HOSTILE[5]},
+        "usd_per_hour_source": HOSTILE[1],
+    }
+    run.broken = HOSTILE[1]
+    run.rows = [
+        replace(row, provider=HOSTILE[at % len(HOSTILE)], reason=row.reason and HOSTILE[1])
+        for at, row in enumerate(run.rows)
+    ]
+    first = run.rows[0]
+    run.rows[0] = replace(
+        first, case=replace(first.case, part=HOSTILE[1]), throttle_reasons=(SCRIPT,), variant="<b>"
+    )
+    run.gaps = [
+        replace(
+            gap,
+            providers={f"{SCRIPT}/{HOSTILE[1]}": HOSTILE[1]},
+            output_parts_s={**gap.output_parts_s, HOSTILE[1]: 1.0, SCRIPT: 2.0},
+        )
+        for gap in run.gaps
+    ]
+    run.ceilings = [replace(ceiling, detail=HOSTILE[1]) for ceiling in run.ceilings]
+    run.interpreter_checks = [check(provider=SCRIPT, reason=HOSTILE[1])]
+    return run
