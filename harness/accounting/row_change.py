@@ -117,7 +117,7 @@ def resemblance_of(rows: Iterable[Row]) -> float:
     """
     ratios = []
     for row in rows:
-        logs = [math.log(median) for median in _medians(row)] if row.status == "ok" else []
+        logs = [math.log(median) for median in _medians(row)]
         if len(logs) < LEAST_ROUNDS or statistics.pstdev(logs) < 1e-12:
             continue
         steps = [(late - early) ** 2 for early, late in itertools.pairwise(logs)]

@@ -269,6 +269,13 @@ def test_a_ceiling_without_a_rate_or_of_a_datasheet_says_nothing():
     assert found.rows[0].verdict == "slower"
 
 
+def test_a_measured_ceiling_is_set_beside_a_measured_one():
+    before, after = pair(math.log(1.2))
+    before.ceilings = bandwidth(1e8)
+    after.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=5e7), *bandwidth(1e8)]
+    assert [control.most for control in compare(before, after).controls] == [1.0, 1.0]
+
+
 CLOCKS = {"clock_before_hz": 1.98e9, "clock_after_hz": 1.965e9}
 
 
