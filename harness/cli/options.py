@@ -92,6 +92,7 @@ SEED = parsed(
 SIZE = parsed(_size, "a whole number from 1 to 2147483647")
 SIZES = parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
 LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such as 1000,37")
+GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
 SECONDS = parsed(
     lambda text: _whole(text, least=1, most=MOST_SECONDS),
     f"a whole number of seconds from 1 to {MOST_SECONDS}",

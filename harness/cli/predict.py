@@ -72,10 +72,11 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
 )
 @click.option(
     "--tensor-parallel",
-    type=click.Choice(["1", "2", "4", "8"]),
     default="1",
     show_default=True,
-    help="GPUs that share each layer.",
+    callback=options.GPUS,
+    metavar="N",
+    help="GPUs that share each layer, 1 to 8.",
 )
 @click.option(
     "--link-gb-per-s",
@@ -211,7 +212,7 @@ def _deployments(asked: dict[str, Any]) -> "list[Deployment]":
                     bytes_per_s=link.bytes_per_s if bandwidth is None else bandwidth * 1e9,
                     latency_s=link.latency_s if latency_us is None else latency_us * 1e-6,
                 ),
-                tensor_parallel=int(asked["tensor_parallel"]),
+                tensor_parallel=asked["tensor_parallel"],
                 dtype=asked["dtype"],
                 cache_dtype=asked["cache_dtype"],
                 usd_per_hour=asked["usd_per_hour"] or (float(rental.usd_per_hour) if rental else None),
