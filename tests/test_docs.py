@@ -52,6 +52,16 @@ def test_every_command_of_the_readme_exists_and_none_is_left_out():
     assert set(re.findall(r"`decodetax ([a-z]+)", text)) == set(cli.commands)
 
 
+def test_the_translation_has_the_same_commands():
+    def commands(name):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
+        installs = re.findall(r"(?m)^    (pip .*)$", text)
+        return [re.findall(r"`([^`]+)`", row) for row in rows], installs
+
+    assert commands("README.zh-CN.md") == commands("README.md")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_the_pages_have_the_options_that_are_shown(page):
     text = page.read_text(encoding="utf-8")
