@@ -22,7 +22,7 @@ from ...kernels import (
 from ...kernels.matmul_tiling import DESCRIPTORS_FROM, VARIANTS, Variant, matmul_tilings
 from ..accounting.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 from ..accounting.work import ELEMENT_BYTES
-from . import decoder_layer
+from . import decoder_layer, library_providers
 from .device import Device
 from .gate import Verdict, judge, tolerance
 from .inputs import (
@@ -95,6 +95,8 @@ class Provider:
         tiling: by which it is cut; None where it chooses that itself.
         variant: of several forms of one kernel, the one that it runs.
         best_of: the providers of those forms, the fastest of which that passed the gate it stands for.
+        bind: plans once, for a copy of the inputs, what does not depend on their numbers; gives the call that
+            then is timed in place of `run`.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Provider:
     tiling: Mapping[str, int | str | None] | None = None
     variant: str | None = None
     best_of: tuple[str, ...] = ()
+    bind: Callable[[Any], Callable[[], Tensor]] | None = None
 
     def cut_by(self, tiling: Any) -> "Provider":
         """This provider with a tiling in place of its own choice; itself where there is or it takes none."""
@@ -288,6 +291,21 @@ def _few_rows_on_cpu(case: Case, device: Device) -> str | None:
     return _cpu_only(case, device)
 
 
+def _library(
+    library: str,
+    bind: Callable[[DecodeAttentionInputs], Callable[[], Tensor]],
+    *,
+    name: str | None = None,
+    ragged: bool = True,
+) -> Provider:
+    return Provider(
+        name=name or library.replace("_", "-"),
+        run=lambda inputs: bind(inputs)(),
+        refuses=library_providers.refuses_without(library, ragged=ragged),
+        bind=bind,
+    )
+
+
 PROVIDERS: Mapping[str, Sequence[Provider]] = {
     "prefill_matmul": (
         Provider(name="torch", run=_matmul_torch),
@@ -321,6 +339,9 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
                 run=_decode_cut,
             ),
         ),
+        _library("flashinfer", library_providers.flashinfer),
+        _library("flash_attn", library_providers.flash_attn),
+        _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
     "prefill_attention": (Provider(name="torch", run=_prefill_attention_torch),),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),

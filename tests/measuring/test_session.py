@@ -342,7 +342,12 @@ def test_whole_run_on_this_processor(monkeypatch):
     result = run(processor, dtype="auto", row_limit_s=0.002, batches=(1,), contexts=(3,))
     assert result.dtype in {"bf16", "fp32"}
     for row in result.rows:
-        assert (row.status == "ok") == (not row.provider.startswith("triton")), row
+        on_gpus = row.provider.startswith("triton") or row.provider in {
+            "flashinfer",
+            "flash-attn",
+            "torch-flex",
+        }
+        assert (row.status == "ok") == (not on_gpus), row
         if row.status == "ok":
             assert len(row.samples_s) >= 3
             assert min(row.samples_s) > 0
