@@ -82,7 +82,7 @@ def flashinfer(inputs: DecodeAttentionInputs) -> Bound:
         kv_data_type=inputs.k_cache.dtype,
     )
     cache = (inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2))
-    return lambda: wrapper.run(inputs.q, cache)  # type: ignore[no-any-return]
+    return lambda: wrapper.run(inputs.q, cache)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..accounting.cases import Case
 from ..accounting.records import Roof, Row, Status
@@ -220,7 +221,7 @@ class BoundCall:
 
     def __init__(self, provider: Provider, inputs: Inputs) -> None:
         self._provider, self._inputs = provider, inputs
-        self._call = functools.partial(provider.run, inputs)
+        self._call: Callable[[], Tensor] = functools.partial(provider.run, inputs)
         self.output = torch.empty(0)
 
     def bind(self) -> None:
