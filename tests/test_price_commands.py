@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from decodetax.harness.accounting.break_even import BreakEven
+from decodetax.harness.accounting.deployment import deployment
 from decodetax.harness.accounting.language_model import load_language_model
 from decodetax.harness.accounting.prices import price_list
-from decodetax.harness.accounting.published import deployment
 from decodetax.harness.accounting.run_file import read_run
 from hand_made import decodetax, strict_json
 

@@ -216,7 +216,6 @@ def _equal_operations(facts: Facts) -> Claim:
     model, context = facts.model, facts.context
     embedding = 0 if model.tied_embeddings else model.lm_head.parameters
     two_n = 2.0 * (model.active_parameters - embedding)
-    rows = min(PREFILL_TOKENS, context)
     prefill = prefill_forward(model, sequences=1, prompt=context, rows=context)
     per_input = prefill.operations / context / two_n
     per_output = decode_forward(model, batch=1, context=context).operations / two_n
@@ -227,7 +226,7 @@ def _equal_operations(facts: Facts) -> Claim:
         verdict=_first([(worst <= ABOUT, "holds"), (True, "holds in part")]),
         condition="N are the weights that a token passes through, the embedding's lookup left out; attention "
         f"to {context} tokens is the rest. Engines compute logits for a prompt's last position alone, so "
-        f"that an input token takes fewer. Forwards of {rows} tokens.",
+        f"that an input token takes fewer.",
         figures=(
             Figure(what="operations of an input token", value=per_input, unit="x 2N", provenance="modelled"),
             Figure(

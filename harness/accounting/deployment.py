@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .data_table import data_table
 from .forward import ACTIVATION_BYTES, STORED_BYTES, Attention, Elementwise, Forward, Matmul, Part
 from .kernel_time import KernelTime, decode_attention_time, gemm_time, prefill_attention_time
-from .peaks import DevicePeaks
+from .peaks import DevicePeaks, find_device
 
 ELEMENTWISE_LAUNCH_S = 2e-6
 """To begin and end one small kernel of a CUDA graph; stated, not measured."""
@@ -71,6 +71,19 @@ def link_of(peaks: DevicePeaks) -> Link:
     """What joins GPUs of this kind: the bandwidth of its datasheet, and a stated latency."""
     row = next(row for row in data_table("links.csv") if row["gpu"] == peaks.gpu)
     return Link(bytes_per_s=float(row["gb_per_s"]) * 1e9, latency_s=float(row["latency_us"]) * 1e-6)
+
+
+def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> Deployment:
+    """One GPU without a price."""
+    peaks = find_device(gpu)
+    return Deployment(
+        peaks=peaks,
+        link=link_of(peaks),
+        tensor_parallel=1,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        usd_per_hour=None,
+    )
 
 
 def communication_s(forward: Forward, on: Deployment) -> float:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data_table import data_table
-from .deployment import Deployment, link_of
+from .deployment import Deployment, deployment
 from .language_model import load_language_model
-from .peaks import find_device
 from .prediction import input_split_s, largest_batch, output_split_s
 
 BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
@@ -77,19 +76,6 @@ def _published(name: str) -> float:
 
 def _row(name: str) -> Any:
     return next(row for row in data_table("published.csv") if row["id"] == name)
-
-
-def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> Deployment:
-    """One GPU without a price."""
-    peaks = find_device(gpu)
-    return Deployment(
-        peaks=peaks,
-        link=link_of(peaks),
-        tensor_parallel=1,
-        dtype=dtype,
-        cache_dtype=cache_dtype,
-        usd_per_hour=None,
-    )
 
 
 def _output_s(model: str, on: Deployment, *, batch: int, context: int) -> float:

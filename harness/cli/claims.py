@@ -72,8 +72,8 @@ def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: i
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             kind = type(error).__name__
             raise UsageError(f"run file: {str(run_file)!r} is not a whole run ({kind}: {error})") from error
+    from ..accounting.deployment import deployment
     from ..accounting.language_model import load_language_model
-    from ..accounting.published import deployment
 
     on = deployment(gpu or "h100")
     return modelled_facts(load_language_model(model or "llama-3.1-8b"), on, context=context or 1024)

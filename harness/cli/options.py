@@ -24,6 +24,16 @@ def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
     return callback
 
 
+def given() -> dict[str, str]:
+    """The options of the running command that were given, as its user writes them, by their names."""
+    context = click.get_current_context()
+    return {
+        str(param.name): param.opts[0]
+        for param in context.command.params
+        if context.get_parameter_source(str(param.name)) is not click.core.ParameterSource.DEFAULT
+    }
+
+
 def _size(text: str) -> int:
     """A whole number of at least 1 that an int32 holds."""
     return _whole(text, least=1, most=2**31 - 1)

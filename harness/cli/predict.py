@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ..accounting.deployment import Deployment
     from ..accounting.language_model import LanguageModel
 
-DEFAULT = click.core.ParameterSource.DEFAULT
-
 DTYPES = ("bf16", "fp8", "int8", "int4")
 
 
@@ -162,9 +160,8 @@ def _sweep(model: "LanguageModel", on: "Deployment", asked: dict[str, Any]) -> "
     """Contexts and batches; of those that nobody asked for only what fits, where anything does."""
     from ..accounting.prediction import largest_batch
 
-    source = click.get_current_context().get_parameter_source
     pairs = [(context, batch) for context in asked["context"] for batch in asked["batch"]]
-    if source("batch") is not DEFAULT or source("context") is not DEFAULT:
+    if {"batch", "context"} & set(options.given()):
         return pairs
     fit = [(context, batch) for context, batch in pairs if batch <= largest_batch(model, on, context=context)]
     return fit or pairs[:1]
@@ -176,14 +173,9 @@ def _show_published(*, as_json: bool) -> None:
     Raises:
         UsageError: another option was given, which none of them would heed.
     """
-    context = click.get_current_context()
-    for param in context.command.params:
-        name = str(param.name)
-        given = context.get_parameter_source(name) is not DEFAULT
-        if given and name not in {"published", "as_json"}:
-            raise UsageError(
-                f"{param.opts[-1]}: goes with no --published, whose figures have their own setups"
-            )
+    for name, option in options.given().items():
+        if name not in {"published", "as_json"}:
+            raise UsageError(f"{option}: goes with no --published, whose figures have their own setups")
     from ..accounting.published import published_comparisons
 
     rows = [each.to_json() for each in published_comparisons()]

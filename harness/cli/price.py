@@ -110,8 +110,8 @@ def beside_a_gap(command: "Callable[..., None]") -> "Callable[..., None]":
 
 def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None) -> "BreakEven":
     from ..accounting.break_even import BreakEven
+    from ..accounting.deployment import deployment
     from ..accounting.language_model import load_language_model
-    from ..accounting.published import deployment
 
     try:
         model = load_language_model(served_model)
@@ -237,16 +237,11 @@ def price_command(
     against = _break_even(served_model, gpu, context, run_file)
     if model is None:
         price = _price_given(input_price, output_price, cached_input_price, per_tokens)
-        _refuse_given({"price_file": "--prices"}, "goes with --model, not with --input-price")
+        _refuse_given({"price_file"}, "goes with --model, not with --input-price")
         if cached_input_tokens and cached_input_price is None:
             raise UsageError("--cached-input-price: is missing beside --cached-input and --input-price")
     else:
-        alone = {
-            "input_price": "--input-price",
-            "output_price": "--output-price",
-            "cached_input_price": "--cached-input-price",
-            "per_tokens": "--per",
-        }
+        alone = {"input_price", "output_price", "cached_input_price", "per_tokens"}
         _refuse_given(alone, "stands in place of --model, not beside it")
         from ..accounting.prices import price_list, price_of
 
@@ -303,9 +298,8 @@ def _price_given(
     )
 
 
-def _refuse_given(names: dict[str, str], why: str) -> None:
+def _refuse_given(names: set[str], why: str) -> None:
     """Raise UsageError where one of these options was given."""
-    context = click.get_current_context()
-    for name, option in names.items():
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+    for name, option in options.given().items():
+        if name in names:
             raise UsageError(f"{option}: {why}")

@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..accounting.errors import UsageError
 from ..accounting.whole_file import write_whole
+from . import options
 
 if TYPE_CHECKING:
     from ..accounting.records import Run
@@ -49,11 +48,9 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
     Raises:
         UsageError: there is nothing to go on with, or an option that would change the run.
     """
-    context = click.get_current_context()
-    for param in context.command.params:
-        given = context.get_parameter_source(str(param.name)) is not click.core.ParameterSource.DEFAULT
-        if given and param.name not in HEEDED:
-            raise UsageError(f"{param.opts[0]}: is that of the run; it goes with no --resume")
+    for name, option in options.given().items():
+        if name not in HEEDED:
+            raise UsageError(f"{option}: is that of the run; it goes with no --resume")
     from ..accounting.run_file import read_run
     from ..measuring.session import settings_of
 

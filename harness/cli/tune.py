@@ -97,7 +97,9 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     Ctrl-C ended the search early (what was found is kept).
     """
     if kernel != "decode_attention":
-        _refuse_given(ATTENTION_OPTIONS, kernel)
+        for name, option in options.given().items():
+            if name in ATTENTION_OPTIONS:
+                raise UsageError(f"{option}: is of decode_attention; it goes with no --kernel {kernel}")
     cases = _cases(kernel, asked)
     from ..measuring.environment import describe
     from ..measuring.tiling_cache import open_cache
@@ -137,16 +139,6 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     if interrupted:
         return INTERRUPTED
     return 0 if all(tuned.status == "ok" for tuned in found) else 1
-
-
-def _refuse_given(names: tuple[str, ...], kernel: str) -> None:
-    """Raise UsageError where one of these options was given, which say nothing of a kernel."""
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise UsageError(
-                f"--{name.replace('_', '-')}: is of decode_attention; it goes with no --kernel {kernel}"
-            )
 
 
 def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":

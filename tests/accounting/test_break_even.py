@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from decodetax.harness.accounting.break_even import BreakEven, measured_batch
+from decodetax.harness.accounting.deployment import deployment
 from decodetax.harness.accounting.language_model import load_language_model
 from decodetax.harness.accounting.prediction import predict
-from decodetax.harness.accounting.published import deployment
 from decodetax.harness.accounting.run_file import read_run
 from hand_made import gap
 

@@ -10,10 +10,10 @@ from decodetax.harness.accounting.claims import (
     measured_facts,
     modelled_facts,
 )
+from decodetax.harness.accounting.deployment import deployment
 from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.accounting.language_model import load_language_model
 from decodetax.harness.accounting.prices import price_list
-from decodetax.harness.accounting.published import deployment
 from decodetax.harness.accounting.run_file import read_run
 from hand_made import decodetax, strict_json
 
