@@ -22,12 +22,12 @@ INSPECTING, CLI = "decodetax.harness.inspecting", "decodetax.harness.cli"
 MAIN, CALIBRATE = "decodetax.harness.__main__", "decodetax.harness.calibrate"
 
 # What each part may import beside itself and the standard library. numpy is what Triton's interpreter
-# computes with; pynvml tells clocks; flashinfer and flash_attn run where they are installed.
+# computes with; pynvml tells clocks; flashinfer, flash_attn and nsight run where they are installed.
 MAY_IMPORT = {
     KERNELS: {"torch", "triton", "numpy"},
     ACCOUNTING: set(),
     REPORTING: {ACCOUNTING, "matplotlib", "plotly", "tabulate"},
-    MEASURING: {ACCOUNTING, KERNELS, "torch", "pynvml", "flashinfer", "flash_attn"},
+    MEASURING: {ACCOUNTING, KERNELS, "torch", "numpy", "pynvml", "flashinfer", "flash_attn", "nsight"},
     INSPECTING: {ACCOUNTING, KERNELS, f"{MEASURING}.inputs", "torch", "triton", "numpy"},
     CLI: {ACCOUNTING, REPORTING, MEASURING, INSPECTING, "click", "rich"},
     MAIN: {CLI},

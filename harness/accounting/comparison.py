@@ -3,12 +3,22 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .records import Ceiling, Gap, Row, Run, Status
-from .row_change import MOST_SPREAD, Control, RowChange, resemblance_of, row_change, spread_of, with_verdicts
+from .row_change import (
+    LEAST_ROUNDS,
+    MOST_SPREAD,
+    Control,
+    RowChange,
+    resemblance_of,
+    row_change,
+    spread_of,
+    with_verdicts,
+)
+from .samples import round_medians
 
 DEFAULT_LIMIT = 0.05
 """Slower by surely more than this is a regression: beside the 2% that are the same it leaves 3% to prove."""
@@ -143,17 +153,19 @@ def check_comparable(run: Run) -> None:
     """
     json.dumps([run.environment, run.settings], allow_nan=False)
     figures: list[tuple[str, Any]] = [("memory_bytes", run.environment["device"]["memory_bytes"])]
-    figures += [(_ceiling_name(c), _rate(c)) for c in run.ceilings if _rate(c) is not None]
+    figures += [(_ceiling_name(c), c.rate) for c in run.ceilings if c.rate is not None]
+    figures += [(f"samples_s of {_ceiling_name(c)}", s) for c in run.ceilings for s in c.samples_s]
     figures += [("gap", gap.gap) for gap in run.gaps]
     for row in run.rows:
         where = f"{row.case.id} {row.provider}"
         figures += [(f"samples_s of {where}", sample) for sample in row.samples_s]
         clocks = (row.clock_before_hz, row.clock_after_hz)
         figures += [(f"clock of {where}", hz) for hz in clocks if hz is not None]
-        if not all(isinstance(number, int) for number in row.rounds):
-            raise ValueError(f"rounds of {where}: are not whole numbers")
+        _check_rounds(where, row.rounds)
         if not all(isinstance(reason, str) for reason in row.throttle_reasons):
             raise ValueError(f"throttle_reasons of {where}: are no texts")
+    for ceiling in run.ceilings:
+        _check_rounds(_ceiling_name(ceiling), ceiling.rounds)
     for name, value in figures:
         if isinstance(value, bool) or not (isinstance(value, int | float) and 1 / MOST < value < MOST):
             raise ValueError(
@@ -162,6 +174,11 @@ def check_comparable(run: Run) -> None:
     twice = [key for key, count in Counter(map(_key, run.rows)).items() if count > 1]
     if twice:
         raise ValueError(f"rows: {twice[0][0]} {twice[0][1]} stands there more than once")
+
+
+def _check_rounds(where: str, rounds: Sequence[int]) -> None:
+    if not all(isinstance(number, int) for number in rounds):
+        raise ValueError(f"rounds of {where}: are not whole numbers")
 
 
 def compare(
@@ -209,15 +226,29 @@ def same_device(before: Run, after: Run) -> bool:
 
 
 def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
-    """How much longer each ceiling takes now: no kernel of this project runs in them."""
-    rates = {_ceiling_name(c): _rate(c) for c in before.ceilings if c.provenance == "measured"}
+    """How much longer each ceiling takes now: no kernel of this project runs in them.
+
+    By the fastest call of either run and, where both timed it in rounds, by the level of the rounds.
+    """
+    measured = {_ceiling_name(c): c for c in before.ceilings if c.provenance == "measured"}
     found = []
     for ceiling in after.ceilings:
-        rate, name = _rate(ceiling), _ceiling_name(ceiling)
-        old = rates.get(name) if ceiling.provenance == "measured" else None
-        if rate is not None and old is not None:
-            found.append(Control(name=name, least=old / rate, most=old / rate))
+        name = _ceiling_name(ceiling)
+        old = measured.get(name) if ceiling.provenance == "measured" else None
+        if old is None or old.rate is None or ceiling.rate is None:
+            continue
+        ratios = [old.rate / ceiling.rate]
+        levels = [ceiling_level_s(side) for side in (old, ceiling)]
+        if levels[0] and levels[1] and old.work == ceiling.work:
+            ratios.append(levels[1] / levels[0])
+        found.append(Control(name=name, least=min(ratios), most=max(ratios)))
     return tuple(found)
+
+
+def ceiling_level_s(ceiling: Ceiling) -> float | None:
+    """Seconds of a ceiling's call over a whole run; None where it was not timed in enough rounds."""
+    medians = round_medians(ceiling.samples_s, ceiling.rounds) if ceiling.rounds else []
+    return statistics.geometric_mean(medians) if len(medians) >= LEAST_ROUNDS else None
 
 
 def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, ...]:
@@ -235,10 +266,6 @@ def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, .
 
 def _ceiling_name(ceiling: Ceiling) -> str:
     return " ".join(filter(None, (ceiling.dtype, ceiling.kind.replace("_", " "))))
-
-
-def _rate(ceiling: Ceiling) -> float | None:
-    return ceiling.bandwidth_bytes_per_s if ceiling.bandwidth_bytes_per_s is not None else ceiling.flop_per_s
 
 
 def _named(change: RowChange | StatusChange) -> dict[str, str]:

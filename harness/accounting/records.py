@@ -14,6 +14,16 @@ SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "skipped", "unsupported"]
 
+COUNTER_NAMES = ("dram_bytes_read", "dram_bytes_written", "matrix_active_share")
+"""What hardware counters tell of a row: bytes of all launches of a call, and the share of the time that the
+matrix units were active, of the launch in which it was largest."""
+
+
+def _check_rounds(rounds: Sequence[int], samples_s: Sequence[float]) -> None:
+    """A round a sample, where there are rounds."""
+    if rounds and len(rounds) != len(samples_s):
+        raise ValueError(f"rounds: {len(rounds)} of {len(samples_s)} samples")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
@@ -29,6 +39,8 @@ class Ceiling:
         samples_s: seconds of each call of the size that won; empty for a datasheet.
         work: operations or bytes of one such call; None for a datasheet.
         reason: why there is no rate, where there is none.
+        call: which of several functions that do the same work won; empty where there is but one.
+        rounds: of each sample the round of the run that it was taken in, from 0; none in files of before.
     """
 
     kind: Literal["read_bandwidth", "copy_bandwidth", "matmul"]
@@ -40,6 +52,31 @@ class Ceiling:
     samples_s: Sequence[float] = ()
     work: Mapping[str, int] | None = None
     reason: str | None = None
+    call: str = ""
+    rounds: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds, self.samples_s)
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes or operations per second; None where it is not known."""
+        return self.bandwidth_bytes_per_s if self.bandwidth_bytes_per_s is not None else self.flop_per_s
+
+    def with_round(self, samples_s: Sequence[float], number: int) -> Self:
+        """This ceiling with samples of the same call in a later round: the fastest of all makes the rate."""
+        faster = max(1.0, min(self.samples_s) / min(samples_s))
+        rates = {
+            name: rate * faster
+            for name in ("bandwidth_bytes_per_s", "flop_per_s")
+            if (rate := getattr(self, name)) is not None
+        }
+        return replace(
+            self,
+            **rates,
+            samples_s=(*self.samples_s, *samples_s),
+            rounds=(*(self.rounds or (0,) * len(self.samples_s)), *(number,) * len(samples_s)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +123,7 @@ class Row:
         tiling: the tuned tiling that the provider was cut by; None where it chose one itself.
         variant: of a kernel of several forms, the one that ran.
         rounds: of each sample the round of the run that it was taken in, from 0; none in files of before.
+        counters: by COUNTER_NAMES, where hardware counters were read.
     """
 
     case: Case
@@ -103,10 +141,10 @@ class Row:
     tiling: Mapping[str, int | str | None] | None = None
     variant: str | None = None
     rounds: Sequence[int] = ()
+    counters: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds and len(self.rounds) != len(self.samples_s):
-            raise ValueError(f"rounds: {len(self.rounds)} of {len(self.samples_s)} samples")
+        _check_rounds(self.rounds, self.samples_s)
         if (self.status == "ok") != bool(self.samples_s):
             raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
         if (self.status == "ok") != (self.reason is None):
@@ -238,7 +276,10 @@ class Gap:
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything one `decodetax run` found; grows while it runs, so that an interrupted run can be kept."""
+    """Everything one `decodetax run` found; grows while it runs, so that an interrupted run can be kept.
+
+    `broken` says what broke a run off, `counters_reason` why it lacks hardware counters that it was to read.
+    """
 
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -248,6 +289,7 @@ class Run:
     interpreter_checks: list[InterpreterCheck] = field(default_factory=list)
     interrupted: bool = False
     broken: str | None = None
+    counters_reason: str | None = None
     elapsed_s: float = 0.0
 
     @property
@@ -277,6 +319,7 @@ class Run:
             "schema_version": SCHEMA_VERSION,
             "interrupted": self.interrupted,
             "broken": self.broken,
+            "counters_reason": self.counters_reason,
             "elapsed_s": self.elapsed_s,
             "environment": dict(self.environment),
             "settings": dict(self.settings),
@@ -319,6 +362,7 @@ class Run:
             "throttle_reasons": list(row.throttle_reasons),
             "tiling": None if row.tiling is None else dict(row.tiling),
             "variant": row.variant,
+            "counters": None if row.counters is None else dict(row.counters),
         }
 
 

@@ -37,7 +37,7 @@ def read_run(path: Path) -> Run:
         _require(document["environment"], "device", "versions", "commit")
         _require(document["environment"]["device"], "kind", "name", "memory_bytes", "last_level_cache_bytes")
         _require(document["settings"], "model", "parameters", "dtype", "prefill_tokens", "usd_per_hour")
-        return _run(document)
+        return run_of(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"run file: {str(path)!r} is not a whole run ({type(error).__name__}: {error})"
@@ -50,7 +50,12 @@ def _require(entry: Mapping[str, Any], *keys: str) -> None:
         entry[key]
 
 
-def _run(document: Mapping[str, Any]) -> Run:
+def run_of(document: Mapping[str, Any]) -> Run:
+    """The run that `Run.to_json` made this JSON object of.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is not a whole run.
+    """
     return Run(
         environment=document["environment"],
         settings=document["settings"],
@@ -63,6 +68,7 @@ def _run(document: Mapping[str, Any]) -> Run:
         ],
         interrupted=document["interrupted"],
         broken=document.get("broken"),
+        counters_reason=document.get("counters_reason"),
         elapsed_s=document["elapsed_s"],
     )
 

@@ -147,6 +147,12 @@ cli.add_command(tune_command)
     "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes.",
 )
 @click.option(
+    "--counters",
+    is_flag=True,
+    help="Read DRAM bytes and matrix-unit activity of each kernel too, from the GPU's hardware counters, "
+    "where nsight-python and the permission are there; else the run says why not.",
+)
+@click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN.json",
@@ -231,6 +237,7 @@ def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
             total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
             seed=asked["seed"],
             providers=asked["providers"],
+            counters=asked["counters"],
         ),
         opened,
     )

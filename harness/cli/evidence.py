@@ -7,6 +7,7 @@ import click
 
 from ..accounting.errors import FailureError, UsageError
 from . import options
+from .own_kernel import compile_providers, count_providers, provider_option
 from .progress import progress_bar
 
 MOST_COUNTED_TOKENS = 1_000_000
@@ -20,8 +21,9 @@ MOST_CACHE_ELEMENTS = 2**28
     "kernels",
     multiple=True,
     type=click.Choice(["decode_attention", "prefill_matmul"]),
-    help="What to count; repeat for several.  [default: both]",
+    help="What to count; repeat for several.  [default: both, without --provider]",
 )
+@provider_option("A function of your own to count, as `decodetax run` takes it; repeat for several.")
 @click.option(
     "--batch", callback=options.SIZE, metavar="N", help="Sequences.  [default: as many as --context]"
 )
@@ -93,12 +95,12 @@ MOST_CACHE_ELEMENTS = 2**28
     "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Of the inputs."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
-def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None:
+def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json: bool, **asked: Any) -> int:
     """Count bytes and operations while the kernels run in Triton's interpreter; needs no GPU.
 
     Bytes are counted per tensor: requested by live lanes, distinct, written. Beside them stand what the
     tiling's formula says (modelled) and what the case cannot do without (work). A large product is modelled
-    alone.
+    alone. Exit code 1 means that a kernel gave a wrong result or touched memory as it must not.
     """
     from ..accounting.cases import DecodeAttention, PrefillMatmul
     from ..accounting.gpu_limits import find_gpu
@@ -143,16 +145,18 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
     try:
         rows = [
             count_row(cases[name], gpu, programs_per_sm=asked["programs_per_sm"], seed=asked["seed"])
-            for name in (dict.fromkeys(kernels) or cases)
+            for name in (dict.fromkeys(kernels) or ([] if providers else cases))
         ]
+        own = list(count_providers(providers, cases, seed=asked["seed"]))
     except TrafficError as error:
         raise FailureError(f"memory fault: {error}") from error
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
-        return
-    from ..reporting.evidence import count_text
+        click.echo(json.dumps({"schema_version": 1, "rows": [*rows, *own]}, indent=1, allow_nan=False))
+    else:
+        from ..reporting.evidence import count_text, own_count_text
 
-    click.echo("\n\n".join(map(count_text, rows)))
+        click.echo("\n\n".join([*map(count_text, rows), *map(own_count_text, own)]))
+    return 1 if any(row["status"] == "failed" for row in own) else 0
 
 
 @click.command("inspect")
@@ -169,8 +173,9 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
     "kernels",
     multiple=True,
     type=click.Choice(["decode_attention", "prefill_matmul"]),
-    help="What to compile; repeat for several.  [default: both]",
+    help="What to compile; repeat for several.  [default: both, without --provider]",
 )
+@provider_option("A function of your own to compile, as `decodetax run` takes it; repeat for several.")
 @click.option(
     "--dtype",
     callback=options.one_of("all", "bf16", "fp16", "fp32", "e4m3", "e5m2", "int8"),
@@ -188,7 +193,13 @@ def count_command(kernels: tuple[str, ...], as_json: bool, **asked: Any) -> None
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 def inspect_command(
-    first: str, others: tuple[str, ...], kernels: tuple[str, ...], dtype: str, schedule: bool, as_json: bool
+    first: str,
+    others: tuple[str, ...],
+    kernels: tuple[str, ...],
+    providers: tuple[str, ...],
+    dtype: str,
+    schedule: bool,
+    as_json: bool,
 ) -> int:
     """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
 
@@ -196,23 +207,37 @@ def inspect_command(
     them. Exit code 1 means that something did not compile or does not fit.
     """
     from ..accounting.gpu_limits import find_gpu
+
+    names = [name for text in (first, *others) for name in text.split(",")]
+    limits = {limit.gpu: limit for limit in map(find_gpu, names)}
+    if schedule:
+        if dtype not in {"all", "bf16"} or len(set(kernels)) > 1 or providers:
+            raise UsageError(
+                "--schedule: is of one kernel of ours, in bf16; it goes with no second --kernel, no "
+                "--provider and no other --dtype"
+            )
+        _show_schedule(tuple(limits), kernels[0] if kernels else "decode_attention", as_json=as_json)
+        return 0
+    own = [row.to_json() for row in compile_providers(providers, list(limits.values()), dtype)]
+    ours = () if providers and not kernels else (kernels or ("decode_attention", "prefill_matmul"))
+    rows = _compiled(tuple(limits), ours, dtype) + own
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
+    else:
+        from ..reporting.evidence import inspect_text
+
+        click.echo(inspect_text(rows))
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def _compiled(gpus: tuple[str, ...], kernels: tuple[str, ...], dtype: str) -> list[dict[str, Any]]:
+    """The rows of our own kernels."""
     from ..inspecting.variants import default_cases
     from ..inspecting.workers import inspect_cases
 
-    names = [name for text in (first, *others) for name in text.split(",")]
-    gpus = tuple(dict.fromkeys(find_gpu(name).gpu for name in names))
-    if schedule:
-        if dtype not in {"all", "bf16"} or len(set(kernels)) > 1:
-            raise UsageError(
-                "--schedule: is of one kernel, in bf16; it goes with no second --kernel, no other --dtype"
-            )
-        _show_schedule(gpus, kernels[0] if kernels else "decode_attention", as_json=as_json)
-        return 0
-    cases = [
-        case
-        for case in default_cases()
-        if case.kernel in (kernels or (case.kernel,)) and dtype in ("all", case.dtype)
-    ]
+    cases = [case for case in default_cases() if case.kernel in kernels and dtype in ("all", case.dtype)]
+    if not cases:
+        return []
     with progress_bar() as progress:
         done: list[str] = []
 
@@ -222,14 +247,7 @@ def inspect_command(
                 min(0.99, len(done) / (1.4 * len(cases) * len(gpus))), f"{row.gpu} {row.kernel} {row.variant}"
             )
 
-        rows = [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
-    else:
-        from ..reporting.evidence import inspect_text
-
-        click.echo(inspect_text(rows))
-    return 0 if all(row["status"] == "ok" for row in rows) else 1
+        return [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]
 
 
 def _show_schedule(gpus: tuple[str, ...], kernel: str, *, as_json: bool) -> None:

@@ -182,6 +182,7 @@ def findings(run: "Run") -> str:
         summary.workload(run),
         tables.ceilings_table(run),
         tables.kernels_table(run),
+        tables.counters_table(run),
         tables.gap_table(run),
     ]
     if run.interpreter_checks:

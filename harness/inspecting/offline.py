@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
+from triton.runtime.autotuner import Autotuner
 
 from ..accounting.gpu_limits import SmLimits, find_gpu
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
@@ -111,7 +113,8 @@ class CompiledLaunch:
 def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[CompiledLaunch, ...]:
     """Compiles every Triton launch that a callable makes, for one GPU, and runs none.
 
-    Host functions of this package choose their tilings as on that GPU.
+    Host functions of this package choose their tilings as on that GPU; a kernel under `triton.autotune` is
+    compiled by each of its configurations.
 
     Args:
         call: makes the launches, on CPU tensors; they take no memory until something is written to them.
@@ -151,6 +154,7 @@ def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[Compile
     with contextlib.ExitStack() as replacements:
         replacements.enter_context(_replaced(driver, "_active", _OfflineDriver(gpu.sm)))
         replacements.enter_context(_replaced(triton.JITFunction, "run", record))
+        replacements.enter_context(_replaced(Autotuner, "run", _run_each))
         for module in _modules_of_kernels():
             # Checks let CPU tensors pass where kernels are interpreted.
             for name, stand_in in (
@@ -159,6 +163,9 @@ def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[Compile
             ):
                 if name in vars(module):
                     replacements.enter_context(_replaced(module, name, stand_in))
+        replacements.enter_context(warnings.catch_warnings())
+        # Triton 3.9 says at its first compilation that a default of its own will change.
+        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
         call()
     return tuple(launches)
 
@@ -326,6 +333,13 @@ def _replaced(owner: Any, name: str, stand_in: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
+    """In place of the choice that `triton.autotune` makes by timing: each configuration, in turn."""
+    self.nargs = dict(zip(self.arg_names, args, strict=False))
+    for config in self.prune_configs(kwargs):
+        self.fn.run(*args, **kwargs, **config.all_kwargs())
 
 
 def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The rates that a device reaches at its best, measured: reading, copying, and dense matmul per dtype.
 
 A ceiling is what cannot be passed, so the fastest call of each measurement makes it; all samples are kept.
+Timed again in each round of a run, ceilings tell what the machine did meanwhile.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,12 +42,10 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
-    elements = (
-        min(max(PERSISTENT * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8)
-        // 8
-        * 2
+    size = min(
+        max(PERSISTENT * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
     )
-    buffer = source.normal(elements, dtype=torch.float32)
+    buffer = source.normal(size // 8 * 2, dtype=torch.float32)
     yield "read bandwidth", _read_bandwidth(device, buffer, budget)
     yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)
     del buffer
@@ -54,6 +53,36 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
     for dtype in DTYPES:
         yield f"{dtype} matmul", _matmul(device, source, dtype, budget)
         device.release()
+
+
+def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget, *, number: int) -> Ceiling:
+    """A measured ceiling with samples of its call in a later round, `number` from 1.
+
+    As it was where there is no rate, no memory for it now, or no call that is known (in files of before).
+    """
+    unknown = ceiling.kind == "read_bandwidth" and ceiling.call not in READERS
+    if ceiling.rate is None or ceiling.work is None or unknown:
+        return ceiling
+    try:
+        samples_s = measure(device, [_call_of(ceiling, source)], budget).samples_s
+    except (MemoryError, torch.OutOfMemoryError):
+        return ceiling
+    return ceiling.with_round(samples_s, number)
+
+
+def _call_of(ceiling: Ceiling, source: Source) -> Callable[[], object]:
+    """What a ceiling's samples time."""
+    work = ceiling.work or {}
+    if ceiling.kind == "matmul":
+        size = round((work["operations"] / 2) ** (1 / 3))
+        a, b = (source.normal(size, size, dtype=DTYPES[str(ceiling.dtype)]) for _ in range(2))
+        return lambda: a @ b.t()
+    buffer = source.normal(work["bytes_read"] // 4, dtype=torch.float32)
+    if ceiling.kind == "copy_bandwidth":
+        target = torch.ones_like(buffer)
+        return lambda: target.copy_(buffer)
+    read = READERS[ceiling.call]
+    return lambda: read(buffer)
 
 
 def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
@@ -70,6 +99,8 @@ def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
         detail=f"fastest {name} of {size / 2**20:.0f} MiB of float32",
         samples_s=samples_s,
         work={"bytes_read": size, "bytes_written": 0},
+        call=name,
+        rounds=(0,) * len(samples_s),
     )
 
 
@@ -84,6 +115,7 @@ def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
         detail=f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written",
         samples_s=samples_s,
         work={"bytes_read": size, "bytes_written": size},
+        rounds=(0,) * len(samples_s),
     )
 
 
@@ -117,4 +149,5 @@ def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceili
         detail=f"fastest product of {size} x {size} matrices",
         samples_s=samples_s,
         work={"operations": 2 * size**3},
+        rounds=(0,) * len(samples_s),
     )

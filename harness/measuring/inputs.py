@@ -61,6 +61,13 @@ class Source:
         return drawn
 
 
+class BlankSource(Source):
+    """Tensors without numbers: shapes and strides. They take no memory until something writes to them."""
+
+    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:  # noqa: ARG002, D102
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatmulInputs:
     """x [rows, in_features], weight [out_features, in_features], out [rows, out_features]."""

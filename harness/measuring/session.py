@@ -14,7 +14,8 @@ from ..accounting.peaks import DevicePeaks, peaks_of
 from ..accounting.records import Ceiling, Roof, Row, Run
 from ..accounting.rental import default_rental
 from ..accounting.token_cost import gaps_of
-from .ceilings import measure_ceilings
+from .ceilings import measure_ceilings, time_again
+from .counters import read_counters
 from .device import Device, open_device
 from .environment import describe
 from .inputs import DTYPES, Source, memory_bytes
@@ -56,6 +57,7 @@ class Settings:
         total_limit_s: seconds after which rows are given the fewest samples.
         seed: of the inputs.
         providers: of the user's own, each "module:function".
+        counters: whether hardware counters are read of the rows, once they are timed.
     """
 
     model: LanguageModel
@@ -70,6 +72,7 @@ class Settings:
     total_limit_s: float
     seed: int = 0
     providers: tuple[str, ...] = ()
+    counters: bool = False
 
     def sweep(self, dtype: str) -> Sweep:
         """The sweep in a dtype."""
@@ -252,6 +255,7 @@ def _fill(
         )
         if (late and number >= LEAST_ROUNDS) or not to_run(case, bench, earlier):
             continue
+        _time_ceilings_again(result, settings, device, source, number)
         share = CEILINGS_SHARE + (0.95 - CEILINGS_SHARE) * sum(costs[:index]) / sum(costs)
         progress(share, f"{case.id}, round {number + 1} of {ROUNDS}")
         for row in run_case(case, bench, earlier):
@@ -262,6 +266,10 @@ def _fill(
         # Of the user's own those that are not timed while Triton interprets.
         kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
         result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed, more=kernels)
+    if settings.counters:
+        result.counters_reason = read_counters(
+            result, device, lambda share, what: progress(0.95 + 0.05 * share, f"counters of {what}")
+        )
     progress(1.0, "done")
 
 
@@ -281,12 +289,34 @@ def _measure_ceilings(
         progress(CEILINGS_SHARE * done / count, f"ceilings: {what} done")
 
 
+def _time_ceilings_again(
+    result: Run, settings: Settings, device: Device, source: Source, number: int
+) -> None:
+    """In each round but the first, which measures them, those that bear on the run's rows."""
+    budget = _round_budget(settings.ceiling_limit_s)
+    due = [
+        place
+        for place, ceiling in enumerate(result.ceilings)
+        if ceiling.provenance == "measured"
+        and ceiling.dtype in (None, result.dtype)
+        and number not in (ceiling.rounds or (0,))
+    ]
+    for place in due:
+        result.ceilings[place] = time_again(result.ceilings[place], device, source, budget, number=number)
+    if due:
+        device.release()
+
+
 def _budget(settings: Settings, *, late: bool) -> Budget:
     """A row's share of its budget in one round."""
-    row_limit_s = min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s
+    return _round_budget(min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s)
+
+
+def _round_budget(limit_s: float) -> Budget:
+    """The share of one round in a budget of so many seconds of sampling."""
     return Budget(
-        time_limit_s=row_limit_s / ROUNDS,
-        warm_up_s=row_limit_s / 2 / ROUNDS,
+        time_limit_s=limit_s / ROUNDS,
+        warm_up_s=limit_s / 2 / ROUNDS,
         least_samples=1,
         enough_samples=math.ceil(ENOUGH_SAMPLES / ROUNDS),
         most_samples=MOST_SAMPLES // ROUNDS,

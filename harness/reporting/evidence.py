@@ -53,6 +53,41 @@ def count_text(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def own_count_text(row: Mapping[str, Any]) -> str:
+    """A user's own kernel, counted: the tensors of each launch by its parameters, and the whole."""
+    title = f"{row['kernel']}: {row['case']}"
+    if row["status"] != "counted":
+        return f"{title}\n{row['status']}: {row['reason']}"
+    cells = [
+        (
+            launch["kernel"],
+            launch["programs"],
+            name,
+            tensor["bytes_requested"],
+            tensor["bytes_written"],
+            tensor["bytes_distinct"],
+            tensor["sectors"],
+        )
+        for launch in row["launches"]
+        for name, tensor in launch["tensors"].items()
+    ]
+    headers = ("launch", "programs", "tensor", "requested B", "written B", "distinct B", "sectors")
+    operations = "; ".join(f"{si(count)}in {types}" for types, count in row["operations"].items()) or "none"
+    needed = (
+        f"{si(row['modelled_work_operations'])}operations and {si(row['modelled_work_bytes'])}B (modelled)"
+    )
+    intensity = number(row["operations_per_counted_byte"])
+    return "\n".join(
+        (
+            f"{title} (counted; its result is right)",
+            tabulate(cells, headers=headers, disable_numparse=True),
+            f"products (counted): {operations}; the case needs {needed}",
+            f"bytes requested and written over those needed: {row['bytes_counted_over_work']:.4g}",
+            f"operations needed per byte requested or written: {intensity}",
+        )
+    )
+
+
 def _tensors(row: Mapping[str, Any]) -> str:
     headers = (
         "tensor",

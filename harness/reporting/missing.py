@@ -15,6 +15,8 @@ def missing_from(run: Run) -> Iterator[str]:
     if run.failures:
         count = len(run.failures)
         yield f"{count} {'result was' if count == 1 else 'results were'} wrong: those rows have no figures."
+    if run.counters_reason is not None:
+        yield f"Hardware counters were not read of every row: {run.counters_reason}."
     yield from _no_roofs(run)
     if not any(row.status == "ok" for row in run.rows):
         yield "No kernel was timed with a correct result, so the roofline has no points."

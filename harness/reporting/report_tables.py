@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..accounting.break_even import measured_batch
-from ..accounting.records import Gap, Row, Run
+from ..accounting.records import COUNTER_NAMES, Gap, Row, Run
 from .series import OUTPUT_PARTS, PriceRatio, gap_lines, output_parts, shape_of
 from .tables import CEILING_NAMES, provider_name
 from .units import number, seconds, si
@@ -13,6 +13,7 @@ from .units import number, seconds, si
 MEASURED, MODELLED, DATASHEET, PUBLISHED = "measured", "modelled", "datasheet", "published"
 AGAINST_DATASHEET = "measured over datasheet"
 AT_A_PRICE = "measured, at the price of the device"
+COUNTERS = "measured by hardware counters"
 
 
 def _plain(value: Any) -> str:
@@ -25,6 +26,10 @@ def _significant(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.0%}"
+
+
+def _bytes(value: float) -> str:
+    return f"{si(value)}B"
 
 
 def _two_decimals(value: float) -> str:
@@ -151,12 +156,17 @@ def kernels_table(runs: Runs) -> DataTable:
         Column(name="median_s", title="median", provenance=MEASURED, show=seconds),
         Column(name="low_s", title="95% from", provenance=MEASURED, show=seconds),
         Column(name="high_s", title="to", provenance=MEASURED, show=seconds),
+        Column(name="samples", title="samples", provenance=MEASURED),
+        Column(name="rounds", title="rounds", provenance=MEASURED),
         Column(name="flop_per_s", title="FLOP/s", provenance=MEASURED, show=si),
         Column(name="bytes_per_s", title="bandwidth", provenance=MEASURED, show=_bandwidth),
         Column(name="bound", title="bound", provenance=MEASURED),
         Column(name="share_of_ceiling", title="of the roof", provenance=MEASURED, show=_percent),
         Column(name="share", title="of the roof", provenance=AGAINST_DATASHEET, show=_percent),
         Column(name="throttled", title="throttled", provenance=MEASURED),
+        Column(name="dram_bytes_read", title="DRAM read", provenance=COUNTERS, show=_bytes),
+        Column(name="dram_bytes_written", title="DRAM written", provenance=COUNTERS, show=_bytes),
+        Column(name="matrix_active_share", title="matrix units active", provenance=COUNTERS, show=_percent),
     )
 
     def rows(run: Run) -> Found:
@@ -171,11 +181,12 @@ def _kernel(run: Run, row: Row) -> tuple[Any, ...]:
     return (
         row.case.id, provider_name(row), shape_of(row.case),
         work.operations, work.bytes_total, work.operations_per_byte,
-        time_s.median, time_s.low, time_s.high,
+        time_s.median, time_s.low, time_s.high, len(row.samples_s), len(set(row.rounds)) or 1,
         work.operations / time_s.median, work.bytes_total / time_s.median,
         measured and measured[1], measured and measured[0] / time_s.median,
         sheet and sheet[0] / time_s.median,
         ", ".join(row.throttle_reasons) or None,
+        *((row.counters or {}).get(name) for name in COUNTER_NAMES),
     )  # fmt: skip
 
 

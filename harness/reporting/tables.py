@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
-from ..accounting.records import Ceiling, Row, Run
+from ..accounting.records import COUNTER_NAMES, Ceiling, Row, Run
 from .units import number, seconds, si
 
 CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
@@ -54,6 +54,31 @@ def _kernel_row(run: Run, row: Row) -> tuple[str, ...]:
         f"{measured[0] / time_s.median:.0%}" if measured else "-",
         f"{datasheet[0] / time_s.median:.0%}" if datasheet else "-",
     )
+
+
+def counters_table(run: Run) -> str:
+    """What hardware counters told of rows, beside the bytes that they cannot do without, and why of no more.
+
+    Empty where a run was not asked for them.
+    """
+    headers = (
+        "case", "provider", "bytes (modelled)", "DRAM read", "DRAM written", "DRAM/modelled", "matrix units",
+    )  # fmt: skip
+    rows = [
+        (row.case.id, provider_name(row), *_counters(row.counters, row.case.work().bytes_total))
+        for row in run.rows
+        if row.counters is not None
+    ]
+    lines = [_table("Hardware counters (measured)", headers, rows)] if rows else []
+    if run.counters_reason is not None:
+        which = "of other rows " if rows else ""
+        lines.append(f"Hardware counters {which}were not read: {run.counters_reason}")
+    return "\n".join(lines)
+
+
+def _counters(counters: Mapping[str, float], modelled: int) -> tuple[str, ...]:
+    read, written, active = (counters[name] for name in COUNTER_NAMES)
+    return si(modelled), si(read), si(written), f"{(read + written) / modelled:.3g}", f"{active:.0%}"
 
 
 def provider_name(row: Row) -> str:

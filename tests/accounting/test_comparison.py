@@ -326,6 +326,47 @@ def test_what_the_clock_did_counts(before, after, verdict, reason):
     assert (row.verdict, row.reason) == (verdict, reason)
 
 
+def in_rounds(*levels_s, size=8):
+    """A read bandwidth whose fastest call is always the same, and whose rounds have these levels."""
+    times = [1e-3, *levels_s]
+    rounds = [0, *range(len(levels_s))]
+    return [
+        Ceiling(
+            kind="read_bandwidth",
+            provenance="measured",
+            bandwidth_bytes_per_s=1e8,
+            samples_s=times,
+            rounds=rounds,
+            work={"bytes_read": size, "bytes_written": 0},
+        )
+    ]
+
+
+def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
+    before, after = pair(math.log(1.1))
+    before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), in_rounds(1e-3, *[1.2e-3] * 3)
+    row = only_row(before, after)
+    level = 1.2 ** (3 / 4)
+    assert row.verdict == "not sure"
+    assert row.reason == f"the machine was slower after: read bandwidth by {level - 1:.1%}"
+    [control] = compare(before, after).controls
+    assert (control.least, control.most) == (1.0, pytest.approx(level))
+
+
+@pytest.mark.parametrize(
+    "after_ceilings",
+    [
+        pytest.param(in_rounds(1e-3, 1.2e-3), id="too few rounds"),
+        pytest.param(in_rounds(*[1.2e-3] * 4, size=16), id="another call"),
+    ],
+)
+def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
+    before, after = pair(math.log(1.1))
+    before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), after_ceilings
+    assert [control.most for control in compare(before, after).controls] == [1.0]
+    assert only_row(before, after).verdict == "slower"
+
+
 @pytest.mark.parametrize(
     ("limit", "regressions"), [(0.05, 1), (0.0, 1), (0.09, 1), (0.098, 0), (0.11, 0), (1.0, 0)]
 )

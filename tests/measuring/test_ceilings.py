@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
+from decodetax.harness.accounting.records import Ceiling
 from decodetax.harness.measuring import ceilings as module
-from decodetax.harness.measuring.ceilings import PERSISTENT, measure_ceilings
+from decodetax.harness.measuring.ceilings import PERSISTENT, measure_ceilings, time_again
 from decodetax.harness.measuring.timer import Budget
 from fakes import FakeDevice, SmallCpu, source
 
@@ -179,3 +180,51 @@ def test_size_that_does_not_fit_after_all_leaves_the_rates_of_smaller_ones(error
     ceiling = module._matmul(device, numbers, "fp32", BUDGET)
     assert ceiling.flop_per_s == pytest.approx(1e9)
     assert ceiling.reason is None
+
+
+@pytest.mark.usefixtures("_small")
+def test_ceilings_timed_again_time_the_same_call_on_as_much(monkeypatch):
+    device = SmallCpu()
+    monkeypatch.setattr(device, "free_bytes", lambda: 2**20)
+    for ceiling in by_name(device).values():
+        again = time_again(ceiling, device, source(), BUDGET, number=1)
+        assert (again.kind, again.dtype, again.work, again.call) == (
+            *(ceiling.kind, ceiling.dtype, ceiling.work, ceiling.call),
+        )
+        assert again.samples_s[: len(ceiling.samples_s)] == ceiling.samples_s
+        assert again.rounds[: len(ceiling.samples_s)] == (0,) * len(ceiling.samples_s)
+        assert set(again.rounds[len(ceiling.samples_s) :]) == {1}
+        assert again.rate == pytest.approx(ceiling.rate * min(ceiling.samples_s) / min(again.samples_s))
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("name", sorted(module.READERS))
+def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
+    read = []
+    monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", {"cpu": 2**12})
+    monkeypatch.setattr(module, "READERS", {name: lambda buffer: read.append(buffer.nbytes)})
+    device = FakeDevice(cache_bytes=8)
+    ceiling = by_name(device)["read bandwidth"]
+    monkeypatch.setitem(module.READERS, "another", lambda _buffer: read.append(None))
+    read.clear()
+    time_again(ceiling, device, source(), BUDGET, number=2)
+    assert set(read) == {2**12}
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError], ids=lambda error: error.__name__)
+def test_a_ceiling_that_no_longer_fits_stays_as_it_was(monkeypatch, error):
+    monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", {"cpu": 2**12})
+    ceiling = by_name(FakeDevice())["copy bandwidth"]
+
+    class Full:
+        def normal(self, *_shape, dtype):
+            raise error(str(dtype))
+
+    assert time_again(ceiling, FakeDevice(), Full(), BUDGET, number=1) is ceiling
+
+
+def test_a_read_by_a_call_that_is_not_known_stays_as_it_was():
+    ceiling = Ceiling(kind="read_bandwidth", provenance="measured", bandwidth_bytes_per_s=1.0,
+                      samples_s=(1.0,), work={"bytes_read": 8, "bytes_written": 0})  # fmt: skip
+    assert time_again(ceiling, FakeDevice(), source(), BUDGET, number=1) is ceiling

@@ -47,6 +47,26 @@ def test_every_row_has_samples_of_every_round():
         assert list(row.rounds) == sorted(row.rounds)
 
 
+def test_ceilings_that_bear_on_rows_have_samples_of_every_round():
+    result = run()
+    for ceiling in result.ceilings:
+        rounds = set(range(ROUNDS)) if ceiling.dtype in (None, result.dtype) else {0}
+        assert set(ceiling.rounds) == rounds
+        assert list(ceiling.rounds) == sorted(ceiling.rounds)
+
+
+def test_a_run_that_goes_on_times_no_ceiling_twice_in_a_round(turns):
+    whole = len(run().ceilings[0].samples_s)
+    turns["stop"] = len(turns["turns"]) // 2
+    turns["turns"].clear()
+    result = run()
+    assert result.interrupted
+    turns["stop"] = None
+    go_on(result)
+    assert set(result.ceilings[0].rounds) == set(range(ROUNDS))
+    assert len(result.ceilings[0].samples_s) == whole
+
+
 def test_rounds_are_interleaved(turns):
     run()
     rounds = [number for number, _, _ in turns["turns"]]

@@ -1,0 +1,152 @@
+"""Each command that README and docs show runs as it stands there; only what takes minutes is cut in size."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from decodetax.harness import cli
+from decodetax.harness.accounting import language_model
+from decodetax.harness.inspecting import decode_suite, matmul_suite, variants
+from decodetax.harness.measuring import ceilings, device, inputs, session
+from decodetax.harness.measuring.timer import Budget
+from hand_made import TINY, write_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("[RC][EO]*.md"), *ROOT.glob("docs/**/*.md")])
+"""README and CONTRIBUTING, and all of docs."""
+COMMAND = re.compile(r"(?m)^    (?:.* && )?(decodetax [^#\n]+?)(?:   .*)?$|`(decodetax [^`]+)`")
+NEEDS_GPU = "tune"
+
+
+def shown():
+    """Every command line of the pages, once."""
+    found = [line for page in PAGES for line in COMMAND.findall(page.read_text(encoding="utf-8"))]
+    return sorted({" ".join((in_block or span).split()) for in_block, span in found})
+
+
+def arguments_of(command):
+    """What follows `decodetax`; what may be left out is there."""
+    return command.replace("[", "").replace("]", "").replace(" ...", "").split()[1:]
+
+
+def names_alone(command):
+    """Whether a text in passing only names a command or an option, and leaves out what it needs."""
+    name, *rest = arguments_of(command)
+    try:
+        cli.cli.commands[name].make_context(name, list(rest))
+    except (click.MissingParameter, click.BadOptionUsage):
+        return True
+    except Exception:  # noqa: BLE001  (whatever it is, the command shall be run and show it)
+        return False
+    return False
+
+
+def block(page, mark):
+    """A code block of a page, by a word of its first line."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return next(code for code in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL) if mark in code)
+
+
+def invoke(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["decodetax", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that holds every file that the pages name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("my_kernel", None)
+    shutil.copytree(ROOT / "docs" / "runs", "docs/runs")
+    for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
+        shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
+    Path("path/to").mkdir(parents=True)
+    write_config(tmp_path / "path" / "to")
+    Path("my_kernel.py").write_text(block("docs/extending.md", "_product_kernel"), encoding="utf-8")
+    Path("ours.toml").write_text(block("docs/extending.md", "[[price]]"), encoding="utf-8")
+    return tmp_path
+
+
+class SmallCpu(device.CpuDevice):
+    """This processor with a small cache, so that few copies of inputs fill it."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache_bytes = 4096
+
+    def release(self):
+        """Nothing: collecting garbage after every case takes longer than all else here."""
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    """Runs of a tiny model with one sample a round; few cases to compile, few calls to simulate."""
+    monkeypatch.setattr(language_model, "load_timed_model", lambda _name: TINY)
+    monkeypatch.setattr(session, "_round_budget", lambda _limit_s: Budget(
+        time_limit_s=1e-4, warm_up_s=1e-4, least_samples=1, enough_samples=1))  # fmt: skip
+    monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
+    monkeypatch.setattr(ceilings, "LEAST_BUFFER_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(session, "open_device", lambda _name: SmallCpu())
+    monkeypatch.setattr(inputs, "BLOCK", 65_537)
+    few = variants.default_cases()
+    monkeypatch.setattr(variants, "default_cases", lambda: (few[0], few[-1]))
+    suite, products = decode_suite.suite_rows, matmul_suite.product_rows
+    monkeypatch.setattr(decode_suite, "suite_rows", lambda gpus: suite(gpus, full=False))
+    monkeypatch.setattr(matmul_suite, "product_rows", lambda gpus: products(gpus, rows=(1, 64)))
+
+
+def prepared(monkeypatch, command):
+    """The arguments of a command; a run that it is to go on with is made first."""
+    words = arguments_of(command)
+    if "--resume" in words:
+        assert invoke(monkeypatch, ["run", "--quick", "-o", "RUN.json"]) == 0
+        whole = json.loads(Path("RUN.json").read_text(encoding="utf-8"))
+        Path("RUN.json").write_text(json.dumps({**whole, "interrupted": True}), encoding="utf-8")
+    return words
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("command", [command for command in shown() if not names_alone(command)])
+def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
+    if "--provider" not in command:  # twins are run by tests of their own
+        monkeypatch.setattr(session, "check_twins", lambda *_arguments, **_options: iter(()))
+    words = prepared(monkeypatch, command)
+    if words[0] == "inspect" and "--provider" in words:  # it compiles, and this process interprets
+        done = subprocess.run(
+            [sys.executable, "-m", "decodetax.harness", *words], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    code = invoke(monkeypatch, words)
+    printed = capsys.readouterr()
+    if words[0] == NEEDS_GPU:
+        assert (code, printed.out) == (2, "")
+        assert "CUDA" in printed.err
+        return
+    assert code == 0, printed.err
+    assert printed.out
+    for option, place in itertools.pairwise(words):
+        if option in {"--html", "-o", "--csv", "--markdown", "--png"}:
+            assert (folder / place).exists()
+
+
+def test_the_commands_that_are_found_are_those_of_the_readme():
+    found = shown()
+    assert "decodetax run" in found
+    assert "decodetax price --model gpt-4o-2024-08-06 --input 500 --output 700" in found
+    assert {command.split()[1] for command in found} == set(cli.cli.commands)
+
+
+def test_the_example_of_an_own_kernel_prints_what_the_page_says(monkeypatch, capsys, folder):
+    assert folder
+    assert invoke(monkeypatch, ["count", "--provider", "my_kernel:my_product"]) == 0
+    assert capsys.readouterr().out == block("docs/extending.md", "my_kernel:my_product: prefill")
