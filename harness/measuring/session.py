@@ -241,6 +241,7 @@ def _fill(
     costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
     turns = [(number, case) for number in range(ROUNDS) for case in cases]
     more = own_providers(settings.providers)
+    latest = 0
     for index, (number, case) in enumerate(turns):
         late = time.perf_counter() - start_s > settings.total_limit_s
         earlier = {row.provider: row for row in result.rows if row.case == case}
@@ -255,7 +256,9 @@ def _fill(
         )
         if (late and number >= LEAST_ROUNDS) or not to_run(case, bench, earlier):
             continue
-        _time_ceilings_again(result, settings, device, source, number)
+        if number > latest:
+            latest = number
+            _time_ceilings_again(result, settings, device, source, number)
         share = CEILINGS_SHARE + (0.95 - CEILINGS_SHARE) * sum(costs[:index]) / sum(costs)
         progress(share, f"{case.id}, round {number + 1} of {ROUNDS}")
         for row in run_case(case, bench, earlier):

@@ -67,6 +67,16 @@ def test_a_run_that_goes_on_times_no_ceiling_twice_in_a_round(turns):
     assert len(result.ceilings[0].samples_s) == whole
 
 
+def test_a_ceiling_that_cannot_be_timed_again_is_tried_once_a_round(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        session, "time_again", lambda ceiling, *_args, number: tried.append((ceiling.kind, number)) or ceiling
+    )
+    run()
+    kinds = ("read_bandwidth", "copy_bandwidth", "matmul")
+    assert tried == [(kind, number) for number in range(1, ROUNDS) for kind in kinds]
+
+
 def test_rounds_are_interleaved(turns):
     run()
     rounds = [number for number, _, _ in turns["turns"]]
