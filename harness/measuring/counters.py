@@ -35,8 +35,8 @@ MATRIX_ACTIVE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed
 """Of the matrix units, by whichever instructions of a GPU's generation reach them."""
 
 Counters = Mapping[str, float]
-Profile = Callable[[Callable[[], object], Sequence[str], Any], Mapping[str, float]]
-"""Runs a call once and gives each metric's value, those of several launches combined by the function."""
+Profile = Callable[[Callable[[], object], Sequence[str], Callable[[Any, Any], Any]], Mapping[str, float]]
+"""Runs a call once and gives each metric's value, those of several launches combined by a Python function."""
 
 
 def read_counters(run: Run, device: Device, progress: Callable[[float, str], None]) -> str | None:
@@ -141,13 +141,21 @@ def _counters(row: Row, provider: Provider, source: Source, profile: Profile) ->
     call = provider.bind(inputs) if provider.bind is not None else partial(provider.run, inputs)
     call()  # compiles, and allocates what it keeps
     # Bytes of several launches add up; of the shares that matrix units were active, the largest is told.
-    moved = profile(call, (DRAM_READ, DRAM_WRITTEN), np.add)
-    active = profile(call, (MATRIX_ACTIVE,), np.maximum)
+    moved = profile(call, (DRAM_READ, DRAM_WRITTEN), _sum)
+    active = profile(call, (MATRIX_ACTIVE,), _largest)
     return {
         "dram_bytes_read": moved[DRAM_READ],
         "dram_bytes_written": moved[DRAM_WRITTEN],
         "matrix_active_share": active[MATRIX_ACTIVE] / 100,
     }
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return one + other
+
+
+def _largest(one: Any, other: Any) -> Any:
+    return np.maximum(one, other)
 
 
 def _profile(
