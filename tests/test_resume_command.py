@@ -83,6 +83,7 @@ def run_file(tmp_path, monkeypatch):
     source = Path(__file__).resolve().parents[1] / "docs" / "runs" / "cpu-epyc-2-cores.json"
     document = json.loads(source.read_text(encoding="utf-8"))
     document["interrupted"] = True
+    document["environment"]["device"]["name"] = "another processor"
     path = tmp_path / "run.json"
 
     def write(**changes):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from ... import kernels
 from ...kernels import (
@@ -22,7 +21,7 @@ from ...kernels import (
 from ...kernels.matmul_tiling import DESCRIPTORS_FROM, VARIANTS, Variant, matmul_tilings
 from ..accounting.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 from ..accounting.work import ELEMENT_BYTES
-from . import decoder_layer, library_providers
+from . import decoder_layer, library_providers, torch_forms
 from .device import Device
 from .gate import Verdict, judge, tolerance
 from .inputs import (
@@ -58,9 +57,6 @@ __all__ = [
 
 COLUMN_STEP = 128
 """A sampled column in every so many: a tile of that width cannot be wrong unseen, in whatever row."""
-
-FEW_ROWS = 64
-"""From here on both orders of a product are equally fast on a CPU."""
 
 SAMPLED_TOKENS = 33
 """Query tokens of a sequence that long prompts are checked at, first and last among them."""
@@ -119,14 +115,6 @@ class Provider:
             tiling=dataclasses.asdict(tiling),
             variant=getattr(tiling, "variant", None),
         )
-
-
-def _matmul_torch(inputs: MatmulInputs) -> Tensor:
-    return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
-
-
-def _matmul_weight_first(inputs: MatmulInputs) -> Tensor:
-    return torch.matmul(inputs.weight, inputs.x.t()).t()
 
 
 def _matmul_triton(inputs: MatmulInputs) -> Tensor:
@@ -209,29 +197,6 @@ def _matmul_variant(variant: Variant) -> Provider:
     return Provider(name=f"triton-{variant.replace('_', '-')}", run=run, refuses=refuses, variant=variant)
 
 
-def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Views: q [batch, kv_heads, group, head_dim], caches [batch, kv_heads, capacity, head_dim]."""
-    kv_heads = inputs.k_cache.shape[2]
-    q = inputs.q.view(len(inputs.q), kv_heads, -1, inputs.q.shape[-1])
-    return q, inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
-
-
-def _decode_torch(inputs: DecodeAttentionInputs) -> Tensor:
-    return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
-
-
-def _decode_matmul(inputs: DecodeAttentionInputs) -> Tensor:
-    q, k, v = _grouped(inputs)
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-    return torch.matmul(scores.softmax(-1), v).flatten(1, 2)
-
-
-def _decode_key_first(inputs: DecodeAttentionInputs) -> Tensor:
-    q, k, v = _grouped(inputs)
-    scores = torch.matmul(k, (q * q.shape[-1] ** -0.5).transpose(-1, -2))
-    return torch.matmul(scores.transpose(-1, -2).softmax(-1), v).flatten(1, 2)
-
-
 def _decode_triton(inputs: DecodeAttentionInputs) -> Tensor:
     kernels.decode_attention(inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out)
     return inputs.out
@@ -257,10 +222,6 @@ def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
     )
 
 
-def _prefill_attention_torch(inputs: PrefillAttentionInputs) -> Tensor:
-    return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
-
-
 def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
     if device.kind != "cuda":
         return "compiled Triton kernels need a CUDA GPU; see the interpreter checks"
@@ -269,26 +230,6 @@ def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
     if float(getattr(device, "compute_capability", 0)) < 8:
         return "Triton kernels need compute capability 8.0 or newer"
     return None
-
-
-def _ragged(case: Case, _device: Device) -> str | None:
-    if isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
-        return "takes contexts of one length"
-    return None
-
-
-def _cpu_only(_case: Case, device: Device) -> str | None:
-    return None if device.kind == "cpu" else "a formulation for CPUs"
-
-
-def _ragged_or_not_cpu(case: Case, device: Device) -> str | None:
-    return _ragged(case, device) or _cpu_only(case, device)
-
-
-def _few_rows_on_cpu(case: Case, device: Device) -> str | None:
-    if isinstance(case, PrefillMatmul) and case.rows > FEW_ROWS:
-        return f"a formulation for at most {FEW_ROWS} rows"
-    return _cpu_only(case, device)
 
 
 def _library(
@@ -308,8 +249,13 @@ def _library(
 
 PROVIDERS: Mapping[str, Sequence[Provider]] = {
     "prefill_matmul": (
-        Provider(name="torch", run=_matmul_torch),
-        Provider(name="torch-weight-first", run=_matmul_weight_first, refuses=_few_rows_on_cpu),
+        Provider(name="torch", run=torch_forms.matmul),
+        Provider(
+            name="torch-weight-first",
+            run=torch_forms.matmul_weight_first,
+            refuses=torch_forms.few_rows_on_cpu,
+        ),
+        Provider(name="torch-batched", run=torch_forms.matmul_batched, refuses=torch_forms.batched_on_cpu),
         *(_matmul_variant(variant) for variant in VARIANTS),
         Provider(
             name="triton",
@@ -325,9 +271,17 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         ),
     ),
     "decode_attention": (
-        Provider(name="torch", run=_decode_torch, refuses=_ragged),
-        Provider(name="torch-matmul", run=_decode_matmul, refuses=_ragged_or_not_cpu),
-        Provider(name="torch-key-first", run=_decode_key_first, refuses=_ragged_or_not_cpu),
+        Provider(name="torch", run=torch_forms.decode_attention, refuses=torch_forms.ragged),
+        Provider(
+            name="torch-matmul",
+            run=torch_forms.decode_attention_by_matmul,
+            refuses=torch_forms.ragged_or_not_cpu,
+        ),
+        Provider(
+            name="torch-key-first",
+            run=torch_forms.decode_attention_key_first,
+            refuses=torch_forms.ragged_or_not_cpu,
+        ),
         Provider(
             name="triton",
             run=_decode_triton,
@@ -343,7 +297,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         _library("flash_attn", library_providers.flash_attn),
         _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
-    "prefill_attention": (Provider(name="torch", run=_prefill_attention_torch),),
+    "prefill_attention": (Provider(name="torch", run=torch_forms.prefill_attention),),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
 }
 

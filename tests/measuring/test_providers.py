@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from decodetax.harness.measuring import providers as module
+from decodetax.harness.measuring import torch_forms
 from decodetax.harness.measuring.decoder_layer import decoder_layer, oracle
 from decodetax.harness.measuring.inputs import draw
 from decodetax.harness.measuring.providers import COLUMN_STEP, PROVIDERS, SAMPLED_TOKENS, gate_of
@@ -22,7 +23,10 @@ MODELS = {
 CASES = [
     *(
         matmul_case(*sizes)
-        for sizes in [(1, 1, 1), (1, 65, 33), (3, 1000, 130), (64, 7, 300), (65, 128, 129)]
+        for sizes in [
+            *((1, 1, 1), (1, 65, 33), (3, 1000, 130), (64, 7, 300), (65, 128, 129)),
+            *((1, 40, 64), (64, 33, 136)),
+        ]
     ),
     *(
         decode_case(context=context, batch=batch, group=group, head_dim=head_dim)
@@ -64,7 +68,7 @@ def test_every_torch_provider_passes_the_gate(case, dtype):
         assert verdict.passed, f"{provider.name}: {verdict.reason}"
 
 
-@pytest.mark.parametrize("case", CASES[:5], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", CASES[:7], ids=lambda case: case.id)
 def test_output_of_each_provider_has_the_shape_of_the_case(case):
     inputs = draw(case, source())
     for provider in cpu_providers(case):
@@ -106,12 +110,20 @@ def test_triton_is_never_timed_uncompiled(kind, interpreting, reason, monkeypatc
         assert reason in triton.refuses(matmul_case(), device)
 
 
+@pytest.mark.parametrize("name", ["torch-weight-first", "torch-batched"])
 @pytest.mark.parametrize(
     ("rows", "kind", "runs"), [(1, "cpu", True), (64, "cpu", True), (65, "cpu", False), (1, "cuda", False)]
 )
-def test_weight_first_is_for_few_rows_on_a_cpu(rows, kind, runs):
-    [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.name == "torch-weight-first"]
-    assert (provider.refuses(matmul_case(rows), FakeDevice(kind=kind)) is None) == runs
+def test_other_orders_are_for_few_rows_on_a_cpu(name, rows, kind, runs):
+    [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.name == name]
+    assert (provider.refuses(matmul_case(rows, 32, 64), FakeDevice(kind=kind)) is None) == runs
+
+
+def test_a_weight_that_its_parts_do_not_divide_is_not_batched():
+    [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.name == "torch-batched"]
+    assert (
+        provider.refuses(matmul_case(1, 32, 60), FakeDevice()) == "a formulation for a multiple of 8 columns"
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +291,7 @@ def test_skipped_part_of_a_reduction_is_turned_down(dtype, skipped):
 
 
 def run_attention(inputs, **changes):
-    return module._decode_torch(dataclasses.replace(inputs, **changes))
+    return torch_forms.decode_attention(dataclasses.replace(inputs, **changes))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -339,7 +351,7 @@ def test_wrong_prefill_attention_is_turned_down(wrong, dtype):
 def test_one_wrong_token_of_prefill_attention_is_turned_down(at):
     case = prompt_case(prompt=100)
     inputs, gate = gated(case)
-    wrong = module._prefill_attention_torch(inputs)
+    wrong = torch_forms.prefill_attention(inputs)
     wrong[1, 3, tokens_seen(case)[at]] *= 1.01
     assert not gate.judge(wrong).passed
 

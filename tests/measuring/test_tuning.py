@@ -12,7 +12,7 @@ import torch
 from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.accounting.records import Row
 from decodetax.harness.accounting.run_file import _fields_of
-from decodetax.harness.measuring import providers, runner, tuning
+from decodetax.harness.measuring import providers, runner, torch_forms, tuning
 from decodetax.harness.measuring.providers import DecodeTiling, Provider, Tunable, gate_of
 from decodetax.harness.measuring.timer import Budget
 from decodetax.harness.measuring.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
@@ -28,7 +28,7 @@ def tiling(programs):
 
 
 def right(inputs):
-    inputs.out.copy_(providers._decode_torch(inputs))
+    inputs.out.copy_(torch_forms.decode_attention(inputs))
     return inputs.out
 
 
