@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from decodetax.harness import cli
 from decodetax.harness.accounting import language_model
 from decodetax.harness.inspecting import decode_suite, matmul_suite, variants
@@ -150,3 +152,39 @@ def test_the_example_of_an_own_kernel_prints_what_the_page_says(monkeypatch, cap
     assert folder
     assert invoke(monkeypatch, ["count", "--provider", "my_kernel:my_product"]) == 0
     assert capsys.readouterr().out == block("docs/extending.md", "my_kernel:my_product: prefill")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_kernels_run_as_they_are_called_on_the_page(page):
+    draw = torch.Generator().manual_seed(0)
+
+    def numbers(*shape, dtype=torch.float16):
+        return torch.randn(shape, generator=draw).to(dtype)
+
+    names = {
+        "x": numbers(5, 32),
+        "weight": numbers(24, 32),
+        "gate_up": numbers(48, 32),
+        "w_int8": torch.randint(-127, 128, (24, 32), generator=draw, dtype=torch.int8),
+        "scale": numbers(24).abs().float(),
+        "q": numbers(2, 4, 64),
+        **{name: numbers(2, 40, 2, 64) for name in ("k_cache", "v_cache")},
+        **{name: numbers(6, 16, 2, 64) for name in ("k_pages", "v_pages")},
+        **{name: numbers(2, 40, 2, 64, dtype=torch.float8_e4m3fn) for name in ("k_fp8", "v_fp8")},
+        "context_lens": torch.tensor([40, 17], dtype=torch.int32),
+        "block_table": torch.tensor([[4, 0, 2], [1, 3, 5]], dtype=torch.int32),
+        **{name: torch.tensor(0.5) for name in ("k_scale", "v_scale")},
+        "sinks": numbers(4).float(),
+    }
+    exec(block(page, "import decode_attention"), names)  # noqa: S102  (the page's own lines)
+    assert names["out"].isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the tests of tests/gpu inside this one")
+def test_the_tests_for_a_gpu_skip_where_there_is_none():
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\b[0-9]+ skipped", done.stdout)
+    assert " passed" not in done.stdout

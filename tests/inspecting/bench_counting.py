@@ -18,6 +18,7 @@ from decodetax.harness.inspecting.traffic import count_traffic
 from decodetax.kernels import MatmulTiling, decode_attention, prefill_matmul
 
 PROMISED_RATIO = 1.5
+ROUNDS = 7
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def cost(run, rounds):
 def main():
     torch.set_num_threads(1)
     for name, run in launches().items():
-        plain, count = cost(run, rounds=7)
+        plain, count = cost(run, rounds=ROUNDS)
         verdict = "ok" if count < PROMISED_RATIO * plain else "TOO SLOW"
         line = (
             f"{name:28s} plain {plain:6.3f} s  counted {count:6.3f} s  ratio {count / plain:.2f}  {verdict}"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import bench_counting
 import pytest
 import torch
 from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
@@ -228,3 +229,12 @@ def test_the_seed_draws_the_inputs(monkeypatch):
     monkeypatch.setattr(counted, "Source", source)
     count_case(MATMUL, tiling=MATMUL_TILING, seed=3)
     assert seeds == [("cpu", 3)]
+
+
+def test_the_script_prints_what_counting_costs(monkeypatch, capsys):
+    monkeypatch.setattr(bench_counting, "ROUNDS", 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
+    bench_counting.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["prefill_matmul", "decode_attention", "vector"]
+    assert all("  ratio " in line for line in lines)
