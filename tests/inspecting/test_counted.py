@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import bench_counting
 import pytest
 import torch
 from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
@@ -232,6 +231,8 @@ def test_the_seed_draws_the_inputs(monkeypatch):
 
 
 def test_the_script_prints_what_counting_costs(monkeypatch, capsys):
+    import bench_counting  # noqa: PLC0415  (it has Triton interpret, as tests for a GPU must not)
+
     monkeypatch.setattr(bench_counting, "ROUNDS", 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
     bench_counting.main()

@@ -1,9 +1,12 @@
 """What pairs of runs of the same code are summed up to, on runs made of random numbers."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import aa_runs
 import pytest
+from click.testing import CliRunner
 from decodetax.harness.accounting.comparison import compare
 from drifting_runs import Machine, case, drifting_runs
 
@@ -21,6 +24,24 @@ def test_twenty_pairs_of_the_same_code_show_no_regression():
     assert 0.012 < found.spread < 0.024
     assert found.missed < 0.05
     assert "0 sure regressions in 20 pairs" in aa_runs.text_of(found)
+
+
+def test_the_script_compares_runs_of_this_machine(monkeypatch):
+    pairs = iter(drifting_runs(3, count=4, rows=3))
+    started = []
+
+    def run_of_a_process(command, *, check):
+        assert check
+        started.append(command)
+        target = command[command.index("--one") + 1]
+        Path(target).write_text(json.dumps(next(pairs).to_json()), encoding="utf-8")
+
+    monkeypatch.setattr(aa_runs.subprocess, "run", run_of_a_process)
+    result = CliRunner().invoke(aa_runs.main, ["--pairs", "2"])
+    assert result.exit_code == 0
+    assert len(started) == 4
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[:2]] == ["pair 1 of 2", "pair 2 of 2"]
+    assert "0 sure regressions in 2 pairs of the same code (must be 0)" in result.stdout
 
 
 def test_a_planted_slowdown_is_told_of():
