@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from ..inspecting.compiled_rows import CompiledRow
     from ..inspecting.own_kernel import OwnCase
 
-MOST_OPERATIONS = 3_000_000_000
-"""That the interpreter is asked for: about half a minute."""
-
 OWN_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -38,6 +35,7 @@ def count_providers(
     from ..measuring.providers import gate_of, use_interpreter
 
     use_interpreter()
+    from ..inspecting.count_rows import MOST_OPERATIONS
     from ..inspecting.own_kernel import count_own
     from ..measuring.own_provider import own_provider
 
