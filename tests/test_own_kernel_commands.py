@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from decodetax.harness.accounting.errors import FailureError, UsageError
+from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.cli import cli
+from decodetax.harness.inspecting import count_rows
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 EXAMPLE = re.findall(r"```python\n(# my_kernel.py\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
 OTHERS = """
+import sys
+
 import torch
 import triton
 import triton.language as tl
@@ -49,11 +52,96 @@ def by_torch(x, weight):
     return x @ weight.t()
 
 
-def tuned_product(x, weight):
+def hiding(x, weight):
+    try:
+        careless(x, weight)
+    except Exception:
+        pass
+    return my_product(x, weight)
+
+
+def one_column_wrong(x, weight):
+    out = my_product(x, weight)
+    out[:, 3] += 7
+    return out
+
+
+def spoiling(x, weight):
+    x.zero_()
+    return my_product(x, weight)
+
+
+def wider(x, weight):
+    return my_product(x, weight).double()
+
+
+def nothing_in_it(x, weight):
+    _product_kernel[(0, 1)](x, weight, x, 1, 1, 1, BLOCK_M=16, BLOCK_N=16, BLOCK_K=16)
+    return x @ weight.t()
+
+
+def leaving(x, weight):
+    sys.exit(0)
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def mute(x, weight):
+    raise Mute
+
+
+def bare(x, weight):
+    assert x is None
+
+
+def talking(x, weight):
+    print("a word on standard output")
+    return my_product(x, weight)
+
+
+async def later(x, weight):
+    return x
+
+
+def timed_by(kernel_call, quantiles):
+    kernel_call()
+    return [1.0, 1.0, 1.0]
+
+
+hooked_configs = [
+    triton.Config(
+        {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32},
+        pre_hook=lambda named: named["out_ptr"].resize_(named["rows"], named["columns"]),
+    )
+]
+hooked = triton.autotune(configs=hooked_configs, key=["depth"])(_product_kernel)
+benched = triton.autotune(configs=configs, key=["depth"], do_bench=timed_by)(_product_kernel)
+
+
+def _by(kernel, x, weight):
     (rows, depth), columns = x.shape, len(weight)
     out = x.new_empty((rows, columns))
     grid = lambda meta: (triton.cdiv(rows, meta["BLOCK_M"]), triton.cdiv(columns, meta["BLOCK_N"]))
-    tuned[grid](x, weight, out, rows, columns, depth)
+    kernel[grid](x, weight, out, rows, columns, depth)
+    return out
+
+
+def tuned_product(x, weight):
+    return _by(tuned, x, weight)
+
+
+def benched_product(x, weight):
+    return _by(benched, x, weight)
+
+
+def hooked_product(x, weight):
+    (rows, depth), columns = x.shape, len(weight)
+    out = x.new_empty(0)
+    hooked[(triton.cdiv(rows, 32), triton.cdiv(columns, 32))](x, weight, out, rows, columns, depth)
+    assert out.shape == (rows, columns)
     return out
 
 
@@ -119,7 +207,24 @@ def test_counts_are_shown_as_text():
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [("doubled", "relative error"), ("breaking", "OSError: no luck")]
+    ("function", "reason"),
+    [
+        ("doubled", "relative error"),
+        ("one_column_wrong", "relative error"),
+        ("spoiling", "relative error"),
+        (
+            "wider",
+            "TypeError: gave float64 of shape (130, 200) on cpu, not float32 of shape (130, 200) on cpu",
+        ),
+        ("breaking", "OSError: no luck"),
+        ("careless", "memory fault: x_ptr: program (0, 0, 0) reads byte offset 37440 "),
+        ("hiding", "memory fault: x_ptr: program (0, 0, 0) reads byte offset 37440 "),
+        ("by_torch", "no Triton kernel of it writes anything"),
+        ("nothing_in_it", "no Triton kernel of it writes anything"),
+        ("leaving", "RuntimeError: raised SystemExit: 0"),
+        ("mute", "Mute"),
+        ("bare", "AssertionError"),
+    ],
 )
 def test_wrong_results_are_failed_rows_without_figures(function, reason):
     result = count("--provider", f"my_others:{function}", *SIZES)
@@ -131,14 +236,9 @@ def test_wrong_results_are_failed_rows_without_figures(function, reason):
     assert reason in shown.stdout
 
 
-def test_a_stray_access_is_a_memory_fault():
-    error = count("--provider", "my_others:careless", *SIZES).exception
-    assert isinstance(error, FailureError)
-    assert str(error).startswith("memory fault: x_ptr: program (0, 0, 0) reads byte offset 37440 ")
-
-
-def test_an_autotuned_kernel_is_counted_by_its_first_configuration():
-    [row] = rows_of(count("--provider", "my_others:tuned_product", *SIZES))
+@pytest.mark.parametrize("function", ["tuned_product", "benched_product", "hooked_product"])
+def test_an_autotuned_kernel_is_counted_by_its_first_configuration(function):
+    [row] = rows_of(count("--provider", f"my_others:{function}", *SIZES))
     assert [launch["grid"] for launch in row["launches"]] == [[5, 7, 1]]
     assert row["status"] == "counted"
 
@@ -147,9 +247,20 @@ def test_an_autotuned_kernel_is_counted_by_its_first_configuration():
     ("arguments", "words"),
     [
         pytest.param(
-            ("--provider", "my_others:by_torch", *SIZES),
-            "--provider: my_others:by_torch launches no Triton kernel",
-            id="no kernel",
+            (
+                "--provider",
+                "my_kernel:my_product",
+                "--rows",
+                "5000000",
+                *("--in-features", "1", "--out-features", "1"),
+            ),
+            "--rows: 20 MB are over 16.8, too many to interpret",
+            id="too many programs",
+        ),
+        pytest.param(
+            ("--provider", "my_others:later"),
+            "--provider: my_others:later is asynchronous; it must give its result when it is called",
+            id="asynchronous",
         ),
         pytest.param(
             ("--provider", "my_kernel:my_product", "--rows", "100000"),
@@ -165,6 +276,37 @@ def test_what_cannot_be_counted_is_named(arguments, words):
     error = count(*arguments).exception
     assert isinstance(error, UsageError)
     assert words in str(error)
+
+
+def test_what_a_function_prints_is_no_part_of_the_json():
+    result = count("--provider", "my_others:talking", *SIZES)
+    assert rows_of(result)[0]["status"] == "counted"
+    assert "a word on standard output" in result.stderr
+
+
+def test_a_later_provider_that_is_not_there_is_told_of_before_any_is_counted(monkeypatch):
+    monkeypatch.setattr(count_rows, "count_row", lambda *_a, **_k: pytest.fail("it was counted"))
+    result = count(
+        "--kernel", "prefill_matmul", "--provider", "my_others:breaking", "--provider", "nowhere:f"
+    )
+    assert "'nowhere' cannot be imported" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("def f(:", "SyntaxError: invalid syntax (my_bad.py, line 1)"),
+        ("raise ValueError('\\x1b[31m red')", "ValueError: [31m red"),
+    ],
+    ids=["leaves", "syntax", "control characters"],
+)
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(folder, text, words):
+    (folder / "my_bad.py").write_text(text, encoding="utf-8")
+    sys.modules.pop("my_bad", None)
+    error = count("--provider", "my_bad:f").exception
+    assert isinstance(error, UsageError)
+    assert str(error) == f"--provider: 'my_bad' cannot be imported ({words})"
 
 
 def inspect(*arguments, interpret="1"):
@@ -195,6 +337,18 @@ def test_each_configuration_of_an_autotuned_kernel_is_compiled():
     )
     rows = json.loads(done.stdout)["rows"]
     assert [row["tiling"]["block_m"] for row in rows] == [32, 64] * 3
+    assert rows[1]["variant"].startswith("rows_8192:_product_kernel(block_m 64, block_n 64, block_k 32")
+    hooked = inspect("--gpu", "sm_80", "--provider", "my_others:hooked_product", "--dtype", "fp16", "--json")
+    assert [row["status"] for row in json.loads(hooked.stdout)["rows"]] == ["ok"] * 3
+
+
+def test_a_module_that_has_triton_interpret_is_told_in_one_line(folder):
+    text = 'import os\nos.environ["TRITON_INTERPRET"] = "1"\n' + EXAMPLE
+    (folder / "my_interpreted.py").write_text(text, encoding="utf-8")
+    done = inspect("--gpu", "h100", "--provider", "my_interpreted:my_product")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "my_interpreted:my_product sets TRITON_INTERPRET before it imports Triton" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_functions_that_cannot_be_compiled_are_failed_rows():

@@ -210,6 +210,7 @@ def test_run_tells_a_bad_place_before_it_measures(folder):
     with mock.patch(target, side_effect=AssertionError("it was measured")):
         assert_misuse(decodetax("run", *SMALL, "-o", "x.json", "--html", "nowhere/x.html"), "--html")
         assert_misuse(decodetax("run", *SMALL, "-o", "x.json", "--html", "x.json"), "--html", "x.json")
+        assert_misuse(decodetax("run", *SMALL, "--html", "nowhere/x.html"), "--html")
     assert names(folder) == {"run.json"}
 
 

@@ -1,6 +1,7 @@
 """A run that is killed at any moment leaves a readable file, and `--resume` goes on with it."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from decodetax.harness.accounting.records import COUNTER_NAMES
 from decodetax.harness.accounting.run_file import read_run
 from hand_made import decodetax, strict_json, write_config
 
@@ -91,6 +93,36 @@ def run_file(tmp_path, monkeypatch):
         return path
 
     return write
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda run: run["rows"][0].update(counters="abc"), id="counters are a text"),
+        pytest.param(
+            lambda run: run["rows"][0].update(counters={"dram_bytes_read": 1}), id="a counter lacks"
+        ),
+        pytest.param(
+            lambda run: run["rows"][0].update(counters=dict.fromkeys(COUNTER_NAMES, math.nan)), id="NaN"
+        ),
+        pytest.param(lambda run: run.update(counters_reason=math.nan), id="a reason that is NaN"),
+        pytest.param(lambda run: run["ceilings"][0].update(bandwidth_bytes_per_s="fast"), id="rate"),
+        pytest.param(lambda run: run["ceilings"][0].update(work={}), id="work"),
+        pytest.param(lambda run: run["ceilings"][0].update(call=["sum"]), id="call"),
+        pytest.param(lambda run: run["ceilings"][0].update(samples_s=["1"], rounds=[0]), id="samples"),
+        pytest.param(lambda run: run["ceilings"][0].update(rounds="0"), id="rounds"),
+    ],
+)
+def test_a_spoilt_run_is_told_in_one_line_and_stays(run_file, spoil):
+    document = json.loads(run_file().read_text(encoding="utf-8"))
+    spoil(document)
+    path = run_file(**document)
+    before = path.read_bytes()
+    outcome = decodetax("run", "--resume", path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "is not a whole run" in outcome.err
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

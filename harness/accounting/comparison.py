@@ -166,6 +166,7 @@ def check_comparable(run: Run) -> None:
             raise ValueError(f"throttle_reasons of {where}: are no texts")
     for ceiling in run.ceilings:
         _check_rounds(_ceiling_name(ceiling), ceiling.rounds)
+        figures += [(f"work of {_ceiling_name(ceiling)}", amount) for amount in _works(ceiling)]
     for name, value in figures:
         if isinstance(value, bool) or not (isinstance(value, int | float) and 1 / MOST < value < MOST):
             raise ValueError(
@@ -174,6 +175,13 @@ def check_comparable(run: Run) -> None:
     twice = [key for key, count in Counter(map(_key, run.rows)).items() if count > 1]
     if twice:
         raise ValueError(f"rows: {twice[0][0]} {twice[0][1]} stands there more than once")
+
+
+def _works(ceiling: Ceiling) -> Iterator[Any]:
+    """What a ceiling's call needs to be timed again; empty where there is no call."""
+    if ceiling.samples_s and ceiling.rate is not None:
+        work = ceiling.work or {}
+        yield work["operations"] if ceiling.kind == "matmul" else work["bytes_read"]
 
 
 def _check_rounds(where: str, rounds: Sequence[int]) -> None:
@@ -239,7 +247,7 @@ def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
             continue
         ratios = [old.rate / ceiling.rate]
         levels = [ceiling_level_s(side) for side in (old, ceiling)]
-        if levels[0] and levels[1] and old.work == ceiling.work:
+        if levels[0] and levels[1] and (old.work, old.call) == (ceiling.work, ceiling.call):
             ratios.append(levels[1] / levels[0])
         found.append(Control(name=name, least=min(ratios), most=max(ratios)))
     return tuple(found)

@@ -7,3 +7,17 @@ class UsageError(ValueError):
 
 class FailureError(RuntimeError):
     """Something went wrong that no other argument would have helped against: one line."""
+
+
+def one_line(error: BaseException, *, most: int = 300) -> str:
+    """The kind of an error and what it says, if it says anything, in one line that a terminal can show."""
+    try:
+        said = printable(str(error))[:most].rstrip()
+    except Exception:  # noqa: BLE001  (whatever its author made of it)
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text in one line, without what a terminal would take for a command."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

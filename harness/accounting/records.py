@@ -25,6 +25,13 @@ def _check_rounds(rounds: Sequence[int], samples_s: Sequence[float]) -> None:
         raise ValueError(f"rounds: {len(rounds)} of {len(samples_s)} samples")
 
 
+def _check_counters(counters: Mapping[str, float]) -> None:
+    for name in COUNTER_NAMES:
+        value = counters[name]
+        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(f"{name}: is {value!r}, must be a number of at least 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
     """A rate that the device cannot pass, measured on it or named by its datasheet.
@@ -57,6 +64,8 @@ class Ceiling:
 
     def __post_init__(self) -> None:
         _check_rounds(self.rounds, self.samples_s)
+        if not isinstance(self.call, str):
+            raise TypeError(f"call: is a {type(self.call).__name__}, must be a text")
 
     @property
     def rate(self) -> float | None:
@@ -145,6 +154,8 @@ class Row:
 
     def __post_init__(self) -> None:
         _check_rounds(self.rounds, self.samples_s)
+        if self.counters is not None:
+            _check_counters(self.counters)
         if (self.status == "ok") != bool(self.samples_s):
             raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
         if (self.status == "ok") != (self.reason is None):

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..accounting.errors import FailureError, UsageError
+from ..accounting.errors import FailureError, UsageError, printable
 from ..accounting.whole_file import write_whole
 from . import options
 from .claims import claims_command
 from .compare import compare_command
 from .evidence import count_command, inspect_command
-from .places import file_problem
+from .own_kernel import apart_from_stdout
+from .places import file_problem, folder_problem
 from .predict import predict_command
 from .price import price_command, prices_command
 from .progress import progress_bar
@@ -57,7 +58,7 @@ def main() -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    click.echo(f"decodetax: {' '.join(message.split())}", err=True)
+    click.echo(f"decodetax: {printable(message)}", err=True)
     return MISUSE
 
 
@@ -177,15 +178,17 @@ def run_command(device: str, output: Path | None, resume: Path | None, as_json: 
     from ..reporting.summary import heading
 
     check_memory(settings, opened)
-    own_providers(settings.providers)  # a function that is not there is told of before anything is measured
+    with apart_from_stdout():
+        own_providers(settings.providers)  # one that is not there is told of before anything is measured
     target, outputs = _writable(output or resume), Outputs.of(asked)
     outputs.require_writable([target, *([resume] if resume else [])])
+    target.parent.mkdir(exist_ok=True)
     result = begun or begin(settings, opened)
     so_far = target if target == resume or not target.exists() else partial_of(target)
     tiling_of = _tuned_tilings(result, opened)
     if not as_json:
         click.echo(heading(result))
-    with progress_bar() as progress:
+    with progress_bar() as progress, apart_from_stdout():
         measure(result, settings, opened, progress, tiling_of, Keeper(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
@@ -267,9 +270,7 @@ def _writable(output: Path | None) -> Path:
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     target = output or Path("results") / f"run-{now}-{os.getpid()}.json"
     try:
-        if output is None:
-            target.parent.mkdir(exist_ok=True)
-        problem = file_problem(target)
+        problem = file_problem(target) if output is not None else folder_problem(target.parent)
     except OSError as error:
         problem = error.strerror
     if problem is not None:

@@ -7,7 +7,7 @@ import click
 
 from ..accounting.errors import FailureError, UsageError
 from . import options
-from .own_kernel import compile_providers, count_providers, provider_option
+from .own_kernel import compile_providers, count_providers, countable, provider_option
 from .progress import progress_bar
 
 MOST_COUNTED_TOKENS = 1_000_000
@@ -142,21 +142,22 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
     from ..inspecting.count_rows import count_row
     from ..inspecting.sanitizer import TrafficError
 
+    own = countable(providers, cases)
     try:
         rows = [
             count_row(cases[name], gpu, programs_per_sm=asked["programs_per_sm"], seed=asked["seed"])
             for name in (dict.fromkeys(kernels) or ([] if providers else cases))
         ]
-        own = list(count_providers(providers, cases, seed=asked["seed"]))
     except TrafficError as error:
         raise FailureError(f"memory fault: {error}") from error
+    counted = count_providers(own, cases, seed=asked["seed"])
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "rows": [*rows, *own]}, indent=1, allow_nan=False))
+        click.echo(json.dumps({"schema_version": 1, "rows": [*rows, *counted]}, indent=1, allow_nan=False))
     else:
         from ..reporting.evidence import count_text, own_count_text
 
-        click.echo("\n\n".join([*map(count_text, rows), *map(own_count_text, own)]))
-    return 1 if any(row["status"] == "failed" for row in own) else 0
+        click.echo("\n\n".join([*map(count_text, rows), *map(own_count_text, counted)]))
+    return 1 if any(row["status"] == "failed" for row in counted) else 0
 
 
 @click.command("inspect")
@@ -218,7 +219,7 @@ def inspect_command(
             )
         _show_schedule(tuple(limits), kernels[0] if kernels else "decode_attention", as_json=as_json)
         return 0
-    own = [row.to_json() for row in compile_providers(providers, list(limits.values()), dtype)]
+    own = compile_providers(providers, list(limits.values()), dtype)
     ours = () if providers and not kernels else (kernels or ("decode_attention", "prefill_matmul"))
     rows = _compiled(tuple(limits), ours, dtype) + own
     if as_json:

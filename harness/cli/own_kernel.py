@@ -1,7 +1,9 @@
 """`--provider` of `count` and `inspect`: the same evidence of a user's own kernel."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,10 +12,16 @@ from ..accounting.errors import UsageError
 
 if TYPE_CHECKING:
     from ..accounting.gpu_limits import SmLimits
-    from ..inspecting.compiled_rows import CompiledRow
     from ..inspecting.own_kernel import OwnCase
+    from ..measuring.providers import Provider
 
 OWN_DTYPES = ("bf16", "fp16", "fp32")
+
+MOST_ELEMENTS = 2**22
+"""Of an operand or a result: the interpreter takes a millisecond or two a program, whatever that does."""
+
+Own = Mapping[str, "tuple[str, Provider]"]
+"""Operation and provider of each function, by what it was called by."""
 
 
 def provider_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -21,57 +29,84 @@ def provider_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[.
     return click.option("--provider", "providers", multiple=True, metavar="MODULE:FUNCTION", help=help_text)
 
 
-def count_providers(
-    texts: Sequence[str], cases: Mapping[str, "OwnCase"], *, seed: int
-) -> Iterator[dict[str, Any]]:
-    """A counted row a function, each on the case of its operation.
+def apart_from_stdout() -> contextlib.AbstractContextManager[Any]:
+    """What a user's code prints goes to stderr: what stands on stdout is the command's."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def countable(texts: Sequence[str], cases: Mapping[str, "OwnCase"]) -> Own:
+    """The functions, and Triton made to interpret, before anything is counted.
 
     Raises:
-        UsageError: no such function, a case too large to interpret, or one that launches no Triton kernel.
-        TrafficError: a kernel touched memory as it must not.
+        UsageError: no such function, or a case too large to interpret.
     """
     if not texts:
-        return
-    from ..measuring.providers import gate_of, use_interpreter
+        return {}
+    from ..measuring.providers import use_interpreter
 
     use_interpreter()
     from ..inspecting.count_rows import MOST_OPERATIONS
-    from ..inspecting.own_kernel import count_own
-    from ..measuring.own_provider import own_provider
 
-    def check(case: Any, inputs: Any, output: Any) -> str:
-        return gate_of(case, inputs).judge(output).reason or ""
-
-    for text in dict.fromkeys(texts):
-        operation, provider = own_provider(text)
-        case = cases[operation]
-        operations = case.work().operations
-        if operations > MOST_OPERATIONS:
-            option = "--rows" if operation == "prefill_matmul" else "--context"
+    own = _resolved(texts)
+    for operation in {operation for operation, _ in own.values()}:
+        work = cases[operation].work()
+        option = "--rows" if operation == "prefill_matmul" else "--context"
+        if work.operations > MOST_OPERATIONS:
             raise UsageError(
-                f"{option}: {operations:.3g} operations are over {MOST_OPERATIONS:.3g}, too many to interpret"
+                f"{option}: {work.operations:.3g} operations are over {MOST_OPERATIONS:.3g}, "
+                "too many to interpret"
             )
-        yield count_own(text, provider.run, case, seed=seed, check=check)
+        if work.bytes_total > 4 * MOST_ELEMENTS:
+            raise UsageError(
+                f"{option}: {work.bytes_total / 1e6:.3g} MB are over {4 * MOST_ELEMENTS / 1e6:.3g}, "
+                "too many to interpret"
+            )
+    return own
 
 
-def compile_providers(
-    texts: Sequence[str], gpus: Sequence["SmLimits"], dtype: str
-) -> Iterator["CompiledRow"]:
+def count_providers(own: Own, cases: Mapping[str, "OwnCase"], *, seed: int) -> list[dict[str, Any]]:
+    """A counted row a function, each on the case of its operation."""
+    if not own:
+        return []
+    from ..inspecting.own_kernel import count_own
+    from ..measuring.providers import gate_of
+
+    def gate(case: Any, inputs: Any) -> Callable[[Any], str]:
+        whole = gate_of(case, inputs, every=True)
+        return lambda output: whole.judge(output).reason or ""
+
+    with apart_from_stdout():
+        return [
+            count_own(text, provider.run, cases[operation], seed=seed, gate=gate)
+            for text, (operation, provider) in own.items()
+        ]
+
+
+def compile_providers(texts: Sequence[str], gpus: Sequence["SmLimits"], dtype: str) -> list[dict[str, Any]]:
     """A compiled row a launch of each function, on each GPU; call it before anything imports Triton.
 
     Raises:
         UsageError: no such function, or a dtype that its inputs are never given in.
     """
     if not texts:
-        return
+        return []
     if dtype not in ("all", *OWN_DTYPES):
         raise UsageError(f"--dtype: {dtype!r} does not go with --provider; all, {', '.join(OWN_DTYPES)} do")
     os.environ.pop("TRITON_INTERPRET", None)  # here kernels are compiled, however they run elsewhere
     from ..inspecting.own_kernel import compile_own
+
+    dtypes = OWN_DTYPES if dtype == "all" else (dtype,)
+    own = _resolved(texts)
+    with apart_from_stdout():
+        return [
+            row.to_json()
+            for text, (operation, provider) in own.items()
+            for row in compile_own(text, provider.run, operation, gpus, dtypes)
+        ]
+
+
+def _resolved(texts: Sequence[str]) -> Own:
     from ..measuring.own_provider import own_provider
 
-    for text in dict.fromkeys(texts):
-        operation, provider = own_provider(text)
-        yield from compile_own(
-            text, provider.run, operation, gpus, OWN_DTYPES if dtype == "all" else (dtype,)
-        )
+    with apart_from_stdout():
+        return {text: own_provider(text) for text in texts}

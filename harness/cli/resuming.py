@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..accounting.errors import UsageError
+from ..accounting.errors import UsageError, one_line
 from ..accounting.whole_file import write_whole
 from . import options
 
@@ -51,6 +51,7 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
     for name, option in options.given().items():
         if name not in HEEDED:
             raise UsageError(f"{option}: is that of the run; it goes with no --resume")
+    from ..accounting.comparison import check_comparable
     from ..accounting.run_file import read_run
     from ..measuring.session import settings_of
 
@@ -58,10 +59,11 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
     if not run.interrupted and run.broken is None:
         raise UsageError(f"--resume: {str(run_file)!r} is a whole run; nothing of it is left to measure")
     try:
+        check_comparable(run)
+        json.dumps(run.to_json(), allow_nan=False)
         return run, settings_of(run)
-    except (KeyError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise UsageError(f"--resume: {str(run_file)!r} is not a whole run ({kind}: {error})") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"--resume: {str(run_file)!r} is not a whole run ({one_line(error)})") from error
 
 
 def device_of(run: "Run", argument: str) -> "Device":

@@ -339,6 +339,8 @@ def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
     """In place of the choice that `triton.autotune` makes by timing: each configuration, in turn."""
     self.nargs = dict(zip(self.arg_names, args, strict=False))
     for config in self.prune_configs(kwargs):
+        if config.pre_hook is not None:
+            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
         self.fn.run(*args, **kwargs, **config.all_kwargs())
 
 

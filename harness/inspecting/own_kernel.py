@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from ..accounting.cases import DecodeAttention, PrefillMatmul
-from ..accounting.errors import UsageError
+from ..accounting.errors import UsageError, one_line
 from ..accounting.gpu_limits import SmLimits
 from ..measuring.inputs import BlankSource, Inputs, Source, draw
 from .compiled_rows import CompiledRow, LaunchName, failed_row
+from .sanitizer import TrafficError
 from .subjects import kernels
 
 OwnCase = PrefillMatmul | DecodeAttention
 Run = Callable[[Any], torch.Tensor]
+Gate = Callable[[OwnCase, Inputs], Callable[[torch.Tensor], str]]
 
 _SHAPES: dict[str, dict[str, OwnCase]] = {
     "prefill_matmul": {
@@ -38,9 +40,7 @@ _SHAPES: dict[str, dict[str, OwnCase]] = {
 """What is compiled of an operation, by name: sizes of the default variants of our own kernels."""
 
 
-def count_own(
-    name: str, run: Run, case: OwnCase, *, seed: int, check: Callable[[OwnCase, Inputs, torch.Tensor], str]
-) -> dict[str, Any]:
+def count_own(name: str, run: Run, case: OwnCase, *, seed: int, gate: Gate) -> dict[str, Any]:
     """What a function's kernels move and multiply on a case, counted in the interpreter, as a JSON object.
 
     Args:
@@ -48,32 +48,29 @@ def count_own(
         run: computes the output of the case's inputs; Triton must run interpreted in this process.
         case: of a size for the interpreter.
         seed: of the inputs.
-        check: says what is wrong with the output for inputs of the case; an empty text where nothing is.
+        gate: of a case and its inputs, as they are before the function has them, says what is wrong with an
+            output; an empty text where nothing is.
 
     Returns:
         Status "counted", with a record a launch; or "failed", with the reason and without figures.
-
-    Raises:
-        TrafficError: a kernel touched memory as it must not.
-        UsageError: the function launched no Triton kernel.
     """
-    from .traffic import TrafficError, count_traffic  # noqa: PLC0415  (it imports Triton, which the caller prepared)
+    from .traffic import count_traffic  # noqa: PLC0415  (it imports Triton, which the caller prepared)
 
     inputs, work = draw(case, Source(torch.device("cpu"), seed)), case.work()
     row = {"kernel": name, "case": case.id, "status": "failed", "reason": None, "provenance": "counted"}
+    judge = gate(case, inputs)
     try:
         with count_traffic() as traffic:
             output = run(inputs)
-        reason = check(case, inputs, output)
-    except TrafficError:
-        raise
+        reason = f"memory fault: {traffic.fault}" if traffic.fault else judge(output)
+    except TrafficError as error:
+        reason = f"memory fault: {error}"
     except Exception as error:  # noqa: BLE001  (the function is the user's and may raise anything)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = one_line(error)
+    if not reason and not traffic.bytes_written:
+        reason = "no Triton kernel of it writes anything, so that there is nothing to count"
     if reason:
         return {**row, "reason": reason}
-    if not traffic.launches:
-        raise UsageError(f"--provider: {name} launches no Triton kernel, so that there is nothing to count")
-    operations = Counter(traffic.operations)
     moved = traffic.bytes_requested + traffic.bytes_written
     return {
         **row,
@@ -81,11 +78,11 @@ def count_own(
         "launches": [{**asdict(launch), "programs": launch.programs} for launch in traffic.launches],
         "bytes_requested": traffic.bytes_requested,
         "bytes_written": traffic.bytes_written,
-        "operations": dict(operations),
+        "operations": dict(traffic.operations),
         "modelled_work_bytes": work.bytes_total,
         "modelled_work_operations": work.operations,
         "bytes_counted_over_work": moved / work.bytes_total,
-        "operations_per_counted_byte": work.operations / moved if moved else 0.0,
+        "operations_per_counted_byte": work.operations / moved,
     }
 
 
@@ -105,12 +102,14 @@ def compile_own(
         A row a launch; one "failed" row where the function raises or launches nothing.
 
     Raises:
-        RuntimeError: this process runs Triton's interpreter.
+        UsageError: this process runs Triton's interpreter.
     """
     from .offline import inspect_launch  # noqa: PLC0415  (it imports Triton, which the caller prepared)
 
     if kernels.interpreting():
-        raise RuntimeError("kernels are interpreted in this process, and none can be compiled")
+        raise UsageError(
+            f"--provider: {name} sets TRITON_INTERPRET before it imports Triton, so that nothing is compiled"
+        )
     dtypes = tuple(dtypes)
     for gpu in gpus:
         for dtype in dtypes:
@@ -120,10 +119,16 @@ def compile_own(
                 try:
                     rows = inspect_launch(lambda inputs=inputs: run(inputs), gpu.gpu)  # type: ignore[misc]
                 except Exception as error:  # noqa: BLE001  (the function is the user's and may raise anything)
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                    yield failed_row(label, reason)
+                    yield failed_row(label, one_line(error))
                     continue
                 if not rows:
                     yield failed_row(label, "launches no Triton kernel")
+                launches = Counter(row.kernel for row in rows)
                 for row in rows:
-                    yield replace(row, kernel=name, variant=f"{shape}:{row.kernel}", dtype=dtype)
+                    told = f"({_sizes(row)})" if launches[row.kernel] > 1 else ""
+                    yield replace(row, kernel=name, variant=f"{shape}:{row.kernel}{told}", dtype=dtype)
+
+
+def _sizes(row: CompiledRow) -> str:
+    """The compile-time sizes of a launch, which tell the configurations of an autotuned kernel apart."""
+    return ", ".join(f"{size} {value}" for size, value in row.tiling.items())

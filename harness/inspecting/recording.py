@@ -48,6 +48,7 @@ class Recorder:
         self._program: Callable[..., None] | None = None
         self._launch: Launch | None = None
         self._atomic: Any = None
+        self.fault: TrafficError | None = None
         self._restore: list[Callable[[], None]] = []
 
     @contextmanager
@@ -157,6 +158,7 @@ class Recorder:
                 fault = fault.__cause__
             if fault is None:
                 raise
+            self.fault = fault
             raise fault from None
         finally:
             executor.fn = kernel

@@ -101,9 +101,10 @@ class LaunchTraffic:
 
 @dataclass
 class Traffic:
-    """The launches that ended well inside a `count_traffic`, in order."""
+    """The launches that ended well inside a `count_traffic`, in order; the last fault, whoever caught it."""
 
     launches: list[LaunchTraffic] = field(default_factory=list)
+    fault: TrafficError | None = None
 
     @property
     def bytes_requested(self) -> int:
@@ -163,8 +164,12 @@ def count_traffic(
     def listener(launch: Launch) -> None:
         traffic.launches.append(_summary(launch))
 
-    with recorder.listening(listener, unwritten=unwritten, known=known):
-        yield traffic
+    before = recorder.fault
+    try:
+        with recorder.listening(listener, unwritten=unwritten, known=known):
+            yield traffic
+    finally:
+        traffic.fault = recorder.fault if recorder.fault is not before else None
 
 
 def _summary(launch: Launch) -> LaunchTraffic:

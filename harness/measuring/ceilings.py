@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..accounting.records import Ceiling
-from .device import Device
+from .device import Device, out_of_memory
 from .inputs import DTYPES, Source
 from .timer import Budget, measure
 
@@ -60,12 +60,15 @@ def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget,
 
     As it was where there is no rate, no memory for it now, or no call that is known (in files of before).
     """
-    unknown = ceiling.kind == "read_bandwidth" and ceiling.call not in READERS
-    if ceiling.rate is None or ceiling.work is None or unknown:
+    if ceiling.rate is None or not ceiling.samples_s:
+        return ceiling
+    if ceiling.kind == "read_bandwidth" and ceiling.call not in READERS:
         return ceiling
     try:
         samples_s = measure(device, [_call_of(ceiling, source)], budget).samples_s
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return ceiling
     return ceiling.with_round(samples_s, number)
 

@@ -7,6 +7,7 @@ and answers a line of JSON a row.
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..accounting.errors import one_line
 from ..accounting.records import Row, Run
 from ..accounting.run_file import run_of
 from .device import Device
@@ -35,7 +37,7 @@ MATRIX_ACTIVE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed
 """Of the matrix units, by whichever instructions of a GPU's generation reach them."""
 
 Counters = Mapping[str, float]
-Profile = Callable[[Callable[[], object], Sequence[str], Callable[[Any, Any], Any]], Mapping[str, float]]
+Profile = Callable[[Callable[[], object], Sequence[str], Callable[[Any, Any], Any]], dict[str, float]]
 """Runs a call once and gives each metric's value, those of several launches combined by a Python function."""
 
 
@@ -115,8 +117,7 @@ def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any
         try:
             counters = _counters(row, provider_of(row, own), source, profile)
         except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the others still come)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            yield {"place": place, "reason": reason}
+            yield {"place": place, "reason": one_line(error)}
             if isinstance(error, refusals):
                 return
         else:
@@ -143,6 +144,9 @@ def _counters(row: Row, provider: Provider, source: Source, profile: Profile) ->
     # Bytes of several launches add up; of the shares that matrix units were active, the largest is told.
     moved = profile(call, (DRAM_READ, DRAM_WRITTEN), _sum)
     active = profile(call, (MATRIX_ACTIVE,), _largest)
+    for name, value in (moved | active).items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is told to be {value}")
     return {
         "dram_bytes_read": moved[DRAM_READ],
         "dram_bytes_written": moved[DRAM_WRITTEN],
@@ -160,7 +164,7 @@ def _largest(one: Any, other: Any) -> Any:
 
 def _profile(
     folder: str, call: Callable[[], object], metrics: Sequence[str], combine: Any
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """The values of metrics by Nsight Compute, with cold caches."""
     import nsight  # noqa: PLC0415  (loaded before: see `_counted`)
 

@@ -22,6 +22,11 @@ HEAD_START_CYCLES = 1_000_000
 the time Python needs to launch the twenty kernels of a decoder layer."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short; on a CPU PyTorch raises a RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
 class Device(Protocol):
     """What measuring needs of a device."""
 

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from ..accounting.cases import Case, DecodeAttention, PrefillMatmul
+from ..accounting.errors import one_line
 from ..accounting.language_model import LanguageModel
 from ..accounting.records import InterpreterCheck
 from ..accounting.work import ELEMENT_BYTES
@@ -52,13 +53,14 @@ def check_twins(
         for provider in (*ours, *more.get(case.operation, ())):
             inputs = draw(case, source)
             try:
-                verdict = gate_of(case, inputs).judge(provider.run(inputs))
+                gate = gate_of(case, inputs, every=True)
+                verdict = gate.judge(provider.run(inputs))
             except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
                 yield InterpreterCheck(
                     case=case,
                     provider=provider.name,
                     status="failed",
-                    reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                    reason=one_line(error),
                     relative_error=None,
                     tolerance=None,
                 )

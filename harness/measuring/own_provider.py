@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..accounting.cases import Case
-from ..accounting.errors import UsageError
+from ..accounting.errors import UsageError, one_line
 from .device import Device
 from .inputs import DecodeAttentionInputs, MatmulInputs
 from .providers import Provider, interpreting
@@ -45,7 +45,7 @@ def own_provider(text: str) -> tuple[str, Provider]:
         raise UsageError(f"--provider: {module_name} has no function {name!r}")
     operation, takes_out = _operation(text, function)
     return operation, Provider(
-        name=text, run=_caller(function, operation, takes_out=takes_out), refuses=_refusal(module)
+        name=text, run=_caller(function, operation, takes_out=takes_out), refuses=_refusal(module, function)
     )
 
 
@@ -68,15 +68,16 @@ def _imported(name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module is the user's and may raise anything
-        problem = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--provider: {name!r} cannot be imported ({type(error).__name__}: {problem})"
-        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module is the user's and may raise anything, and leave
+        raise UsageError(f"--provider: {name!r} cannot be imported ({one_line(error)})") from error
 
 
 def _operation(text: str, function: Callable[..., Any]) -> tuple[str, bool]:
     """The operation, and whether the function takes the output."""
+    if inspect.iscoroutinefunction(function):
+        raise UsageError(f"--provider: {text} is asynchronous; it must give its result when it is called")
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -102,21 +103,32 @@ def _operation(text: str, function: Callable[..., Any]) -> tuple[str, bool]:
 def _caller(function: Callable[..., Any], operation: str, *, takes_out: bool) -> Callable[[Any], Tensor]:
     def run(inputs: MatmulInputs | DecodeAttentionInputs) -> Tensor:
         options = {"out": inputs.out} if takes_out else {}
-        result = function(*(getattr(inputs, name) for name in SIGNATURES[operation]), **options)
+        try:
+            result = function(*(getattr(inputs, name) for name in SIGNATURES[operation]), **options)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # such as sys.exit: it would end the command
+            raise RuntimeError(f"raised {one_line(error)}") from error
         result = inputs.out if result is None and takes_out else result
-        if not isinstance(result, Tensor) or result.shape != inputs.out.shape:
-            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise TypeError(f"gave {found}, not a tensor of shape {tuple(inputs.out.shape)}")
+        if _kind(result) != _kind(inputs.out):
+            raise TypeError(f"gave {_kind(result)}, not {_kind(inputs.out)}")
         return result
 
     return run
 
 
-def _refusal(module: ModuleType) -> Callable[[Case, Device], str | None]:
-    """Triton kernels of the module are never timed while Triton interprets: they are checked on twins."""
+def _kind(value: object) -> str:
+    """What a result is, in words: a tensor's dtype and shape, else its type."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)} on {value.device.type}"
+
+
+def _refusal(module: ModuleType, function: Callable[..., Any]) -> Callable[[Case, Device], str | None]:
+    """Triton kernels are never timed while Triton interprets: they are checked on twins."""
 
     def refuses(_case: Case, _device: Device) -> str | None:
-        if interpreting() and has_triton_kernel(module):
+        if interpreting() and any(map(has_triton_kernel, _reached(module, function))):
             return "the interpreter is not timed; see the interpreter checks"
         return None
 
@@ -126,3 +138,20 @@ def _refusal(module: ModuleType) -> Callable[[Case, Device], str | None]:
 def has_triton_kernel(module: ModuleType) -> bool:
     """Whether a module holds a kernel of Triton's."""
     return any(type(value).__module__.startswith("triton.") for value in vars(module).values())
+
+
+def _reached(module: ModuleType, function: Callable[..., Any]) -> Iterator[ModuleType]:
+    """The modules in which a function's kernels may stand, Triton's and PyTorch's own left out.
+
+    Its own, the one that it was imported through, and those from which these two have anything.
+    """
+    home = sys.modules.get(getattr(inspect.unwrap(function), "__module__", ""))
+    own = [module, *([home] if home else [])]
+    names = {each.__name__ for each in own}
+    for value in (value for each in own for value in vars(each).values()):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(name, str):
+            names.add(name)
+    for name in sorted(names):
+        if name.partition(".")[0] not in {"torch", "triton", "numpy"} and name in sys.modules:
+            yield sys.modules[name]

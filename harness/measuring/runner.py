@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..accounting.cases import Case
+from ..accounting.errors import one_line
 from ..accounting.records import Roof, Row, Status
-from .device import Device
+from .device import Device, out_of_memory
 from .gate import Verdict
 from .inputs import Inputs, Source, copies_of, memory_bytes, poison
 from .providers import PROVIDERS, Gate, Provider, gate_of
@@ -251,9 +251,10 @@ def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
 
 def _explain(error: Exception) -> tuple[Status, str]:
     """The status of a row whose provider raised, and why in one line."""
-    text = " ".join(itertools.islice(str(error).split(), 40)) or type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-        return "skipped", f"out of memory: {text}"
+    text = one_line(error)
+    said = text.removeprefix(f"{type(error).__name__}: ")
+    if out_of_memory(error):
+        return "skipped", f"out of memory: {said}"
     if isinstance(error, NotImplementedError) or "not implemented for" in text:
-        return "unsupported", text
-    return "failed", f"{type(error).__name__}: {text}"
+        return "unsupported", said
+    return "failed", text

@@ -326,7 +326,7 @@ def test_what_the_clock_did_counts(before, after, verdict, reason):
     assert (row.verdict, row.reason) == (verdict, reason)
 
 
-def in_rounds(*levels_s, size=8):
+def in_rounds(*levels_s, size=8, call="sum"):
     """A read bandwidth whose fastest call is always the same, and whose rounds have these levels."""
     times = [1e-3, *levels_s]
     rounds = [0, *range(len(levels_s))]
@@ -337,6 +337,7 @@ def in_rounds(*levels_s, size=8):
             bandwidth_bytes_per_s=1e8,
             samples_s=times,
             rounds=rounds,
+            call=call,
             work={"bytes_read": size, "bytes_written": 0},
         )
     ]
@@ -357,7 +358,8 @@ def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
     "after_ceilings",
     [
         pytest.param(in_rounds(1e-3, 1.2e-3), id="too few rounds"),
-        pytest.param(in_rounds(*[1.2e-3] * 4, size=16), id="another call"),
+        pytest.param(in_rounds(*[1.2e-3] * 4, size=16), id="another size"),
+        pytest.param(in_rounds(*[1.2e-3] * 4, call="dot"), id="another call"),
     ],
 )
 def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):

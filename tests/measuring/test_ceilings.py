@@ -212,14 +212,19 @@ def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError], ids=lambda error: error.__name__)
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_ceiling_that_no_longer_fits_stays_as_it_was(monkeypatch, error):
     monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", {"cpu": 2**12})
     ceiling = by_name(FakeDevice())["copy bandwidth"]
 
     class Full:
         def normal(self, *_shape, dtype):
-            raise error(str(dtype))
+            assert dtype
+            raise error
 
     assert time_again(ceiling, FakeDevice(), Full(), BUDGET, number=1) is ceiling
 
@@ -228,3 +233,14 @@ def test_a_read_by_a_call_that_is_not_known_stays_as_it_was():
     ceiling = Ceiling(kind="read_bandwidth", provenance="measured", bandwidth_bytes_per_s=1.0,
                       samples_s=(1.0,), work={"bytes_read": 8, "bytes_written": 0})  # fmt: skip
     assert time_again(ceiling, FakeDevice(), source(), BUDGET, number=1) is ceiling
+
+
+def test_another_error_of_a_ceiling_is_not_passed_over():
+    class Broken:
+        def normal(self, *_shape, dtype):
+            raise RuntimeError(f"CUDA error in {dtype}")
+
+    ceiling = Ceiling(kind="matmul", provenance="measured", dtype="fp32", flop_per_s=1.0, samples_s=(1.0,),
+                      work={"operations": 16})  # fmt: skip
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        time_again(ceiling, FakeDevice(), Broken(), BUDGET, number=1)

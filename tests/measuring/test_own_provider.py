@@ -33,6 +33,12 @@ def short(x, weight):
 def nothing(x, weight):
     pass
 
+def wide(x, weight):
+    return (x @ weight.t()).double()
+
+def leaving(x, weight):
+    raise SystemExit(3)
+
 def attention(q, k_cache, v_cache, context_lens):
     batch, heads, dim = q.shape
     kv_heads = k_cache.shape[2]
@@ -77,10 +83,47 @@ def test_functions_of_either_operation_pass_the_gate(name):
     assert provider.refuses(case, FakeDevice()) is None
 
 
-@pytest.mark.parametrize(("name", "found"), [("short", r"\(4, 70\)"), ("nothing", "NoneType")])
-def test_result_of_another_shape_is_told(name, found):
-    with pytest.raises(TypeError, match=rf"gave {found}, not a tensor of shape \(5, 70\)"):
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("short", r"float32 of shape \(4, 70\) on cpu"),
+        ("wide", r"float64 of shape \(5, 70\) on cpu"),
+        ("nothing", "a NoneType"),
+    ],
+)
+def test_a_result_of_another_kind_is_told(name, found):
+    with pytest.raises(TypeError, match=rf"gave {found}, not float32 of shape \(5, 70\) on cpu"):
         provider_of(mine(name))[1].run(draw(matmul_case(), source()))
+
+
+def test_a_function_that_would_end_the_process_only_raises():
+    with pytest.raises(RuntimeError, match="raised SystemExit: 3"):
+        provider_of(mine("leaving"))[1].run(draw(matmul_case(), source()))
+
+
+WRAPPERS = {
+    "imported by name": "from kernels_under_test import product",
+    "called through its module": "import kernels_under_test\n\n"
+    "def product(x, weight):\n    return kernels_under_test.product(x, weight)",
+    "of this package": "from decodetax.kernels import prefill_matmul\n\n"
+    "def product(x, weight):\n    return prefill_matmul(x, weight)",
+    "in the module itself": "import triton\n\n@triton.jit\ndef kernel(x_ptr):\n    pass\n\n"
+    "def product(x, weight):\n    return x",
+    "none": "import torch\nimport triton\n\ndef product(x, weight):\n    return x @ weight.t()",
+}
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_a_triton_kernel_is_never_timed_interpreted_wherever_it_comes_from(tmp_path, how):
+    kernels = f"{WRAPPERS['in the module itself']}\n"
+    (tmp_path / "kernels_under_test.py").write_text(kernels, encoding="utf-8")
+    (tmp_path / "wrapper_under_test.py").write_text(WRAPPERS[how], encoding="utf-8")
+    try:
+        refused = provider_of("wrapper_under_test:product")[1].refuses(matmul_case(), FakeDevice())
+    finally:
+        for name in ("wrapper_under_test", "kernels_under_test"):
+            sys.modules.pop(name, None)
+    assert refused == (None if how == "none" else "the interpreter is not timed; see the interpreter checks")
 
 
 @pytest.mark.parametrize(

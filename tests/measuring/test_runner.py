@@ -242,8 +242,8 @@ ERRORS = [
         "\"addmm_impl_cpu_\" not implemented for 'Half'",
     ),
     (ValueError("x has\n  two lines"), "failed", "ValueError: x has two lines"),
-    (RuntimeError(), "failed", "RuntimeError: RuntimeError"),
-    (RuntimeError("word " * 500), "failed", "RuntimeError: " + "word " * 39 + "word"),
+    (RuntimeError(), "failed", "RuntimeError"),
+    (RuntimeError("word " * 500), "failed", "RuntimeError: " + "word " * 59 + "word"),
     (AssertionError("no"), "failed", "AssertionError: no"),
 ]
 
