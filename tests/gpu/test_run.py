@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,7 +120,20 @@ def test_copies_larger_than_the_cache_are_slower_than_one_in_it(device):
         assert case.work().bytes_total / row.time_s.median < 1.05 * peaks.bandwidth_bytes_per_s
 
 
-def test_whole_small_run(device):
+@pytest.fixture
+def own_kernel(tmp_path, monkeypatch):
+    """The example of docs/extending.md, as a module of the current folder."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(# my_kernel.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "my_kernel.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield "my_kernel:my_product"
+    sys.modules.pop("my_kernel", None)
+
+
+def test_whole_small_run(device, own_kernel):
     model = LanguageModel(
         name="small",
         source="the tests",
@@ -141,6 +157,8 @@ def test_whole_small_run(device):
         row_limit_s=0.05,
         ceiling_limit_s=0.02,
         total_limit_s=120,
+        providers=(own_kernel,),
+        counters=True,
     )
     result = session.begin(settings, device)
     shares = []
@@ -153,6 +171,15 @@ def test_whole_small_run(device):
     assert len(result.gaps) == 4
     assert all(gap.gap > 0 and gap.triton_gap > 0 for gap in result.gaps)
     assert shares == sorted(shares)
+    assert {row.status for row in result.rows if row.provider == own_kernel} == {"ok"}
+    for ceiling in result.ceilings:
+        if ceiling.provenance == "measured" and ceiling.dtype in (None, result.dtype):
+            assert set(ceiling.rounds) == set(range(session.ROUNDS))
+    counted = [row for row in result.rows if row.counters is not None]
+    assert counted or result.counters_reason
+    for row in counted:
+        assert row.counters["dram_bytes_read"] >= 0.9 * row.case.work().bytes_read, row.case.id
+        assert row.counters["matrix_active_share"] <= 1
     assert (
         json.loads(json.dumps(result.to_json(), allow_nan=False))["environment"]["device"]["kind"] == "cuda"
     )
