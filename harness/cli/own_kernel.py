@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..accounting.cases import PrefillMatmul
 from ..accounting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 OWN_DTYPES = ("bf16", "fp16", "fp32")
 
-MOST_ELEMENTS = 2**22
-"""Of an operand or a result: the interpreter takes a millisecond or two a program, whatever that does."""
+MOST_RESULTS = 2**22
+"""Of a product: a program gives as many as its tile holds, and takes the interpreter a millisecond or two."""
 
 Own = Mapping[str, "tuple[str, Provider]"]
 """Operation and provider of each function, by what it was called by."""
@@ -49,18 +50,15 @@ def countable(texts: Sequence[str], cases: Mapping[str, "OwnCase"]) -> Own:
 
     own = _resolved(texts)
     for operation in {operation for operation, _ in own.values()}:
-        work = cases[operation].work()
-        option = "--rows" if operation == "prefill_matmul" else "--context"
-        if work.operations > MOST_OPERATIONS:
-            raise UsageError(
-                f"{option}: {work.operations:.3g} operations are over {MOST_OPERATIONS:.3g}, "
-                "too many to interpret"
-            )
-        if work.bytes_total > 4 * MOST_ELEMENTS:
-            raise UsageError(
-                f"{option}: {work.bytes_total / 1e6:.3g} MB are over {4 * MOST_ELEMENTS / 1e6:.3g}, "
-                "too many to interpret"
-            )
+        case = cases[operation]
+        results = case.rows * case.out_features if isinstance(case, PrefillMatmul) else 0
+        for what, amount, most in (
+            ("operations", case.work().operations, MOST_OPERATIONS),
+            ("results", results, MOST_RESULTS),
+        ):
+            if amount > most:
+                option = "--rows" if results else "--context"
+                raise UsageError(f"{option}: {amount:.3g} {what} are over {most:.3g}, too many to interpret")
     return own
 
 
