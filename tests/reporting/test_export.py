@@ -3,6 +3,7 @@
 import csv
 import io
 import struct
+from dataclasses import replace
 
 import pytest
 from decodetax.harness.accounting.prices import price_list
@@ -35,6 +36,8 @@ def test_csv_keeps_all_digits_and_says_provenance_and_unit():
     assert first["case"] == row.case.id
     assert float(first["measured_median_s"]) == row.time_s.median
     assert int(first["modelled_operations"]) == row.case.work().operations
+    assert (first["measured_samples"], first["measured_rounds"]) == (str(len(row.samples_s)), "1")
+    assert first["measured_by_hardware_counters_dram_bytes_read"] == ""
     assert float(first["measured_flop_per_s"]) == row.case.work().operations / row.time_s.median
     gaps = found["gaps.csv"]
     assert [float(entry["measured_gap"]) for entry in gaps] == [gap.gap for gap in run.gaps]
@@ -45,6 +48,16 @@ def test_csv_keeps_all_digits_and_says_provenance_and_unit():
     ]
     assert float(found["ceilings.csv"][0]["datasheet_bytes_per_s"]) == 2e8
     assert found["interpreter_checks.csv"][0]["status"] == "ok"
+
+
+def test_csv_has_counters_and_rounds_where_a_run_has_them():
+    counters = {"dram_bytes_read": 160.0, "dram_bytes_written": 53.5, "matrix_active_share": 0.25}
+    run = whole_run()
+    run.rows[0] = replace(run.rows[0], counters=counters, rounds=(0, 0, 1))
+    first = tables(run)["kernels.csv"][0]
+    assert first["measured_rounds"] == "2"
+    for name, value in counters.items():
+        assert float(first[f"measured_by_hardware_counters_{name}"]) == value
 
 
 def test_csv_of_several_runs_names_them():

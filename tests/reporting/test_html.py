@@ -238,6 +238,7 @@ def test_data_of_a_page_holds_no_end_of_a_script_whatever_library_wrote_it():
     [
         (run_record(interrupted=True, elapsed_s=12.0), ["interrupted after 12 s", "No gap", "No kernel"]),
         (whole_run(broken="out of memory"), ["broke off: out of memory", "1 result was wrong"]),
+        (whole_run(counters_reason="no permission"), ["counters were not read of every row: no permission"]),
         (whole_run(gaps=[]), ["No gap could be computed"]),
         (whole_run(ceilings=[]), ["measured roof lacks its read bandwidth and its bf16 matmul", "datasheet"]),
         (whole_run(ceilings=ceilings()[:1]), ["measured roof lacks its bf16 matmul"]),
@@ -247,7 +248,16 @@ def test_data_of_a_page_holds_no_end_of_a_script_whatever_library_wrote_it():
             ["results were wrong", "roofline has no points"],
         ),
     ],
-    ids=["empty", "broken", "no gaps", "no ceilings", "bandwidth", "matmul", "only failed rows"],
+    ids=[
+        "empty",
+        "broken",
+        "no counters",
+        "no gaps",
+        "no ceilings",
+        "bandwidth",
+        "matmul",
+        "only failed rows",
+    ],
 )
 def test_what_is_missing_is_said(run, said):
     found = page(run)

@@ -260,3 +260,37 @@ def test_times_have_a_unit(time_s, text):
 def test_plain_table_keeps_cells_as_they_are():
     text = tables.plain_table([{"name": "a", "figure": "007"}, {"name": None, "figure": 1.5}])
     assert cells("\n" + text) == [["a", "007"], ["-", "1.5"]]
+
+
+COUNTERS = {"dram_bytes_read": 160.0, "dram_bytes_written": 53.0, "matrix_active_share": 0.25}
+
+
+def test_counters_stand_beside_the_bytes_that_a_case_needs():
+    rows = [ok_row(SMALL_MATMUL, "triton", counters=COUNTERS), ok_row(SMALL_MATMUL)]
+    table = tables.counters_table(run_record(rows=rows))
+    assert headers(table)[2:] == [
+        "bytes (modelled)",
+        "DRAM read",
+        "DRAM written",
+        "DRAM/modelled",
+        "matrix units",
+    ]
+    assert cells(table) == [[SMALL_MATMUL.id, "triton", "142", "160", "53", "1.5", "25%"]]
+
+
+@pytest.mark.parametrize(
+    ("counters", "line"),
+    [
+        (None, "Hardware counters were not read: no permission"),
+        (COUNTERS, "Hardware counters of other rows were not read: no permission"),
+    ],
+    ids=["of none", "of some"],
+)
+def test_why_counters_are_missing_is_told(counters, line):
+    run = run_record(rows=[ok_row(SMALL_MATMUL, counters=counters)])
+    run.counters_reason = "no permission"
+    assert tables.counters_table(run).splitlines()[-1] == line
+
+
+def test_a_run_that_was_not_asked_for_counters_says_nothing_of_them():
+    assert tables.counters_table(run_record(rows=[ok_row(SMALL_MATMUL)])) == ""
