@@ -1,5 +1,6 @@
 """One whole run: ceilings, cases, gaps, and the Triton kernels in the interpreter where there is no GPU."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 
 from ..accounting.cases import Case, Sweep, cases_of
-from ..accounting.errors import UsageError
+from ..accounting.errors import UsageError, one_line
 from ..accounting.language_model import LanguageModel
 from ..accounting.peaks import DevicePeaks, peaks_of
 from ..accounting.records import Ceiling, Roof, Row, Run
@@ -204,6 +205,8 @@ def measure(
         save()
 
     result.interrupted, result.broken = True, None
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and need not be looked through again after each case
     try:
         _fill(result, settings, device, progress, tiling_of, save_so_far)
         result.interrupted = False
@@ -211,7 +214,9 @@ def measure(
         pass
     except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
         result.interrupted = False
-        result.broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        result.broken = one_line(error)
+    finally:
+        gc.unfreeze()
     _finish(result, settings, before_s + time.perf_counter() - start_s)
 
 
