@@ -1,6 +1,7 @@
 """Whole runs of a tiny model, and the choices that a run makes."""
 
 import dataclasses
+import gc
 import json
 
 import pytest
@@ -371,3 +372,10 @@ def test_wrong_kernel_makes_failed_rows_and_no_gap(monkeypatch, factor):
     for row in as_json(result)["rows"]:
         without_figures = (row["samples_s"], row["time_s"], row["figures"]) == ([], None, None)
         assert without_figures == (row["status"] != "ok")
+
+
+def test_collections_between_cases_leave_out_what_was_loaded_before():
+    frozen = []
+    run(progress=lambda _done, _what: frozen.append(gc.get_freeze_count()))
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
