@@ -183,6 +183,15 @@ def decodetax(*arguments):
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def assert_misuse(outcome, *fragments):
+    """One line on stderr that holds all fragments, exit code 2, nothing on stdout."""
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert len(outcome.err) < 700
+    for fragment in fragments:
+        assert fragment in outcome.err
+
+
 def write_config(folder, **changes):
     """A Hugging Face config.json in a folder; a field of None is left out."""
     path = folder / "config.json"

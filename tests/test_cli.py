@@ -16,6 +16,7 @@ from decodetax.harness.accounting.peaks import device_table
 from hand_made import (
     CPU,
     TINY,
+    assert_misuse,
     ceilings,
     check,
     decodetax,
@@ -40,15 +41,6 @@ def command(*arguments, **options):
     arguments = [sys.executable, "-m", "decodetax.harness", *map(str, arguments)]
     options = {"env": environment, "capture_output": True, "text": True, "timeout": 60, **options}
     return subprocess.run(arguments, check=False, **options)
-
-
-def assert_misuse(outcome, *fragments):
-    """One line on stderr that holds all fragments, exit code 2, nothing on stdout."""
-    assert (outcome.code, outcome.out) == (2, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert len(outcome.err) < 700
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 @pytest.fixture

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from decodetax.harness.accounting.run_file import read_run
 from drifting_runs import Machine, case, drifting_runs
-from hand_made import CPU, SMALL_MATMUL, decodetax, failed_row, gap, ok_row, run_record, strict_json
+from hand_made import (
+    CPU,
+    SMALL_MATMUL,
+    assert_misuse,
+    decodetax,
+    failed_row,
+    gap,
+    ok_row,
+    run_record,
+    strict_json,
+)
 
 QUIET = Machine(noise=0.005, row_shift=0.002, round_shift=0.002, drift_step=0.001)
 RUNS = Path(__file__).resolve().parents[1] / "docs" / "runs"
@@ -30,14 +40,6 @@ def written(tmp_path, monkeypatch):
         return "before.json", "after.json"
 
     return write
-
-
-def assert_misuse(outcome, *fragments):
-    assert (outcome.code, outcome.out) == (2, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert len(outcome.err) < 700
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 def test_the_same_code_passes(written):

@@ -11,7 +11,7 @@ from decodetax.harness.accounting.errors import UsageError
 from decodetax.harness.accounting.peaks import device_table, find_device
 from decodetax.harness.accounting.prices import price_list
 from decodetax.harness.accounting.rental import default_rental
-from hand_made import decodetax, strict_json, write_config
+from hand_made import assert_misuse, decodetax, strict_json, write_config
 
 PREDICT = ("predict", "--model", "llama-3.2-1b", "--batch", "8", "--context", "1024")
 FIELDS = {
@@ -38,16 +38,6 @@ def printed(*arguments):
     outcome = decodetax(*arguments)
     assert (outcome.code, outcome.err) == (0, "")
     return outcome.out
-
-
-def assert_misuse(outcome, option, *fragments):
-    """One line on stderr that names the option, exit code 2, nothing on stdout."""
-    assert (outcome.code, outcome.out) == (2, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert len(outcome.err) < 700
-    assert option in outcome.err
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 # JSON.

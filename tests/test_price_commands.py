@@ -12,7 +12,7 @@ from decodetax.harness.accounting.deployment import deployment
 from decodetax.harness.accounting.language_model import load_language_model
 from decodetax.harness.accounting.prices import price_list
 from decodetax.harness.accounting.run_file import read_run
-from hand_made import decodetax, strict_json
+from hand_made import assert_misuse, decodetax, strict_json
 
 RUN = Path(__file__).resolve().parents[1] / "docs" / "runs" / "cpu-epyc-2-cores.json"
 AGAINST = BreakEven(model=load_language_model("llama-3.1-8b"), on=deployment("h100"), context=1024)
@@ -47,15 +47,6 @@ def write(folder, *entries):
     path = folder / "own.toml"
     path.write_text("".join(entries), encoding="utf-8")
     return path
-
-
-def assert_misuse(outcome, *fragments):
-    """One line on stderr that holds all fragments, exit code 2, nothing on stdout."""
-    assert (outcome.code, outcome.out) == (2, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert len(outcome.err) < 700
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 def document(*arguments):

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from decodetax.harness.accounting.run_file import read_run
 from decodetax.harness.reporting import summary, tables
-from hand_made import decodetax, run_record
+from hand_made import assert_misuse, decodetax, run_record
 from report_runs import HOSTILE, SCRIPT, hostile_run, whole_run
 
 SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
@@ -26,14 +26,6 @@ def folder(tmp_path, monkeypatch):
 def write(name, run):
     Path(name).write_text(json.dumps(run.to_json()), encoding="utf-8")
     return name
-
-
-def assert_misuse(outcome, *fragments):
-    assert (outcome.code, outcome.out) == (2, "")
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert len(outcome.err) < 500
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 def names(folder):

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,11 +161,9 @@ def check_comparable(run: Run) -> None:
         figures += [(f"samples_s of {where}", sample) for sample in row.samples_s]
         clocks = (row.clock_before_hz, row.clock_after_hz)
         figures += [(f"clock of {where}", hz) for hz in clocks if hz is not None]
-        _check_rounds(where, row.rounds)
         if not all(isinstance(reason, str) for reason in row.throttle_reasons):
             raise ValueError(f"throttle_reasons of {where}: are no texts")
     for ceiling in run.ceilings:
-        _check_rounds(_ceiling_name(ceiling), ceiling.rounds)
         figures += [(f"work of {_ceiling_name(ceiling)}", amount) for amount in _works(ceiling)]
     for name, value in figures:
         if isinstance(value, bool) or not (isinstance(value, int | float) and 1 / MOST < value < MOST):
@@ -182,11 +180,6 @@ def _works(ceiling: Ceiling) -> Iterator[Any]:
     if ceiling.samples_s and ceiling.rate is not None:
         work = ceiling.work or {}
         yield work["operations"] if ceiling.kind == "matmul" else work["bytes_read"]
-
-
-def _check_rounds(where: str, rounds: Sequence[int]) -> None:
-    if not all(isinstance(number, int) for number in rounds):
-        raise ValueError(f"rounds of {where}: are not whole numbers")
 
 
 def compare(

@@ -21,6 +21,8 @@ matrix units were active, of the launch in which it was largest."""
 
 def _check_rounds(rounds: Sequence[int], samples_s: Sequence[float]) -> None:
     """A round a sample, where there are rounds."""
+    if not all(isinstance(number, int) for number in rounds):
+        raise TypeError("rounds: are not whole numbers")
     if rounds and len(rounds) != len(samples_s):
         raise ValueError(f"rounds: {len(rounds)} of {len(samples_s)} samples")
 

@@ -16,7 +16,7 @@ from . import options
 from .claims import claims_command
 from .compare import compare_command
 from .evidence import count_command, inspect_command
-from .own_kernel import apart_from_stdout
+from .own_kernel import apart_from_stdout, provider_option
 from .places import file_problem, folder_problem
 from .predict import predict_command
 from .price import price_command, prices_command
@@ -128,7 +128,7 @@ cli.add_command(tune_command)
     metavar="X",
     help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
 )
-@click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: about 20 s on 2 CPU cores.")
+@click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
 @click.option(
     "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Of the random inputs."
 )
@@ -139,13 +139,9 @@ cli.add_command(tune_command)
     metavar="FILE",
     help="Where the run goes as JSON.  [default: results/run-DATE.json]",
 )
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    metavar="MODULE:FUNCTION",
-    help="A function of your own beside ours, gated and timed alike; repeat for several. It takes "
-    "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes.",
+@provider_option(
+    "A function of your own beside ours, gated and timed alike; repeat for several. It takes "
+    "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes."
 )
 @click.option(
     "--counters",

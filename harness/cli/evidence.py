@@ -1,7 +1,8 @@
 """The two commands that give evidence without a GPU; each imports what it needs when it runs."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +10,9 @@ from ..accounting.errors import FailureError, UsageError
 from . import options
 from .own_kernel import compile_providers, count_providers, countable, provider_option
 from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..accounting.cases import DecodeAttention, PrefillMatmul
 
 MOST_COUNTED_TOKENS = 1_000_000
 MOST_COUNTED_SEQUENCES = 4096
@@ -102,43 +106,9 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
     tiling's formula says (modelled) and what the case cannot do without (work). A large product is modelled
     alone. Exit code 1 means that a kernel gave a wrong result or touched memory as it must not.
     """
-    from ..accounting.cases import DecodeAttention, PrefillMatmul
     from ..accounting.gpu_limits import find_gpu
 
-    gpu, dtype, contexts = find_gpu(asked["gpu"]), asked["dtype"], asked["context"]
-    if asked["q_heads"] % asked["kv_heads"] or asked["q_heads"] > 64 * asked["kv_heads"]:
-        raise UsageError(f"--q-heads: {asked['q_heads']} is not 1 to 64 times --kv-heads {asked['kv_heads']}")
-    if asked["head_dim"] not in range(16, 257, 8):
-        raise UsageError(f"--head-dim: {asked['head_dim']} is not a multiple of 8 from 16 to 256")
-    batch = asked["batch"] or len(contexts)
-    if batch * max(1, *contexts) > MOST_COUNTED_TOKENS:
-        raise UsageError(
-            f"--context: {batch} sequences hold over {MOST_COUNTED_TOKENS} tokens, too many to interpret"
-        )
-    if batch > MOST_COUNTED_SEQUENCES:
-        raise UsageError(
-            f"--batch: {batch} is over {MOST_COUNTED_SEQUENCES}, the most sequences to interpret"
-        )
-    elements = max(1, *contexts) * asked["kv_heads"] + asked["q_heads"]
-    if batch * elements * asked["head_dim"] > MOST_CACHE_ELEMENTS:
-        raise UsageError(f"--q-heads: the cache and queries hold over {MOST_CACHE_ELEMENTS} elements")
-    cases: dict[str, DecodeAttention | PrefillMatmul] = {
-        "decode_attention": DecodeAttention(
-            contexts=tuple(contexts[i % len(contexts)] for i in range(batch)),
-            q_heads=asked["q_heads"],
-            kv_heads=asked["kv_heads"],
-            head_dim=asked["head_dim"],
-            dtype=dtype,
-        ),
-        "prefill_matmul": PrefillMatmul(
-            phase="prefill",
-            part="product",
-            rows=asked["rows"],
-            in_features=asked["in_features"],
-            out_features=asked["out_features"],
-            dtype=dtype,
-        ),
-    }
+    gpu, cases = find_gpu(asked["gpu"]), _cases(asked)
     from ..inspecting.count_rows import count_row
     from ..inspecting.sanitizer import TrafficError
 
@@ -158,6 +128,50 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
 
         click.echo("\n\n".join([*map(count_text, rows), *map(own_count_text, counted)]))
     return 1 if any(row["status"] == "failed" for row in counted) else 0
+
+
+def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatmul]":
+    """What is counted of each operation.
+
+    Raises:
+        UsageError: the kernel does not take such sizes, or they are too many to interpret.
+    """
+    from ..accounting.cases import DecodeAttention, PrefillMatmul
+
+    dtype, contexts = asked["dtype"], asked["context"]
+    if asked["q_heads"] % asked["kv_heads"] or asked["q_heads"] > 64 * asked["kv_heads"]:
+        raise UsageError(f"--q-heads: {asked['q_heads']} is not 1 to 64 times --kv-heads {asked['kv_heads']}")
+    if asked["head_dim"] not in range(16, 257, 8):
+        raise UsageError(f"--head-dim: {asked['head_dim']} is not a multiple of 8 from 16 to 256")
+    batch = asked["batch"] or len(contexts)
+    if batch * max(1, *contexts) > MOST_COUNTED_TOKENS:
+        raise UsageError(
+            f"--context: {batch} sequences hold over {MOST_COUNTED_TOKENS} tokens, too many to interpret"
+        )
+    if batch > MOST_COUNTED_SEQUENCES:
+        raise UsageError(
+            f"--batch: {batch} is over {MOST_COUNTED_SEQUENCES}, the most sequences to interpret"
+        )
+    elements = max(1, *contexts) * asked["kv_heads"] + asked["q_heads"]
+    if batch * elements * asked["head_dim"] > MOST_CACHE_ELEMENTS:
+        raise UsageError(f"--q-heads: the cache and queries hold over {MOST_CACHE_ELEMENTS} elements")
+    return {
+        "decode_attention": DecodeAttention(
+            contexts=tuple(contexts[i % len(contexts)] for i in range(batch)),
+            q_heads=asked["q_heads"],
+            kv_heads=asked["kv_heads"],
+            head_dim=asked["head_dim"],
+            dtype=dtype,
+        ),
+        "prefill_matmul": PrefillMatmul(
+            phase="prefill",
+            part="product",
+            rows=asked["rows"],
+            in_features=asked["in_features"],
+            out_features=asked["out_features"],
+            dtype=dtype,
+        ),
+    }
 
 
 @click.command("inspect")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OWN_DTYPES = ("bf16", "fp16", "fp32")
 
 MOST_RESULTS = 2**22
-"""Of a product: a program gives as many as its tile holds, and takes the interpreter a millisecond or two."""
+"""Of a product: a program gives as many as its tile holds, and each takes the interpreter its time."""
 
 Own = Mapping[str, "tuple[str, Provider]"]
 """Operation and provider of each function, by what it was called by."""

@@ -33,6 +33,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
+from ..accounting.errors import one_line
 from ..accounting.gpu_limits import SmLimits, find_gpu
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
 from .headroom import Workload
@@ -59,7 +60,6 @@ _DTYPE_NAMES = {
     "torch.float8_e4m3fn": "fp8",
     "torch.float8_e5m2": "fp8",
 }
-_REASON_CHARACTERS = 300
 
 
 class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
@@ -138,7 +138,7 @@ def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[Compile
         try:
             kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         except Exception as caught:  # noqa: BLE001  (whatever stops the compiler is this launch's result)
-            error = _reason(caught)
+            error = one_line(caught)
         bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
         launches.append(
             CompiledLaunch(
@@ -220,7 +220,7 @@ def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
         launches = compile_launches(lambda: _CALLS[case.kernel](case, gpu), gpu)
     except Exception as caught:  # noqa: BLE001  (a case that breaks is a row, and the others still come)
         name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.gpu, dtype=case.dtype, tiling={})
-        return (failed_row(name, _reason(caught)),)
+        return (failed_row(name, one_line(caught)),)
     for launch in launches:
         role = launch.function.removeprefix("_").removesuffix("_kernel")
         name = LaunchName(
@@ -262,7 +262,7 @@ def _row(
             schedule=schedule,
         )
     except Exception as caught:  # noqa: BLE001  (code that cannot be read is a row, and the others still come)
-        return failed_row(name, _reason(caught))
+        return failed_row(name, one_line(caught))
 
 
 def _call_decode(case: CompileCase, _gpu: SmLimits) -> None:
@@ -360,12 +360,6 @@ def _dtype_name(tensor: Any) -> str:
 
 def _is_tensor(value: object) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "data_ptr")
-
-
-def _reason(error: BaseException) -> str:
-    """One line of a message, with the kind of error where the message alone says too little."""
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}"[:_REASON_CHARACTERS]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..accounting.records import Run
-from .series import GAP_TICKS, PriceRatio, gap_lines, ops_span, points, roof_lines
+from .series import GAP_TICKS, PriceRatio, gap_lines, under_roofs
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h", "v")
@@ -53,9 +53,7 @@ def _plain(text: str) -> str:
 
 
 def _roofline(runs: Mapping[str, Run]) -> Figure | None:
-    shown = {name: points(name, run) for name, run in runs.items()}
-    span = ops_span([(run, shown[name]) for name, run in runs.items()])
-    roofs = [line for name, run in runs.items() for line in roof_lines(name, run, span)]
+    shown, roofs = under_roofs(runs)
     if not roofs and not any(shown.values()):
         return None
     several = len(runs) > 1

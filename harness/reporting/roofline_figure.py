@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ..accounting.records import Run
 from .drawing import COLOURS, DASHES, GREY, SYMBOLS, Drawing, cycle, drawn, safe, safe_name
-from .series import Point, ops_span, points, roof_lines
+from .series import Point, under_roofs
 from .units import seconds, si
 
 # A kind's colour is its operation's, its symbol says the phase too.
@@ -23,9 +23,7 @@ KINDS = {
 
 def roofline(runs: Mapping[str, Run]) -> Drawing | None:
     """Every ok row by ops:bytes and FLOP/s, under the roofs; a trace a run, or of one run a trace a kind."""
-    shown = {name: points(name, run) for name, run in runs.items()}
-    span = ops_span([(run, shown[name]) for name, run in runs.items()])
-    roofs = [line for name, run in runs.items() for line in roof_lines(name, run, span)]
+    shown, roofs = under_roofs(runs)
     if not roofs and not any(shown.values()):
         return None
     several = len(runs) > 1

@@ -183,6 +183,13 @@ def _roof_line(name: str, provenance: str, roof: Roof, least: float, most: float
     )
 
 
+def under_roofs(runs: Mapping[str, Run]) -> tuple[dict[str, tuple[Point, ...]], list[RoofLine]]:
+    """The points of each run, and the roofs of all over the ops:bytes that they span."""
+    shown = {name: points(name, run) for name, run in runs.items()}
+    span = ops_span([(run, shown[name]) for name, run in runs.items()])
+    return shown, [line for name, run in runs.items() for line in roof_lines(name, run, span)]
+
+
 def gap_lines(name: str, run: Run) -> tuple[GapLine, ...]:
     """A line for each context that has gaps."""
     contexts = sorted({gap.context for gap in run.gaps})

@@ -534,7 +534,6 @@ def test_a_run_that_did_not_end_says_so():
         pytest.param({"samples_s": (1.0, 10**400)}, "samples_s of .*: is '1000", id="past a float"),
         pytest.param({"samples_s": (1.0, "1")}, "samples_s of .*: is '1'", id="a text"),
         pytest.param({"samples_s": (1.0, True)}, "samples_s of .*: is 'True'", id="a truth"),
-        pytest.param({"samples_s": (1.0, 2.0), "rounds": (0, "1")}, "rounds of .*", id="a round's name"),
         pytest.param({"clock_after_hz": -1.0}, "clock of .*: is '-1.0'", id="a clock below 0"),
         pytest.param(
             {"throttle_reasons": (7,)}, "throttle_reasons of .*: are no texts", id="a reason's number"
