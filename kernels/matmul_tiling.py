@@ -8,15 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .matmul_blocks import (
-    SM_RATES,
-    Block,
-    Product,
-    few_row_block,
-    generation_of,
-    kind_of,
-    many_row_blocks,
-)
+from .matmul_blocks import SM_RATES, Block, Product, few_row_block, generation_of, kind_of, many_row_blocks
 from .tiling import require_positive, require_powers_of_two
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from decodetax.harness.accounting.cases import PrefillMatmul
-from decodetax.harness.accounting.records import Ceiling
+from decodetax.harness.core.cases import PrefillMatmul
+from decodetax.harness.core.records import Ceiling
 from hand_made import ok_row, run_record
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from decodetax.harness.accounting.cases import cases_of
-from decodetax.harness.accounting.records import Row
+from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.records import Row
 from hand_made import CPU, TINY, ceilings, check, failed_row, gap, ok_row, run_record, sweep
 
 SCRIPT = "<script>alert(1)</script>"

@@ -10,9 +10,9 @@ import sys
 from unittest import mock
 
 import pytest
-from decodetax.harness.accounting.cases import cases_of
-from decodetax.harness.accounting.language_model import preset_table
-from decodetax.harness.accounting.peaks import device_table
+from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.language_model import preset_table
+from decodetax.harness.core.peaks import device_table
 from hand_made import (
     CPU,
     TINY,
@@ -29,7 +29,7 @@ from hand_made import (
     write_config,
 )
 
-SESSION = "decodetax.harness.measuring.session"
+SESSION = "decodetax.harness.bench.session"
 # Few, and far below any machine's memory.
 SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
 

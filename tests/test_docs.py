@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from decodetax.harness.accounting.run_file import read_run
+from decodetax.harness.bench import summary
 from decodetax.harness.cli import cli
-from decodetax.harness.reporting import summary, tables
+from decodetax.harness.core import tables
+from decodetax.harness.core.run_file import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

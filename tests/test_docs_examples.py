@@ -13,10 +13,10 @@ import click
 import pytest
 import torch
 from decodetax.harness import cli
-from decodetax.harness.accounting import language_model
-from decodetax.harness.inspecting import decode_suite, matmul_suite, variants
-from decodetax.harness.measuring import ceilings, device, inputs, session
-from decodetax.harness.measuring.timer import Budget
+from decodetax.harness.bench import ceilings, device, session
+from decodetax.harness.bench.timer import Budget
+from decodetax.harness.core import inputs, language_model
+from decodetax.harness.offline import decode_suite, matmul_suite, variants
 from hand_made import TINY, write_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import triton
-from decodetax.harness.measuring.gate import row_errors, tolerance
+from decodetax.harness.core.gate import row_errors, tolerance
 from decodetax.kernels import (
     decode_attention,
     decode_attention_workspace_bytes,

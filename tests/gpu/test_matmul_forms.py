@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from decodetax.harness.measuring.gate import row_errors, tolerance
+from decodetax.harness.core.gate import row_errors, tolerance
 from decodetax.kernels import (
     choose_matmul_tiling,
     gpu_limits,

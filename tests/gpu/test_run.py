@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
-from decodetax.harness.accounting.language_model import LanguageModel
-from decodetax.harness.accounting.peaks import peaks_of
-from decodetax.harness.accounting.records import Roof
-from decodetax.harness.measuring import runner, session
-from decodetax.harness.measuring.device import open_device
-from decodetax.harness.measuring.inputs import Source
-from decodetax.harness.measuring.providers import PROVIDERS, Provider, interpreting
-from decodetax.harness.measuring.runner import Bench, run_case
-from decodetax.harness.measuring.timer import Budget, measure
+from decodetax.harness.bench import runner, session
+from decodetax.harness.bench.device import open_device
+from decodetax.harness.bench.providers import PROVIDERS, Provider, interpreting
+from decodetax.harness.bench.runner import Bench, run_case
+from decodetax.harness.bench.timer import Budget, measure
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.inputs import Source
+from decodetax.harness.core.language_model import LanguageModel
+from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.core.records import Roof
 
 pytestmark = pytest.mark.gpu
 BUDGET = Budget(time_limit_s=0.2, warm_up_s=0.2)

@@ -3,15 +3,15 @@
 import dataclasses
 
 import pytest
-from decodetax.harness.accounting.cases import DecodeAttention, PrefillMatmul
-from decodetax.harness.accounting.records import Roof
-from decodetax.harness.measuring import tuning
-from decodetax.harness.measuring.inputs import Source
-from decodetax.harness.measuring.providers import gpu_limits, tunable_provider
-from decodetax.harness.measuring.runner import Bench, run_case
-from decodetax.harness.measuring.tiling_cache import open_cache, tuned_tilings
-from decodetax.harness.measuring.timer import Budget
-from decodetax.harness.measuring.tuning import NOT_TRIED, open_gpu, tune
+from decodetax.harness.bench import tuning
+from decodetax.harness.bench.providers import gpu_limits, tunable_provider
+from decodetax.harness.bench.runner import Bench, run_case
+from decodetax.harness.bench.tiling_cache import open_cache, tuned_tilings
+from decodetax.harness.bench.timer import Budget
+from decodetax.harness.bench.tuning import NOT_TRIED, open_gpu, tune
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.inputs import Source
+from decodetax.harness.core.records import Roof
 
 pytestmark = pytest.mark.gpu
 CASES = [

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from decodetax.harness.measuring.gate import tolerance
+from decodetax.harness.core.gate import tolerance
 from decodetax.kernels import (
     DecodeTiling,
     GpuLimits,

@@ -1,7 +1,7 @@
 """Inputs of the kernels' tests: unused memory is NaN, and unused page numbers lead nowhere."""
 
 import torch
-from decodetax.harness.measuring.gate import row_errors, tolerance
+from decodetax.harness.core.gate import row_errors, tolerance
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 NARROW_DTYPES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]

@@ -14,7 +14,7 @@ from decode_checks import (
     live_addresses,
     split,
 )
-from decodetax.harness.inspecting.traffic import TrafficError, count_traffic
+from decodetax.harness.offline.traffic import TrafficError, count_traffic
 from decodetax.kernels import decode_attention, decode_attention_workspace_bytes, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -4,12 +4,7 @@ import re
 
 import pytest
 import torch
-from decodetax.kernels import (
-    DecodeTiling,
-    MatmulTiling,
-    prefill_matmul,
-    prefill_matmul_workspace_bytes,
-)
+from decodetax.kernels import DecodeTiling, MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes
 
 BATCH = {"x": torch.zeros(2, 4, 32), "weight": torch.zeros(2, 8, 32)}
 CUT = MatmulTiling(block_m=16, block_n=16, block_k=16, group_m=1, num_splits=2, num_warps=4, num_stages=2)

@@ -5,11 +5,7 @@ import importlib
 
 import pytest
 import torch
-from decodetax.kernels import (
-    prefill_matmul,
-    prefill_matmul_workspace_bytes,
-    reference,
-)
+from decodetax.kernels import prefill_matmul, prefill_matmul_workspace_bytes, reference
 from decodetax.kernels.tiling import H100_LIMITS
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,0 +1,156 @@
+"""The rates that a device reaches at its best, measured: reading, copying, and dense matmul per dtype.
+
+A ceiling is what cannot be passed, so the fastest call of each measurement makes it; all samples are kept.
+Timed again in each round of a run, ceilings tell what the machine did meanwhile.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..core.inputs import DTYPES, Source
+from ..core.records import Ceiling
+from .device import Device, out_of_memory
+from .timer import Budget, measure
+
+READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": torch.sum,
+    "max": torch.amax,
+    "dot": lambda x: torch.dot(*x.chunk(2)),
+}
+"""Ways to read a whole buffer once; which is fastest depends on the device."""
+
+SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
+
+LEAST_LIMIT_S = 0.1
+"""Seconds that a call of the next size may take at least: small sizes say little on a busy machine."""
+
+LEAST_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""On a GPU a shorter read would end before its ramp-up is little against it."""
+
+PERSISTENT = 8
+"""The buffer is at least this many times the last-level cache."""
+
+
+def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
+    """Measure one ceiling after another; yields what was measured, in words, and the ceiling.
+
+    Args:
+        device: to be measured.
+        source: of random numbers on that device.
+        time_limit_s: seconds for each buffer operation and each matmul size.
+    """
+    budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
+    size = min(
+        max(PERSISTENT * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
+    )
+    buffer = source.normal(size // 8 * 2, dtype=torch.float32)
+    yield "read bandwidth", _read_bandwidth(device, buffer, budget)
+    yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)
+    del buffer
+    device.release()
+    for dtype in DTYPES:
+        yield f"{dtype} matmul", _matmul(device, source, dtype, budget)
+        device.release()
+
+
+def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget, *, number: int) -> Ceiling:
+    """A measured ceiling with samples of its call in a later round, `number` from 1.
+
+    As it was where there is no rate, no memory for it now, or no call that is known (in files of before).
+    """
+    if ceiling.rate is None or not ceiling.samples_s:
+        return ceiling
+    if ceiling.kind == "read_bandwidth" and ceiling.call not in READERS:
+        return ceiling
+    try:
+        samples_s = measure(device, [_call_of(ceiling, source)], budget).samples_s
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return ceiling
+    return ceiling.with_round(samples_s, number)
+
+
+def _call_of(ceiling: Ceiling, source: Source) -> Callable[[], object]:
+    """What a ceiling's samples time."""
+    work = ceiling.work or {}
+    if ceiling.kind == "matmul":
+        size = round((work["operations"] / 2) ** (1 / 3))
+        a, b = (source.normal(size, size, dtype=DTYPES[str(ceiling.dtype)]) for _ in range(2))
+        return lambda: a @ b.t()
+    buffer = source.normal(work["bytes_read"] // 4, dtype=torch.float32)
+    if ceiling.kind == "copy_bandwidth":
+        target = torch.ones_like(buffer)
+        return lambda: target.copy_(buffer)
+    read = READERS[ceiling.call]
+    return lambda: read(buffer)
+
+
+def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
+    timings = {
+        name: measure(device, [lambda read=read: read(buffer)], budget).samples_s  # type: ignore[misc]
+        for name, read in READERS.items()
+    }
+    name, samples_s = min(timings.items(), key=lambda item: min(item[1]))
+    size = buffer.nbytes
+    return Ceiling(
+        kind="read_bandwidth",
+        provenance="measured",
+        bandwidth_bytes_per_s=size / min(samples_s),
+        detail=f"fastest {name} of {size / 2**20:.0f} MiB of float32",
+        samples_s=samples_s,
+        work={"bytes_read": size, "bytes_written": 0},
+        call=name,
+        rounds=(0,) * len(samples_s),
+    )
+
+
+def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
+    target = torch.ones_like(buffer)
+    samples_s = measure(device, [lambda: target.copy_(buffer)], budget).samples_s
+    size = buffer.nbytes
+    return Ceiling(
+        kind="copy_bandwidth",
+        provenance="measured",
+        bandwidth_bytes_per_s=2 * size / min(samples_s),
+        detail=f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written",
+        samples_s=samples_s,
+        work={"bytes_read": size, "bytes_written": size},
+        rounds=(0,) * len(samples_s),
+    )
+
+
+def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceiling:
+    """The best square size; sizes grow until one would pass the time limit, or no longer fits."""
+    best: tuple[float, int, tuple[float, ...]] | None = None
+    for size in SQUARE_SIZES[device.kind]:
+        operations = 2 * size**3
+        if best and operations / best[0] > max(budget.time_limit_s, LEAST_LIMIT_S):
+            break
+        if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
+            break
+        try:
+            a, b = (source.normal(size, size, dtype=DTYPES[dtype]) for _ in range(2))
+            samples_s = measure(device, [lambda a=a, b=b: a @ b.t()], budget).samples_s  # type: ignore[misc]
+        except (MemoryError, RuntimeError) as error:
+            if best:
+                break
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason=reason)
+        rate = operations / min(samples_s)
+        best = max(best or (0.0, 0, ()), (rate, size, samples_s))
+    if best is None:
+        return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason="out of memory")
+    rate, size, samples_s = best
+    return Ceiling(
+        kind="matmul",
+        provenance="measured",
+        dtype=dtype,
+        flop_per_s=rate,
+        detail=f"fastest product of {size} x {size} matrices",
+        samples_s=samples_s,
+        work={"operations": 2 * size**3},
+        rounds=(0,) * len(samples_s),
+    )

@@ -1,0 +1,283 @@
+"""How the time of one row changed between two runs, and how sure that is.
+
+Round medians give the level of each side; two levels give the ratio and its interval, widened by what the
+machine itself did; p says how surely they are not the same; corrected for the number of rows it is a verdict.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ..core.records import Row
+from ..core.samples import round_medians
+from ..core.significance import holm, t_point, t_tail
+
+SAME_WITHIN = 0.02
+"""Times closer than this are the same. The timer calls a kernel warmed up when two medians differ by less
+than 2%, so the level of a run is settled no better than that, however many samples tell it."""
+
+ERROR = 0.05
+"""Chance of any wrong "faster" or "slower" in a comparison; intervals leave out as much."""
+
+LEAST_ROUNDS = 3
+"""With 1 round nothing tells how rounds differ. With 2 a side, Student's t has 2 degrees of freedom: surely
+over 2% among 30 rows would take 24 standard errors, and one difference a side tells no drift from noise."""
+
+STEADY_THROTTLING = frozenset({"power cap"})
+"""Held down alike in both runs this leaves times that can be compared: the clock settles where the power is
+used up, and is read. Heat and faults come and go between two readings."""
+
+MOST_SPREAD = 0.25
+"""Standard deviation of the logarithms of a row's samples, at the median row of a run. Others' work on the
+same cores at least doubles a call that it meets: log(2) sqrt(1/6 x 5/6) = 0.26 is one call in 6. A run left
+alone on 2 shared CPU cores has 0.1; one beside two busy processes had 0.5, and a row 60 times as slow."""
+
+LARGEST_LOG = 700.0
+
+Verdict = Literal["faster", "slower", "same", "not sure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What the machine itself did between the runs, by something that both measured alike.
+
+    Attributes:
+        name: a ceiling or the SM clock.
+        least, most: the times that this alone makes a time longer, after over before.
+    """
+
+    name: str
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowChange:
+    """A row that is ok in both runs.
+
+    Attributes:
+        case, provider: which row.
+        before_s, after_s: geometric mean of the rounds' medians; the median where there are too few rounds.
+        rounds_before, rounds_after: how many rounds its samples come from.
+        ratio: after over before.
+        low, high: its 95% interval, widened by what the machine did; None where there are too few rounds.
+        p: chance of such a ratio where the true one is the same within 2%; None where nothing can tell.
+        corrected_p: the same among as many rows as were judged (Holm).
+        verdict: what is sure.
+        reason: why it is not sure, or what it rests on.
+        changes: what of the row is not as it was (its form, tiling, way of timing), as text.
+    """
+
+    case: str
+    provider: str
+    before_s: float
+    after_s: float
+    rounds_before: int
+    rounds_after: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    corrected_p: float | None = None
+    verdict: Verdict = "not sure"
+    reason: str = ""
+    changes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Time after over time before."""
+        return self.after_s / self.before_s
+
+    def to_json(self) -> dict[str, Any]:
+        """The change as a JSON object."""
+        return {**asdict(self), "ratio": self.ratio, "changes": list(self.changes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """Mean of the logarithms of round medians, its variance, and that variance's degrees of freedom."""
+
+    mean: float
+    variance: float
+    freedom: float
+
+
+def _medians(row: Row) -> list[float]:
+    return round_medians(row.samples_s, row.rounds or (0,) * len(row.samples_s))
+
+
+def resemblance_of(rows: Iterable[Row]) -> float:
+    """How much a round of a run resembles the one before: a lag-1 correlation from 0 to below 1.
+
+    By the von Neumann ratio of a row: the mean square of successive differences over the variance is 2 in
+    expectation where rounds are independent, for any number of them, and less where the machine drifts. Drift
+    is the machine's, so the mean over a run's rows counts.
+    """
+    ratios = []
+    for row in rows:
+        logs = [math.log(median) for median in _medians(row)]
+        if len(logs) < LEAST_ROUNDS or statistics.pstdev(logs) < 1e-12:
+            continue
+        steps = [(late - early) ** 2 for early, late in itertools.pairwise(logs)]
+        ratios.append(statistics.fmean(steps) / statistics.variance(logs))
+    return min(0.99, max(0.0, 1 - statistics.fmean(ratios) / 2)) if ratios else 0.0
+
+
+def spread_of(rows: Iterable[Row]) -> float:
+    """How much a run's samples scatter: see MOST_SPREAD; 0 where no row has enough samples."""
+    spreads = [
+        statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= LEAST_ROUNDS
+    ]
+    return statistics.median(spreads) if spreads else 0.0
+
+
+def _level(medians: Sequence[float], resemblance: float) -> _Level:
+    """The level that round medians tell, at a lag-1 correlation r of theirs.
+
+    n rounds then count as n / (1 + 2 sum (1 - k / n) r^k) independent ones, at least 2, and the variance of
+    the mean is the rounds' own (divided by n) over that number less one. The variance has
+    (n - 1)(1 - r^2) / (1 + r^2) degrees of freedom, at least 1 (Bayley and Hammersley, J. R. Stat. Soc. 8,
+    1946). At r = 0 these are n, s^2 / n and n - 1.
+    """
+    n, logs = len(medians), [math.log(median) for median in medians]
+    inflation = 1 + 2 * math.fsum((1 - k / n) * resemblance**k for k in range(1, n))
+    square = resemblance**2
+    return _Level(
+        mean=statistics.fmean(logs),
+        variance=statistics.pvariance(logs) / (max(2.0, n / inflation) - 1),
+        freedom=max(1.0, (n - 1) * (1 - square) / (1 + square)),
+    )
+
+
+def row_change(
+    old: Row, new: Row, alike: tuple[float, float], controls: Sequence[Control], blocked: str
+) -> RowChange:
+    """A row's ratio, interval and p, as yet without a verdict.
+
+    Args:
+        old: the row before.
+        new: the row after.
+        alike: `resemblance_of` either run.
+        controls: what the machine did, as far as it bears on the row.
+        blocked: why no row of these runs can be sure; empty where there is no reason.
+    """
+    medians = (_medians(old), _medians(new))
+    change = RowChange(
+        case=new.case.id,
+        provider=new.provider,
+        before_s=statistics.median(old.samples_s),
+        after_s=statistics.median(new.samples_s),
+        rounds_before=len(medians[0]),
+        rounds_after=len(medians[1]),
+        changes=tuple(_row_changes(old, new)),
+    )
+    fewest = min(map(len, medians))
+    if fewest < LEAST_ROUNDS:
+        rounds = "1 round" if fewest == 1 else f"{fewest} rounds"
+        return replace(change, reason=f"samples of {rounds}, needs {LEAST_ROUNDS}: drift is not known")
+    levels = [_level(side, r) for side, r in zip(medians, alike, strict=True)]
+    change = replace(change, before_s=math.exp(levels[0].mean), after_s=math.exp(levels[1].mean))
+    return _tested(change, levels[0], levels[1], controls, blocked or _throttling(old, new))
+
+
+def _tested(
+    change: RowChange, before: _Level, after: _Level, controls: Sequence[Control], blocked: str
+) -> RowChange:
+    """The change with Welch's interval of its ratio, widened by the controls, and p against "the same"."""
+    shift, variance = after.mean - before.mean, before.variance + after.variance
+    error, freedom = math.sqrt(variance), 1.0
+    if variance > 0:
+        freedom = variance**2 / (before.variance**2 / before.freedom + after.variance**2 / after.freedom)
+    half = t_point(ERROR / 2, freedom) * error
+    least = math.log(min([1.0, *(control.least for control in controls)]))
+    most = math.log(max([1.0, *(control.most for control in controls)]))
+    change = replace(change, low=_exp(shift - half - most), high=_exp(shift + half - least))
+    if blocked:
+        return replace(change, reason=blocked)
+
+    def p_beyond(excess: float) -> float:
+        if excess <= 0:
+            return 1.0
+        return 2 * t_tail(excess / error, freedom) if error > 0 else 0.0
+
+    same = math.log1p(SAME_WITHIN)
+    p = p_beyond(max(shift - most, least - shift) - same)
+    excuse = ""
+    if p > ERROR and p_beyond(abs(shift) - same) <= ERROR:
+        excuse = _excuse(controls, shift)
+    return replace(change, p=p, reason=excuse)
+
+
+def _exp(logarithm: float) -> float:
+    """Its exponential, at most what a float holds: few rounds that differ much leave all open."""
+    return math.exp(max(-LARGEST_LOG, min(LARGEST_LOG, logarithm)))
+
+
+def _excuse(controls: Sequence[Control], shift: float) -> str:
+    """Which change of the machine could have made the row slower or faster."""
+    if shift > 0:
+        worst = max(controls, key=lambda control: control.most)
+        return f"the machine was slower after: {worst.name} by {worst.most - 1:.1%}"
+    best = min(controls, key=lambda control: control.least)
+    return f"the machine was faster after: {best.name} by {1 / best.least - 1:.1%}"
+
+
+def _throttling(old: Row, new: Row) -> str:
+    """Why the clocks of a row make its times no ones to compare; empty where they do not."""
+    before, after = set(old.throttle_reasons), set(new.throttle_reasons)
+    if before == after and after <= STEADY_THROTTLING:
+        return ""
+    sides = (f"{', '.join(sorted(reasons)) or 'nothing'} {side}"
+             for side, reasons in (("before", before), ("after", after)))  # fmt: skip
+    return f"the clock was held down: {'; '.join(sides)}"
+
+
+def with_verdicts(rows: Sequence[RowChange]) -> tuple[RowChange, ...]:
+    """The rows with p corrected for as many as have one, and what follows."""
+    p_values = [row.p for row in rows if row.p is not None]
+    corrected = iter(holm(p_values))
+    return tuple(
+        row if row.p is None else _with_verdict(replace(row, corrected_p=next(corrected)), len(p_values))
+        for row in rows
+    )
+
+
+def _with_verdict(row: RowChange, count: int) -> RowChange:
+    """The verdict on a row with p; `count` rows were judged together."""
+    if row.p is None or row.corrected_p is None or row.low is None or row.high is None:
+        return row
+    verdict = verdict_of(row.low, row.high, row.ratio, row.corrected_p)
+    reason = row.reason
+    if verdict == "same":
+        reason = f"within {SAME_WITHIN:.0%}"
+    elif verdict != "not sure":
+        reason = f"by over {SAME_WITHIN:.0%}"
+    elif not reason and row.p <= ERROR:
+        reason = f"by chance one of {count} rows may differ as much"
+    elif not reason:
+        reason = "the interval is too wide to tell"
+    return replace(row, verdict=verdict, reason=reason)
+
+
+def verdict_of(low: float, high: float, ratio: float, corrected_p: float) -> Verdict:
+    """Same where the interval lies within 2%; faster or slower where p says surely by over 2%."""
+    if low >= 1 / (1 + SAME_WITHIN) and high <= 1 + SAME_WITHIN:
+        return "same"
+    if corrected_p <= ERROR:
+        return "slower" if ratio > 1 else "faster"
+    return "not sure"
+
+
+def _row_changes(old: Row, new: Row) -> Iterator[str]:
+    for name in ("variant", "tiling", "method", "input_copies"):
+        was, is_now = getattr(old, name), getattr(new, name)
+        if was != is_now:
+            yield f"{name.replace('_', ' ')}: {_text(was)} -> {_text(is_now)}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return "none" if value is None else str(value)

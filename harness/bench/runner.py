@@ -1,0 +1,260 @@
+"""Runs cases on a device: gate, then time, row by row."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.cases import Case
+from ..core.errors import one_line
+from ..core.gate import Verdict
+from ..core.inputs import Inputs, Source, copies_of, memory_bytes, poison
+from ..core.records import Roof, Row, Status
+from .device import Device, out_of_memory
+from .providers import PROVIDERS, Gate, Provider, gate_of
+from .timer import Budget, measure
+
+LONGEST_CALL_S = 20.0
+"""A case of which the ceilings say that one call takes longer is skipped."""
+
+TilingOf = Callable[[Case], Any]
+"""Tells the tiling that a tunable provider is to run a case with; None leaves the choice to the provider."""
+
+
+def no_tiling(_case: Case) -> None:
+    """No case has a tuned tiling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof.
+
+    `tiling_of` gives the tuned tiling of a case, where there is one; `round` is the round of the run; `more`
+    holds providers of the user's own by operation.
+    """
+
+    device: Device
+    source: Source
+    budget: Budget
+    roof: Roof
+    tiling_of: TilingOf = no_tiling
+    round: int = 0
+    more: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+
+    def providers(self, case: Case) -> tuple[Provider, ...]:
+        """All that run a case."""
+        return (*PROVIDERS[case.operation], *self.more.get(case.operation, ()))
+
+
+class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
+    """A case that cannot be run here."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxyType({})) -> Iterator[Row]:
+    """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason.
+
+    Args:
+        case: what to run.
+        bench: where and how.
+        earlier: the rows so far, by provider (see `to_run`).
+    """
+    providers = to_run(case, bench, earlier)
+    refusals = {p.name: p.refuses(case, bench.device) for p in providers}
+    blocked: tuple[Status, str] | None = None
+    copies: list[Inputs] = []
+    gate: Gate | None = None
+    rows: dict[str, Row] = {}
+    try:
+        if None in refusals.values():
+            copies, gate = prepare(case, bench)
+    except Blocked as reason:
+        blocked = reason.status, reason.reason
+    for provider in providers:
+        refusal = refusals[provider.name]
+        if refusal is not None:
+            yield Row(case=case, provider=provider.name, status="unsupported", reason=refusal)
+        elif blocked is not None:
+            yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
+        elif gate is not None:
+            tiling = None if provider.tunable is None else bench.tiling_of(case)
+            before = earlier.get(provider.name)
+            chosen = provider.cut_by(tiling) if tiling is not None else _best_of(provider, case, rows, before)
+            if isinstance(chosen, Provider):
+                chosen = run_provider(case, chosen, copies, gate, bench, before)
+            rows[provider.name] = chosen
+            yield chosen
+    del copies, gate
+    bench.device.release()
+
+
+def to_run(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
+    """The providers that a case lacks in a round: not those that were not ok, nor those that have had it."""
+    return [
+        provider
+        for provider in bench.providers(case)
+        if provider.name not in earlier
+        or (earlier[provider.name].status == "ok" and bench.round not in earlier[provider.name].rounds)
+    ]
+
+
+def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row], before: Row | None) -> Provider | Row:
+    """A provider that stands for the best of several, as the fastest of them that passed the gate.
+
+    It takes samples of its own: those of the fastest are biased by having been picked. Where none passed, the
+    row says why. In later rounds it stays what it was in the first.
+    """
+    if not provider.best_of:
+        return provider
+    if before is not None:
+        run = next(p.run for p in PROVIDERS[case.operation] if p.variant == before.variant)
+        return dataclasses.replace(provider, run=run, variant=before.variant)
+    tried = [rows[name] for name in provider.best_of if name in rows]
+    passed = [row for row in tried if row.status == "ok"]
+    if not passed:
+        first = tried[0]
+        reason = f"none of its variants passed; {first.provider}: {first.reason}"
+        return Row(case=case, provider=provider.name, status=first.status, reason=reason)
+    fastest = min(passed, key=lambda row: row.time_s.median)
+    run = next(each.run for each in PROVIDERS[case.operation] if each.name == fastest.provider)
+    return dataclasses.replace(provider, run=run, variant=fastest.variant)
+
+
+def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
+    """Copies of the inputs, and the gate on the first of them.
+
+    Raises:
+        Blocked: the case cannot be run here; says why.
+    """
+    if bench.roof.flop_per_s is None:
+        raise Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
+    needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
+    if needed > free:
+        raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+    least = bench.roof.least_time_s(case.work())
+    if least is not None and least[0] > LONGEST_CALL_S:
+        raise Blocked("skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s")
+    try:
+        copies = copies_of(case, bench.source, cache_bytes=bench.device.cache_bytes)
+        return copies, gate_of(case, copies[0])
+    except (MemoryError, RuntimeError) as error:
+        raise Blocked(*_explain(error)) from error
+
+
+def run_provider(
+    case: Case,
+    provider: Provider,
+    copies: Sequence[Inputs],
+    gate: Gate,
+    bench: Bench,
+    before: Row | None = None,
+) -> Row:
+    """Gate a provider on the first copy, time it on all in turn, and look at what the last samples left.
+
+    `before` is its row of earlier rounds, in which it has passed and told how long a call takes.
+    """
+    for inputs in copies:
+        poison(inputs)
+    calls = [BoundCall(provider, inputs) for inputs in copies]
+    clocks = bench.device.clocks
+    clock_before_hz: float | None = None
+    row = functools.partial(
+        Row, case=case, provider=provider.name, tiling=provider.tiling, variant=provider.variant
+    )
+
+    def before_sampling() -> None:
+        nonlocal clock_before_hz
+        clock_before_hz = clocks.clock_hz()  # warmed up by now
+        _poison_outputs(calls)
+
+    try:
+        for call in calls:
+            call.bind()
+        if before is None:
+            [first_s] = bench.device.time_each(calls[:1])
+            verdict = gate.judge(calls[0].output)
+            if not verdict.passed:
+                return _failed(row, verdict)
+            if bench.device.kind != "cpu":
+                first_s = 0.0  # a GPU's first call compiles
+        else:
+            first_s = before.time_s.median
+        timing = measure(
+            bench.device,
+            calls,
+            bench.budget,
+            first_s=first_s,
+            before_sampling=before_sampling,
+        )
+        clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
+        verdict = gate.judge(calls[0].output)
+        if not verdict.passed:
+            return _failed(row, verdict)
+    except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
+        status, reason = _explain(error)
+        return row(status=status, reason=reason)
+    return row(
+        status="ok",
+        relative_error=verdict.relative_error,
+        tolerance=verdict.tolerance,
+        samples_s=timing.samples_s,
+        rounds=(bench.round,) * len(timing.samples_s),
+        method=timing.method,
+        input_copies=len(copies),
+        clock_before_hz=clock_before_hz,
+        clock_after_hz=clock_after_hz,
+        throttle_reasons=throttle_reasons,
+    )
+
+
+class BoundCall:
+    """A provider bound to one copy of the inputs; keeps its last output."""
+
+    def __init__(self, provider: Provider, inputs: Inputs) -> None:
+        self._provider, self._inputs = provider, inputs
+        self._call: Callable[[], Tensor] = functools.partial(provider.run, inputs)
+        self.output = torch.empty(0)
+
+    def bind(self) -> None:
+        """Plan what the provider plans once; afterwards outputs are poison again."""
+        if self._provider.bind is not None:
+            self._call = self._provider.bind(self._inputs)
+            poison(self._inputs)
+
+    def __call__(self) -> None:  # noqa: D102  (the class says it)
+        self.output = self._call()
+
+
+def _poison_outputs(calls: Sequence[BoundCall]) -> None:
+    """Make every last output NaN, so that a sample that computes nothing is seen."""
+    for call in calls:
+        call.output.fill_(math.nan)
+
+
+def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
+    return row(
+        status="failed",
+        reason=verdict.reason,
+        relative_error=verdict.relative_error,
+        tolerance=verdict.tolerance,
+    )
+
+
+def _explain(error: Exception) -> tuple[Status, str]:
+    """The status of a row whose provider raised, and why in one line."""
+    text = one_line(error)
+    said = text.removeprefix(f"{type(error).__name__}: ")
+    if out_of_memory(error):
+        return "skipped", f"out of memory: {said}"
+    if isinstance(error, NotImplementedError) or "not implemented for" in text:
+        return "unsupported", said
+    return "failed", text

@@ -1,0 +1,393 @@
+"""One whole run: ceilings, cases, gaps, and the Triton kernels in the interpreter where there is no GPU."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import torch
+
+from ..core.cases import Case, Sweep, cases_of
+from ..core.errors import UsageError, one_line
+from ..core.inputs import DTYPES, Source, memory_bytes
+from ..core.language_model import LanguageModel
+from ..core.peaks import DevicePeaks, peaks_of
+from ..core.records import Ceiling, Roof, Row, Run
+from ..core.rental import default_rental
+from .ceilings import measure_ceilings, time_again
+from .counters import read_counters
+from .device import Device, open_device
+from .environment import describe
+from .interpreted import check_twins
+from .own_provider import own_providers
+from .providers import interpreting, use_interpreter
+from .runner import Bench, TilingOf, no_tiling, run_case, to_run
+from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
+from .token_cost import gaps_of
+
+Progress = Callable[[float, str], None]
+"""Told the share that is done, 0 to 1, and what comes next."""
+
+MOST_SEQUENCES = 65_536
+"""Of a batch: the oracle of decode attention takes one at a time."""
+
+LATE_ROW_LIMIT_S = 0.05
+"""Seconds of sampling for a row, in all of its rounds, once the run's time is over."""
+
+CEILINGS_SHARE = 0.15
+"""Of the progress bar."""
+
+ROUNDS = 5
+"""Machines drift: every case is timed in so many rounds of the run, one after another."""
+
+LEAST_ROUNDS = 3
+"""No round begins after these once the run's time is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is asked for.
+
+    Attributes:
+        batches, contexts, prompt, prefill_tokens: as in `Sweep`.
+        dtype: of weights, activations and cache; "auto" takes the faster of bf16 and fp32 on a CPU, as
+            measured, and bf16 on a GPU that has it.
+        usd_per_hour: price of the device; None takes the cited default, where there is one.
+        row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
+        total_limit_s: seconds after which rows are given the fewest samples.
+        seed: of the inputs.
+        providers: of the user's own, each "module:function".
+        counters: whether hardware counters are read of the rows, once they are timed.
+    """
+
+    model: LanguageModel
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompt: int | None
+    prefill_tokens: int
+    dtype: str
+    usd_per_hour: float | None
+    row_limit_s: float
+    ceiling_limit_s: float
+    total_limit_s: float
+    seed: int = 0
+    providers: tuple[str, ...] = ()
+    counters: bool = False
+
+    def sweep(self, dtype: str) -> Sweep:
+        """The sweep in a dtype."""
+        return Sweep(
+            batches=self.batches,
+            contexts=self.contexts,
+            prompt=self.prompt,
+            prefill_tokens=self.prefill_tokens,
+            dtype=dtype,
+        )
+
+
+def choose_device(argument: str) -> Device:
+    """The device that `--device` names; on a CPU, Triton kernels run in the interpreter from here on.
+
+    Raises:
+        UsageError: see `open_device`.
+    """
+    device = open_device(argument)
+    if device.kind == "cpu":
+        use_interpreter()
+    # Accumulation is in float32 everywhere here, so cuBLAS must not reduce in a narrower dtype either.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    return device
+
+
+def check_memory(settings: Settings, device: Device) -> None:
+    """Turn down a sweep of which even the smallest case does not fit.
+
+    Raises:
+        UsageError: names the option, what its smallest case needs and what the device has.
+    """
+    model, free = settings.model, device.free_bytes()
+    sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
+
+    def needs(*cases: Case) -> int:
+        return max(memory_bytes(case, cache_bytes=device.cache_bytes) for case in cases)
+
+    one = sweep.decode_attention(model, 1, min(sweep.contexts)).work().bytes_total
+    prompt_option = "--prompt" if settings.prompt else "--context"
+    named = [
+        ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
+        *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
+        *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
+        *(("--batch", size, size * one) for size in sweep.batches),  # a case holds a length a sequence
+    ]
+    for option, value, needed in named:
+        if needed > free:
+            raise UsageError(
+                f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "
+                f"{free / 1e9:.1f} GB are free on {device.name}"
+            )
+    if max(sweep.batches) > MOST_SEQUENCES:
+        raise UsageError(f"--batch: {max(sweep.batches)} is over {MOST_SEQUENCES}, the most sequences timed")
+
+
+def begin(settings: Settings, device: Device) -> Run:
+    """A run in which nothing is measured yet: the environment, the settings, what the datasheet names."""
+    peaks = peaks_of(device.name, device.memory_bytes) if device.kind == "cuda" else None
+    price, price_source = _price(settings, peaks)
+    return Run(
+        environment=describe(device),
+        settings={
+            **asdict(settings),
+            "dtype_asked": settings.dtype,
+            "parameters": settings.model.parameters,
+            "usd_per_hour": price,
+            "usd_per_hour_source": price_source,
+        },
+        ceilings=datasheet_ceilings(peaks),
+    )
+
+
+def settings_of(run: Run) -> Settings:
+    """What a run was asked for, read back from it; a dtype that was measured to be the fastest stays.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not a whole run.
+    """
+    known = {each.name for each in fields(Settings)}
+    found = {name: value for name, value in run.settings.items() if name in known}
+    return Settings(
+        **found
+        | {
+            "model": LanguageModel(**found["model"]),
+            "batches": tuple(found["batches"]),
+            "contexts": tuple(found["contexts"]),
+            "providers": tuple(found.get("providers", ())),
+        }
+    )
+
+
+def require_same_machine(run: Run, device: Device) -> None:
+    """Make sure that a run goes on where it began: its samples would not be of one machine.
+
+    Raises:
+        UsageError: the device or a version is another.
+    """
+    here = describe(device)
+    for part in ("device", "versions"):
+        before, now = run.environment[part], here[part]
+        for name in ("kind", "name", "cores", "capability", "decodetax", "torch", "triton", "cuda"):
+            if name in before and before[name] != now.get(name):
+                raise UsageError(
+                    f"--resume: the run was begun with {name} {before[name]!r}, here it is "
+                    f"{now.get(name)!r}; begin a new one"
+                )
+
+
+def measure(
+    result: Run,
+    settings: Settings,
+    device: Device,
+    progress: Progress,
+    tiling_of: TilingOf = no_tiling,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Measure everything that is asked for, into a run that was begun, with the tuned tilings there are.
+
+    What the run holds already is not measured again. `save` is called at first and after each case, the run
+    being marked as interrupted until the end. Ctrl-C ends it early, as does a device that breaks down: what
+    was measured until then is kept, and the run is marked as interrupted or broken.
+    """
+    start_s, before_s = time.perf_counter(), result.elapsed_s
+
+    def save_so_far() -> None:
+        _finish(result, settings, before_s + time.perf_counter() - start_s)
+        save()
+
+    result.interrupted, result.broken = True, None
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and need not be looked through again after each case
+    try:
+        _fill(result, settings, device, progress, tiling_of, save_so_far)
+        result.interrupted = False
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
+        result.interrupted = False
+        result.broken = one_line(error)
+    finally:
+        gc.unfreeze()
+    _finish(result, settings, before_s + time.perf_counter() - start_s)
+
+
+def _finish(result: Run, settings: Settings, elapsed_s: float) -> None:
+    """What follows from the rows so far."""
+    sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
+    result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
+    result.elapsed_s = elapsed_s
+
+
+def _fill(
+    result: Run,
+    settings: Settings,
+    device: Device,
+    progress: Progress,
+    tiling_of: TilingOf,
+    save: Callable[[], None],
+) -> None:
+    source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
+    start_s = time.perf_counter()
+    save()
+    _measure_ceilings(result, settings, device, source, progress)
+    dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
+    result.settings = {**result.settings, "dtype": dtype}
+    save()
+    cases = cases_of(settings.model, settings.sweep(dtype))
+    costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
+    turns = [(number, case) for number in range(ROUNDS) for case in cases]
+    more = own_providers(settings.providers)
+    latest = 0
+    for index, (number, case) in enumerate(turns):
+        late = time.perf_counter() - start_s > settings.total_limit_s
+        earlier = {row.provider: row for row in result.rows if row.case == case}
+        bench = Bench(
+            device=device,
+            source=source,
+            budget=_budget(settings, late=late),
+            roof=result.measured,
+            tiling_of=tiling_of,
+            round=number,
+            more=more,
+        )
+        if (late and number >= LEAST_ROUNDS) or not to_run(case, bench, earlier):
+            continue
+        if number > latest:
+            latest = number
+            _time_ceilings_again(result, settings, device, source, number)
+        share = CEILINGS_SHARE + (0.95 - CEILINGS_SHARE) * sum(costs[:index]) / sum(costs)
+        progress(share, f"{case.id}, round {number + 1} of {ROUNDS}")
+        for row in run_case(case, bench, earlier):
+            merge_row(result.rows, row)
+        save()
+    if interpreting() and not result.interpreter_checks:
+        progress(0.95, "Triton kernels in the interpreter")
+        # Of the user's own those that are not timed while Triton interprets.
+        kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
+        result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed, more=kernels)
+    if settings.counters:
+        result.counters_reason = read_counters(
+            result, device, lambda share, what: progress(0.95 + 0.05 * share, f"counters of {what}")
+        )
+    progress(1.0, "done")
+
+
+def _measure_ceilings(
+    result: Run, settings: Settings, device: Device, source: Source, progress: Progress
+) -> None:
+    """Measures all of them, unless the run has all: one that goes on never mixes two sets."""
+    count = 2 + len(DTYPES)
+    if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
+        return
+    result.ceilings = [ceiling for ceiling in result.ceilings if ceiling.provenance != "measured"]
+    progress(0.0, "read bandwidth")
+    for done, (what, ceiling) in enumerate(
+        measure_ceilings(device, source, time_limit_s=settings.ceiling_limit_s), start=1
+    ):
+        result.ceilings.append(ceiling)
+        progress(CEILINGS_SHARE * done / count, f"ceilings: {what} done")
+
+
+def _time_ceilings_again(
+    result: Run, settings: Settings, device: Device, source: Source, number: int
+) -> None:
+    """In each round but the first, which measures them, those that bear on the run's rows."""
+    budget = _round_budget(settings.ceiling_limit_s)
+    due = [
+        place
+        for place, ceiling in enumerate(result.ceilings)
+        if ceiling.provenance == "measured"
+        and ceiling.dtype in (None, result.dtype)
+        and number not in (ceiling.rounds or (0,))
+    ]
+    for place in due:
+        result.ceilings[place] = time_again(result.ceilings[place], device, source, budget, number=number)
+    if due:
+        device.release()
+
+
+def _budget(settings: Settings, *, late: bool) -> Budget:
+    """A row's share of its budget in one round."""
+    return _round_budget(min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s)
+
+
+def _round_budget(limit_s: float) -> Budget:
+    """The share of one round in a budget of so many seconds of sampling."""
+    return Budget(
+        time_limit_s=limit_s / ROUNDS,
+        warm_up_s=limit_s / 2 / ROUNDS,
+        least_samples=1,
+        enough_samples=math.ceil(ENOUGH_SAMPLES / ROUNDS),
+        most_samples=MOST_SAMPLES // ROUNDS,
+    )
+
+
+def merge_row(rows: list[Row], found: Row) -> None:
+    """Puts the row of a round together with that of earlier rounds, in its place."""
+    for place, row in enumerate(rows):
+        if (row.case, row.provider) == (found.case, found.provider):
+            rows[place] = row.with_round(found)
+            return
+    rows.append(found)
+
+
+def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
+    """Seconds that a case takes, about, for the progress bar: a few calls, or the time limit if longer."""
+    least = roof.least_time_s(case.work())
+    return max(settings.row_limit_s, 5 * least[0] if least else 0.0)
+
+
+def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:
+    """bf16 where its matmul is at least as fast as fp32's, else fp32."""
+    rates = {dtype: Roof.of(ceilings, dtype=dtype, provenance="measured").flop_per_s for dtype in DTYPES}
+    if device.kind == "cuda" and (rates["bf16"] or 0.0) < (rates["fp16"] or 0.0) / 2:
+        return "fp16"  # bf16 is missing or emulated
+    return "bf16" if (rates["bf16"] or 0.0) >= (rates["fp32"] or 0.0) else "fp32"
+
+
+def _price(settings: Settings, peaks: DevicePeaks | None) -> tuple[float | None, str | None]:
+    """Dollars per hour of the device, and who says so."""
+    if settings.usd_per_hour is not None:
+        return settings.usd_per_hour, "--usd-per-hour"
+    rental = default_rental(peaks.gpu) if peaks else None
+    return (float(rental.usd_per_hour), f"{rental.basis}, {rental.source}") if rental else (None, None)
+
+
+def datasheet_ceilings(peaks: DevicePeaks | None) -> list[Ceiling]:
+    """The rates that the datasheet names; none for a device that the table does not hold."""
+    if peaks is None:
+        return []
+
+    def detail(field: str) -> str:
+        mark = peaks.marks.get(field)
+        return f"{peaks.gpu}, {peaks.source}" + (f" ({mark})" if mark else "")
+
+    bandwidth = Ceiling(
+        kind="read_bandwidth",
+        provenance="datasheet",
+        bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+        detail=detail("bandwidth_bytes_per_s"),
+    )
+    return [
+        bandwidth,
+        *(
+            Ceiling(
+                kind="matmul",
+                provenance="datasheet",
+                dtype=dtype,
+                flop_per_s=rate,
+                detail=detail(f"flop_per_s.{dtype}"),
+            )
+            for dtype in DTYPES
+            if (rate := peaks.flop_per_s[dtype]) is not None
+        ),
+    ]

@@ -1,0 +1,97 @@
+"""Formulations through PyTorch alone: which is fastest depends on the processor, so several run and count."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..core.cases import Case, DecodeAttention, PrefillMatmul
+from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs
+from .device import Device
+
+FEW_ROWS = 64
+"""From here on both orders of a product are equally fast on a CPU."""
+
+PARTS = 8
+"""Of a weight, for threads to share."""
+
+
+def matmul(inputs: MatmulInputs) -> Tensor:
+    """The product as it is written."""
+    return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
+
+
+def matmul_weight_first(inputs: MatmulInputs) -> Tensor:
+    """The transposed product, transposed."""
+    return torch.matmul(inputs.weight, inputs.x.t()).t()
+
+
+def matmul_batched(inputs: MatmulInputs) -> Tensor:
+    """The product by a batch of parts of the weight: libraries may share out parts where they share no rows.
+
+    Measured by `decodetax run --quick --dtype fp32` on 2 cores, a product of one row is 1.6 times as fast.
+    """
+    parts = inputs.weight.view(PARTS, -1, inputs.weight.shape[1])
+    out = torch.bmm(inputs.x.expand(PARTS, *inputs.x.shape), parts.transpose(1, 2))
+    return out.transpose(0, 1).flatten(1)
+
+
+def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Views: q [batch, kv_heads, group, head_dim], caches [batch, kv_heads, capacity, head_dim]."""
+    kv_heads = inputs.k_cache.shape[2]
+    q = inputs.q.view(len(inputs.q), kv_heads, -1, inputs.q.shape[-1])
+    return q, inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
+
+
+def decode_attention(inputs: DecodeAttentionInputs) -> Tensor:
+    """PyTorch's fused attention, the query heads of a key-value head as its rows."""
+    return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
+
+
+def decode_attention_by_matmul(inputs: DecodeAttentionInputs) -> Tensor:
+    """Two products and a softmax, queries on the left."""
+    q, k, v = _grouped(inputs)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(scores.softmax(-1), v).flatten(1, 2)
+
+
+def decode_attention_key_first(inputs: DecodeAttentionInputs) -> Tensor:
+    """The same, keys on the left."""
+    q, k, v = _grouped(inputs)
+    scores = torch.matmul(k, (q * q.shape[-1] ** -0.5).transpose(-1, -2))
+    return torch.matmul(scores.transpose(-1, -2).softmax(-1), v).flatten(1, 2)
+
+
+def prefill_attention(inputs: PrefillAttentionInputs) -> Tensor:
+    """PyTorch's fused causal attention."""
+    return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
+
+
+def ragged(case: Case, _device: Device) -> str | None:
+    """Why contexts of unequal lengths are not run; None where they are equal."""
+    if isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
+        return "takes contexts of one length"
+    return None
+
+
+def cpu_only(_case: Case, device: Device) -> str | None:
+    """Why a formulation is not run on a device that is no CPU."""
+    return None if device.kind == "cpu" else "a formulation for CPUs"
+
+
+def ragged_or_not_cpu(case: Case, device: Device) -> str | None:
+    """Either of both reasons."""
+    return ragged(case, device) or cpu_only(case, device)
+
+
+def few_rows_on_cpu(case: Case, device: Device) -> str | None:
+    """Why a product is not run so: of many rows, or on another device."""
+    if isinstance(case, PrefillMatmul) and case.rows > FEW_ROWS:
+        return f"a formulation for at most {FEW_ROWS} rows"
+    return cpu_only(case, device)
+
+
+def batched_on_cpu(case: Case, device: Device) -> str | None:
+    """Why a product is not cut into parts; None where it is."""
+    if isinstance(case, PrefillMatmul) and case.out_features % PARTS:
+        return f"a formulation for a multiple of {PARTS} columns"
+    return few_rows_on_cpu(case, device)

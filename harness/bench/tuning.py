@@ -1,0 +1,324 @@
+"""Searches the tilings of a case on the GPU at hand.
+
+Every tiling runs as a provider of its own: gated before it is timed and looked at again after, each time. A
+race of interleaved rounds drops the slower half each round until one is left. That one was picked for its
+samples, luck included, so they prove nothing: a duel of fresh rounds against the default decides. Each round
+of it gives one ratio of medians taken one after the other, so that a drift of the clock falls on both.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.cases import Case
+from ..core.errors import UsageError
+from ..core.inputs import Source
+from ..core.records import Roof, Row, Status
+from ..core.samples import Summary, summarise
+from .device import Device, open_device
+from .providers import Provider, Tunable, gpu_limits, tunable_provider
+from .runner import Bench, Blocked, prepare, run_provider
+from .tiling_cache import Entry, entry_name
+from .tilings import Key
+from .timer import Budget
+
+LEAST_GAIN = 0.01
+"""Of the default's time; less than this is no reason for another tiling."""
+
+TRIAL_SHARE = 0.6
+"""Of a case's time, for compiling and gating the tilings; the race has to end by RACE_SHARE."""
+
+RACE_SHARE = 0.85
+
+TRIAL = Budget(time_limit_s=0.005, warm_up_s=0.0, enough_samples=3, most_samples=5)
+ROUND = Budget(time_limit_s=0.02, warm_up_s=0.01, most_samples=50)
+DUEL = Budget(time_limit_s=0.05, warm_up_s=0.02, most_samples=100)
+DUEL_ROUNDS = 16
+
+WON_SHARE = 14 / 16
+"""Of the rounds of a duel, to win by LEAST_GAIN: of equals, 1 in 478 would win so many of 16."""
+
+NO_ROOF = Roof(flop_per_s=float("inf"), bandwidth_bytes_per_s=float("inf"))
+"""Nothing is left out for the time that it would take: no ceiling was measured."""
+
+NOT_TRIED = "not tried: the time limit was over"
+NO_DEFAULT = "not tried: the default did not run, or was wrong"
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """A tiling, what became of it, and all its samples in seconds, in the order they were taken."""
+
+    tiling: Any
+    status: Status = "skipped"
+    reason: str | None = NOT_TRIED
+    samples_s: list[float] = field(default_factory=list)
+
+    def take(self, row: Row) -> None:
+        """Keep what a row tells."""
+        self.status, self.reason = row.status, row.reason
+        self.samples_s += row.samples_s
+
+    @property
+    def time_s(self) -> Summary | None:
+        """Median seconds of a call with its 95% interval; None unless it passed the gate each time."""
+        return summarise(self.samples_s) if self.status == "ok" else None
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds of a call; infinite unless it passed the gate each time."""
+        return statistics.median(self.samples_s) if self.status == "ok" else float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as a JSON object."""
+        return {
+            "tiling": dataclasses.asdict(self.tiling),
+            "status": self.status,
+            "reason": self.reason,
+            "time_s": None if self.time_s is None else dataclasses.asdict(self.time_s),
+            "samples_s": self.samples_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duel:
+    """The default against one other tiling: medians of each round, in seconds."""
+
+    challenger: Any
+    default_s: Sequence[float]
+    challenger_s: Sequence[float]
+
+    @property
+    def ratio(self) -> Summary:
+        """The challenger's time over the default's: median of the rounds, and its 95% interval."""
+        return summarise([c / d for c, d in zip(self.challenger_s, self.default_s, strict=True)])
+
+    @property
+    def rounds_won(self) -> int:
+        """In how many rounds the challenger was faster by LEAST_GAIN."""
+        pairs = zip(self.challenger_s, self.default_s, strict=True)
+        return sum(c < (1 - LEAST_GAIN) * d for c, d in pairs)
+
+    @property
+    def won(self) -> bool:
+        """Whether the challenger is faster by more than the noise, and by enough to matter."""
+        return self.rounds_won >= WON_SHARE * len(self.default_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """The duel as a JSON object."""
+        return {
+            "challenger": dataclasses.asdict(self.challenger),
+            "default_s": list(self.default_s),
+            "challenger_s": list(self.challenger_s),
+            "ratio": dataclasses.asdict(self.ratio),
+            "rounds_won": self.rounds_won,
+            "won": self.won,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        case: that was tuned.
+        key: the facts of it that the tiling may depend on.
+        status, reason: of the default tiling; not ok means that nothing was found.
+        trials: of every tiling, the default's first.
+        duel: of the default and the fastest other; None where no other passed the gate.
+    """
+
+    case: Case
+    key: Key
+    status: Status
+    reason: str | None
+    trials: Sequence[Trial]
+    duel: Duel | None
+
+    @property
+    def winner(self) -> Any:
+        """The tiling that is better than the default; None where the default stays."""
+        return self.duel.challenger if self.duel is not None and self.duel.won else None
+
+    def cache_updates(self, **facts: str | None) -> dict[str, Entry | None]:
+        """What this changes in the cache: an entry of the winner, none where the default stays, nothing else.
+
+        Args:
+            facts: what else the entry is to tell.
+        """
+        if self.duel is None:  # nothing was decided
+            return {}
+        entry = {
+            "kernel": self.case.operation,
+            "key": self.key,
+            "tiling": dataclasses.asdict(self.duel.challenger),
+            "default": dataclasses.asdict(self.trials[0].tiling),
+            "time_over_default": dataclasses.asdict(self.duel.ratio),
+            **facts,
+        }
+        return {entry_name(self.case.operation, self.key): entry if self.duel.won else None}
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found as a JSON object. Provenance: measured."""
+        return {
+            "case": self.case.id,
+            "kernel": self.case.operation,
+            "key": self.key,
+            "provenance": "measured",
+            "status": self.status,
+            "reason": self.reason,
+            "default": dataclasses.asdict(self.trials[0].tiling),
+            "winner": None if self.winner is None else dataclasses.asdict(self.winner),
+            "duel": None if self.duel is None else self.duel.to_json(),
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+
+
+def open_gpu(case: Case) -> Device:
+    """The first CUDA GPU.
+
+    Raises:
+        UsageError: there is none, or Triton cannot run this case compiled on it.
+    """
+    device = open_device("auto")
+    provider, _ = _tunable(case)
+    if device.kind != "cuda":
+        problem = "needs a CUDA GPU and torch finds none here"
+    elif refusal := provider.refuses(case, device):
+        problem = refusal
+    else:
+        return device
+    raise UsageError(
+        f"tune: {problem}; `decodetax inspect --gpu NAME` bounds the kernels on a GPU that is not at hand"
+    )
+
+
+def tune(
+    cases: Sequence[Case],
+    device: Device,
+    *,
+    time_limit_s: float,
+    progress: Progress,
+    now_s: Callable[[], float] = time.perf_counter,
+) -> Iterator[Tuned]:
+    """Tune cases one after another, each with an equal share of the time that is left.
+
+    Args:
+        cases: of operations that a tunable provider runs.
+        device: where.
+        time_limit_s: for all of them, about: what was begun is finished.
+        progress: told the share that is done, 0 to 1, and what is searched.
+        now_s: the wall clock in seconds.
+    """
+    source = Source(device.torch_device, 0)
+    end_s = now_s() + time_limit_s
+    for index, case in enumerate(cases):
+        limit_s = max(0.0, end_s - now_s()) / (len(cases) - index)
+
+        def tell(share: float, index: int = index, case: Case = case) -> None:
+            progress((index + min(share, 0.99)) / len(cases), case.id)
+
+        bench = Bench(device=device, source=source, budget=TRIAL, roof=NO_ROOF)
+        yield tune_case(case, bench, time_limit_s=limit_s, tell=tell, now_s=now_s)
+        device.release()
+
+
+def tune_case(
+    case: Case,
+    bench: Bench,
+    *,
+    time_limit_s: float,
+    tell: Callable[[float], None] = lambda _share: None,
+    now_s: Callable[[], float] = time.perf_counter,
+) -> Tuned:
+    """Search the tilings of one case."""
+    provider, tunable = _tunable(case)
+    limits = gpu_limits(bench.device.torch_device)
+    default = tunable.default(case, limits)
+    trials = [Trial(tiling=tiling) for tiling in tunable.candidates(case, default, limits)]
+    start_s = now_s()
+
+    def elapsed() -> float:
+        return (now_s() - start_s) / time_limit_s if time_limit_s > 0 else 1.0
+
+    try:
+        copies, gate = prepare(case, bench)
+    except Blocked as blocked:
+        trials[0].status, trials[0].reason, duel = blocked.status, blocked.reason, None
+    else:
+
+        def run(trial: Trial, budget: Budget) -> None:
+            tell(elapsed())
+            cut, at = provider.cut_by(trial.tiling), dataclasses.replace(bench, budget=budget)
+            trial.take(run_provider(case, cut, copies, gate, at))
+
+        duel = _search(trials, run, elapsed)
+    status, reason = trials[0].status, trials[0].reason
+    if status != "ok":
+        for trial in trials[1:]:
+            trial.reason = NO_DEFAULT if trial.reason == NOT_TRIED else trial.reason
+    return Tuned(
+        case=case,
+        key=tunable.key(case),
+        status=status,
+        reason=reason,
+        trials=trials,
+        duel=duel,
+    )
+
+
+def _tunable(case: Case) -> tuple[Provider, Tunable]:
+    found = tunable_provider(case.operation)
+    if found is None:
+        raise TypeError(f"case: no tiling is known for {case.operation}")
+    return found
+
+
+Run = Callable[[Trial, Budget], None]
+
+
+def _search(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Duel | None:
+    """Try each tiling, race those that pass, and let the fastest meet the default, the first of them."""
+    default, *others = trials
+    run(default, ROUND)
+    for tried, trial in enumerate(others):
+        if default.status != "ok" or (tried and elapsed() > TRIAL_SHARE):
+            break
+        run(trial, TRIAL)
+    duel = None
+    while default.status == "ok" and duel is None and (best := _race(others, run, elapsed)) is not None:
+        duel = _meet(default, best, run)  # None where one of them is wrong by now
+    return duel
+
+
+def _race(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Trial | None:
+    """The fastest of the trials that pass; the slower half drops out each round."""
+    alive = [trial for trial in trials if trial.status == "ok"]
+    while len(alive) > 1 and elapsed() < RACE_SHARE:
+        for trial in alive:
+            run(trial, ROUND)
+        alive = sorted(alive, key=lambda trial: trial.median_s)[: (len(alive) + 1) // 2]
+    best = min(alive, key=lambda trial: trial.median_s, default=None)
+    return best if best is not None and best.status == "ok" else None
+
+
+def _meet(default: Trial, challenger: Trial, run: Run) -> Duel | None:
+    """A duel in turns, each first every other time; None where one of them fails in it."""
+    medians: dict[str, list[float]] = {"default": [], "challenger": []}
+    pair = [("default", default), ("challenger", challenger)]
+    for _ in range(DUEL_ROUNDS):
+        for name, trial in pair:
+            before = len(trial.samples_s)
+            run(trial, DUEL)
+            if trial.status != "ok":
+                return None
+            medians[name].append(summarise(trial.samples_s[before:]).median)
+        pair.reverse()
+    return Duel(
+        challenger=challenger.tiling, default_s=medians["default"], challenger_s=medians["challenger"]
+    )

@@ -1,0 +1,219 @@
+"""Inputs of a case, drawn from a seed: random data, never zeros, which run faster than real weights do."""
+
+import math
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from .cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+BLOCK = 4_194_319
+"""Random numbers drawn; larger tensors repeat them. A prime, so that no two rows of a matrix are equal."""
+
+MOST_COPIES = 1000
+"""Of the inputs of a case too small to fill the caches; the row tells how many there were."""
+
+
+class Source:
+    """Standard normal tensors, quickly: one block of numbers, copied from a new place each time.
+
+    Args:
+        device: where tensors are made.
+        seed: of the numbers and places.
+        keep_above_bytes: a weight this large is kept for the next case that asks for its shape. Must be so
+            large that one copy of it is never found in a cache.
+    """
+
+    def __init__(self, device: torch.device, seed: int, *, keep_above_bytes: float = math.inf) -> None:
+        self._device, self._keep_above_bytes = device, keep_above_bytes
+        self._places = torch.Generator().manual_seed(seed)
+        self._block = torch.empty(BLOCK).normal_(generator=self._places).to(device)
+        self._blocks: dict[torch.dtype, Tensor] = {torch.float32: self._block}
+        self._kept: tuple[object, Tensor] | None = None
+
+    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        """A contiguous tensor of normal numbers of this standard deviation."""
+        out = torch.empty(shape, dtype=dtype, device=self._device)
+        flat, filled = out.view(-1), 0
+        if dtype not in self._blocks:
+            self._blocks[dtype] = self._block.to(dtype)
+        block = self._blocks[dtype]
+        start = int(torch.randint(BLOCK, (), generator=self._places))
+        while filled < flat.numel():
+            piece = block[start : start + flat.numel() - filled]
+            flat[filled : filled + piece.numel()] = piece
+            filled, start = filled + piece.numel(), 0
+        return out if scale == 1.0 else out.mul_(scale)
+
+    def weight(self, out_features: int, in_features: int, *, dtype: torch.dtype) -> Tensor:
+        """A weight whose products with normal rows are normal."""
+        key, scale = (out_features, in_features, dtype), in_features**-0.5
+        if self._kept and self._kept[0] == key:
+            return self._kept[1]
+        self._kept = None
+        drawn = self.normal(out_features, in_features, dtype=dtype, scale=scale)
+        if drawn.nbytes >= self._keep_above_bytes:
+            self._kept = (key, drawn)
+        return drawn
+
+
+class BlankSource(Source):
+    """Tensors without numbers: shapes and strides. They take no memory until something writes to them."""
+
+    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:  # noqa: ARG002, D102
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatmulInputs:
+    """x [rows, in_features], weight [out_features, in_features], out [rows, out_features]."""
+
+    x: Tensor
+    weight: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeAttentionInputs:
+    """q, out [batch, q_heads, head_dim], caches [batch, capacity, kv_heads, head_dim], context_lens [batch].
+
+    In memory the caches hold a head's tokens one after another (heads before tokens), the order that PyTorch
+    reads fastest. `contexts` repeats the lengths on the host for providers that need them.
+    """
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    context_lens: Tensor
+    contexts: tuple[int, ...]
+    out: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillAttentionInputs:
+    """q [sequences, q_heads, prompt, head_dim], k and v [sequences, kv_heads, prompt, head_dim]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayerInputs:
+    """hidden [sequences, query_tokens, hidden_size], caches [sequences, kv_heads, tokens, head_dim], weights.
+
+    Weights by projection [out_features, in_features]; norms [2, hidden_size]; rotary cos and sin
+    [query_tokens, head_dim].
+    """
+
+    case: DecoderLayer
+    hidden: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    weights: dict[str, Tensor]
+    norms: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+Inputs = MatmulInputs | DecodeAttentionInputs | PrefillAttentionInputs | DecoderLayerInputs
+
+
+@singledispatch
+def draw(case: Case, source: Source) -> Inputs:  # noqa: ARG001  (of those registered below)
+    """The inputs of a case, on the source's device; outputs are poisoned with NaN."""
+    raise TypeError(f"case: no inputs are known for a {type(case).__name__}")
+
+
+@draw.register
+def _(case: PrefillMatmul, source: Source) -> Inputs:
+    dtype = DTYPES[case.dtype]
+    x = source.normal(case.rows, case.in_features, dtype=dtype)
+    weight = source.weight(case.out_features, case.in_features, dtype=dtype)
+    return MatmulInputs(x=x, weight=weight, out=x.new_full((case.rows, case.out_features), math.nan))
+
+
+@draw.register
+def _(case: DecodeAttention, source: Source) -> Inputs:
+    dtype = DTYPES[case.dtype]
+    q = source.normal(case.batch, case.q_heads, case.head_dim, dtype=dtype)
+    shape = (case.batch, case.kv_heads, case.capacity, case.head_dim)
+    k_cache, v_cache = (source.normal(*shape, dtype=dtype).transpose(1, 2) for _ in range(2))
+    for sequence, context in enumerate(case.contexts):
+        k_cache[sequence, context:] = math.nan
+        v_cache[sequence, context:] = math.nan
+    return DecodeAttentionInputs(
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        context_lens=torch.tensor(case.contexts, dtype=torch.int32, device=q.device),
+        contexts=case.contexts,
+        out=torch.full_like(q, math.nan),
+    )
+
+
+@draw.register
+def _(case: PrefillAttention, source: Source) -> Inputs:
+    dtype = DTYPES[case.dtype]
+    q, k, v = (
+        source.normal(case.sequences, heads, case.prompt, case.head_dim, dtype=dtype)
+        for heads in (case.q_heads, case.kv_heads, case.kv_heads)
+    )
+    return PrefillAttentionInputs(q=q, k=k, v=v)
+
+
+@draw.register
+def _(case: DecoderLayer, source: Source) -> Inputs:
+    dtype, model = DTYPES[case.dtype], case.model
+    hidden = source.normal(case.sequences, case.query_tokens, model.hidden_size, dtype=dtype)
+    cache = (case.sequences, model.kv_heads, case.tokens, model.head_dim)
+    positions = torch.arange(case.tokens - case.query_tokens, case.tokens, device=hidden.device)
+    frequencies = 10000.0 ** (-torch.arange(0, 1, 2 / model.head_dim, device=hidden.device))
+    angles = positions[:, None] * frequencies.repeat(2)
+    return DecoderLayerInputs(
+        case=case,
+        hidden=hidden,
+        k_cache=source.normal(*cache, dtype=dtype),
+        v_cache=source.normal(*cache, dtype=dtype),
+        weights={
+            p.name: source.weight(p.out_features, p.in_features, dtype=dtype) for p in model.projections
+        },
+        norms=1 + source.normal(2, model.hidden_size, dtype=dtype, scale=0.1),
+        cos=angles.cos().to(dtype),
+        sin=angles.sin().to(dtype),
+    )
+
+
+def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
+    """As many copies of a case's inputs as keep the caches cold when calls take them turn by turn.
+
+    Together they hold at least twice the last-level cache, and five times it where one copy would fit.
+    """
+    size = case.work().bytes_total
+    copies = math.ceil((5 if size < cache_bytes else 2) * cache_bytes / size)
+    return [draw(case, source) for _ in range(min(copies, MOST_COPIES))]
+
+
+def memory_bytes(case: Case, *, cache_bytes: int) -> int:
+    """Bytes that timing a case takes, about: its copies, the outputs of providers, the oracle's float64."""
+    work = case.work()
+    match case:
+        case PrefillMatmul():
+            oracle = 8 * case.rows * case.in_features
+        case DecoderLayer():
+            oracle = 8 * (
+                sum(p.parameters for p in case.model.projections) + case.tokens * case.model.hidden_size
+            )
+        case _:
+            oracle = 0
+    return work.bytes_total + 5 * cache_bytes + work.bytes_written + oracle
+
+
+def poison(inputs: Inputs) -> None:
+    """Fill the output, where the inputs hold one, with NaN."""
+    if isinstance(inputs, MatmulInputs | DecodeAttentionInputs):
+        inputs.out.fill_(math.nan)

@@ -1,0 +1,111 @@
+"""Options of the commands: texts become values here, and a text that cannot is named in one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .errors import UsageError
+
+Parser = Callable[[click.Context, click.Parameter, str | None], Any]
+
+
+def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
+    """A callback that parses an option's text where it was given; a ValueError becomes one clear line."""
+
+    def callback(_context: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise UsageError(f"{param.opts[-1]}: {value[:40]!r} is not {expected}") from error
+
+    return callback
+
+
+def given() -> dict[str, str]:
+    """The options of the running command that were given, as its user writes them, by their names."""
+    context = click.get_current_context()
+    return {
+        str(param.name): param.opts[0]
+        for param in context.command.params
+        if context.get_parameter_source(str(param.name)) is not click.core.ParameterSource.DEFAULT
+    }
+
+
+def _size(text: str) -> int:
+    """A whole number of at least 1 that an int32 holds."""
+    return _whole(text, least=1, most=2**31 - 1)
+
+
+def _whole(text: str, *, least: int, most: int) -> int:
+    digits = text.lstrip("0") or "0"
+    if not (text.isascii() and text.isdecimal() and len(digits) < 20 and least <= int(digits) <= most):
+        raise ValueError(text)
+    return int(digits)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Sizes separated by commas; ascending and each once."""
+    return tuple(sorted({_size(part.strip()) for part in text.split(",")}))
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, 0 among them, in the order given."""
+    return tuple(_whole(part.strip(), least=0, most=2**31 - 1) for part in text.split(","))
+
+
+def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
+    """A number above 0, at least `least` and at most `most`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = float(text)
+    if not (text.isascii() and "_" not in text and 0 < value <= most and value >= least):
+        raise ValueError(text)
+    return value
+
+
+def positive(expected: str, *, most: float, least: float = 0.0) -> Parser:
+    """A callback that takes a number above 0, said to be `expected`."""
+    bounds = f"from {least:g} to {most}" if least else f"above 0, at most {most}"
+    return parsed(lambda text: positive_number(text, most=most, least=least), f"{expected} {bounds}")
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not (text.isascii() and "_" not in text and 0 <= value <= 1):
+        raise ValueError(text)
+    return value
+
+
+def one_of(*words: str) -> Parser:
+    """A callback that takes one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return parsed(parse, f"one of {', '.join(words)}")
+
+
+MOST_USD_PER_HOUR = 1_000_000
+MOST_SECONDS = 86_400
+
+SEED = parsed(
+    lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
+)
+SIZE = parsed(_size, "a whole number from 1 to 2147483647")
+SIZES = parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
+LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such as 1000,37")
+GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
+SECONDS = parsed(
+    lambda text: _whole(text, least=1, most=MOST_SECONDS),
+    f"a whole number of seconds from 1 to {MOST_SECONDS}",
+)
+DOLLARS = positive("a number of dollars", most=MOST_USD_PER_HOUR)
+SHARE = parsed(_share, "a share from 0 to 1")

@@ -1,0 +1,1 @@
+"""From shapes to dollars: what tokens cost on GPUs that need not be there."""

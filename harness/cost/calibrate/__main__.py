@@ -1,0 +1,105 @@
+"""Fits the constants of the model of kernel times to a folder of measured kernels.
+
+python -m decodetax.harness.cost.calibrate FOLDER [--write]
+
+The folder holds `gemm.csv`, `decode_attention.csv` and `prefill_attention.csv`, one measured kernel a row. It
+stays outside the project, which keeps the constants and a sample of the rows: `--write` rewrites both.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...core.errors import UsageError
+from .accuracy import accuracy_of, accuracy_table, sample_accuracy
+from .fitting import Fitted, constant_columns, fit_all
+from .tables import SHAPES, Measured, read, read_sample
+
+SOURCE = "ai-dynamo/aiconfigurator, Apache-2.0, commit 095f58a, 2026-08-21"
+DATA = Path(__file__).parents[2] / "core" / "data"
+SAMPLE_ROWS = 200
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Reads the arguments; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m decodetax.harness.cost.calibrate", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--write", action="store_true", help="rewrite the constants and the sample of rows")
+    options = parser.parse_args(arguments)
+    try:
+        tables = read(options.folder)
+        fitted = fit_all(tables)
+        _say(f"Measured kernels: {SOURCE}")
+        for m in tables:
+            _say(f"  {m.kernel}: {m.gpu}, {m.dtype}, {m.software}, {len(m.time_s)} rows")
+        _say("\nRelative error of the modelled time, median / 90th percentile")
+        _say(accuracy_table(accuracy_of(tables, fitted)))
+    except UsageError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 2
+    if options.write:
+        _write(DATA / "kernel_constants.csv", constant_rows(tables, fitted))
+        _write(DATA / "measured_kernels.csv", sample_rows(tables))
+    _say("\nThe same of the rows that the project keeps, by the constants that it keeps")
+    _say(accuracy_table(sample_accuracy(read_sample())))
+    return 0
+
+
+def constant_rows(tables: Sequence[Measured], fitted: Fitted) -> list[dict[str, str]]:
+    """The table of constants: a row for each kernel, GPU and dtype."""
+    return [
+        {
+            "gpu": m.gpu,
+            "kernel": m.kernel,
+            "dtype": m.dtype,
+            **{column: fitted[m.kernel, m.gpu, m.dtype][column] for column in constant_columns()},
+            "source": f"fitted to {m.software} in {SOURCE}",
+        }
+        for m in tables
+    ]
+
+
+def sample_rows(tables: Sequence[Measured]) -> list[dict[str, str]]:
+    """Rows that stand for all: of each table, GPU and dtype equally many, those with the least hashes."""
+    sets = list(dict.fromkeys((m.table, m.gpu, m.dtype) for m in tables))
+    found = []
+    for table, gpu, dtype in sets:
+        candidates = []
+        for m in tables:
+            if (m.table, m.gpu, m.dtype) == (table, gpu, dtype):
+                aimed = m.only(m.classes()[table])
+                candidates += [(int(value), row, aimed) for row, value in enumerate(aimed.hashes())]
+        candidates.sort(key=lambda candidate: candidate[0])
+        found += [_sample_row(m, row) for _, row, m in candidates[: SAMPLE_ROWS // len(sets)]]
+    return found
+
+
+def _sample_row(measured: Measured, row: int) -> dict[str, str]:
+    sizes = {name: "" for shape in SHAPES.values() for name in shape.values()}
+    sizes |= {name: f"{values[row]:.0f}" for name, values in measured.sizes.items()}
+    return {
+        "table": measured.table,
+        "gpu": measured.gpu,
+        "dtype": measured.dtype,
+        "software": measured.software,
+        **sizes,
+        "latency_us": f"{measured.time_s[row] * 1e6:.6g}",
+        "source": SOURCE,
+    }
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""How long the parts of a forward take on the GPUs that a model is deployed on, and what the time goes to."""
+
+import math
+from dataclasses import dataclass
+
+from ..core.data_table import data_table
+from ..core.peaks import DevicePeaks, find_device
+from .forward import ACTIVATION_BYTES, STORED_BYTES, Attention, Elementwise, Forward, Matmul, Part
+from .kernel_time import KernelTime, decode_attention_time, gemm_time, prefill_attention_time
+
+ELEMENTWISE_LAUNCH_S = 2e-6
+"""To begin and end one small kernel of a CUDA graph; stated, not measured."""
+
+COMPONENTS = (
+    "weights",
+    "matmul_arithmetic",
+    "kv_cache",
+    "attention_arithmetic",
+    "activations",
+    "communication",
+    "launch",
+)
+"""What the time of a forward goes to: each kernel's to the roof that it is at, beyond its fixed costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What joins the GPUs of a tensor-parallel group.
+
+    Attributes:
+        bytes_per_s: of one GPU, in each direction.
+        latency_s: of an all-reduce of nothing.
+    """
+
+    bytes_per_s: float
+    latency_s: float
+
+    def all_reduce_s(self, reduced_bytes: float, gpus: int) -> float:
+        """Seconds of a ring: each GPU sends 2 (n - 1) / n of the bytes."""
+        return self.latency_s + 2.0 * (gpus - 1) / gpus * reduced_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """GPUs, and how a model is stored on them.
+
+    Attributes:
+        peaks: of each GPU.
+        link: between them.
+        tensor_parallel: how many GPUs share each layer.
+        dtype: of weights; "fp8" is multiplied as it is where the GPU can, "int8" and "int4" as bf16.
+        cache_dtype: of the KV cache.
+        usd_per_hour: of one GPU; None where it is not known.
+    """
+
+    peaks: DevicePeaks
+    link: Link
+    tensor_parallel: int
+    dtype: str
+    cache_dtype: str
+    usd_per_hour: float | None
+
+    def usd_per_mtok(self, s_per_token: float) -> float | None:
+        """Dollars of 1M tokens of so many seconds on all GPUs."""
+        if self.usd_per_hour is None:
+            return None
+        return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.tensor_parallel
+
+
+def link_of(peaks: DevicePeaks) -> Link:
+    """What joins GPUs of this kind: the bandwidth of its datasheet, and a stated latency."""
+    row = next(row for row in data_table("links.csv") if row["gpu"] == peaks.gpu)
+    return Link(bytes_per_s=float(row["gb_per_s"]) * 1e9, latency_s=float(row["latency_us"]) * 1e-6)
+
+
+def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> Deployment:
+    """One GPU without a price."""
+    peaks = find_device(gpu)
+    return Deployment(
+        peaks=peaks,
+        link=link_of(peaks),
+        tensor_parallel=1,
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        usd_per_hour=None,
+    )
+
+
+def communication_s(forward: Forward, on: Deployment) -> float:
+    """Seconds of all all-reduces of a forward."""
+    if not forward.all_reduces:
+        return 0.0
+    return forward.all_reduces * on.link.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
+
+
+def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
+    """Seconds of all runs of a part in a forward, by component."""
+    if isinstance(part, Elementwise):
+        moved_s = part.activation_bytes / on.peaks.bandwidth_bytes_per_s
+        return {
+            "activations": part.times * moved_s,
+            "launch": part.times * part.kernels * ELEMENTWISE_LAUNCH_S,
+        }
+    if isinstance(part, Matmul):
+        return _split(part.times, matmul_time(part, on), "weights", "matmul_arithmetic")
+    return _split(part.times, attention_time(part, on), "kv_cache", "attention_arithmetic")
+
+
+def _split(times: int, kernel: KernelTime, by_memory: str, by_compute: str) -> dict[str, float]:
+    # What overlaps with a roof is that roof's.
+    fixed_s = min(kernel.fixed_s, max(0.0, kernel.time_s - max(kernel.memory_s, kernel.compute_s)))
+    name = by_memory if kernel.memory_s >= kernel.compute_s else by_compute
+    return {name: times * (kernel.time_s - fixed_s), "launch": times * fixed_s}
+
+
+def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
+    """Seconds of one run of a projection; fp8 takes activations of 16 bits, and the time to quantise them."""
+    # Each expert has an input of its own; bytes of all but one go with the weights.
+    inputs = (part.groups - 1) * part.rows * ACTIVATION_BYTES / part.out_features
+    return gemm_time(
+        on.peaks,
+        rows=max(1, math.ceil(part.rows)),
+        out_features=max(1, round(part.out_features)),
+        in_features=part.in_features,
+        dtype="fp8" if on.dtype == "fp8" else "bf16",
+        weight_bytes_per_element=STORED_BYTES[on.dtype] + inputs,
+        activation_bytes_per_element=ACTIVATION_BYTES,
+    )
+
+
+def attention_time(part: Attention, on: Deployment) -> KernelTime:
+    """Seconds of one run of attention; caches of 8 and 4 bits are read as fast as those of fp8."""
+    if part.decode:
+        return decode_attention_time(
+            on.peaks,
+            sequences=part.sequences,
+            kv_heads=part.kv_heads,
+            kv_bytes=part.cached * STORED_BYTES[on.cache_dtype],
+            operations=part.operations,
+            dtype="bf16" if STORED_BYTES[on.cache_dtype] > 1 else "fp8",
+            group=part.q_heads // part.kv_heads,
+        )
+    whole = prefill_attention_time(
+        on.peaks,
+        sequences=part.sequences,
+        q_heads=part.q_heads,
+        kv_heads=part.kv_heads,
+        head_dim=(part.head_dim + part.v_head_dim) // 2,
+        prompt=part.tokens,
+    )
+    if part.window is None or part.window >= part.tokens:
+        return whole
+    # A window leaves out whole tiles of keys; what is left runs as fast as the whole did.
+    share = part.pairs / (part.sequences * part.tokens * (part.tokens + 1) // 2)
+    return KernelTime(
+        time_s=whole.fixed_s + (whole.time_s - whole.fixed_s) * share,
+        bound=whole.bound,
+        memory_s=whole.memory_s * share,
+        compute_s=whole.compute_s * share,
+        fixed_s=whole.fixed_s,
+    )

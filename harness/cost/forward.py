@@ -1,0 +1,394 @@
+"""What one forward of a language model computes and moves, part by part, in prefill and in a decode step.
+
+All figures are of one GPU of `tensor_parallel`: column-wise and row-wise shares of every projection, a share
+of the heads. A part stands for as many equal ones as `times` says, one a layer of its kind.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..core.errors import UsageError
+from ..core.language_model import LanguageModel, Projection
+
+STORED_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+"""Of a weight or a cached element; scales of 8 and 4 bits are left out."""
+
+ACTIVATION_BYTES = 2
+"""Of an element of what passes between parts: 16 bits whatever the weights are."""
+
+_ROW_SPLIT = ("o", "down")  # their inputs are split among GPUs, and their outputs added up
+_REPLICATED = ("q_a", "kv_a", "router")  # small, and needed whole by every GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matmul:
+    """x [rows, in_features] by a weight [out_features, in_features].
+
+    Attributes:
+        name: of the projection.
+        times: in one forward.
+        rows: tokens; of experts the tokens of one expert that has any, on average.
+        in_features: K.
+        out_features: N; of experts all those that have tokens, side by side.
+        groups: of experts how many those are: each has rows of its own.
+    """
+
+    name: str
+    times: int
+    rows: float
+    in_features: int
+    out_features: float
+    groups: float = 1.0
+
+    @property
+    def operations(self) -> float:
+        """2 M N K, once."""
+        return 2.0 * self.rows * self.in_features * self.out_features
+
+    @property
+    def weights(self) -> float:
+        """Elements of the weight that are read, once."""
+        return self.in_features * self.out_features
+
+    @property
+    def activation_bytes(self) -> float:
+        """Of input and output, once."""
+        return self.rows * (self.groups * self.in_features + self.out_features) * ACTIVATION_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Attention of equal sequences, each query token to the tokens before it, or to a window of them.
+
+    Attributes:
+        name: "attention" or "attention (window)".
+        times: in one forward.
+        sequences: prompts, or sequences that each have one query token.
+        tokens: of a prompt; of a decode step, tokens in each sequence's cache that are attended to.
+        q_heads: query heads.
+        kv_heads: heads that have keys and values of their own.
+        head_dim: elements of a key.
+        v_head_dim: elements of a value.
+        window: tokens attended to at most.
+        decode: whether each sequence has one query token, at the end.
+        cached_elements: of a token in the cache.
+    """
+
+    name: str
+    times: int
+    sequences: int
+    tokens: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    window: int | None
+    decode: bool
+    cached_elements: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it attends to, over all sequences."""
+        live = self.tokens if self.window is None else min(self.tokens, self.window)
+        if self.decode:
+            return self.sequences * live
+        return self.sequences * (live * (live + 1) // 2 + (self.tokens - live) * live)
+
+    @property
+    def operations(self) -> float:
+        """A product of keys and one of values, 2 an element, once."""
+        return 2.0 * self.pairs * self.q_heads * (self.head_dim + self.v_head_dim)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens whose keys and values are read (a decode step) or written (a prefill)."""
+        return self.pairs if self.decode else self.sequences * self.tokens
+
+    @property
+    def cached(self) -> float:
+        """Elements of the cache that are read or written, once."""
+        return float(self.cached_tokens * self.cached_elements)
+
+    @property
+    def activation_bytes(self) -> float:
+        """Of queries and output, once."""
+        rows = self.sequences * (1 if self.decode else self.tokens)
+        return float(rows * self.q_heads * (self.head_dim + self.v_head_dim) * ACTIVATION_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elementwise:
+    """Norms, residuals, rotary embedding, activation: what moves activations and hardly computes.
+
+    Attributes:
+        name: "elementwise".
+        times: in one forward.
+        kernels: launches, each time.
+        activation_bytes: each time.
+    """
+
+    name: str
+    times: int
+    kernels: int
+    activation_bytes: float
+
+
+Part = Matmul | Attention | Elementwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """One forward of one GPU.
+
+    Attributes:
+        phase: "prefill" or "decode".
+        rows: tokens that pass through the projections together.
+        parts: what it is made of.
+        reduced_bytes: that each GPU gives to and takes from the others' sums in one all-reduce; 0 alone.
+        all_reduces: in one forward.
+    """
+
+    phase: str
+    rows: int
+    parts: tuple[Part, ...]
+    reduced_bytes: float
+    all_reduces: int
+
+    @property
+    def operations(self) -> float:
+        """Of all parts."""
+        return math.fsum(
+            part.times * part.operations for part in self.parts if not isinstance(part, Elementwise)
+        )
+
+    def weight_bytes(self, dtype: str) -> float:
+        """Bytes of weights that are read, each as often as a part reads it."""
+        return STORED_BYTES[dtype] * math.fsum(
+            part.times * part.weights for part in self.parts if isinstance(part, Matmul)
+        )
+
+    def kv_bytes(self, dtype: str) -> float:
+        """Bytes of the KV cache that are read (a decode step) or written (a prefill)."""
+        return STORED_BYTES[dtype] * math.fsum(
+            part.times * part.cached for part in self.parts if isinstance(part, Attention)
+        )
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes of what passes between parts."""
+        return math.fsum(part.times * part.activation_bytes for part in self.parts)
+
+
+def decode_forward(model: LanguageModel, *, batch: int, context: int, tensor_parallel: int = 1) -> Forward:
+    """One decode step: a token of each of `batch` sequences, whose caches hold `context` tokens.
+
+    Raises:
+        UsageError: a shape cannot be split among so many GPUs.
+    """
+    attention = _attentions(model, batch, context, tensor_parallel, decode=True)
+    return _forward(model, "decode", batch, attention, batch, tensor_parallel)
+
+
+def prefill_forward(
+    model: LanguageModel, *, sequences: int, prompt: int, rows: int, tensor_parallel: int = 1
+) -> Forward:
+    """A prefill of `sequences` prompts, in forwards of `rows` tokens; attention is that of all prompts.
+
+    Logits are those of one row a prompt: engines compute the last position's alone.
+
+    Raises:
+        UsageError: a shape cannot be split among so many GPUs.
+    """
+    attention = _attentions(model, sequences, prompt, tensor_parallel, decode=False)
+    return _forward(model, "prefill", rows, attention, sequences, tensor_parallel)
+
+
+def _forward(
+    model: LanguageModel,
+    phase: str,
+    rows: int,
+    attention: tuple[Attention, ...],
+    head_rows: int,
+    tensor_parallel: int,
+) -> Forward:
+    _require_split(model, tensor_parallel)
+    parts: tuple[Part, ...] = (
+        *_projections(model, rows, tensor_parallel),
+        *attention,
+        _elementwise(model, rows, tensor_parallel),
+        _matmul(model.lm_head, 1, head_rows, tensor_parallel),
+    )
+    alone = tensor_parallel == 1
+    return Forward(
+        phase=phase,
+        rows=rows,
+        parts=parts,
+        reduced_bytes=0.0 if alone else float(rows * model.hidden_size * ACTIVATION_BYTES),
+        all_reduces=0 if alone else 2 * model.layers,
+    )
+
+
+def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Iterator[Matmul]:
+    for projection in model.attention_projections:
+        if projection.name == "qkv":
+            heads = model.q_heads // tensor_parallel + 2 * _kv_heads(model, tensor_parallel)
+            share = Projection(name="qkv", in_features=model.hidden_size, out_features=heads * model.head_dim)
+            yield _matmul(share, model.layers, rows, 1)
+        else:
+            yield _matmul(projection, model.layers, rows, tensor_parallel)
+    for projection in model.mlp_projections if model.dense_layers else ():
+        yield _matmul(projection, model.dense_layers, rows, tensor_parallel)
+    experts, with_experts = model.experts, model.layers - model.dense_layers
+    if experts is None or not with_experts:
+        return
+    router = Projection(name="router", in_features=model.hidden_size, out_features=experts.count)
+    yield _matmul(router, with_experts, rows, tensor_parallel)
+    distinct = experts.distinct(rows)
+    for projection in model.expert_projections:
+        one = _matmul(projection, with_experts, rows * experts.per_token / distinct, tensor_parallel)
+        yield Matmul(
+            name=f"experts {one.name}",
+            times=one.times,
+            rows=one.rows,
+            in_features=one.in_features,
+            out_features=one.out_features * distinct,
+            groups=distinct,
+        )
+        if experts.shared:
+            shared = _matmul(projection, with_experts, rows, tensor_parallel)
+            yield Matmul(
+                name=f"shared {shared.name}",
+                times=shared.times,
+                rows=shared.rows,
+                in_features=shared.in_features,
+                out_features=shared.out_features * experts.shared,
+            )
+
+
+def _kv_heads(model: LanguageModel, tensor_parallel: int) -> int:
+    """KV heads of a GPU; where there are fewer than GPUs, several have the same one."""
+    return max(1, model.kv_heads // tensor_parallel)
+
+
+def _matmul(projection: Projection, times: int, rows: float, tensor_parallel: int) -> Matmul:
+    """A GPU's share of a projection; keys and values that are replicated are projected by each."""
+    split_in = tensor_parallel if projection.name in _ROW_SPLIT else 1
+    split_out = 1 if projection.name in (*_ROW_SPLIT, *_REPLICATED) else tensor_parallel
+    return Matmul(
+        name=projection.name,
+        times=times,
+        rows=rows,
+        in_features=projection.in_features // split_in,
+        out_features=math.ceil(projection.out_features / split_out),
+    )
+
+
+def _attentions(
+    model: LanguageModel, sequences: int, tokens: int, tensor_parallel: int, *, decode: bool
+) -> tuple[Attention, ...]:
+    latent = model.latent
+    if latent is None:
+        kv_heads, key, value = _kv_heads(model, tensor_parallel), model.head_dim, model.head_dim
+        cached = 2 * kv_heads * model.head_dim
+    elif decode:  # queries meet the latent itself, which all heads share
+        kv_heads, key, value = 1, latent.cached_elements, latent.kv_rank
+        cached = latent.cached_elements
+    else:
+        kv_heads = model.q_heads // tensor_parallel
+        key, value = latent.nope_head_dim + latent.rope_head_dim, latent.v_head_dim
+        cached = latent.cached_elements
+    kinds = (
+        ("attention", model.layers - model.window_layers, None),
+        ("attention (window)", model.window_layers, model.window),
+    )
+    return tuple(
+        Attention(
+            name=name,
+            times=layers,
+            sequences=sequences,
+            tokens=tokens,
+            q_heads=model.q_heads // tensor_parallel,
+            kv_heads=kv_heads,
+            head_dim=key,
+            v_head_dim=value,
+            window=window,
+            decode=decode,
+            cached_elements=cached,
+        )
+        for name, layers, window in kinds
+        if layers
+    )
+
+
+def _elementwise(model: LanguageModel, rows: int, tensor_parallel: int) -> Elementwise:
+    """Four kernels a layer, as engines fuse them, counted in elements read and written for a token.
+
+    Two residual additions with the norm after them (2 read, 2 written of the hidden size each), the rotary
+    embedding with the cache's write (queries, keys and values, each read and written), and the gated
+    activation (2 read, 1 written of the elements inside the MLP; of experts those of a token's own).
+    """
+    heads, latent = model.q_heads // tensor_parallel, model.latent
+    if latent is None:
+        qkv = (heads + 2 * _kv_heads(model, tensor_parallel)) * model.head_dim
+    else:
+        qkv = heads * (latent.nope_head_dim + latent.rope_head_dim) + latent.cached_elements
+    dense = model.dense_layers * (model.intermediate_size or 0)
+    inside = dense / model.layers
+    if model.experts is not None:
+        routed = (model.experts.per_token + model.experts.shared) * model.experts.intermediate_size
+        inside += routed * (model.layers - model.dense_layers) / model.layers
+    elements = 8 * model.hidden_size + 2 * qkv + 3 * inside / tensor_parallel
+    return Elementwise(
+        name="elementwise",
+        times=model.layers,
+        kernels=4,
+        activation_bytes=rows * elements * ACTIVATION_BYTES,
+    )
+
+
+def _require_split(model: LanguageModel, tensor_parallel: int) -> None:
+    """Make sure that heads and MLPs go evenly to so many GPUs.
+
+    Raises:
+        UsageError: they do not; one line that begins with the option.
+    """
+    sizes = {"q_heads": model.q_heads, "intermediate_size": model.intermediate_size}
+    if model.experts is not None:
+        sizes["experts.intermediate_size"] = model.experts.intermediate_size
+    for name, size in sizes.items():
+        if size is not None and size % tensor_parallel:
+            raise UsageError(
+                f"--tensor-parallel: {tensor_parallel} does not divide {name} of {model.name}, {size}"
+            )
+    if model.latent is None and model.kv_heads % tensor_parallel and tensor_parallel % model.kv_heads:
+        raise UsageError(
+            f"--tensor-parallel: {tensor_parallel} neither divides kv_heads of {model.name}, "
+            f"{model.kv_heads}, nor is a multiple of them"
+        )
+
+
+def cache_bytes_per_sequence(
+    model: LanguageModel, *, context: int, dtype: str, tensor_parallel: int = 1
+) -> float:
+    """Bytes of one sequence's KV cache on one GPU: of layers with a window, no more than its tokens."""
+    forward = _attentions(model, 1, context, tensor_parallel, decode=True)
+    return STORED_BYTES[dtype] * math.fsum(part.times * part.cached for part in forward)
+
+
+def resident_weight_bytes(model: LanguageModel, *, dtype: str, tensor_parallel: int = 1) -> float:
+    """Bytes of all weights on one GPU, embedding and every expert included.
+
+    Raises:
+        UsageError: the model cannot be split among so many GPUs.
+    """
+    _require_split(model, tensor_parallel)
+    parts = [part for part in _projections(model, 1, tensor_parallel) if not part.name.startswith("experts")]
+    weights = math.fsum(part.times * part.weights for part in parts)
+    if model.experts is not None:
+        expert = sum(_matmul(p, 1, 1, tensor_parallel).weights for p in model.expert_projections)
+        weights += (model.layers - model.dense_layers) * model.experts.count * expert
+    embeddings = 1 if model.tied_embeddings else 2
+    weights += embeddings * _matmul(model.lm_head, 1, 1, tensor_parallel).weights
+    weights += (2 * model.layers + 1) * model.hidden_size  # norms
+    return STORED_BYTES[dtype] * weights

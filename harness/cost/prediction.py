@@ -1,0 +1,338 @@
+"""What an input and an output token cost on a GPU, modelled: the times of a forward's parts, added up."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import UsageError
+from ..core.language_model import LanguageModel
+from .deployment import COMPONENTS, Deployment, communication_s, part_split_s
+from .forward import (
+    STORED_BYTES,
+    Attention,
+    Elementwise,
+    Forward,
+    Matmul,
+    Part,
+    cache_bytes_per_sequence,
+    decode_forward,
+    prefill_forward,
+    resident_weight_bytes,
+)
+
+PREFILL_TOKENS = 8192
+"""Of a prefill forward: so many prompts share one as fit, and a longer prompt takes several."""
+
+TILE_ROWS = 16
+"""Rows of the smallest tile: up to a whole one the next sequence of a batch costs little."""
+
+MOST_BATCH = 65_536
+"""A break-even batch is looked for up to here."""
+
+USABLE_MEMORY = 0.9
+"""Share of a GPU's memory for weights and cache; the rest is the driver's, activations and workspaces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Tokens of one model on one deployment; all figures are modelled.
+
+    Attributes:
+        batch: sequences decoded together.
+        context: tokens in each sequence's cache.
+        prompt: tokens of a prompt.
+        input_split_s: seconds of an input token by component.
+        output_split_s: seconds of an output token by component.
+        break_even_batch: the smallest batch at which the gap is at most the price ratio; None where no batch
+            that fits has one.
+        largest_batch: that fits the memory.
+    """
+
+    model: LanguageModel
+    deployment: Deployment
+    batch: int
+    context: int
+    prompt: int
+    input_split_s: Mapping[str, float]
+    output_split_s: Mapping[str, float]
+    price_ratio: float
+    break_even_batch: int | None
+    largest_batch: int
+
+    @property
+    def input_s_per_token(self) -> float:
+        """Device seconds of an input token."""
+        return math.fsum(self.input_split_s.values())
+
+    @property
+    def output_s_per_token(self) -> float:
+        """Device seconds of an output token: a step over its batch."""
+        return math.fsum(self.output_split_s.values())
+
+    @property
+    def gap(self) -> float:
+        """What an output token costs over what an input token costs."""
+        return self.output_s_per_token / self.input_s_per_token
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name, and what they were computed from."""
+        on = self.deployment
+        return {
+            "provenance": "modelled",
+            "model": self.model.name,
+            "gpu": on.peaks.gpu,
+            "tensor_parallel": on.tensor_parallel,
+            "batch": self.batch,
+            "context": self.context,
+            "prompt": self.prompt,
+            "dtype": on.dtype,
+            "cache_dtype": on.cache_dtype,
+            "input_s_per_token": self.input_s_per_token,
+            "output_s_per_token": self.output_s_per_token,
+            "input_tokens_per_s": 1 / self.input_s_per_token,
+            "output_tokens_per_s": 1 / self.output_s_per_token,
+            "gap": self.gap,
+            "usd_per_hour": on.usd_per_hour,
+            "input_usd_per_mtok": on.usd_per_mtok(self.input_s_per_token),
+            "output_usd_per_mtok": on.usd_per_mtok(self.output_s_per_token),
+            "bound": largest(self.output_split_s),
+            "input_bound": largest(self.input_split_s),
+            "input_split_s": dict(self.input_split_s),
+            "output_split_s": dict(self.output_split_s),
+            "price_ratio": self.price_ratio,
+            "break_even_batch": self.break_even_batch,
+            "largest_batch": self.largest_batch,
+            "memory": self.memory(),
+            "decode_parts": _work(self.decode, on),
+            "prefill_parts": _work(self.prefill, on),
+        }
+
+    @property
+    def decode(self) -> Forward:
+        """The decode step."""
+        split = self.deployment.tensor_parallel
+        return decode_forward(self.model, batch=self.batch, context=self.context, tensor_parallel=split)
+
+    @property
+    def prefill(self) -> Forward:
+        """The prefill forward that an input token has its share of."""
+        return _full_prefill(self.model, self.deployment, self.prompt)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes on each GPU, of the weights, the caches and both, and of a token's cache while it is live."""
+        on, split = self.deployment, self.deployment.tensor_parallel
+        weights = resident_weight_bytes(self.model, dtype=on.dtype, tensor_parallel=split)
+        sequence, token = (
+            cache_bytes_per_sequence(self.model, context=context, dtype=on.cache_dtype, tensor_parallel=split)
+            for context in (self.context, 1)
+        )
+        caches = self.batch * sequence
+        return {
+            "weight_bytes": weights,
+            "kv_bytes": caches,
+            "needed_bytes": weights + caches,
+            "usable_bytes": USABLE_MEMORY * on.peaks.memory_bytes,
+            "kv_bytes_per_token": token,
+        }
+
+
+def _work(forward: Forward, on: Deployment) -> list[dict[str, Any]]:
+    """What each part of a forward computes and moves, once, and how often it runs."""
+    return [
+        {
+            "part": part.name,
+            "times": part.times,
+            "operations": 0.0 if isinstance(part, Elementwise) else part.operations,
+            "weight_bytes": part.weights * STORED_BYTES[on.dtype] if isinstance(part, Matmul) else 0.0,
+            "kv_bytes": part.cached * STORED_BYTES[on.cache_dtype] if isinstance(part, Attention) else 0.0,
+            "activation_bytes": part.activation_bytes,
+        }
+        for part in forward.parts
+    ]
+
+
+def largest(split_s: Mapping[str, float]) -> str:
+    """The component that takes the most time."""
+    return max(split_s, key=lambda name: split_s[name])
+
+
+def predict(
+    model: LanguageModel,
+    on: Deployment,
+    *,
+    batch: int,
+    context: int,
+    prompt: int,
+    price_ratio: float,
+) -> Prediction:
+    """Model an input token of a prompt and an output token at a batch and a context.
+
+    Raises:
+        UsageError: the weights, or so many sequences, do not fit the GPUs' memory, or the model cannot be
+            split among so many.
+    """
+    fits = largest_batch(model, on, context=context)
+    if batch > fits:
+        raise UsageError(_too_large(model, on, batch, context, fits))
+    return Prediction(
+        model=model,
+        deployment=on,
+        batch=batch,
+        context=context,
+        prompt=prompt,
+        input_split_s=input_split_s(model, on, prompt=prompt),
+        output_split_s=output_split_s(model, on, batch=batch, context=context),
+        price_ratio=price_ratio,
+        break_even_batch=break_even_batch(
+            model, on, context=context, prompt=prompt, price_ratio=price_ratio, largest=fits
+        ),
+        largest_batch=fits,
+    )
+
+
+def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
+    """The most sequences of a context whose caches fit beside the weights; 0 where the weights do not."""
+    weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
+    free = USABLE_MEMORY * on.peaks.memory_bytes - weights
+    each = cache_bytes_per_sequence(
+        model, context=context, dtype=on.cache_dtype, tensor_parallel=on.tensor_parallel
+    )
+    return max(0, math.floor(free / each))
+
+
+def _too_large(model: LanguageModel, on: Deployment, batch: int, context: int, fits: int) -> str:
+    gpus = f"{on.tensor_parallel} x {on.peaks.gpu}" if on.tensor_parallel > 1 else on.peaks.gpu
+    usable = f"{USABLE_MEMORY:.0%} of {on.peaks.memory_bytes / 2**30:.0f} GiB"
+    if not fits:
+        weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
+        return (
+            f"--gpu: {model.name} in {on.dtype} takes {weights / 2**30:.1f} GiB of weights a GPU; with one "
+            f"sequence of {context} tokens it does not fit {gpus} ({usable}); try --tensor-parallel, --dtype"
+        )
+    return (
+        f"--batch: {batch} sequences of {context} tokens do not fit {gpus} ({usable}) beside {model.name} in "
+        f"{on.dtype}; at most {fits} do"
+    )
+
+
+def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[str, float]:
+    """Seconds of an input token by component: its share of prefill forwards full of such prompts."""
+    forward = _full_prefill(model, on, prompt)
+    rows = forward.rows
+
+    def tokens(part: Part) -> int:
+        whole = isinstance(part, Attention) or part.name == "lm_head"
+        return max(1, PREFILL_TOKENS // prompt) * prompt if whole else rows
+
+    split = dict.fromkeys(COMPONENTS, 0.0)
+    for part in forward.parts:
+        for name, seconds in part_split_s(part, on).items():
+            split[name] += seconds / tokens(part)
+    split["communication"] += communication_s(forward, on) / rows
+    return split
+
+
+def _full_prefill(model: LanguageModel, on: Deployment, prompt: int) -> Forward:
+    """As many prompts as fit a forward, or a part of one that does not; attention is that of all of it."""
+    sequences = max(1, PREFILL_TOKENS // prompt)
+    rows = min(PREFILL_TOKENS, sequences * prompt)
+    return prefill_forward(
+        model, sequences=sequences, prompt=prompt, rows=rows, tensor_parallel=on.tensor_parallel
+    )
+
+
+def output_split_s(model: LanguageModel, on: Deployment, *, batch: int, context: int) -> dict[str, float]:
+    """Seconds of an output token by component: a decode step over its batch."""
+    forward = decode_forward(model, batch=batch, context=context, tensor_parallel=on.tensor_parallel)
+    split = dict.fromkeys(COMPONENTS, 0.0)
+    for part in forward.parts:
+        for name, seconds in part_split_s(part, on).items():
+            split[name] += seconds / batch
+    split["communication"] += communication_s(forward, on) / batch
+    return split
+
+
+@functools.cache
+def break_even_batch(
+    model: LanguageModel, on: Deployment, *, context: int, prompt: int, price_ratio: float, largest: int
+) -> int | None:
+    """The smallest batch that fits at which the gap is at most a ratio; None where there is none.
+
+    The gap falls with the batch, but for a rise where rows need one more tile: each stretch of batches up to
+    a whole tile is looked at in turn, at its end, and halved where that end closes the gap.
+    """
+    input_s = math.fsum(input_split_s(model, on, prompt=prompt).values())
+
+    def closes(batch: int) -> bool:
+        split = output_split_s(model, on, batch=batch, context=context)
+        return math.fsum(split.values()) / input_s <= price_ratio
+
+    below = 0
+    while below < min(largest, MOST_BATCH):
+        at = min(below + TILE_ROWS, largest)
+        if closes(at):
+            break
+        below = at
+    else:
+        return None
+    while at - below > 1:
+        middle = (below + at) // 2
+        below, at = (below, middle) if closes(middle) else (middle, at)
+    return at
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestCost:
+    """One request, modelled.
+
+    Attributes:
+        prompt: input tokens.
+        output: output tokens.
+        cache_hits: share of the prompt whose keys and values are found in a prefix cache; they cost nothing.
+        input_s, output_s: device seconds of all its tokens.
+        usd: of both; None without a price of the GPU.
+    """
+
+    prompt: int
+    output: int
+    cache_hits: float
+    input_s: float
+    output_s: float
+    usd: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by their names, and where they come from."""
+        return {
+            "provenance": "modelled",
+            "prompt": self.prompt,
+            "output": self.output,
+            "cache_hits": self.cache_hits,
+            "input_s": self.input_s,
+            "output_s": self.output_s,
+            "usd": self.usd,
+        }
+
+
+def request_cost(
+    model: LanguageModel, on: Deployment, *, prompt: int, output: int, batch: int, cache_hits: float
+) -> RequestCost:
+    """Device seconds and dollars of a request whose output is decoded at a batch.
+
+    The context grows from the prompt to prompt + output; a token in its middle stands for all of them.
+
+    Raises:
+        UsageError: so many sequences do not fit at the end of the output.
+    """
+    fits = largest_batch(model, on, context=prompt + output)
+    if batch > fits:
+        problem = _too_large(model, on, batch, prompt + output, fits)
+        raise UsageError(f"--output: {output} after a prompt of {prompt}: {problem.partition(': ')[2]}")
+    context = prompt + output // 2
+    input_s = math.fsum(input_split_s(model, on, prompt=prompt).values()) * prompt * (1 - cache_hits)
+    output_s = math.fsum(output_split_s(model, on, batch=batch, context=context).values()) * output
+    usd = on.usd_per_mtok((input_s + output_s) / 1e6)
+    return RequestCost(
+        prompt=prompt, output=output, cache_hits=cache_hits, input_s=input_s, output_s=output_s, usd=usd
+    )

@@ -1,0 +1,401 @@
+"""Models what a matmul's tile order leaves for DRAM to serve: an LRU cache of the GPU's L2 size.
+
+Programs start in launch order on SM count x programs-per-SM slots and step over K together; each step asks
+for one panel of x [BLOCK_M, BLOCK_K] and one of the weight [BLOCK_N, BLOCK_K], in slot order. A program that
+ends writes its output tile and its slot takes the next one. The cache is fully associative, holds whole
+panels and tiles, and starts empty. Figures are modelled: they rank tile orders, they are no measurement.
+"""
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.gpu_limits import SmLimits
+from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare, matmul_tile_order
+
+# What L2 and DRAM move at least. CUDA C++ programming guide, device memory accesses.
+_SECTOR_BYTES = 32
+
+Figures = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatmulShape:
+    """x [rows, in_features] times weight [out_features, in_features] transposed, all contiguous.
+
+    Attributes:
+        rows: M.
+        out_features: N.
+        in_features: K.
+        x_bytes: of an element of x.
+        weight_bytes: of an element of the weight.
+        out_bytes: of an element of the result.
+    """
+
+    rows: int
+    out_features: int
+    in_features: int
+    x_bytes: int
+    weight_bytes: int
+    out_bytes: int
+
+    @property
+    def operations(self) -> int:
+        """2 M N K: a multiplication and an addition each."""
+        return 2 * self.rows * self.out_features * self.in_features
+
+    @property
+    def least_bytes(self) -> int:
+        """Inputs and result, once each."""
+        x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
+        return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
+
+    def tile_order(self, tiling: MatmulCut, *, group_m: int | None = None) -> tuple[TileShare, ...]:
+        """The shares of the kernel's programs, in launch order (see `matmul_tile_order`)."""
+        return matmul_tile_order(
+            rows=self.rows,
+            out_features=self.out_features,
+            in_features=self.in_features,
+            tiling=tiling,
+            group_m=group_m,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTraffic:
+    """Bytes of one call at three levels, and the operations they serve.
+
+    Attributes:
+        operations: 2 M N K.
+        requested_bytes: what the programs ask for and write, live lanes alone; partial sums included.
+        l2_bytes: the same in whole 32-byte sectors: what passes between the SMs and L2. Asynchronous copies
+            of 16 bytes and bulk copies pass by L1, so programs on one SM share nothing before L2.
+        dram_read_bytes: sectors read that were not in the modelled L2.
+        dram_written_bytes: sectors written back, each once it is evicted or the call ends.
+        distinct_bytes: sectors touched, each counted once for reading inputs and once for each tile written;
+            what DRAM moves under an L2 that holds everything.
+    """
+
+    operations: int
+    requested_bytes: int
+    l2_bytes: int
+    dram_read_bytes: int
+    dram_written_bytes: int
+    distinct_bytes: int
+
+    @property
+    def dram_bytes(self) -> int:
+        """Read and written."""
+        return self.dram_read_bytes + self.dram_written_bytes
+
+    @property
+    def requested_ops_per_byte(self) -> float:
+        """Operations per byte that programs ask for."""
+        return self.operations / self.requested_bytes
+
+    @property
+    def l2_ops_per_byte(self) -> float:
+        """Operations per byte between the SMs and L2."""
+        return self.operations / self.l2_bytes
+
+    @property
+    def dram_ops_per_byte(self) -> float:
+        """Operations per byte between L2 and DRAM."""
+        return self.operations / self.dram_bytes
+
+
+class LruCache:
+    """A fully associative cache with write-back that evicts what was used longest ago.
+
+    Entries have sizes; one larger than the cache is not kept. Every entry that is kept was used later than
+    every one that was evicted, so a larger cache never misses where a smaller one hits.
+
+    Attributes:
+        capacity_bytes: its size.
+        read_bytes: of reads that missed, so far.
+        written_bytes: written back, so far.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self._used_bytes = 0
+        self._entries: OrderedDict[int, int] = OrderedDict()
+        self._dirty: set[int] = set()
+
+    def read(self, key: int, size_bytes: int) -> None:
+        """Reads an entry, from behind the cache where it misses."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        else:
+            self.read_bytes += size_bytes
+            self._insert(key, size_bytes)
+
+    def write(self, key: int, size_bytes: int) -> None:
+        """Writes the whole of an entry; nothing is read for it."""
+        self._dirty.add(key)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        else:
+            self._insert(key, size_bytes)
+
+    def touch(self, keys: Iterable[int]) -> None:
+        """Marks entries that are held as just used, the last of them last."""
+        for key in keys:
+            self._entries.move_to_end(key)
+
+    def flush(self) -> None:
+        """Writes back what is left to write."""
+        self.written_bytes += sum(self._entries[key] for key in self._dirty)
+        self._dirty.clear()
+
+    def _insert(self, key: int, size_bytes: int) -> None:
+        self._entries[key] = size_bytes
+        self._used_bytes += size_bytes
+        while self._used_bytes > self.capacity_bytes:
+            evicted, evicted_bytes = self._entries.popitem(last=False)
+            self._used_bytes -= evicted_bytes
+            if evicted in self._dirty:
+                self._dirty.remove(evicted)
+                self.written_bytes += evicted_bytes
+
+
+def matmul_traffic(
+    shape: MatmulShape,
+    tiling: MatmulCut,
+    *,
+    gpu: SmLimits,
+    programs_per_sm: int,
+    l2_bytes: int | None = None,
+    group_m: int | None = None,
+    order: Sequence[TileShare] | None = None,
+) -> CacheTraffic:
+    """Models the traffic of one `prefill_matmul` call at the three levels.
+
+    Where K is split, the kernel that adds the partial sums follows: it reads them a row of tiles at a time
+    and writes the result. Bias and scales are left out: with `in_features` in the hundreds they vanish.
+
+    Args:
+        shape: the product.
+        tiling: how the kernel cuts it.
+        gpu: SM count and L2 size.
+        programs_per_sm: how many programs an SM holds at one time.
+        l2_bytes: another L2 size, such as one half where each half of the chip keeps its own copy.
+        group_m: another number of row blocks in a group than the tiling's.
+        order: shares in launch order, each (tile, split) once; the kernel's own when none.
+
+    Returns:
+        Modelled bytes; nothing is allocated or run.
+
+    Raises:
+        ValueError: `programs_per_sm` below 1, or an order that does not hold each share of the product once.
+    """
+    if programs_per_sm < 1:
+        raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
+    own_order = shape.tile_order(tiling, group_m=group_m)
+    if order is not None and sorted(order) != sorted(own_order):
+        raise ValueError(f"order has {len(order)} shares; it must hold each of {len(own_order)} once")
+    tiles = _Tiles(shape, tiling)
+    cache = LruCache(gpu.l2_bytes if l2_bytes is None else l2_bytes)
+    slots = gpu.sm_count * programs_per_sm
+    for running, steps, finished in _lockstep(own_order if order is None else order, slots):
+        tiles.read_panels(cache, running, steps)
+        tiles.write_tiles(cache, finished)
+    tiles.reduce(cache, sorted(own_order))
+    cache.flush()
+    return CacheTraffic(
+        operations=shape.operations,
+        requested_bytes=tiles.bytes_asked_for(own_order, live=True),
+        l2_bytes=tiles.bytes_asked_for(own_order, live=False),
+        dram_read_bytes=cache.read_bytes,
+        dram_written_bytes=cache.written_bytes,
+        distinct_bytes=tiles.distinct_bytes(own_order),
+    )
+
+
+def group_m_traffic(
+    shape: MatmulShape,
+    tiling: MatmulCut,
+    *,
+    gpu: SmLimits,
+    programs_per_sm: int,
+    candidates: Iterable[int] | None = None,
+) -> dict[int, CacheTraffic]:
+    """The traffic of one call for each number of row blocks in a group.
+
+    Args:
+        shape: the product.
+        tiling: how the kernel cuts it; its `group_m` is not used.
+        gpu: SM count and L2 size.
+        programs_per_sm: how many programs an SM holds at one time.
+        candidates: values of `group_m`; when none, powers of two and those times 1.5, to all row blocks.
+
+    Returns:
+        Modelled traffic by `group_m`, ascending.
+    """
+    if candidates is None:
+        blocks_m = math.ceil(shape.rows / tiling.block_m)
+        powers = [1 << exponent for exponent in range(blocks_m.bit_length())]
+        candidates = (size for power in powers for size in (power, 3 * power) if size < blocks_m)
+        candidates = (*candidates, blocks_m)
+    return {
+        group_m: matmul_traffic(
+            shape,
+            tiling,
+            gpu=gpu,
+            programs_per_sm=programs_per_sm,
+            group_m=group_m,
+        )
+        for group_m in sorted(set(candidates))
+    }
+
+
+def best_group_m(
+    shape: MatmulShape,
+    tiling: MatmulCut,
+    *,
+    gpu: SmLimits,
+    programs_per_sm: int,
+    candidates: Iterable[int] | None = None,
+) -> int:
+    """The `group_m` of least modelled DRAM bytes, the smallest of equals; arguments of `group_m_traffic`."""
+    traffic = group_m_traffic(shape, tiling, gpu=gpu, programs_per_sm=programs_per_sm, candidates=candidates)
+    return min(traffic, key=lambda group_m: (traffic[group_m].dram_bytes, group_m))
+
+
+def _lockstep(
+    order: Sequence[TileShare], slots: int
+) -> Iterator[tuple[list[tuple[TileShare, int]], int, list[TileShare]]]:
+    """Spans of steps in which the same programs run.
+
+    Gives the running shares, each with the K tile it is at; how many steps they take together; and the shares
+    that end with them.
+    """
+    waiting = iter(order)
+    running = [(share, share.first_k) for share in itertools.islice(waiting, slots)]
+    while running:
+        steps = min(share.last_k - at for share, at in running)
+        yield running, steps, [share for share, at in running if at + steps == share.last_k]
+        still: list[tuple[TileShare, int]] = []
+        for share, at in running:
+            if at + steps < share.last_k:
+                still.append((share, at + steps))
+            elif (following := next(waiting, None)) is not None:
+                still.append((following, following.first_k))
+        running = still
+
+
+class _Tiles:
+    """Panels of the inputs and tiles of the outputs: their keys in the cache, and their bytes."""
+
+    def __init__(self, shape: MatmulShape, tiling: MatmulCut) -> None:
+        self._splits = tiling.num_splits
+        k, block_k = shape.in_features, tiling.block_k
+        x = _block_bytes(shape.rows, k, tiling.block_m, block_k, shape.x_bytes)
+        weight = _block_bytes(shape.out_features, k, tiling.block_columns, block_k, shape.weight_bytes)
+        outputs = (shape.rows, shape.out_features, tiling.block_m, tiling.block_columns)
+        self._out = _block_bytes(*outputs, shape.out_bytes)
+        self._partial = _block_bytes(*outputs, PARTIAL_BYTES)
+        self._x, self._weight = x, weight
+        self._k_tiles: int = x[0].shape[1]
+        self._blocks_n: int = weight[0].shape[0]
+        # Keys count panels of x, panels of the weight, partial tiles, and tiles of the result.
+        self._panel_sizes: list[int] = np.concatenate([x[1].ravel(), weight[1].ravel()]).tolist()
+        self._largest_panel = max(self._panel_sizes)
+        self._first_weight = x[0].size
+        self._first_partial = len(self._panel_sizes)
+        self._first_out = self._first_partial + self._out[0].size * self._splits
+
+    def read_panels(self, cache: LruCache, running: list[tuple[TileShare, int]], steps: int) -> None:
+        """Reads what the running programs ask for in `steps` steps from where they are."""
+        sizes = self._panel_sizes
+        keys = [
+            key
+            for share, at in running
+            for key in (
+                share.block_m * self._k_tiles + at,
+                self._first_weight + share.block_n * self._k_tiles + at,
+            )
+        ]
+        once = list(dict.fromkeys(keys))
+        if len(once) * self._largest_panel > cache.capacity_bytes:
+            for step in range(steps):
+                for key in keys:
+                    cache.read(key + step, sizes[key + step])
+            return
+        # All panels of a step fit, so asking again for one within the step hits: it only moves it up.
+        by_last_use = list(dict.fromkeys(reversed(keys)))[::-1]
+        for step in range(steps):
+            for key in once:
+                cache.read(key + step, sizes[key + step])
+            cache.touch(key + step for key in by_last_use)
+
+    def write_tiles(self, cache: LruCache, finished: Iterable[TileShare]) -> None:
+        """Writes the output tiles of programs that end, or their partial sums."""
+        for share in finished:
+            if share.whole:
+                self._write_out(cache, share.block_m, share.block_n)
+            else:
+                size = int(self._partial[1][share.block_m, share.block_n])
+                cache.write(self._partial_key(share.block_m, share.block_n, share.split), size)
+
+    def reduce(self, cache: LruCache, order: Sequence[TileShare]) -> None:
+        """Reads the partial sums in their order, and writes the result of each tile that was cut."""
+        for share in order:
+            if share.whole:
+                continue
+            size = int(self._partial[1][share.block_m, share.block_n])
+            cache.read(self._partial_key(share.block_m, share.block_n, share.split), size)
+            if share.split == self._splits - 1:
+                self._write_out(cache, share.block_m, share.block_n)
+
+    def bytes_asked_for(self, order: Sequence[TileShare], *, live: bool) -> int:
+        """Bytes of all reads and writes of a call: of live elements, or in whole sectors."""
+        kind = 0 if live else 1
+        shares = np.array(order, dtype=np.int64)
+        total = int(self._out[kind].sum()) + 2 * self._partial_bytes(order, kind)
+        for blocks, panels in ((shares[:, 0], self._x[kind]), (shares[:, 1], self._weight[kind])):
+            before = np.concatenate([np.zeros((len(panels), 1), np.int64), panels.cumsum(axis=1)], axis=1)
+            total += int((before[blocks, shares[:, 4]] - before[blocks, shares[:, 3]]).sum())
+        return total
+
+    def distinct_bytes(self, order: Sequence[TileShare]) -> int:
+        """Sectors of each panel and each written tile, once."""
+        return sum(self._panel_sizes) + int(self._out[1].sum()) + self._partial_bytes(order, 1)
+
+    def _partial_bytes(self, order: Sequence[TileShare], kind: int) -> int:
+        return sum(
+            int(self._partial[kind][share.block_m, share.block_n]) for share in order if not share.whole
+        )
+
+    def _write_out(self, cache: LruCache, block_m: int, block_n: int) -> None:
+        key = self._first_out + block_m * self._blocks_n + block_n
+        cache.write(key, int(self._out[1][block_m, block_n]))
+
+    def _partial_key(self, block_m: int, block_n: int, split: int) -> int:
+        return self._first_partial + (block_m * self._blocks_n + block_n) * self._splits + split
+
+
+def _block_bytes(
+    rows: int, columns: int, block_rows: int, block_columns: int, element_bytes: int
+) -> tuple[Figures, Figures]:
+    """Bytes of each block of a contiguous matrix: of its live elements, and in whole sectors.
+
+    A row of a block covers the sectors from its first byte's to its last byte's. Rows start where the rows
+    before end, so where those are no whole sectors the starts differ from row to row.
+    """
+    starts = np.arange(0, columns, block_columns) * element_bytes
+    ends = np.minimum(starts + block_columns * element_bytes, columns * element_bytes)
+    live, sectors = [], []
+    for first in range(0, rows, block_rows):
+        row_starts = np.arange(first, min(first + block_rows, rows))[:, None] * (columns * element_bytes)
+        covered = (row_starts + ends - 1) // _SECTOR_BYTES - (row_starts + starts) // _SECTOR_BYTES + 1
+        sectors.append(covered.sum(axis=0) * _SECTOR_BYTES)
+        live.append(len(row_starts) * (ends - starts))
+    return np.array(live, dtype=np.int64), np.array(sectors, dtype=np.int64)

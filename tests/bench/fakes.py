@@ -1,0 +1,269 @@
+"""Stand-ins for devices, clocks and `torch.cuda`, and small cases, for the tests of measuring."""
+
+import contextlib
+import types
+
+import torch
+from decodetax.harness.bench.clocks import NoClocks
+from decodetax.harness.bench.device import CpuDevice
+from decodetax.harness.bench.runner import Bench
+from decodetax.harness.bench.timer import Budget
+from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+from decodetax.harness.core.inputs import Source
+from decodetax.harness.core.language_model import LanguageModel
+from decodetax.harness.core.records import Roof
+
+CPU = torch.device("cpu")
+BRIEF = Budget(time_limit_s=0.002, warm_up_s=0.0, enough_samples=3, most_samples=6)
+WIDE_ROOF = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e11)
+
+
+class Clock:
+    """A wall clock that moves when told to."""
+
+    def __init__(self):
+        self.time_s = 0.0
+
+    def __call__(self):
+        return self.time_s
+
+
+class FakeDevice:
+    """Runs calls at once and says that each took what `seconds_of(call)` tells; the clock moves along."""
+
+    torch_device = CPU
+    name = "a device of the tests"
+
+    def __init__(
+        self,
+        *,
+        kind="cpu",
+        seconds_of=lambda _call: 1e-3,
+        graphs=False,
+        cache_bytes=4096,
+        memory_bytes=2**30,
+        free_bytes=2**30,
+        clocks=None,
+    ):
+        self.kind, self.cache_bytes, self.memory_bytes = kind, cache_bytes, memory_bytes
+        self.clocks = clocks or NoClocks()
+        self.clock = Clock()
+        self.captured, self.blocks, self.released = None, [], 0
+        self._seconds_of, self._graphs, self._free_bytes = seconds_of, graphs, free_bytes
+
+    def free_bytes(self):
+        return self._free_bytes
+
+    def time_each(self, calls):
+        samples = []
+        for call in calls:
+            call()
+            parts = self.captured if getattr(call, "is_replay", False) else [call]
+            samples.append(sum(self._seconds_of(part) for part in parts))
+            self.clock.time_s += samples[-1]
+        self.blocks.append(len(samples))
+        return samples
+
+    def capture(self, calls):
+        if not self._graphs:
+            return None
+        self.captured = list(calls)
+
+        def replay():
+            for call in calls:
+                call()
+
+        replay.is_replay = True
+        return replay
+
+    def release(self):
+        self.released += 1
+
+
+class SmallCpu(CpuDevice):
+    """This processor with a cache of 4 KiB, so that buffers are small."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache_bytes = 4096
+
+
+class FakeCuda:
+    """`torch.cuda` with `count` GPUs that writes down, in order, what is asked of it."""
+
+    def __init__(self, *, count=1, elapsed_ms=2.0, free_bytes=123, **properties):
+        self.log = []
+        self._count, self._elapsed_ms, self._free_bytes = count, elapsed_ms, free_bytes
+        self._stream = FakeStream(self.log, "main")
+        self._properties = {
+            "name": "NVIDIA H100 80GB HBM3",
+            "uuid": "1234",
+            "L2_cache_size": 50 * 2**20,
+            "total_memory": 80 * 2**30,
+            "major": 9,
+            "minor": 0,
+            "multi_processor_count": 132,
+            **properties,
+        }
+
+    def is_available(self):
+        return self._count > 0
+
+    def device_count(self):
+        return self._count
+
+    def get_device_properties(self, index):
+        self.log.append(f"properties {index}")
+        return types.SimpleNamespace(**self._properties)
+
+    def set_device(self, index):
+        self.log.append(f"set device {index}")
+
+    def mem_get_info(self, device):
+        self.log.append(f"memory of {device}")
+        return self._free_bytes, 10 * self._free_bytes
+
+    def empty_cache(self):
+        self.log.append("empty cache")
+
+    def synchronize(self):
+        self.log.append("synchronize")
+
+    def _sleep(self, cycles):
+        assert cycles > 0
+        self.log.append("sleep")
+
+    def Event(self, *, enable_timing):  # noqa: N802  (torch's name)
+        assert enable_timing
+        return FakeEvent(self)
+
+    def Stream(self):  # noqa: N802  (torch's name)
+        return FakeStream(self.log, "side")
+
+    def current_stream(self):
+        return self._stream
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.log.append(f"enter {stream.name} stream")
+        yield
+        self.log.append(f"leave {stream.name} stream")
+
+    def CUDAGraph(self):  # noqa: N802  (torch's name)
+        return types.SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    @contextlib.contextmanager
+    def graph(self, _graph):
+        self.log.append("begin capture")
+        yield
+        self.log.append("end capture")
+
+
+class FakeEvent:
+    """Notes when it is recorded; the time between two is what the fake GPU says."""
+
+    def __init__(self, cuda):
+        self._cuda = cuda
+        self.recorded = False
+
+    def record(self):
+        self.recorded = True
+        self._cuda.log.append("record")
+
+    def elapsed_time(self, end):
+        assert self.recorded
+        assert end.recorded
+        self._cuda.log.append("elapsed")
+        return self._cuda._elapsed_ms
+
+
+class FakeStream:
+    """Notes whom it waits for."""
+
+    def __init__(self, log, name):
+        self._log, self.name = log, name
+
+    def wait_stream(self, other):
+        self._log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeClocks:
+    """Tells clocks one after another, and reasons for which they are held down."""
+
+    def __init__(self, *clocks_hz, throttle_reasons=()):
+        self._clocks_hz, self._throttle_reasons = iter(clocks_hz), throttle_reasons
+
+    def clock_hz(self):
+        return next(self._clocks_hz)
+
+    def throttle_reasons(self):
+        return self._throttle_reasons
+
+    def facts(self):
+        return {"driver": "1.2.3", "power_limit_w": 700.0}
+
+
+def tiny_model(*, hidden_size=32, q_heads=4, kv_heads=2, head_dim=16, intermediate_size=40, vocab_size=70):
+    return LanguageModel(
+        name="tiny",
+        source="the tests",
+        hidden_size=hidden_size,
+        layers=2,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        tied_embeddings=True,
+    )
+
+
+def matmul_case(rows=5, in_features=33, out_features=70, dtype="fp32"):
+    return PrefillMatmul(
+        phase="prefill",
+        part="o",
+        rows=rows,
+        in_features=in_features,
+        out_features=out_features,
+        dtype=dtype,
+    )
+
+
+def decode_case(*, context=37, batch=3, kv_heads=2, group=4, head_dim=16, dtype="fp32"):
+    return DecodeAttention(
+        contexts=(context,) * batch,
+        q_heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+    )
+
+
+def prompt_case(*, sequences=2, prompt=37, kv_heads=2, group=4, head_dim=16, dtype="fp32"):
+    return PrefillAttention(
+        sequences=sequences,
+        prompt=prompt,
+        q_heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+    )
+
+
+def layer_case(phase, *, model=None, sequences=3, tokens=21, rows=None, dtype="fp32"):
+    return DecoderLayer(
+        phase=phase,
+        model=model or tiny_model(),
+        sequences=sequences,
+        tokens=tokens,
+        rows=rows or sequences * (tokens if phase == "prefill" else 1),
+        dtype=dtype,
+    )
+
+
+def source(seed=0, **options):
+    return Source(CPU, seed, **options)
+
+
+def bench(device, *, budget=BRIEF, roof=WIDE_ROOF):
+    return Bench(device=device, source=source(), budget=budget, roof=roof)

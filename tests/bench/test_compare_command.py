@@ -1,0 +1,274 @@
+"""`decodetax compare`: what it prints, its exit codes, and what it says to wrong arguments and files."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.run_file import read_run
+from drifting_runs import Machine, case, drifting_runs
+from hand_made import (
+    CPU,
+    SMALL_MATMUL,
+    assert_misuse,
+    decodetax,
+    failed_row,
+    gap,
+    ok_row,
+    run_record,
+    strict_json,
+)
+
+QUIET = Machine(noise=0.005, row_shift=0.002, round_shift=0.002, drift_step=0.001)
+RUNS = Path(__file__).resolve().parents[2] / "docs" / "runs"
+
+
+def runs(slowdown=None, rows=3):
+    return drifting_runs(1, machine=QUIET, rows=rows, slowdown=slowdown)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes runs, or documents, as before.json and after.json in the folder where the command then runs."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(before, after):
+        for name, run in (("before.json", before), ("after.json", after)):
+            document = run if isinstance(run, dict) else run.to_json()
+            (tmp_path / name).write_text(json.dumps(document), encoding="utf-8")
+        return "before.json", "after.json"
+
+    return write
+
+
+def test_the_same_code_passes(written):
+    outcome = decodetax("compare", *written(*runs()))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "0 slower, 0 faster" in outcome.out
+    assert "No row is surely slower by over 5% and none broke" in outcome.out
+
+
+def test_a_slowdown_fails_and_is_named(written):
+    outcome = decodetax("compare", *written(*runs({1: 1.2})))
+    assert outcome.code == 1
+    assert "1 slower, 0 faster" in outcome.out
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith(f"slower by over 5%: {case(1).id} torch: 1.2")
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [("0%", 1), ("5%", 1), ("10.5%", 1), ("25%", 0), ("100%", 0), ("100.000000%", 0)]
+)
+def test_the_limit_decides_on_the_exit_code_alone(written, limit, code):
+    outcome = decodetax("compare", *written(*runs({1: 1.2})), "--fail-above", limit)
+    assert outcome.code == code
+    assert "1 slower, 0 faster" in outcome.out
+
+
+BAD_LIMITS = [
+    "5", "0.05", "", "%", "-1%", "+5%", "nan%", "inf%", "1000%", "100.1%", "1e1%", "5 %", " 5%", "5%%",
+    "5%\n", "1_0%", "٣%", ".5%", "5.%", "five", "5.0000000%", "٣٣%",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", BAD_LIMITS)
+def test_a_limit_that_is_no_percentage_is_named(written, limit):
+    outcome = decodetax("compare", *written(*runs()), f"--fail-above={limit}")
+    assert_misuse(outcome, "--fail-above", repr(limit), "a percentage from 0% to 100%, such as 5% or 2.5%")
+
+
+def test_a_row_that_gives_wrong_results_now_fails(written):
+    before, after = runs()
+    after.rows[2] = failed_row(after.rows[2].case)
+    outcome = decodetax("compare", *written(before, after), "--fail-above", "100%")
+    assert outcome.code == 1
+    assert f"BROKE: {case(2).id} torch: wrong result: row 3" in outcome.out
+    assert f"wrong now: {case(2).id} torch" in outcome.out
+
+
+def test_rows_of_one_side_are_named(written):
+    before, after = runs()
+    del before.rows[0], after.rows[2]
+    outcome = decodetax("compare", *written(before, after))
+    assert outcome.code == 0
+    assert f"only after (ok): {case(0).id} torch" in outcome.out
+    assert f"only before (ok): {case(2).id} torch" in outcome.out
+
+
+def test_another_device_fails_only_when_asked(written):
+    before, after = runs({1: 1.2})
+    after.environment = {**after.environment, "device": {**CPU, "name": "Another CPU"}}
+    files = written(before, after)
+    outcome = decodetax("compare", *files)
+    assert outcome.code == 0
+    assert "The devices are not the same" in outcome.out
+    assert "device.name: Made-up CPU -> Another CPU" in outcome.out
+    assert "0 slower, 0 faster, 0 same, 3 not sure" in outcome.out
+    asked = decodetax("compare", *files, "--across-devices")
+    assert asked.code == 1
+    assert "1 slower" in asked.out
+
+
+def test_differences_of_software_and_settings_are_told(written):
+    before, after = runs()
+    after.environment = {**after.environment, "versions": {"python": "3.12", "cuda": None}, "commit": "abc"}
+    after.settings = {**after.settings, "dtype": "fp32"}
+    out = decodetax("compare", *written(before, after)).out
+    for line in ("versions.python: 3.11 -> 3.12", "commit: None -> abc", "dtype: bf16 -> fp32"):
+        assert f"  {line}\n" in out
+
+
+def test_gaps_and_the_machine_are_told(written):
+    before, after = runs()
+    before.gaps, after.gaps = [gap()], [gap(input_parts_s={"rest": 5.0})]
+    before.interrupted = True
+    out = decodetax("compare", *written(before, after)).out
+    # 40 s over 4 s before, over 5 s after.
+    assert "1        16         16        10.00         8.00     0.800    1.250          1.000" in out
+    assert "before: was interrupted" in out
+    assert "The machine's own ratios, by which intervals are widened: read bandwidth" in out
+
+
+def test_json_is_strict_and_has_every_row(written):
+    before, after = runs({1: 1.2})
+    before.rows.append(ok_row(SMALL_MATMUL, provider="triton"))
+    after.rows.append(failed_row(SMALL_MATMUL, provider="triton"))
+    before.gaps = after.gaps = [gap()]
+    outcome = decodetax("compare", *written(before, after), "--json", "--fail-above", "2.5%")
+    assert (outcome.code, outcome.err) == (1, "")
+    document = strict_json(outcome.out)
+    assert (document["before"], document["after"]) == ("before.json", "after.json")
+    assert document["limit"] == 0.025
+    assert document["worse"] is True
+    assert [row["case"] for row in document["rows"]] == [case(row).id for row in range(3)]
+    slower = document["rows"][1]
+    assert slower["verdict"] == "slower"
+    assert slower["low"] < slower["ratio"] < slower["high"]
+    assert slower["p"] <= slower["corrected_p"] <= 0.05
+    assert all(row["reason"] for row in document["rows"])
+    assert document["regressions"] == [{"case": case(1).id, "provider": "torch"}]
+    assert document["broke"] == [{"case": SMALL_MATMUL.id, "provider": "triton"}]
+    assert document["gaps"][0]["ratio"] == 1
+    assert document["controls"][0]["name"] == "read bandwidth"
+
+
+def test_json_of_runs_that_leave_all_open_is_strict(written):
+    wild = [ok_row(case(0), samples_s=(1e-6, 1e3, 1e-6), rounds=(0, 1, 2)), ok_row(case(1))]
+    document = strict_json(decodetax("compare", *written(*[run_record(rows=wild)] * 2), "--json").out)
+    assert math.isfinite(document["rows"][0]["high"])
+    assert [row["verdict"] for row in document["rows"]] == ["not sure"] * 2
+    assert document["rows"][1]["low"] is None
+    assert decodetax("compare", "before.json", "after.json").code == 0
+
+
+@pytest.mark.parametrize("run_file", sorted(RUNS.glob("*.json")), ids=lambda path: path.name)
+def test_a_published_run_is_not_worse_than_itself(run_file):
+    outcome = decodetax("compare", run_file, run_file, "--json")
+    assert outcome.code == 0
+    document = strict_json(outcome.out)
+    assert {row["ratio"] for row in document["rows"]} == {1}
+    assert {row["verdict"] for row in document["rows"]} <= {"same", "not sure"}
+    assert len(document["rows"]) == sum(row.status == "ok" for row in read_run(run_file).rows)
+    assert document["differences"] == []
+
+
+def test_an_older_file_without_rounds_is_compared_and_not_judged(written):
+    before, after = (run.to_json() for run in runs({1: 1.2}))
+    for row in before["rows"]:
+        del row["rounds"]
+    outcome = decodetax("compare", *written(before, after))
+    assert outcome.code == 0
+    assert "samples of 1 round, needs 3: drift is not known" in outcome.out
+    assert "3 not sure" in outcome.out
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_file_that_is_missing_or_none_is_named(written, side):
+    files = dict(zip(("before", "after"), written(*runs()), strict=True))
+    name = f"{side.upper()}.json: run file: "
+    for path, problem in (("none.json", "cannot be read (No such file"), (".", "cannot be read (Is a dir")):
+        assert_misuse(decodetax("compare", *{**files, side: path}.values()), name, repr(path), problem)
+    for text, problem in (
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[]", "schema_version 'None'"),
+        ('{"schema_version": 2}', "schema_version '2'"),
+        ('{"schema_version": 1}', "is not a whole run"),
+    ):
+        Path("bad.json").write_text(text, encoding="utf-8")
+        outcome = decodetax("compare", *{**files, side: "bad.json"}.values())
+        assert_misuse(outcome, name, "'bad.json'", problem)
+
+
+def changed(document, path, value):
+    """A document of which one value is another; what it shares with other runs stays."""
+    document = copy.deepcopy(document)
+    *parents, last = path
+    entry = document
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["rows", 0, "samples_s", 0], 0),
+        (["rows", 0, "samples_s", 0], -1.0),
+        (["rows", 0, "samples_s", 0], math.nan),
+        (["rows", 0, "samples_s", 0], math.inf),
+        (["rows", 0, "samples_s", 0], "fast"),
+        (["rows", 0, "samples_s", 0], None),
+        (["rows", 0, "samples_s", 0], 10**400),
+        (["rows", 0, "samples_s"], "fast"),
+        (["rows", 0, "samples_s"], 7),
+        (["rows", 0, "rounds"], [0]),
+        (["rows", 0, "rounds"], 7),
+        (["rows", 0, "provider"], ["torch"]),
+        (["rows", 0, "shape", "rows"], "many"),
+        (["rows", 0, "clock_after_hz"], "fast"),
+        (["rows", 0, "throttle_reasons"], 7),
+        (["rows", 1, "shape", "rows"], 1),  # the first row's case
+        (["ceilings", 0, "bandwidth_bytes_per_s"], "fast"),
+        (["ceilings", 0, "bandwidth_bytes_per_s"], 0),
+        (["environment", "device", "memory_bytes"], "8 GiB"),
+        (["environment", "device"], []),
+        (["settings", "dtype"], math.nan),
+        (["rows"], {}),
+    ],
+    ids=str,
+)
+def test_a_file_with_one_wrong_value_is_named_without_a_traceback(written, path, value):
+    before, after = (run.to_json() for run in runs())
+    files = written(before, changed(after, path, value))
+    for flags in ([], ["--json"]):
+        outcome = decodetax("compare", *files, *flags)
+        if path == ["rows"]:  # no rows at all is a whole run
+            assert_misuse(outcome, "AFTER.json: 'after.json' has no row to compare with 'before.json'")
+        else:
+            assert_misuse(outcome, "AFTER.json: run file: 'after.json' is not a whole run")
+
+
+def test_runs_of_nothing_in_common_are_a_misuse(written):
+    before, after = runs()
+    after.rows = [ok_row(case(9))]
+    after.settings = {**after.settings, "dtype": "fp32", "model": {"name": "other"}}
+    outcome = decodetax("compare", *written(before, after))
+    assert_misuse(outcome, "no row to compare", "tiny in bf16 with 3 rows and other in fp32 with 1 rows")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["before.json"], ["before.json", "after.json", "more.json"], ["--limit", "5%"]]
+)
+def test_a_wrong_number_of_files_or_an_unknown_option_is_a_misuse(written, arguments):
+    written(*runs())
+    assert_misuse(decodetax("compare", *arguments))
+
+
+def test_help_tells_the_exit_codes():
+    outcome = decodetax("compare", "--help")
+    assert outcome.code == 0
+    assert "Exit code 1" in outcome.out
+    assert "[default: 5%]" in outcome.out

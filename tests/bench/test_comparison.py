@@ -1,0 +1,627 @@
+"""Two runs compared: ratios, intervals and verdicts by hand, and what no verdict may depend on."""
+
+import math
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+from decodetax.harness.bench import comparison as comparing
+from decodetax.harness.bench import row_change as judging
+from decodetax.harness.bench import timer
+from decodetax.harness.bench.comparison import check_comparable, compare
+from decodetax.harness.bench.row_change import ERROR, SAME_WITHIN, verdict_of
+from decodetax.harness.core.cases import DecoderLayer
+from decodetax.harness.core.records import Ceiling
+from drifting_runs import case
+from hand_made import CPU, GPU, SMALL_MATMUL, TINY, ceilings, failed_row, gap, ok_row, run_record
+from hypothesis import given
+from hypothesis import strategies as st
+
+# Rounds that alternate resemble one another not at all, so that 4 of them count as 4.
+ALTERNATING = (-1, 1, -1, 1)
+# Of 4 such rounds a side of deviation a: two variances of a^2 / 3; Student's t of 6 degrees of freedom.
+ERROR_OF_A = math.sqrt(2 / 3)
+T_6 = 2.446912
+
+
+def rounds_row(logs, one=SMALL_MATMUL, **changes):
+    """A row of a sample a round, of which these are the logarithms."""
+    return ok_row(one, samples_s=[math.exp(log) for log in logs], rounds=tuple(range(len(logs))), **changes)
+
+
+def run_of(*rows, **changes):
+    return run_record(rows=list(rows), **changes)
+
+
+def pair(shift, a=0.01, before=None, after=None):
+    """Runs of one row of 4 rounds: before about 1 s, after exp(shift) s."""
+    return (
+        run_of(rounds_row([a * sign for sign in ALTERNATING], **(before or {}))),
+        run_of(rounds_row([shift + a * sign for sign in ALTERNATING], **(after or {}))),
+    )
+
+
+def only_row(before, after, **options):
+    [row] = compare(before, after, **options).rows
+    return row
+
+
+def test_the_ratio_and_its_interval_by_hand():
+    row = only_row(*pair(math.log(1.5)))
+    half = T_6 * ERROR_OF_A * 0.01
+    assert row.ratio == pytest.approx(1.5)
+    assert (row.before_s, row.after_s) == (pytest.approx(1.0), pytest.approx(1.5))
+    assert row.low == pytest.approx(1.5 * math.exp(-half), rel=1e-6)
+    assert row.high == pytest.approx(1.5 * math.exp(half), rel=1e-6)
+    assert (row.rounds_before, row.rounds_after) == (4, 4)
+
+
+def test_the_samples_of_a_round_count_as_their_median():
+    rounds = (0,) * 3 + (1,) * 3 + (2,) * 3
+    old = ok_row(SMALL_MATMUL, samples_s=(1.0, 1.1, 9.0, 1.0, 1.2, 9.0, 1.1, 1.0, 9.0), rounds=rounds)
+    new = replace(old, samples_s=tuple(2 * sample for sample in old.samples_s))
+    row = only_row(run_of(old), run_of(new))
+    assert row.before_s == pytest.approx((1.1 * 1.2 * 1.1) ** (1 / 3))
+    assert row.ratio == pytest.approx(2)
+
+
+def test_sides_of_unequal_spread_are_weighed_by_welch():
+    # Variances 0.04^2 / 3 and 0.01^2 / 3: freedom (16 + 1)^2 / (16^2 / 3 + 1^2 / 3) = 3.374, whose point is
+    # 2.991, between 3.182 of 3 degrees of freedom and 2.776 of 4.
+    before = run_of(rounds_row([0.04 * sign for sign in ALTERNATING]))
+    after = run_of(rounds_row([0.01 * sign for sign in ALTERNATING]))
+    row = only_row(before, after)
+    assert math.log(row.high) == pytest.approx(2.991 * math.sqrt(17 / 3) * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "verdict"),
+    [
+        pytest.param(math.log(1.02) + T_6 * ERROR_OF_A * 0.0101, "slower", id="just past 2% and the noise"),
+        pytest.param(math.log(1.02) + T_6 * ERROR_OF_A * 0.0099, "not sure", id="just short of it"),
+        pytest.param(-math.log(1.02) - T_6 * ERROR_OF_A * 0.0101, "faster", id="the same downwards"),
+        pytest.param(-math.log(1.02) - T_6 * ERROR_OF_A * 0.0099, "not sure", id="just short, downwards"),
+        pytest.param(0.0, "not sure", id="equal, but known to 2.02% alone"),
+    ],
+)
+def test_verdict_at_the_edge_of_sure(beyond, verdict):
+    row = only_row(*pair(beyond))
+    assert row.verdict == verdict
+    assert (row.p <= ERROR) == (verdict != "not sure")
+
+
+@pytest.mark.parametrize(
+    ("a", "shift", "verdict"),
+    [
+        pytest.param(0.0099, 0.0, "same", id="equal and known to under 2%"),
+        pytest.param(0.0100, 0.0, "not sure", id="equal and known to 2.02%"),
+        pytest.param(0.0001, math.log(1.0195), "same", id="1.95% and surely so"),
+        pytest.param(0.0001, -math.log(1.0195), "same", id="1.95% downwards"),
+        pytest.param(0.0001, math.log(1.0205), "slower", id="2.05% and surely so"),
+        pytest.param(0.0001, -math.log(1.0205), "faster", id="2.05% downwards"),
+        pytest.param(0.0001, math.log(1.02), "not sure", id="2%: on the edge"),
+        pytest.param(0.0, math.log(1.03), "slower", id="no noise at all"),
+        pytest.param(0.0, 0.0, "same", id="nothing at all"),
+    ],
+)
+def test_verdict_at_the_edge_of_same(a, shift, verdict):
+    # T_6 ERROR_OF_A 0.00991 = 0.0198 = log(1.02)
+    assert only_row(*pair(shift, a)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ratio", "p", "verdict"),
+    [
+        (1 / 1.02, 1.02, 1.0, 1.0, "same"),
+        (1 / 1.0201, 1.02, 1.0, 1.0, "not sure"),
+        (1 / 1.02, 1.0201, 1.0, 1.0, "not sure"),
+        (1.03, 1.05, 1.04, 0.05, "slower"),
+        (1.03, 1.05, 1.04, 0.0501, "not sure"),
+        (0.93, 0.95, 0.94, 0.05, "faster"),
+        (0.93, 0.95, 0.94, 0.0501, "not sure"),
+    ],
+)
+def test_verdict_of_an_interval_and_a_corrected_p(low, high, ratio, p, verdict):
+    assert verdict_of(low, high, ratio, p) == verdict
+
+
+def test_the_same_is_what_the_timer_settles_to():
+    assert SAME_WITHIN == timer.SETTLED
+
+
+def test_p_is_corrected_for_the_rows_that_are_judged():
+    # Alone the first row is sure at p = 0.03 or so; beside another one it is not.
+    shift = math.log(1.02) + 2.9 * ERROR_OF_A * 0.01
+    one = pair(shift)
+    others = [rounds_row([0.01 * sign for sign in ALTERNATING], case(rows)) for rows in (8, 9)]
+    alone = only_row(*one)
+    assert alone.verdict == "slower"
+    assert alone.corrected_p == alone.p
+    first, *rest = compare(*(run_of(*run.rows, *others) for run in one)).rows
+    assert first.p == alone.p
+    assert first.corrected_p == pytest.approx(3 * alone.p)
+    assert first.verdict == "not sure"
+    assert first.reason == "by chance one of 3 rows may differ as much"
+    assert [row.corrected_p for row in rest] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_too_few_rounds_leave_all_open(rounds):
+    before, after = (run_of(rounds_row([log] * rounds)) for log in (0.0, 3.0))
+    row = only_row(before, after)
+    assert (row.verdict, row.low, row.high, row.p) == ("not sure", None, None, None)
+    assert row.ratio == pytest.approx(math.exp(3))
+    assert "needs 3" in row.reason
+
+
+def test_three_rounds_are_enough():
+    before, after = (run_of(rounds_row([log, log + 0.001, log])) for log in (0.0, 1.0))
+    assert only_row(before, after).verdict == "slower"
+
+
+def test_an_older_file_without_rounds_counts_as_one_round():
+    old = run_of(ok_row(SMALL_MATMUL, samples_s=(1.0, 1.1, 1.2)))
+    row = only_row(old, pair(1.0)[1])
+    assert (row.verdict, row.rounds_before, row.rounds_after) == ("not sure", 1, 4)
+    assert row.before_s == 1.1
+    assert row.reason.startswith("samples of 1 round,")
+
+
+def test_a_row_of_few_rounds_does_not_count_among_the_judged():
+    shift = math.log(1.02) + 2.9 * ERROR_OF_A * 0.01
+    unknown = ok_row(case(8), samples_s=(1.0, 1.1))
+    found = compare(*(run_of(*run.rows, unknown) for run in pair(shift)))
+    assert [row.verdict for row in found.rows] == ["slower", "not sure"]
+
+
+def test_drift_makes_rounds_count_less_by_hand():
+    # Rounds at -1.5 d to 1.5 d: steps d^2, variance 5/3 d^2, so r = 1 - 0.6 / 2 = 0.7. Then 4 rounds count as
+    # 4 / (1 + 2 (0.75 x 0.7 + 0.5 x 0.49 + 0.25 x 0.343)) = 1.48, so 2: a variance of 1.25 d^2 / (2 - 1).
+    medians = [math.exp(0.01 * step) for step in (-1.5, -0.5, 0.5, 1.5)]
+    alike = judging.resemblance_of([rounds_row([math.log(median) for median in medians])])
+    assert alike == pytest.approx(0.7)
+    level = judging._level(medians, alike)
+    assert level.variance == pytest.approx(1.25e-4)
+    assert level.freedom == pytest.approx(3 * 0.51 / 1.49)
+    # At r = 0.1 as 4 / (1 + 2 (0.075 + 0.005 + 0.00025)) = 3.4468.
+    assert judging._level(medians, 0.1).variance == pytest.approx(1.25e-4 / 2.4468, rel=1e-4)
+    assert judging._level(medians, 0.0).variance == pytest.approx(1.25e-4 / 3)
+
+
+def steady_rise():
+    """The machine becomes slower by 3% a round, from one run into the next."""
+    before = run_of(rounds_row([0.03 * step for step in range(4)]))
+    return before, run_of(rounds_row([0.12 + 0.03 * step for step in range(4)]))
+
+
+def test_a_machine_that_slows_down_steadily_is_no_regression():
+    found = compare(*steady_rise())
+    assert [row.verdict for row in found.rows] == ["not sure"]
+    with mock.patch.object(comparing, "resemblance_of", return_value=0.0):  # what the guard guards against
+        assert compare(*steady_rise()).regressions
+
+
+@pytest.mark.parametrize(("deviation", "verdict"), [(0.249, "slower"), (0.251, "not sure")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_in_a_run_that_was_disturbed_nothing_is_sure(deviation, verdict, side):
+    # Of three samples a round, of deviation 0, x and -x, the medians are quiet; all 12 have x sqrt(8 / 11).
+    runs = [run_of(rounds_row([shift] * 3)) for shift in (0.0, 1.0)]
+    middle, wide = float(side), deviation / math.sqrt(8 / 11)
+    scattered = [math.exp(middle + log) for log in (0.0, wide, -wide) * 4]
+    rounds = tuple(number for number in range(4) for _ in range(3))
+    runs[side] = run_of(ok_row(SMALL_MATMUL, samples_s=scattered, rounds=rounds))
+    row = only_row(*runs)
+    assert row.verdict == verdict
+    if verdict == "not sure":
+        assert row.reason == f"the machine was disturbed {['before', 'after'][side]}: samples scatter by 25%"
+        assert row.p is None
+
+
+def bandwidth(rate):
+    return ceilings(bandwidth_bytes_per_s=rate)
+
+
+def test_a_slower_machine_widens_the_interval_and_is_named():
+    before, after = pair(math.log(1.1))
+    before.ceilings, after.ceilings = bandwidth(1.12e8), bandwidth(1e8)
+    found = compare(before, after)
+    [row] = found.rows
+    assert row.verdict == "not sure"
+    assert row.reason == "the machine was slower after: read bandwidth by 12.0%"
+    half = T_6 * ERROR_OF_A * 0.01
+    assert row.low == pytest.approx(1.1 / 1.12 * math.exp(-half), rel=1e-6)
+    assert row.high == pytest.approx(1.1 * math.exp(half), rel=1e-6)
+    assert [control.name for control in found.controls] == ["read bandwidth", "bf16 matmul"]
+    assert compare(*pair(math.log(1.1))).regressions
+
+
+def test_a_row_slower_than_the_machine_became_is_slower():
+    before, after = pair(math.log(1.3))
+    before.ceilings, after.ceilings = bandwidth(1.12e8), bandwidth(1e8)
+    row = only_row(before, after)
+    assert row.verdict == "slower"
+    assert row.low == pytest.approx(1.3 / 1.12 * math.exp(-T_6 * ERROR_OF_A * 0.01), rel=1e-6)
+
+
+def test_a_faster_machine_is_named_too():
+    before, after = pair(math.log(0.9))
+    before.ceilings, after.ceilings = bandwidth(1e8), bandwidth(1.15e8)
+    assert only_row(before, after).reason == "the machine was faster after: read bandwidth by 15.0%"
+
+
+def test_only_the_matmul_of_its_dtype_bears_on_a_row():
+    before, after = pair(math.log(1.2))
+    before.ceilings, after.ceilings = (ceilings(dtype="fp32", flop_per_s=rate) for rate in (3e9, 1e9))
+    assert only_row(before, after).verdict == "slower"
+    before.ceilings, after.ceilings = (ceilings(dtype="bf16", flop_per_s=rate) for rate in (3e9, 1e9))
+    assert only_row(before, after).verdict == "not sure"
+
+
+def test_a_ceiling_without_a_rate_or_of_a_datasheet_says_nothing():
+    before, after = pair(math.log(1.2))
+    before.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=9e9)]
+    after.ceilings = [
+        *ceilings(provenance="datasheet"),
+        Ceiling(kind="matmul", provenance="measured", dtype="bf16", reason="out of memory"),
+    ]
+    found = compare(before, after)
+    assert found.controls == ()
+    assert found.rows[0].verdict == "slower"
+
+
+def test_a_measured_ceiling_is_set_beside_a_measured_one():
+    before, after = pair(math.log(1.2))
+    before.ceilings = bandwidth(1e8)
+    after.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=5e7), *bandwidth(1e8)]
+    assert [control.most for control in compare(before, after).controls] == [1.0, 1.0]
+
+
+CLOCKS = {"clock_before_hz": 1.98e9, "clock_after_hz": 1.965e9}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "reason"),
+    [
+        pytest.param(CLOCKS, CLOCKS, "slower", "by over 2%", id="as it was"),
+        pytest.param(
+            CLOCKS,
+            {"clock_before_hz": 1.755e9, "clock_after_hz": 1.755e9},
+            "not sure",
+            "the machine was slower after: SM clock by 12.8%",  # 1980 / 1755
+            id="lower after",
+        ),
+        pytest.param(
+            CLOCKS,
+            {"clock_before_hz": 1.98e9, "clock_after_hz": 1.7e9},
+            "not sure",
+            "the machine was slower after: SM clock by 16.5%",  # 1980 / 1700
+            id="falling during the row",
+        ),
+        pytest.param(CLOCKS, {}, "slower", "by over 2%", id="unknown after"),
+        pytest.param(
+            {"throttle_reasons": ("power cap",)},
+            {"throttle_reasons": ("power cap",)},
+            "slower",
+            "by over 2%",
+            id="power cap in both",
+        ),
+        pytest.param(
+            {},
+            {"throttle_reasons": ("power cap",)},
+            "not sure",
+            "the clock was held down: nothing before; power cap after",
+            id="power cap after",
+        ),
+        pytest.param(
+            {"throttle_reasons": ("thermal, software",)},
+            {"throttle_reasons": ("thermal, software",)},
+            "not sure",
+            "the clock was held down: thermal, software before; thermal, software after",
+            id="heat in both",
+        ),
+    ],
+)
+def test_what_the_clock_did_counts(before, after, verdict, reason):
+    row = only_row(*pair(math.log(1.12), before=before, after=after))
+    assert (row.verdict, row.reason) == (verdict, reason)
+
+
+def in_rounds(*levels_s, size=8, call="sum"):
+    """A read bandwidth whose fastest call is always the same, and whose rounds have these levels."""
+    times = [1e-3, *levels_s]
+    rounds = [0, *range(len(levels_s))]
+    return [
+        Ceiling(
+            kind="read_bandwidth",
+            provenance="measured",
+            bandwidth_bytes_per_s=1e8,
+            samples_s=times,
+            rounds=rounds,
+            call=call,
+            work={"bytes_read": size, "bytes_written": 0},
+        )
+    ]
+
+
+def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
+    before, after = pair(math.log(1.1))
+    before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), in_rounds(1e-3, *[1.2e-3] * 3)
+    row = only_row(before, after)
+    level = 1.2 ** (3 / 4)
+    assert row.verdict == "not sure"
+    assert row.reason == f"the machine was slower after: read bandwidth by {level - 1:.1%}"
+    [control] = compare(before, after).controls
+    assert (control.least, control.most) == (1.0, pytest.approx(level))
+
+
+@pytest.mark.parametrize(
+    "after_ceilings",
+    [
+        pytest.param(in_rounds(1e-3, 1.2e-3), id="too few rounds"),
+        pytest.param(in_rounds(*[1.2e-3] * 4, size=16), id="another size"),
+        pytest.param(in_rounds(*[1.2e-3] * 4, call="dot"), id="another call"),
+    ],
+)
+def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
+    before, after = pair(math.log(1.1))
+    before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), after_ceilings
+    assert [control.most for control in compare(before, after).controls] == [1.0]
+    assert only_row(before, after).verdict == "slower"
+
+
+@pytest.mark.parametrize(
+    ("limit", "regressions"), [(0.05, 1), (0.0, 1), (0.09, 1), (0.098, 0), (0.11, 0), (1.0, 0)]
+)
+def test_a_regression_is_surely_over_the_limit(limit, regressions):
+    # Slower by 12%, and the interval begins at 1.12 x exp(-0.01998) = 1.0978.
+    found = compare(*pair(math.log(1.12)), limit=limit)
+    assert len(found.regressions) == regressions
+    assert found.worse == bool(regressions)
+
+
+def test_faster_is_no_regression():
+    found = compare(*pair(math.log(0.5)))
+    assert found.rows[0].verdict == "faster"
+    assert not found.worse
+
+
+def test_rows_that_changed_their_status_or_stand_alone_are_named():
+    same, mended, broken, gone, new, never = map(case, range(6))
+    before = run_of(ok_row(same), failed_row(mended), ok_row(broken), ok_row(gone), failed_row(never))
+    after = run_of(ok_row(same), ok_row(mended), failed_row(broken), ok_row(new), failed_row(never))
+    found = compare(before, after)
+    assert [(change.case, change.before, change.after) for change in found.statuses] == [
+        (mended.id, "failed", "ok"),
+        (broken.id, "ok", "failed"),
+        (gone.id, "ok", None),
+        (new.id, None, "ok"),
+    ]
+    assert [row.case for row in found.rows] == [same.id]
+    assert [change.case for change in found.broke] == [broken.id]
+    assert found.broke[0].reason == "wrong result: row 3"
+    assert found.worse
+
+
+@pytest.mark.parametrize("status", ["skipped", "unsupported"])
+def test_a_row_that_is_not_timed_any_more_is_named_and_did_not_break(status):
+    found = compare(run_of(ok_row(SMALL_MATMUL)), run_of(failed_row(SMALL_MATMUL, status=status)))
+    assert [change.after for change in found.statuses] == [status]
+    assert not found.worse
+
+
+def test_providers_of_one_case_are_rows_of_their_own():
+    before, after = (
+        run_of(*(rounds_row([log, log + 0.001, log], provider=name) for name in ("torch", "triton")[:count]))
+        for log, count in ((0.0, 2), (1.0, 1))
+    )
+    found = compare(before, after)
+    assert [row.provider for row in found.rows] == ["torch"]
+    assert [change.provider for change in found.statuses] == ["triton"]
+
+
+def test_layers_of_one_name_and_other_sizes_are_not_compared():
+    small, large = (
+        DecoderLayer(phase="decode", model=model, sequences=1, tokens=16, rows=1, dtype="bf16")
+        for model in (TINY, replace(TINY, hidden_size=128))
+    )
+    assert small.id == large.id
+    found = compare(run_of(ok_row(small)), run_of(ok_row(large)))
+    assert found.rows == ()
+    assert found.empty
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GPU,
+        {**CPU, "name": "Another CPU"},
+        {**CPU, "cores": 4},
+        {**CPU, "threads": 1},
+        {**CPU, "memory_bytes": CPU["memory_bytes"] * 1.02},
+    ],
+    ids=["kind", "name", "cores", "threads", "memory"],
+)
+def test_another_device_is_no_regression_unless_asked_for(other):
+    before, after = pair(math.log(3))
+    after.environment = {**after.environment, "device": other}
+    after.rows.append(failed_row(case(9)))
+    before.rows.append(ok_row(case(9)))
+    found = compare(before, after)
+    assert not found.same_device
+    assert not found.worse
+    assert (found.rows[0].verdict, found.rows[0].reason) == ("not sure", "another device")
+    assert found.rows[0].ratio == pytest.approx(3)
+    asked = compare(before, after, across_devices=True)
+    assert asked.regressions
+    assert asked.broke
+    assert asked.worse
+
+
+def test_across_devices_their_ceilings_are_no_excuse():
+    before, after = pair(math.log(3))
+    before.ceilings, after.ceilings = bandwidth(4e8), bandwidth(1e8)
+    assert not compare(before, after, across_devices=True).regressions  # the same device after all
+    after.environment = {**after.environment, "device": {**CPU, "name": "Another CPU"}}
+    assert compare(before, after, across_devices=True).regressions
+
+
+def test_a_little_more_memory_is_the_same_device():
+    before, after = pair(0.0)
+    after.environment = {**after.environment, "device": {**CPU, "memory_bytes": CPU["memory_bytes"] * 1.005}}
+    assert compare(before, after).same_device
+
+
+def test_differences_are_named_leaf_by_leaf():
+    before, after = pair(0.0)
+    before.environment = {**before.environment, "started": "yesterday", "commit": "abc"}
+    after.environment = {
+        **after.environment,
+        "started": "today",
+        "commit": "def",
+        "versions": {"python": "3.11", "torch": "2.13"},
+    }
+    after.settings = {**after.settings, "model": {"name": "other"}, "batches": [1, 8]}
+    before.settings = {**before.settings, "batches": (1, 8)}
+    assert compare(before, after).differences == (
+        ("commit", "abc", "def"),
+        ("model.name", "tiny", "other"),
+        ("versions.torch", None, "2.13"),
+    )
+
+
+def test_what_of_a_row_is_not_as_it_was_is_told():
+    before = {"variant": "pointers", "tiling": {"block": 64}, "method": "cuda: each call"}
+    row = only_row(*pair(0.0, before=before, after={**before, "variant": "descriptors", "tiling": None}))
+    assert row.changes == ("variant: pointers -> descriptors", "tiling: block 64 -> none")
+
+
+def test_gaps_are_set_side_by_side():
+    before, after = pair(0.0)
+    before.gaps = [gap(), gap(batch=8)]
+    # 50 s in place of 40 s an output token, 4 s an input token in both: 12.5 after 10.
+    after.gaps = [
+        gap(output_parts_s={"projections": 6.0, "attention": 20.0, "rest": 10.0, "lm_head": 14.0}),
+        gap(batch=2),
+    ]
+    [change] = compare(before, after).gaps
+    assert change.to_json() == {
+        "batch": 1,
+        "context": 16,
+        "prompt": 16,
+        "gap_before": 10.0,
+        "gap_after": 12.5,
+        "ratio": 1.25,
+        "input_s_per_token_ratio": 1.0,
+        "output_s_per_token_ratio": 1.25,
+    }
+
+
+def test_a_run_that_did_not_end_says_so():
+    before, after = pair(0.0)
+    before.interrupted, after.broken = True, "RuntimeError: gone"
+    first, second = compare(before, after).unfinished
+    assert first.startswith("before: was interrupted")
+    assert second.startswith("after: broke off (RuntimeError: gone)")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"samples_s": (1.0, 0.0)}, "samples_s of .*: is '0.0'", id="no time"),
+        pytest.param({"samples_s": (1.0, -1.0)}, "samples_s of .*: is '-1.0'", id="a time below 0"),
+        pytest.param({"samples_s": (1.0, math.nan)}, "samples_s of .*: is 'nan'", id="no number"),
+        pytest.param({"samples_s": (1.0, math.inf)}, "samples_s of .*: is 'inf'", id="without end"),
+        pytest.param({"samples_s": (1.0, 10**400)}, "samples_s of .*: is '1000", id="past a float"),
+        pytest.param({"samples_s": (1.0, "1")}, "samples_s of .*: is '1'", id="a text"),
+        pytest.param({"samples_s": (1.0, True)}, "samples_s of .*: is 'True'", id="a truth"),
+        pytest.param({"clock_after_hz": -1.0}, "clock of .*: is '-1.0'", id="a clock below 0"),
+        pytest.param(
+            {"throttle_reasons": (7,)}, "throttle_reasons of .*: are no texts", id="a reason's number"
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_compared_is_refused(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_comparable(run_of(ok_row(SMALL_MATMUL, **change)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"rows": [ok_row(SMALL_MATMUL)] * 2}, "stands there more than once", id="a row twice"),
+        pytest.param({"ceilings": ceilings(flop_per_s=math.nan)}, "bf16 matmul: is 'nan'", id="a ceiling"),
+        pytest.param({"ceilings": ceilings(bandwidth_bytes_per_s=0)}, "read bandwidth: is '0'", id="no rate"),
+        pytest.param({"gaps": [gap(input_parts_s={"rest": math.inf})]}, "gap: is '0.0'", id="a gap"),
+        pytest.param({"device": {**CPU, "memory_bytes": None}}, "memory_bytes: is 'None'", id="memory"),
+        pytest.param(
+            {"device": {**CPU, "cores": math.nan}}, "JSON compliant", id="not a number in a setting"
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_compared_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_comparable(run_record(**changes))
+
+
+SAMPLES = st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=3), min_size=1, max_size=6)
+ROUNDS = st.lists(st.lists(st.floats(1.0, 1.5), min_size=1, max_size=3), min_size=3, max_size=6)
+
+
+def sampled_run(rounds):
+    numbers = tuple(number for number, samples in enumerate(rounds) for _ in samples)
+    return run_of(ok_row(SMALL_MATMUL, samples_s=[s for samples in rounds for s in samples], rounds=numbers))
+
+
+@given(SAMPLES)
+def test_a_run_against_itself_is_never_faster_or_slower(rounds):
+    row = only_row(sampled_run(rounds), sampled_run(rounds))
+    assert row.verdict in {"same", "not sure"}
+    assert row.ratio == 1
+    assert row.p in {None, 1.0}
+
+
+@given(ROUNDS, ROUNDS, st.floats(1e-3, 1e3))
+def test_the_unit_of_time_does_not_matter(before, after, factor):
+    scaled = [[[factor * s for s in samples] for samples in rounds] for rounds in (before, after)]
+    row, again = only_row(*map(sampled_run, (before, after))), only_row(*map(sampled_run, scaled))
+    assert again.ratio == pytest.approx(row.ratio)
+    assert math.log(again.low) == pytest.approx(math.log(row.low), rel=1e-6, abs=1e-9)
+    assert math.log(again.high) == pytest.approx(math.log(row.high), rel=1e-6, abs=1e-9)
+    assert again.p == pytest.approx(row.p, rel=1e-6, abs=1e-9)
+    assert again.verdict == row.verdict
+
+
+@given(ROUNDS, ROUNDS)
+def test_turned_round_it_is_the_inverse(before, after):
+    runs = sampled_run(before), sampled_run(after)
+    row, back = only_row(*runs), only_row(*reversed(runs))
+    turned = {"faster": "slower", "slower": "faster"}
+    assert back.ratio == pytest.approx(1 / row.ratio)
+    assert back.p == pytest.approx(row.p, rel=1e-9)
+    assert back.verdict == turned.get(row.verdict, row.verdict)
+    assert math.log(back.low) == pytest.approx(-math.log(row.high), rel=1e-9, abs=1e-12)
+    assert math.log(back.high) == pytest.approx(-math.log(row.low), rel=1e-9, abs=1e-12)
+
+
+@given(SAMPLES, SAMPLES)
+def test_a_verdict_needs_an_interval(before, after):
+    row = only_row(sampled_run(before), sampled_run(after))
+    known = min(len(before), len(after)) >= 3
+    assert [row.low is not None, row.high is not None] == [known, known]
+    if known:
+        assert row.low <= row.ratio * (1 + 1e-9)
+        assert row.high >= row.ratio * (1 - 1e-9)
+    else:
+        assert row.verdict == "not sure"
+
+
+def test_turned_round_the_machine_is_the_inverse_too():
+    clocks = {"clock_before_hz": 1.9e9, "clock_after_hz": 1.8e9}
+    before, after = pair(
+        math.log(1.1), before=clocks, after={"clock_before_hz": 1.7e9, "clock_after_hz": 1.95e9}
+    )
+    before.ceilings, after.ceilings = bandwidth(1.05e8), bandwidth(1e8)
+    row, back = only_row(before, after), only_row(after, before)
+    assert back.low == pytest.approx(1 / row.high)
+    assert back.high == pytest.approx(1 / row.low)
+    assert back.p == pytest.approx(row.p)

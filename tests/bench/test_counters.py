@@ -1,0 +1,172 @@
+"""Hardware counters through nsight-python, by a stand-in for it that needs no GPU."""
+
+import dataclasses
+import json
+
+import pytest
+from decodetax.harness.bench import ceilings, counters, session
+from decodetax.harness.bench.counters import OPERATIONS, provider_of, read_counters
+from decodetax.harness.bench.own_provider import own_providers
+from decodetax.harness.core.records import Row
+from decodetax.harness.core.run_file import run_of
+from fakes import FakeDevice, matmul_case
+from test_session import as_json, run, settings
+
+STAND_IN = """
+import contextlib
+import os
+
+from nsight import exceptions
+
+ACTION = os.environ["STAND_IN"]
+# What each of two launches of a call is counted to have done.
+VALUES = {
+    "dram__bytes_read.sum": (1000.0, 24.0),
+    "dram__bytes_write.sum": (64.0, 8.0),
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed": (75.0, 1.0),
+}
+annotated = []
+
+
+class VerbosityLevel:
+    SILENT = 0
+
+
+@contextlib.contextmanager
+def annotate(name):
+    annotated.append(name)
+    yield
+
+
+class Result:
+    def __init__(self, frame):
+        self.frame = frame
+
+    def to_dataframe(self):
+        return self.frame
+
+
+class analyze:
+    @staticmethod
+    def kernel(*, configs, runs, metrics, combine_kernel_metrics, verbosity, thermal_mode, output_prefix):
+        assert (configs, runs, verbosity, thermal_mode) == ([(0,)], 1, 0, "off")
+        assert os.path.isdir(output_prefix) and output_prefix.endswith(os.sep)
+
+        def decorated(function):
+            def profiled():
+                if ACTION == "no permission":
+                    raise exceptions.ProfilerException("The user does not have permission: ERR_NVGPUCTRPERM")
+                if ACTION == "crash":
+                    os._exit(3)
+                annotated.clear()
+                function(0)
+                assert annotated == ["call"]
+                print("what a profiler says on standard output is no answer")
+                assert combine_kernel_metrics.__code__.co_argcount == 2
+                values = [combine_kernel_metrics(*VALUES[metric]) for metric in metrics]
+                return Result({"Metric": list(metrics), "AvgValue": values})
+
+            return profiled
+
+        return decorated
+"""
+EXCEPTIONS = """
+class ProfilerException(Exception):
+    pass
+
+
+class NCUNotAvailableError(Exception):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
+    monkeypatch.setattr(session, "check_twins", lambda *_args, **_options: iter(()))
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A package `nsight` that this process and its children find; the action is set by calling it."""
+    (tmp_path / "nsight").mkdir()
+    (tmp_path / "nsight" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    (tmp_path / "nsight" / "exceptions.py").write_text(EXCEPTIONS, encoding="utf-8")
+    (tmp_path / "own_of_counters.py").write_text("def product(x, weight):\n    return x @ weight.t()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda action: monkeypatch.setenv("STAND_IN", action)
+
+
+def read(result, **options):
+    told = []
+    reason = read_counters(result, FakeDevice(kind="cuda", **options), lambda *told_of: told.append(told_of))
+    return reason, told
+
+
+def counted_rows(result):
+    return [row for row in result.rows if row.status == "ok" and row.case.operation in OPERATIONS]
+
+
+def test_counters_of_every_launch_of_a_call_stand_on_its_row(stand_in):
+    stand_in("count")
+    result = run(providers=("own_of_counters:product",))
+    reason, told = read(result)
+    assert reason is None
+    rows = counted_rows(result)
+    assert "own_of_counters:product" in {row.provider for row in rows}
+    assert {row.case.operation for row in rows} == set(OPERATIONS)
+    for row in rows:
+        assert row.counters == {
+            "dram_bytes_read": 1024.0,  # of two launches, together
+            "dram_bytes_written": 72.0,
+            "matrix_active_share": 0.75,  # of the busier one
+        }
+    assert [row for row in result.rows if row not in rows and row.counters] == []
+    assert [share for share, _ in told] == [pytest.approx((at + 1) / len(rows)) for at in range(len(rows))]
+    assert [row.counters for row in run_of(as_json(result)).rows] == [row.counters for row in result.rows]
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [("no permission", "ERR_NVGPUCTRPERM"), ("crash", "the profiler ended with 3")],
+)
+def test_why_there_are_none_is_said(stand_in, action, words):
+    stand_in(action)
+    result = run()
+    reason, _ = read(result)
+    assert words in reason
+    assert "\n" not in reason
+    assert not [row for row in result.rows if row.counters]
+
+
+def test_without_a_gpu_or_the_package_it_is_said_at_once(monkeypatch):
+    result = run()
+    cpu = FakeDevice(kind="cpu")
+    assert "CUDA GPU" in read_counters(result, cpu, lambda *_: None)
+    monkeypatch.setattr(counters, "installed", lambda _name: False)
+    assert "pip install nsight-python" in read(result)[0]
+
+
+def test_a_run_reads_them_where_it_is_asked_to(monkeypatch):
+    monkeypatch.setattr(session, "read_counters", lambda *_args: "not here")
+    assert run().counters_reason is None
+    asked = run(counters=True)
+    assert asked.counters_reason == "not here"
+    assert run_of(as_json(asked)).counters_reason == "not here"
+    assert settings(counters=True) == session.settings_of(asked)
+
+
+def test_a_row_is_counted_in_its_own_form_and_tiling(tmp_path, monkeypatch):
+    case = matmul_case()
+    row = Row(case=case, provider="triton", status="failed", reason="-", variant="descriptors")
+    assert provider_of(row, {}).name == "triton-descriptors"
+    sizes = {"block_m": 16, "block_n": 64, "block_k": 64, "group_m": 8, "num_splits": 1}
+    tiling = dataclasses.asdict(counters.MatmulTiling(**sizes, num_warps=4, num_stages=3))
+    cut = provider_of(dataclasses.replace(row, tiling=json.loads(json.dumps(tiling))), {})
+    assert (cut.name, cut.tiling) == ("triton", tiling)
+    (tmp_path / "own_elsewhere.py").write_text("def product(x, weight):\n    return x @ weight.t()\n")
+    monkeypatch.chdir(tmp_path)
+    own = own_providers(("own_elsewhere:product",))
+    mine = dataclasses.replace(row, provider="own_elsewhere:product")
+    assert provider_of(mine, own) is own["prefill_matmul"][0]

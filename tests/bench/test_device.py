@@ -1,0 +1,245 @@
+"""Devices behind the one interface: the CUDA lines on a fake of `torch.cuda`, the CPU on itself."""
+
+import re
+import time
+import types
+
+import pytest
+import torch
+from decodetax.harness.bench import device as module
+from decodetax.harness.bench.clocks import NoClocks
+from decodetax.harness.bench.device import CpuDevice, CudaDevice, last_level_cache_bytes, open_device
+from decodetax.harness.core.errors import UsageError
+from fakes import FakeCuda
+
+
+def cuda_device(**options):
+    cuda = FakeCuda(**options)
+    device = CudaDevice(0, cuda=cuda, clocks=NoClocks())
+    cuda.log.clear()
+    return device, cuda.log
+
+
+def test_gpu_tells_what_torch_tells():
+    cuda = FakeCuda(count=2, major=10, minor=3)
+    device = CudaDevice(1, cuda=cuda, clocks=NoClocks())
+    assert device.name == "NVIDIA H100 80GB HBM3"
+    assert device.torch_device == torch.device("cuda", 1)
+    assert device.cache_bytes == 50 * 2**20
+    assert device.memory_bytes == 80 * 2**30
+    assert (device.compute_capability, device.sm_count) == ("10.3", 132)
+    assert cuda.log == ["properties 1", "set device 1"]
+    assert device.free_bytes() == 123
+    assert cuda.log[2:] == ["memory of cuda:1"]
+
+
+def test_events_bracket_each_call_behind_a_head_start():
+    device, log = cuda_device(elapsed_ms=2.5)
+    samples = device.time_each([lambda: log.append("call a"), lambda: log.append("call b")])
+    each = ["sleep", "record", "call {}", "record"]
+    assert log == [
+        *(line.format("a") for line in each),
+        *(line.format("b") for line in each),
+        "synchronize",
+        "elapsed",
+        "elapsed",
+    ]
+    assert samples == pytest.approx([2.5e-3] * 2)
+
+
+def test_call_that_cannot_be_captured_is_timed_without_a_graph():
+    calls = iter([None, RuntimeError("operation not permitted when stream is capturing")])
+
+    def synchronising():
+        error = next(calls)
+        if error is not None:
+            raise error
+
+    cuda = FakeCuda()
+    assert CudaDevice(0, cuda=cuda, clocks=NoClocks()).capture([synchronising]) is None
+    assert cuda.log[-1] == "synchronize"
+
+
+def test_capture_warms_up_on_a_side_stream_and_replays():
+    device, log = cuda_device()
+    replay = device.capture([lambda: log.append("a"), lambda: log.append("b")])
+    assert log == [
+        "side waits for main",
+        "enter side stream",
+        "a",
+        "b",
+        "leave side stream",
+        "main waits for side",
+        "begin capture",
+        "a",
+        "b",
+        "end capture",
+    ]
+    log.clear()
+    replay()
+    assert log == ["replay"]
+
+
+def test_release_gives_cached_memory_back():
+    device, log = cuda_device()
+    device.release()
+    assert log == ["empty cache"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "gpus", "opened"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 2, "cuda:0"),
+        ("cuda:0", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_device_argument_opens(argument, gpus, opened):
+    device = open_device(argument, cuda=FakeCuda(count=gpus))
+    assert device.torch_device == torch.device(opened)
+    assert device.kind == opened.partition(":")[0]
+
+
+NO_WORD = "is not auto, cpu, cuda or cuda:INDEX"
+
+
+@pytest.mark.parametrize(
+    ("argument", "gpus", "reason"),
+    [
+        ("cuda", 0, "needs a CUDA GPU and torch finds none here; cpu works"),
+        ("cuda:0", 0, "needs a CUDA GPU and torch finds none here; cpu works"),
+        ("cuda:9", 2, "is not there; there is cuda:0, cuda:1"),
+        ("cuda:2", 2, "is not there; there is cuda:0, cuda:1"),
+        *(
+            (word, gpus, NO_WORD)
+            for gpus in (0, 1)
+            for word in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1.0")
+        ),
+        *((word, 1, NO_WORD) for word in ("", ":", "auto:0", "cpu:0", "CUDA", "cuda0", "cuda:0:0", " cpu")),
+    ],
+)
+def test_device_argument_is_refused_by_name(argument, gpus, reason):
+    with pytest.raises(UsageError, match=re.escape(f"--device: {argument!r} {reason}")) as caught:
+        open_device(argument, cuda=FakeCuda(count=gpus))
+    assert "\n" not in str(caught.value)
+
+
+def test_cpu_times_each_call_on_its_own():
+    waits_s = [0.0, 0.02, 0.005]
+    log = []
+
+    def call_of(index):
+        def call():
+            log.append(index)
+            end_s = time.perf_counter() + waits_s[index]
+            while time.perf_counter() < end_s:
+                pass
+
+        return call
+
+    samples = CpuDevice().time_each([call_of(i) for i in range(3)])
+    assert log == [0, 1, 2]
+    assert all(wait <= sample for wait, sample in zip(waits_s, samples, strict=True))
+    assert samples[0] < samples[2] < samples[1] < 1.0
+
+
+def test_cpu_reads_nanoseconds(monkeypatch):
+    ticks = iter([1_000, 3_501, 10_000, 10_004])
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter_ns=lambda: next(ticks)))
+    samples = CpuDevice().time_each([lambda: None] * 2)
+    assert samples == pytest.approx([2501e-9, 4e-9])
+
+
+def test_cpu_has_no_graphs_and_releases_quietly():
+    device = CpuDevice()
+    assert device.capture([lambda: None]) is None
+    device.release()
+    assert device.clocks.clock_hz() is None
+    assert device.name
+    assert 0 < device.free_bytes() <= device.memory_bytes
+
+
+def write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
+    return root
+
+
+def cache_files(cpu, index, level, size, shared):
+    folder = f"cpu{cpu}/cache/index{index}"
+    return {f"{folder}/level": level, f"{folder}/size": f"{size}\n", f"{folder}/shared_cpu_list": shared}
+
+
+TWO_SOCKETS = {
+    **cache_files(0, 0, "1", "48K", "0"),
+    **cache_files(0, 2, "2", "2048K", "0"),
+    **cache_files(0, 3, "3", "30720K", "0-1"),
+    **cache_files(1, 3, "3", "30720K", "0-1"),
+    **cache_files(2, 3, "3", "30720K", "2-3"),
+    **cache_files(3, 2, "2", "2048K", "3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(TWO_SOCKETS, 2 * 30720 * 1024, id="two sockets"),
+        pytest.param(cache_files(0, 2, "2", "512K", "0-3"), 512 * 1024, id="second level is last"),
+        pytest.param({}, 32 * 2**20, id="nothing told"),
+        pytest.param(cache_files(0, 3, "3", "unknown", "0"), 32 * 2**20, id="not a size"),
+        pytest.param({"cpu0/cache/index3/level": "3"}, 32 * 2**20, id="size missing"),
+        pytest.param({**cache_files(0, 3, "3", "64K", "0"), "cpufreq/size": "9K"}, 65536, id="other folders"),
+    ],
+)
+def test_last_level_cache_is_the_sum_of_all(files, expected, tmp_path):
+    assert last_level_cache_bytes(write(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({"memory.max": "1000\n", "memory.current": "400\n"}, [600], id="version 2"),
+        pytest.param({"memory.max": "max\n", "memory.current": "400\n"}, [], id="version 2, no limit"),
+        pytest.param(
+            {"memory/memory.limit_in_bytes": "1000\n", "memory/memory.usage_in_bytes": "1\n"},
+            [999],
+            id="version 1",
+        ),
+        pytest.param({}, [], id="none"),
+        pytest.param({"memory.max": "1000\n"}, [], id="usage missing"),
+    ],
+)
+def test_control_group_tells_what_is_left_of_its_limit(files, expected, tmp_path):
+    assert module._control_group_free_bytes(write(tmp_path, files)) == expected
+
+
+def test_memory_that_only_caches_files_counts_as_free(tmp_path):
+    files = {
+        "memory.max": "1000\n",
+        "memory.current": "900\n",
+        "memory.stat": "anon 200\nfile 700\ninactive_file 650\nactive_file 50\n",
+    }
+    [free] = module._control_group_free_bytes(write(tmp_path, files))
+    assert free >= 700
+
+
+@pytest.mark.parametrize(("groups", "expected"), [([], 5000), ([3000], 3000), ([9000], 5000)])
+def test_free_memory_is_the_least_that_anyone_tells(groups, expected, monkeypatch):
+    monkeypatch.setattr(module, "_meminfo_bytes", lambda _key: 5000)
+    monkeypatch.setattr(module, "_control_group_free_bytes", lambda: groups)
+    assert CpuDevice().free_bytes() == expected
+
+
+def test_memory_is_read_in_kib(tmp_path):
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal:       100 kB\nMemFree: 1 kB\nMemAvailable:    40 kB\n", encoding="ascii")
+    assert module._meminfo_bytes("MemTotal", path) == 102_400
+    assert module._meminfo_bytes("MemAvailable", path) == 40_960
+    with pytest.raises(RuntimeError, match=r"has no line Mem$"):
+        module._meminfo_bytes("Mem", path)

@@ -1,0 +1,173 @@
+"""The Triton kernels in the interpreter on small twins: they agree, and faults in them are seen."""
+
+import math
+
+import pytest
+from decodetax import kernels
+from decodetax.harness.bench.interpreted import check_twins, twins_of
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.language_model import load_language_model, preset_table
+from decodetax.harness.core.work import ELEMENT_BYTES
+from decodetax.harness.offline.tile_order import decode_part_order
+from decodetax.kernels import choose_decode_tiling
+from decodetax.kernels.tiling import H100_LIMITS
+from fakes import tiny_model
+
+MODEL = tiny_model(q_heads=8, kv_heads=2, head_dim=64)
+SMALL = tiny_model(q_heads=2, kv_heads=1, head_dim=16)
+MATMUL_PROVIDERS = ("triton-pointers", "triton-descriptors", "triton-warp-specialized")
+
+
+def checks(dtype="fp32", model=MODEL):
+    return list(check_twins(model, dtype, seed=0))
+
+
+def statuses(found):
+    return [(check.case.operation, check.provider, check.status) for check in found]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_kernels_agree_with_the_oracle(dtype):
+    found = checks(dtype)
+    product = [("prefill_matmul", provider, "ok") for provider in MATMUL_PROVIDERS]
+    assert statuses(found) == [*product, *product, ("decode_attention", "triton", "ok")]
+    for check in found:
+        assert check.reason is None
+        assert 0 < check.relative_error <= check.tolerance
+        assert check.case.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "twin_heads"), [(8, 2, (8, 2)), (32, 8, (8, 2)), (3, 1, (3, 1)), (5, 5, (2, 2))]
+)
+def test_twins_have_the_group_and_head_dimension_of_the_model(q_heads, kv_heads, twin_heads):
+    model = tiny_model(q_heads=q_heads, kv_heads=kv_heads, head_dim=80)
+    *products, attention = twins_of(model, "bf16")
+    assert all(isinstance(case, PrefillMatmul) for case in products)
+    assert isinstance(attention, DecodeAttention)
+    assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (*twin_heads, 80)
+    assert {0, 1} < set(attention.contexts)
+    assert {case.dtype for case in twins_of(model, "bf16")} == {"bf16"}
+
+
+def planted(change):
+    """`decode_attention` with a fault."""
+    plain = kernels.decode_attention
+
+    def faulty(q, k_cache, v_cache, context_lens, *, out):
+        change(plain, q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, out=out)
+        return out
+
+    return faulty
+
+
+def wrong_scale(plain, *, q, **others):
+    plain(q=q, scale=1 / q.shape[-1], **others)
+
+
+def split_skipped(plain, *, context_lens, **others):
+    plain(context_lens=context_lens - context_lens // 4, **others)
+
+
+def last_token_skipped(plain, *, context_lens, **others):
+    plain(context_lens=(context_lens - 1).clamp(min=0), **others)
+
+
+def one_wrong_row(plain, *, out, **others):
+    plain(out=out, **others)
+    out[2, 1] *= 1.05
+
+
+def empty_sequence_not_zero(plain, *, out, **others):
+    plain(out=out, **others)
+    out[0] = 1e-6
+
+
+def nothing_written(plain, **others):
+    pass
+
+
+def one_head_not_written(plain, *, out, **others):
+    plain(out=out, **others)
+    out[3, 1] = math.nan
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        wrong_scale,
+        split_skipped,
+        last_token_skipped,
+        one_wrong_row,
+        empty_sequence_not_zero,
+        nothing_written,
+        one_head_not_written,
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_fault_in_decode_attention_is_seen(monkeypatch, fault, dtype):
+    monkeypatch.setattr(kernels, "prefill_matmul", lambda x, weight, *, out, **_: out.copy_(x @ weight.T))
+    monkeypatch.setattr(kernels, "decode_attention", planted(fault))
+    *products, attention = checks(dtype, SMALL)
+    assert {check.status for check in products} == {"ok"}
+    assert attention.status == "failed"
+    assert attention.reason.startswith("wrong result: relative error")
+    assert attention.relative_error > attention.tolerance
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda x, w: 1.02 * (x @ w.T), id="scale"),
+        pytest.param(lambda x, w: x[:, :-8] @ w[:, :-8].T, id="end of the reduction skipped"),
+        pytest.param(
+            lambda x, w: (x @ w.T).index_fill(0, x.new_tensor([len(x) - 1]).long(), 0), id="last row"
+        ),
+    ],
+)
+def test_fault_in_prefill_matmul_is_seen(monkeypatch, fault):
+    monkeypatch.setattr(kernels, "decode_attention", planted(nothing_written))
+    monkeypatch.setattr(kernels, "prefill_matmul", lambda x, weight, *, out, **_: out.copy_(fault(x, weight)))
+    assert {check.status for check in checks(model=SMALL)} == {"failed"}
+
+
+def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
+    def broken(*_args, **_options):
+        raise IndexError("out\n of  range " + "far " * 200)
+
+    monkeypatch.setattr(kernels, "prefill_matmul", broken)
+    *products, attention = checks(model=SMALL)
+    for check in products:
+        assert check.status == "failed"
+        assert check.reason.startswith("IndexError: out of range far")
+        assert len(check.reason) < 400
+        assert (check.relative_error, check.tolerance) == (None, None)
+    assert attention.status == "ok"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "name", [row["model"] for row in preset_table() if row["can_run"] == "yes"], ids=lambda name: name
+)
+def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dtype):
+    case = twins_of(load_language_model(name), dtype)[-1]
+    tiling = choose_decode_tiling(
+        batch=case.batch,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        capacity=case.capacity,
+        page_size=0,
+        element_bytes=ELEMENT_BYTES[dtype],
+        limits=H100_LIMITS,
+    )
+    parts = decode_part_order(
+        context_lens=case.contexts,
+        capacity=case.capacity,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        tiling=tiling,
+    )
+    longest = len(case.contexts) - 1
+    assert sum(part.sequence == longest and not part.whole for own in parts for part in own) > 1

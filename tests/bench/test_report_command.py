@@ -1,0 +1,229 @@
+"""`decodetax report` with files to write, and the same of `decodetax run`."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from decodetax.harness.bench import summary
+from decodetax.harness.core import tables
+from decodetax.harness.core.run_file import read_run
+from hand_made import assert_misuse, decodetax, run_record
+from report_runs import HOSTILE, SCRIPT, hostile_run, whole_run
+
+SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
+TABLES = 8
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("run.json", whole_run())
+    return tmp_path
+
+
+def write(name, run):
+    Path(name).write_text(json.dumps(run.to_json()), encoding="utf-8")
+    return name
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_without_files_to_write_the_text_is_that_of_the_tables(folder):
+    run = read_run(folder / "run.json")
+    expected = [
+        f"{summary.heading(run)}\n{summary.workload(run)}",
+        tables.ceilings_table(run),
+        tables.kernels_table(run),
+        tables.gap_table(run),
+        tables.interpreter_table(run),
+        "\n".join(summary.sentences(run)),
+    ]
+    done = decodetax("report", "run.json")
+    assert (done.code, done.out, done.err) == (0, "\n\n".join(expected) + "\n", "")
+    assert names(folder) == {"run.json"}
+
+
+def test_two_runs_are_printed_one_after_the_other(folder):
+    one = decodetax("report", "run.json").out
+    assert decodetax("report", "run.json", "run.json").out == f"{one}\n{one}"
+    assert names(folder) == {"run.json"}
+
+
+def test_writes_everything_that_is_asked_for_and_says_so(folder):
+    done = decodetax(
+        "report", "run.json", "--html", "r.html", "--markdown", "r.md", "--csv", "a/b", "--png", "p"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out.splitlines()) == 2 + TABLES + 2
+    found = names(folder)
+    assert {"r.html", "r.md", "a/b/gaps.csv", "p/roofline.png", "p/gap.png"} <= found
+    assert len(found) == 1 + 2 + TABLES + 2
+    assert not [name for name in found if ".decodetax-" in name]
+    for name in found - {"run.json"}:
+        assert name in done.out
+    assert "in place of" not in done.out
+
+
+def test_what_was_there_is_replaced_and_that_is_said(folder):
+    Path("r.html").write_text("mine", encoding="utf-8")
+    done = decodetax("report", "run.json", "--html", "r.html")
+    assert done.out == "Report written to r.html, in place of the file that was there.\n"
+    assert (folder / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "replaced" in " ".join(decodetax("report", "--help").out.split())
+
+
+def test_a_link_is_written_through(folder):
+    Path("linked.html").symlink_to("real.html")
+    assert decodetax("report", "run.json", "--html", "linked.html").code == 0
+    assert Path("linked.html").is_symlink()
+    assert (folder / "real.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_several_runs_are_named_by_their_files(folder):
+    Path("other").mkdir()
+    write("other/run.json", whole_run())
+    assert decodetax("report", "run.json", "other/run.json", "--html", "r.html").code == 0
+    text = (folder / "r.html").read_text(encoding="utf-8")
+    assert "<h2>run</h2>" in text
+    assert "<h2>run (2)</h2>" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--html", "run.json"], ["--html", "run.json", "a run", "name another"]),
+        (["--html", "./sub/../run.json"], ["--html", "a run"]),
+        (["--markdown", "run.json"], ["--markdown", "a run"]),
+        (["--html", "x", "--markdown", "x"], ["--markdown", "--html too"]),
+        (["--html", "nowhere/x.html"], ["--html", "'nowhere/x.html'", "No such file or directory"]),
+        (["--html", "sub"], ["--html", "is no regular file"]),
+        (["--html", "run.json/x"], ["--html", "cannot be written"]),
+        (["--csv", "run.json"], ["--csv", "is no folder"]),
+        (["--png", "run.json/deep/er"], ["--png", "run.json", "is no folder"]),
+        (["--csv", "/proc/nowhere"], ["--csv", "'/proc/nowhere'"]),
+        (["--html", ""], ["--html"]),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_a_run_is_read(folder, arguments, fragments):
+    Path("sub").mkdir()
+    with mock.patch("decodetax.harness.core.run_file.read_run", side_effect=AssertionError("read")):
+        outcome = decodetax("report", "run.json", "--csv", "tables", *arguments)
+    assert_misuse(outcome, *fragments)
+    assert names(folder) == {"run.json"}
+
+
+@pytest.mark.parametrize(("option", "library"), [("--html", "plotly"), ("--png", "matplotlib")])
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(folder, option, library):
+    with mock.patch("importlib.util.find_spec", return_value=None):
+        outcome = decodetax("report", "run.json", option, "x")
+    assert_misuse(outcome, option, f"pip install {library}")
+    assert names(folder) == {"run.json"}
+
+
+def edited(change):
+    document = json.loads(json.dumps(whole_run().to_json()))
+    change(document)
+    return json.dumps(document)
+
+
+BROKEN = {
+    "no JSON": ("{", ["is not JSON"]),
+    "a newer version": (edited(lambda d: d.update(schema_version=99)), ["schema_version '99'"]),
+    "no object": ("[]", ["schema_version"]),
+    "a gap of text": (edited(lambda d: d["gaps"][0].update(batch=SCRIPT)), ["is not a whole run"]),
+    "a part of text": (
+        edited(lambda d: d["gaps"][0]["output_parts_s"].update(rest="x")),
+        ["is not a whole run"],
+    ),
+    "samples of text": (edited(lambda d: d["rows"][0].update(samples_s=["x"])), ["is not a whole run"]),
+    "no time at all": (edited(lambda d: d["rows"][0].update(samples_s=[0])), ["is not a whole run"]),
+    "a device without memory": (
+        edited(lambda d: d["environment"]["device"].update(memory_bytes=None)),
+        ["is not a whole run"],
+    ),
+    "a ceiling of text": (
+        edited(lambda d: d["ceilings"][0].update(bandwidth_bytes_per_s="x")),
+        ["is not a whole run"],
+    ),
+    "an unknown ceiling": (edited(lambda d: d["ceilings"][0].update(kind="x")), ["is not a whole run"]),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), BROKEN.values(), ids=BROKEN)
+def test_a_run_file_that_is_none_is_told_in_one_line(folder, text, fragments):
+    Path("broken.json").write_text(text, encoding="utf-8")
+    outcome = decodetax("report", "run.json", "broken.json", "--html", "r.html")
+    assert_misuse(outcome, "broken.json", *fragments)
+    assert names(folder) == {"run.json", "broken.json"}
+
+
+def test_a_run_file_that_is_not_there_is_told_in_one_line(folder):
+    assert_misuse(decodetax("report", "none.json", "--html", "r.html"), "'none.json'", "No such file")
+    assert_misuse(decodetax("report", "--html", "r.html"), "RUN.json")
+    assert names(folder) == {"run.json"}
+
+
+def test_hostile_text_goes_from_a_file_into_a_report_as_text(folder):
+    write("hostile.json", hostile_run())
+    assert (
+        decodetax("report", "hostile.json", "--html", "r.html", "--markdown", "r.md", "--csv", "c").code == 0
+    )
+    text = (folder / "r.html").read_text(encoding="utf-8")
+    assert SCRIPT not in text
+    assert HOSTILE[1] not in text
+    assert text.count("<script") == text.count("</script>") == 3
+    assert not re.search(r"<[^>]*javascript:", text.partition("<script")[0])
+
+
+def test_an_interrupted_run_that_has_nothing_is_reported(folder):
+    write("empty.json", run_record(interrupted=True, elapsed_s=3.0))
+    done = decodetax("report", "empty.json", "--html", "r.html", "--png", "p")
+    assert done.code == 0
+    assert "No gap.png: the run has nothing to show in it." in done.out
+    assert "was interrupted after 3 s" in (folder / "r.html").read_text(encoding="utf-8")
+
+
+def test_plain_report_and_help_load_no_library_of_figures(folder):
+    loaded = {name for name in sys.modules if name.partition(".")[0] in {"plotly", "matplotlib"}}
+    with mock.patch.dict(sys.modules):
+        for name in loaded | {name for name in sys.modules if name.startswith("decodetax.harness.bench")}:
+            del sys.modules[name]
+        assert decodetax("report", "run.json").code == 0
+        assert not {"plotly", "matplotlib"} & set(sys.modules)
+    assert names(folder) == {"run.json"}
+
+
+def test_run_tells_a_bad_place_before_it_measures(folder):
+    target = "decodetax.harness.bench.session.measure_ceilings"
+    with mock.patch(target, side_effect=AssertionError("it was measured")):
+        assert_misuse(decodetax("run", *SMALL, "-o", "x.json", "--html", "nowhere/x.html"), "--html")
+        assert_misuse(decodetax("run", *SMALL, "-o", "x.json", "--html", "x.json"), "--html", "x.json")
+        assert_misuse(decodetax("run", *SMALL, "--html", "nowhere/x.html"), "--html")
+    assert names(folder) == {"run.json"}
+
+
+def test_run_writes_its_report_beside_its_json(folder):
+    def measured(result, *_arguments, **_more):
+        filled = whole_run()
+        result.rows, result.gaps, result.ceilings = filled.rows[:-2], filled.gaps, filled.ceilings
+
+    with mock.patch("decodetax.harness.bench.session.measure", side_effect=measured):
+        done = decodetax("run", *SMALL, "-o", "x.json", "--html", "x.html", "--markdown", "x.md", "--json")
+    assert done.code == 0
+    json.loads(done.out)  # and nothing else there
+    assert "Report written to x.html." in done.err.splitlines()
+    assert names(folder) >= {"x.json", "x.html", "x.md"}
+
+
+def test_a_disk_that_is_full_by_then_is_told_in_one_line(folder):
+    full = OSError(28, "No space left on device")
+    with mock.patch("decodetax.harness.bench.report_command.write_whole", side_effect=full):
+        outcome = decodetax("report", "run.json", "--html", "r.html")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "decodetax: r.html: No space left on device; it was not written\n"
+    assert names(folder) == {"run.json"}

@@ -1,0 +1,155 @@
+"""A run that is killed at any moment leaves a readable file, and `--resume` goes on with it."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.records import COUNTER_NAMES
+from decodetax.harness.core.run_file import read_run
+from hand_made import decodetax, strict_json, write_config
+
+ARGUMENTS = (
+    *("--device", "cpu", "--quick", "--model", "config.json"),
+    *("--batch", "3", "--context", "16", "--prefill-tokens", "32", "--dtype", "fp32"),
+)
+
+
+def command(folder, *arguments, **options):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "decodetax.harness", "run", *arguments],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def killed(folder, after_s, *, output="out.json"):
+    """A run killed so many seconds after its first file is there, or at once where there is no time."""
+    process = command(folder, *ARGUMENTS, "-o", output, start_new_session=True)
+    limit_s = time.monotonic() + 60
+    watched = {folder / output, folder / f"{output}.partial"}
+    sizes = {path: path.stat().st_size if path.exists() else None for path in watched}
+    while process.poll() is None and time.monotonic() < limit_s:
+        if any(path.exists() and path.stat().st_size != sizes[path] for path in watched):
+            time.sleep(after_s)
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_a_random_moment_the_file_is_readable_and_the_run_goes_on(tmp_path, seed):
+    write_config(tmp_path)
+    killed(tmp_path, random.Random(seed).uniform(0, 3))  # noqa: S311  (no secret)
+    before = read_run(tmp_path / "out.json")
+    if not before.interrupted:
+        pytest.skip("the run was over before it was killed")
+    assert decodetax("report", tmp_path / "out.json").code == 0
+    process = command(tmp_path, "--resume", "out.json", "--device", "cpu", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    after = strict_json(out)
+    assert after == strict_json((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert after["interrupted"] is False
+    assert {gap["batch"] for gap in after["gaps"]} == {3}
+    samples = {(row["case"], row["provider"]): row["samples_s"] for row in after["rows"]}
+    for row in before.rows:  # nothing that was measured is lost
+        found = samples[row.case.id, row.provider]
+        assert found[: len(row.samples_s)] == list(row.samples_s)
+
+
+def test_an_older_file_stands_until_the_run_that_replaces_it_ends(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / "out.json").write_text("an older run", encoding="utf-8")
+    killed(tmp_path, 0.5)
+    assert (tmp_path / "out.json").read_text(encoding="utf-8") == "an older run"
+    assert read_run(tmp_path / "out.json.partial").interrupted
+
+
+@pytest.fixture
+def run_file(tmp_path, monkeypatch):
+    """A run as if it had been interrupted."""
+    monkeypatch.chdir(tmp_path)
+    source = Path(__file__).resolve().parents[2] / "docs" / "runs" / "cpu-epyc-2-cores.json"
+    document = json.loads(source.read_text(encoding="utf-8"))
+    document["interrupted"] = True
+    document["environment"]["device"]["name"] = "another processor"
+    path = tmp_path / "run.json"
+
+    def write(**changes):
+        path.write_text(json.dumps({**document, **changes}), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda run: run["rows"][0].update(counters="abc"), id="counters are a text"),
+        pytest.param(
+            lambda run: run["rows"][0].update(counters={"dram_bytes_read": 1}), id="a counter lacks"
+        ),
+        pytest.param(
+            lambda run: run["rows"][0].update(counters=dict.fromkeys(COUNTER_NAMES, math.nan)), id="NaN"
+        ),
+        pytest.param(lambda run: run.update(counters_reason=math.nan), id="a reason that is NaN"),
+        pytest.param(lambda run: run["ceilings"][0].update(bandwidth_bytes_per_s="fast"), id="rate"),
+        pytest.param(lambda run: run["ceilings"][0].update(work={}), id="work"),
+        pytest.param(lambda run: run["ceilings"][0].update(call=["sum"]), id="call"),
+        pytest.param(lambda run: run["ceilings"][0].update(samples_s=["1"], rounds=[0]), id="samples"),
+        pytest.param(lambda run: run["ceilings"][0].update(rounds="0"), id="rounds"),
+    ],
+)
+def test_a_spoilt_run_is_told_in_one_line_and_stays(run_file, spoil):
+    document = json.loads(run_file().read_text(encoding="utf-8"))
+    spoil(document)
+    path = run_file(**document)
+    before = path.read_bytes()
+    outcome = decodetax("run", "--resume", path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert "is not a whole run" in outcome.err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "fragments"),
+    [
+        ({"interrupted": False}, [], ["--resume", "whole run"]),
+        ({}, ["--batch", "4"], ["--batch", "--resume"]),
+        ({}, ["--quick"], ["--quick", "--resume"]),
+        ({}, ["--seed", "1"], ["--seed", "--resume"]),
+        ({"schema_version": 2}, [], ["schema_version '2'"]),
+        ({"settings": {}}, [], ["not a whole run"]),
+        ({}, ["--device", "cpu"], ["--resume: the run was begun with", "begin a new one"]),
+    ],
+    ids=["whole", "batch", "quick", "seed", "newer", "no settings", "another machine"],
+)
+def test_what_cannot_go_on_is_one_clear_line_and_the_file_stays(run_file, changes, arguments, fragments):
+    path = run_file(**changes)
+    before = path.read_bytes()
+    outcome = decodetax("run", "--resume", path, *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    for fragment in fragments:
+        assert fragment in outcome.err
+    assert path.read_bytes() == before
+
+
+def test_no_such_run_is_one_clear_line(tmp_path):
+    outcome = decodetax("run", "--resume", tmp_path / "nothing.json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "nothing.json" in outcome.err

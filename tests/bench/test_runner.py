@@ -1,0 +1,383 @@
+"""Rows: gated before they are timed, verified after, and whatever goes wrong becomes a reason."""
+
+import dataclasses
+import gc
+import math
+import re
+import weakref
+
+import pytest
+import torch
+from decodetax import kernels
+from decodetax.harness.bench import runner
+from decodetax.harness.bench.providers import Provider, Tunable
+from decodetax.harness.bench.timer import Budget
+from decodetax.harness.core.records import Roof
+from fakes import BRIEF, FakeClocks, FakeDevice, bench, decode_case, layer_case, matmul_case, prompt_case
+
+CASE = matmul_case()
+
+
+def right(inputs):
+    return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
+
+
+def wrong(inputs):
+    return right(inputs).mul_(1.01)
+
+
+def with_providers(monkeypatch, *runs, **refusals):
+    """Only these providers, named after their functions."""
+    providers = [Provider(name=run.__name__, run=run) for run in runs]
+    providers += [
+        Provider(name=name, run=right, refuses=lambda _case, _device, reason=reason: reason)
+        for name, reason in refusals.items()
+    ]
+    monkeypatch.setattr(runner, "PROVIDERS", {CASE.operation: providers})
+
+
+def rows_of(monkeypatch, *runs, device=None, case=CASE, budget=BRIEF, **refusals):
+    with_providers(monkeypatch, *runs, **refusals)
+    return list(runner.run_case(case, bench(device or FakeDevice(), budget=budget)))
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["calls", "graph"])
+def test_right_provider_is_timed(monkeypatch, graphs):
+    seconds = 10e-6 if graphs else 1e-3
+    device = FakeDevice(kind="cuda", graphs=graphs, seconds_of=lambda _call: seconds)
+    [row] = rows_of(monkeypatch, right, device=device)
+    assert (row.status, row.reason, row.provider) == ("ok", None, "right")
+    assert row.samples_s == pytest.approx([seconds] * len(row.samples_s))
+    assert row.relative_error <= row.tolerance
+    assert row.input_copies == 1
+    assert ("graph" in row.method) == graphs
+
+
+@pytest.mark.parametrize(
+    "case",
+    [CASE, decode_case(), prompt_case(), layer_case("prefill"), layer_case("decode")],
+    ids=lambda case: f"{case.phase} {case.part}",
+)
+def test_real_providers_give_ok_or_unsupported_rows(case):
+    rows = list(runner.run_case(case, bench(FakeDevice())))
+    found = {row.provider: row.status for row in rows}
+    assert found["torch"] == "ok"
+    assert found.get("triton", "unsupported") == "unsupported"
+    assert set(found.values()) <= {"ok", "unsupported"}
+
+
+def best_of(monkeypatch, seconds, *, wrong_ones=(), refusing=(), tuned=False, raising=()):
+    """Rows of variants that take these seconds, and of the provider that stands for the best of them."""
+    made = {}
+
+    def provider(name):
+        def run(inputs):
+            made["called"] = name
+            if name in raising:
+                raise RuntimeError("no registers left")
+            return (wrong if name in wrong_ones else right)(inputs)
+
+        refuses = lambda _case, _device: "not on this GPU" if name in refusing else None  # noqa: E731
+        return Provider(name=name, run=run, refuses=refuses, variant=name)
+
+    def cut(inputs, _tiling):
+        made["called"] = "tuned"
+        return right(inputs)
+
+    default = kernels.MatmulTiling(
+        block_m=16, block_n=16, block_k=16, group_m=1, num_splits=1, num_warps=4, num_stages=2
+    )
+    tunable = Tunable(key=None, default=None, candidates=None, run=cut)
+    last = Provider(name="best", run=wrong, best_of=tuple(seconds), tunable=tunable)
+    providers = {CASE.operation: [*map(provider, seconds), last]}
+    monkeypatch.setattr(runner, "PROVIDERS", providers)
+    device = FakeDevice(seconds_of=lambda _call: {**seconds, "tuned": 9.0}[made["called"]])
+    of_case = {"tiling_of": lambda _case: default} if tuned else {}
+    return list(runner.run_case(CASE, dataclasses.replace(bench(device), **of_case)))
+
+
+def test_best_of_several_is_the_fastest_that_passed_with_samples_of_its_own(monkeypatch):
+    *variants, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3, "c": 2e-3}, wrong_ones=("b",))
+    assert [row.status for row in variants] == ["ok", "failed", "ok"]
+    assert [row.variant for row in variants] == ["a", "b", "c"]
+    assert (best.provider, best.status, best.variant, best.tiling) == ("best", "ok", "c", None)
+    assert best.time_s.median == pytest.approx(2e-3)
+    assert best.samples_s is not variants[2].samples_s
+
+
+def test_best_of_those_that_run_at_all(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("b",))
+    assert (best.status, best.variant) == ("ok", "a")
+
+
+def test_best_of_none_that_passed_says_why(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("a",), raising=("b",))
+    assert (best.status, best.variant) == ("failed", None)
+    assert best.reason == "none of its variants passed; b: RuntimeError: no registers left"
+    *_, best = best_of(monkeypatch, {"a": 3e-3}, wrong_ones=("a",))
+    assert best.status == "failed"
+    assert best.reason.startswith("none of its variants passed; a: wrong result")
+
+
+def test_tuned_tiling_goes_before_the_best_variant(monkeypatch):
+    *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, tuned=True)
+    assert (best.status, best.variant) == ("ok", "pointers")
+    assert best.tiling["block_m"] == 16
+    assert best.time_s.median == pytest.approx(9.0)
+
+
+def test_wrong_provider_is_never_timed(monkeypatch):
+    log = []
+
+    def counted(inputs):
+        log.append("call")
+        return wrong(inputs)
+
+    [row, other] = rows_of(monkeypatch, counted, right)
+    assert log == ["call"]
+    assert (row.status, tuple(row.samples_s), row.method) == ("failed", (), None)
+    assert row.reason.startswith("wrong result: relative error 0.01")
+    assert row.relative_error == pytest.approx(0.01, rel=0.01)
+    assert other.status == "ok"
+
+
+def later(first, then):
+    """A provider that changes after its first call."""
+    calls = []
+
+    def changing(inputs):
+        calls.append(inputs)
+        return (first if len(calls) == 1 else then)(inputs)
+
+    return changing
+
+
+def stale(inputs):
+    return inputs.out
+
+
+def truncated(inputs):
+    return right(inputs)[:-1]
+
+
+@pytest.mark.parametrize("then", [wrong, stale], ids=lambda run: run.__name__)
+@pytest.mark.parametrize("seconds", [10e-6, 1e-3, 10.0], ids=["graph", "calls", "long calls"])
+def test_provider_that_is_right_first_and_wrong_later_fails(monkeypatch, then, seconds):
+    device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds)
+    [row] = rows_of(monkeypatch, later(right, then), device=device)
+    assert (row.status, tuple(row.samples_s)) == ("failed", ())
+    assert row.reason.startswith("wrong result")
+
+
+def test_output_that_no_sample_writes_is_found_stale(monkeypatch):
+    device = FakeDevice()
+    sampling = []
+    plain = runner._poison_outputs
+    monkeypatch.setattr(runner, "_poison_outputs", lambda calls: (plain(calls), sampling.append(True)))
+
+    def idle(inputs):
+        return inputs.out if sampling else right(inputs)
+
+    [row] = rows_of(monkeypatch, idle, device=device, budget=Budget(time_limit_s=0.01, warm_up_s=0.005))
+    assert sampling
+    assert row.status == "failed"
+    assert "relative error inf in row 0" in row.reason
+
+
+def test_graph_that_computes_nothing_is_found(monkeypatch):
+    device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: 10e-6)
+
+    def empty_graph(_calls):
+        def replay():
+            pass
+
+        return replay
+
+    monkeypatch.setattr(device, "capture", empty_graph)
+    [row] = rows_of(monkeypatch, right, device=device)
+    assert (row.status, row.relative_error) == ("failed", math.inf)
+
+
+def test_outputs_are_poison_before_the_first_call(monkeypatch):
+    [row] = rows_of(monkeypatch, stale)
+    assert (row.status, row.relative_error) == ("failed", math.inf)
+
+
+def test_output_of_one_provider_does_not_help_the_next(monkeypatch):
+    calls = []
+
+    def idle(inputs):
+        calls.append(inputs)
+        return inputs.out
+
+    first, second = rows_of(monkeypatch, right, idle)
+    assert (first.status, second.status) == ("ok", "failed")
+    assert len(calls) == 1  # it did not pass the gate before it was timed
+
+
+def raising(error):
+    def broken(_inputs):
+        raise error
+
+    return broken
+
+
+ERRORS = [
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        "skipped",
+        "out of memory: CUDA out of memory. Tried",
+    ),
+    (MemoryError(), "skipped", "out of memory: MemoryError"),
+    (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 7 bytes"),
+        "skipped",
+        "out of memory: DefaultCPUAllocator: can't allocate memory: 7 bytes",
+    ),
+    (NotImplementedError("no such op"), "unsupported", "no such op"),
+    (NotImplementedError(), "unsupported", "NotImplementedError"),
+    (
+        RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'"),
+        "unsupported",
+        "\"addmm_impl_cpu_\" not implemented for 'Half'",
+    ),
+    (ValueError("x has\n  two lines"), "failed", "ValueError: x has two lines"),
+    (RuntimeError(), "failed", "RuntimeError"),
+    (RuntimeError("word " * 500), "failed", "RuntimeError: " + "word " * 59 + "word"),
+    (AssertionError("no"), "failed", "AssertionError: no"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"), ERRORS, ids=[f"{type(e).__name__}-{s}-{len(r)}" for e, s, r in ERRORS]
+)
+@pytest.mark.parametrize("when", ["at the gate", "while timed"])
+def test_error_becomes_a_status_and_a_reason_and_the_run_goes_on(monkeypatch, error, status, reason, when):
+    broken = raising(error) if when == "at the gate" else later(right, raising(error))
+    [row, other] = rows_of(monkeypatch, broken, right)
+    assert (row.status, row.reason, tuple(row.samples_s)) == (status, reason, ())
+    assert other.status == "ok"
+
+
+def test_output_of_another_shape_fails(monkeypatch):
+    [row] = rows_of(monkeypatch, truncated)
+    assert row.status == "failed"
+    assert "shape" in row.reason
+
+
+def test_refusal_is_unsupported_and_draws_no_inputs(monkeypatch):
+    monkeypatch.setattr(runner, "copies_of", raising(AssertionError("inputs were drawn")))
+    rows = rows_of(monkeypatch, fast="needs a GPU", faster="needs two")
+    assert [(row.status, row.reason) for row in rows] == [
+        ("unsupported", "needs a GPU"),
+        ("unsupported", "needs two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("roof", "free_bytes", "status", "reason"),
+    [
+        pytest.param(
+            Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e12),
+            1000,
+            "skipped",
+            r"needs 0\.0 GB of memory, 0\.0 GB are free",
+            id="too large",
+        ),
+        pytest.param(
+            Roof(flop_per_s=100, bandwidth_bytes_per_s=1e12),
+            2**30,
+            "skipped",
+            r"one call would take 231 s or more, over {limit} s",
+            id="too slow",
+        ),
+        pytest.param(
+            Roof(flop_per_s=1e12, bandwidth_bytes_per_s=100),
+            2**30,
+            "skipped",
+            r"one call would take 113 s or more, over {limit} s",
+            id="too many bytes",
+        ),
+        pytest.param(
+            Roof(flop_per_s=None, bandwidth_bytes_per_s=1e12),
+            2**30,
+            "unsupported",
+            r"no fp32 matmul runs on this device",
+            id="dtype",
+        ),
+    ],
+)
+def test_case_that_cannot_run_here_is_not_tried(monkeypatch, roof, free_bytes, status, reason):
+    with_providers(monkeypatch, raising(AssertionError("it was run")), other="refused")
+    device = FakeDevice(free_bytes=free_bytes)
+    row, refused = runner.run_case(CASE, bench(device, roof=roof))
+    assert row.status == status
+    assert re.fullmatch(reason.format(limit=f"{runner.LONGEST_CALL_S:.0f}"), row.reason)
+    assert (refused.status, refused.reason) == ("unsupported", "refused")
+
+
+def test_case_without_a_known_bandwidth_is_run(monkeypatch):
+    with_providers(monkeypatch, right)
+    roof = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=None)
+    [row] = runner.run_case(CASE, bench(FakeDevice(), roof=roof))
+    assert row.status == "ok"
+
+
+@pytest.mark.parametrize(("error", "status"), [(MemoryError(), "skipped"), (RuntimeError("odd"), "failed")])
+@pytest.mark.parametrize("step", ["copies_of", "gate_of"])
+def test_inputs_that_cannot_be_made_block_every_provider(monkeypatch, step, error, status):
+    monkeypatch.setattr(runner, step, lambda *_args, **_options: raising(error)(None))
+    rows = rows_of(monkeypatch, right, right)
+    assert [row.status for row in rows] == [status, status]
+
+
+def test_memory_of_inputs_that_did_not_fit_is_given_back_at_once(monkeypatch):
+    held = []
+
+    def half_made(*_args, **_options):
+        partial = torch.zeros(5)
+        held.append(weakref.ref(partial))
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "copies_of", half_made)
+    device = FakeDevice()
+    alive = []
+    monkeypatch.setattr(device, "release", lambda: alive.append(held[0]() is not None))
+    gc.collect()
+    rows = rows_of(monkeypatch, right, device=device)
+    assert [row.status for row in rows] == ["skipped"]
+    assert alive == [False]
+
+
+def test_memory_is_released_after_each_case(monkeypatch):
+    device = FakeDevice()
+    rows_of(monkeypatch, right, wrong, device=device)
+    assert device.released == 1
+
+
+def test_clocks_before_and_after_are_kept_and_throttling_is_marked(monkeypatch):
+    device = FakeDevice(clocks=FakeClocks(1.5e9, 1.2e9, throttle_reasons=("power cap",)))
+    [row] = rows_of(monkeypatch, right, device=device)
+    assert (row.clock_before_hz, row.clock_after_hz) == (1.5e9, 1.2e9)
+    assert list(row.throttle_reasons) == ["power cap"]
+    assert row.status == "ok"
+
+
+def test_every_copy_takes_its_turn(monkeypatch):
+    seen = []
+
+    def watched(inputs):
+        seen.append(id(inputs))
+        return right(inputs)
+
+    device = FakeDevice(cache_bytes=30_000)
+    [row] = rows_of(monkeypatch, watched, device=device, budget=Budget(time_limit_s=1.0, warm_up_s=0.0))
+    assert row.input_copies > 5
+    assert len(set(seen)) == row.input_copies
+    assert len(row.samples_s) >= row.input_copies
+
+
+def test_interrupt_passes_through(monkeypatch):
+    with_providers(monkeypatch, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        list(runner.run_case(CASE, bench(FakeDevice())))

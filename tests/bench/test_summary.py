@@ -1,0 +1,119 @@
+"""What a run made by hand ran on, and what its numbers show, in words."""
+
+import re
+
+import pytest
+from decodetax.harness.bench.summary import heading, sentences, workload
+from decodetax.harness.core.cases import cases_of
+from hand_made import GPU, TINY, ceilings, failed_row, gap, ok_row, run_record, sweep
+
+
+def layers_run(balance, **changes):
+    """A run of every case; a layer has 28 operations a byte in prefill, 1 to 4 in decode."""
+    rows = [ok_row(case) for case in cases_of(TINY, sweep(batches=(1, 2, 4)))]
+    roof = ceilings(bandwidth_bytes_per_s=1e9, flop_per_s=balance * 1e9)
+    return run_record(**{"rows": rows, "ceilings": roof, **changes})
+
+
+def test_heading_of_a_cpu():
+    lines = heading(run_record()).splitlines()
+    assert lines[0].startswith("CPU: Made-up CPU, 8 GiB memory, 2 cores, AVX2, 32 MiB last-level cache")
+    assert "python 3.11" in lines[1]
+    assert "cuda none" in lines[1]
+    assert lines[1].endswith("commit unknown")
+
+
+def test_heading_of_a_gpu_names_driver_clock_and_power_limit():
+    [first, _] = heading(run_record(device=GPU)).splitlines()
+    for fact in ("Made-up GPU", "80 GiB", "9.0", "132 SMs", "driver 570.1", "1980 MHz", "700 W"):
+        assert fact in first
+
+
+def test_heading_of_a_gpu_that_tells_little():
+    silent = {k: v for k, v in GPU.items() if k not in {"driver", "sm_clock_hz", "power_limit_w"}}
+    text = heading(run_record(device=silent))
+    assert not re.search("driver|MHz|power", text)
+
+
+def test_workload_names_model_dtype_and_price_with_its_source():
+    text = workload(run_record(usd_per_hour=3.5))
+    assert text.startswith("Model: tiny, 1.5")
+    for part in ("bf16", "32 tokens", "$3.5 per hour", "on demand, a list of prices"):
+        assert part in text
+    assert "$" not in workload(run_record())
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16"])
+def test_empty_run_has_nothing_to_say(dtype):
+    run = run_record(interrupted=True)
+    run.settings = {**run.settings, "dtype": dtype}
+    assert list(sentences(run)) == []
+    assert heading(run)
+    assert workload(run)
+
+
+def test_run_that_ended_at_its_ceilings_tells_the_balance_alone():
+    run = run_record(ceilings=ceilings(bandwidth_bytes_per_s=1e10, flop_per_s=5e11), interrupted=True)
+    assert list(sentences(run)) == ["This device balances at 50 FLOP per byte in bf16 (measured)."]
+
+
+def test_datasheet_is_never_called_measured():
+    assert list(sentences(run_record(ceilings=ceilings(provenance="datasheet")))) == []
+
+
+def test_run_without_a_bandwidth_has_no_balance():
+    [_, matmul] = ceilings()
+    assert list(sentences(run_record(ceilings=[matmul]))) == []
+
+
+def test_gap_at_the_smallest_and_the_largest_batch():
+    gaps = [
+        gap(batch=32, output_parts_s={"projections": 1.0, "attention": 5.0, "rest": 1.0, "lm_head": 1.0}),
+        gap(batch=1),
+        gap(batch=8),
+    ]
+    text = " ".join(sentences(run_record(gaps=gaps)))
+    assert "10 times an input token at batch 1 and context 16" in text
+    assert "2 times at batch 32" in text
+    assert "batch 8" not in text
+
+
+def test_one_batch_is_told_once():
+    first, _ = sentences(run_record(gaps=[gap()]))
+    assert first == "An output token costs 10 times an input token at batch 1 and context 16."
+
+
+def test_shares_of_an_output_token_by_hand():
+    # Of 40 s: 6 + 4 weights, 20 KV cache, 10 the rest.
+    [_, shares] = sentences(run_record(gaps=[gap()]))
+    assert "25% weights" in shares
+    assert "50% KV cache" in shares
+    assert "25% the rest" in shares
+
+
+@pytest.mark.parametrize(
+    ("balance", "prefill", "decode"),
+    [
+        pytest.param(10.0, "arithmetic", "memory", id="between prefill and decode"),
+        pytest.param(1000.0, "memory", "memory", id="above both"),
+        pytest.param(0.1, "arithmetic", "arithmetic", id="below both"),
+    ],
+)
+def test_side_of_the_balance_point_of_each_phase(balance, prefill, decode):
+    [text] = sentences(layers_run(balance))
+    assert text.startswith(f"This device balances at {balance:.3g} FLOP per byte in bf16 (measured): ")
+    sides = re.findall(r"(prefill|decode)[^;]*limited by (arithmetic|memory)", text)
+    assert dict(sides) == {"prefill": prefill, "decode": decode}
+
+
+def test_failed_rows_fall_on_no_side():
+    run = layers_run(10.0)
+    run.rows = [failed_row(row.case) for row in run.rows]
+    assert list(sentences(run)) == ["This device balances at 10 FLOP per byte in bf16 (measured)."]
+
+
+def test_order_of_rows_changes_no_word():
+    run = layers_run(10.0)
+    forward = list(sentences(run))
+    run.rows = run.rows[::-1]
+    assert list(sentences(run)) == forward

@@ -1,0 +1,242 @@
+"""The cost of a token, from rows of round times.
+
+One batch of 2 at a context of 16, prefill in forwards of 32 tokens, 2 layers. In seconds:
+
+                    a call                          a token
+prefill projections 8 + 4 + 12 + 8 = 32, 32 tokens  2 x 32 / 32 = 2
+prefill attention   16, of 2 x 16 tokens            2 x 16 / 32 = 1
+prefill layer       56, of 2 x 16 tokens            2 x (56 / 32 - 32 / 32 - 16 / 32) = 0.5, the rest
+prefill head        8, once a prompt of 16          8 / 16 = 0.5
+                                                    an input token: 4
+decode projections  6 + 2 + 6 + 2 = 16, 2 tokens    2 x 16 / 2 = 16
+decode attention    8, 2 tokens                     2 x 8 / 2 = 8
+decode layer        32, 2 tokens                    2 x (32 - 16 - 8) / 2 = 8, the rest
+decode head         12, 2 tokens                    12 / 2 = 6
+                                                    an output token: 38
+"""
+
+import pytest
+from decodetax.harness.bench.token_cost import gaps_of
+from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.records import Row
+from hand_made import TINY, failed_row, ok_row, sweep
+from hypothesis import given
+from hypothesis import strategies as st
+
+SECONDS = {
+    "prefill/qkv": 8.0,
+    "prefill/o": 4.0,
+    "prefill/gate_up": 12.0,
+    "prefill/down": 8.0,
+    "prefill/attention": 16.0,
+    "prefill/layer": 56.0,
+    "prefill/lm_head": 8.0,
+    "decode/qkv": 6.0,
+    "decode/o": 2.0,
+    "decode/gate_up": 6.0,
+    "decode/down": 2.0,
+    "decode/attention": 8.0,
+    "decode/layer": 32.0,
+    "decode/lm_head": 12.0,
+}
+CASES = {f"{case.phase}/{case.part}": case for case in cases_of(TINY, sweep())}
+
+
+def rows_of(**changes):
+    """Rows by torch; `changes` gives other seconds to a part, or None to leave it out."""
+    seconds = {**SECONDS, **changes}
+    return [ok_row(CASES[name], samples_s=(value,)) for name, value in seconds.items() if value is not None]
+
+
+def gap_of(rows, *, usd_per_hour=None, **changes):
+    [found] = gaps_of(rows, TINY, sweep(**changes), usd_per_hour=usd_per_hour)
+    return found
+
+
+def test_the_table_of_seconds_names_every_case():
+    assert set(CASES) == set(SECONDS)
+
+
+def test_parts_and_gap_by_hand():
+    found = gap_of(rows_of())
+    assert found.input_parts_s == {"projections": 2.0, "attention": 1.0, "rest": 0.5, "lm_head": 0.5}
+    assert found.output_parts_s == {"projections": 16.0, "attention": 8.0, "rest": 8.0, "lm_head": 6.0}
+    assert (found.input_s_per_token, found.output_s_per_token, found.gap) == (4.0, 38.0, 9.5)
+    assert (found.batch, found.context, found.prompt) == (2, 16, 16)
+    assert found.prefill_layer_over_parts == pytest.approx(56 / 48)
+    assert found.decode_layer_over_parts == pytest.approx(32 / 24)
+
+
+def test_median_stands_for_the_samples_of_a_row():
+    rows = [
+        ok_row(row.case, samples_s=(row.samples_s[0], 0.9 * row.samples_s[0], 50 * row.samples_s[0]))
+        for row in rows_of()
+    ]
+    assert gap_of(rows).gap == 9.5
+
+
+def test_fastest_provider_of_each_case_counts_and_is_named():
+    faster = ok_row(CASES["decode/qkv"], "other", samples_s=(2.0,))  # saves 2 x 4 / 2 = 4 s a token
+    slower = ok_row(CASES["decode/o"], "other", samples_s=(3.0,))
+    for rows in ([*rows_of(), faster, slower], [faster, slower, *rows_of()]):
+        found = gap_of(rows)
+        assert found.output_parts_s["projections"] == 12.0
+        assert found.gap == 8.5
+        assert found.providers[CASES["decode/qkv"].id] == "other"
+        assert found.providers[CASES["decode/o"].id] == "torch"
+
+
+def test_rest_is_the_whole_less_parts_by_the_same_provider():
+    # Another provider's faster parts must not swell the rest.
+    faster = [ok_row(CASES[name], "other", samples_s=(1.0,)) for name in ("decode/attention", "prefill/down")]
+    found = gap_of([*rows_of(), *faster])
+    assert (found.input_parts_s["rest"], found.output_parts_s["rest"]) == (0.5, 8.0)
+    assert found.output_parts_s["attention"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "seconds", "ratio"),
+    [
+        pytest.param("prefill", 20.0, 20 / 48, id="prefill"),
+        pytest.param("decode", 12.0, 12 / 24, id="decode"),
+    ],
+)
+def test_rest_of_a_layer_faster_than_its_parts_is_none(layer, seconds, ratio):
+    found = gap_of(rows_of(**{f"{layer}/layer": seconds}))
+    parts, found_ratio = {
+        "prefill": (found.input_parts_s, found.prefill_layer_over_parts),
+        "decode": (found.output_parts_s, found.decode_layer_over_parts),
+    }[layer]
+    assert parts["rest"] == 0.0
+    assert found_ratio == pytest.approx(ratio)
+
+
+def test_providers_name_every_case_that_is_summed():
+    summed = {case.id for name, case in CASES.items() if not name.endswith("/layer")}
+    assert set(gap_of(rows_of()).providers) == summed
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_missing_case_leaves_no_gap(name):
+    assert gaps_of(rows_of(**{name: None}), TINY, sweep(), usd_per_hour=None) == []
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped", "unsupported"])
+@pytest.mark.parametrize("name", SECONDS)
+def test_row_that_is_not_ok_never_counts(name, status):
+    bad = Row(case=CASES[name], provider="torch", status=status, reason="why")
+    assert gaps_of([*rows_of(**{name: None}), bad], TINY, sweep(), usd_per_hour=None) == []
+    other = Row(case=CASES[name], provider="other", status=status, reason="why")
+    assert gap_of([other, *rows_of()]) == gap_of(rows_of())
+
+
+def test_failed_provider_leaves_the_case_to_the_next_fastest():
+    rows = rows_of(**{"decode/qkv": None})
+    rows += [
+        failed_row(CASES["decode/qkv"], "triton"),
+        ok_row(CASES["decode/qkv"], "torch", samples_s=(6.0,)),
+    ]
+    rows += [ok_row(CASES["decode/qkv"], "slow", samples_s=(60.0,))]
+    assert gap_of(rows) == gap_of(rows_of())
+
+
+def test_no_rows_leave_no_gaps():
+    assert gaps_of([], TINY, sweep(batches=(1, 2), contexts=(16, 40)), usd_per_hour=1.0) == []
+
+
+def test_prompt_longer_than_a_forward_by_hand():
+    # One prompt of 64 tokens: attention 32 s, layer of 64 tokens 112 s; the head once in 64 tokens.
+    asked = {"prompt": 64}
+    seconds = {**SECONDS, "prefill/attention": 32.0, "prefill/layer": 112.0, "prefill/lm_head": 32.0}
+    rows = [
+        ok_row(case, samples_s=(seconds[f"{case.phase}/{case.part}"],))
+        for case in cases_of(TINY, sweep(**asked))
+    ]
+    found = gap_of(rows, **asked)
+    # 2 x 32 / 32; 2 x 32 / 64; 2 x (112 / 64 - 32 / 32 - 32 / 64); 32 / 64
+    assert found.input_parts_s == {"projections": 2.0, "attention": 1.0, "rest": 0.5, "lm_head": 0.5}
+    assert (found.prompt, found.context, found.gap) == (64, 16, 9.5)
+
+
+def test_prompt_that_does_not_divide_the_forward_by_hand():
+    # 32 // 24 = 1 prompt: attention and layer share 24 tokens, the projections 32.
+    asked = {"prompt": 24}
+    seconds = {**SECONDS, "prefill/attention": 12.0, "prefill/layer": 42.0, "prefill/lm_head": 12.0}
+    rows = [
+        ok_row(case, samples_s=(seconds[f"{case.phase}/{case.part}"],))
+        for case in cases_of(TINY, sweep(**asked))
+    ]
+    assert gap_of(rows, **asked).input_parts_s == {
+        "projections": 2.0,
+        "attention": 1.0,
+        "rest": 0.5,
+        "lm_head": 0.5,
+    }
+
+
+def triton_rows():
+    """Per token: prefill 2 x 4 x 4 / 32 + 16 / 16 = 2; decode 2 x (4 x 3 + 5) / 2 + 6 / 2 = 20."""
+    seconds = {
+        **dict.fromkeys(("prefill/qkv", "prefill/o", "prefill/gate_up", "prefill/down"), 4.0),
+        "prefill/lm_head": 16.0,
+        **dict.fromkeys(("decode/qkv", "decode/o", "decode/gate_up", "decode/down"), 3.0),
+        "decode/attention": 5.0,
+        "decode/lm_head": 6.0,
+    }
+    return [ok_row(CASES[name], "triton", samples_s=(value,)) for name, value in seconds.items()]
+
+
+def test_triton_gap_by_hand_whoever_is_faster():
+    assert gap_of([*rows_of(), *triton_rows()]).triton_gap == 10.0
+    slow_torch = rows_of(**dict.fromkeys(SECONDS, 100.0))
+    assert gap_of([*slow_torch, *triton_rows()]).triton_gap == 10.0
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_triton_gap_needs_every_triton_case(index):
+    rows = triton_rows()
+    lost = rows.pop(index)
+    assert gap_of([*rows_of(), *rows, failed_row(lost.case, "triton")]).triton_gap is None
+
+
+def test_triton_gap_stays_out_without_triton():
+    assert gap_of(rows_of()).triton_gap is None
+
+
+def test_dollars_by_hand():
+    # 1.8 $ an hour is 0.0005 $ a second; 4 s and 38 s a token, a million tokens.
+    found = gap_of(rows_of(), usd_per_hour=1.8)
+    assert found.usd_per_hour == 1.8
+    assert found.usd_per_mtok(found.input_s_per_token) == pytest.approx(2000.0)
+    assert found.usd_per_mtok(found.output_s_per_token) == pytest.approx(19000.0)
+    unpriced = gap_of(rows_of())
+    assert unpriced.usd_per_mtok(unpriced.input_s_per_token) is None
+
+
+def test_each_batch_and_context_has_its_gap_and_a_failure_costs_its_own_alone():
+    swept = sweep(batches=(1, 2), contexts=(16, 40))
+    rows = [ok_row(case) for case in cases_of(TINY, swept)]
+    lost = swept.decode_attention(TINY, 2, 40)
+    kept = [row if row.case != lost else failed_row(lost) for row in rows]
+
+    def places(rows):
+        return [(found.batch, found.context) for found in gaps_of(rows, TINY, swept, usd_per_hour=None)]
+
+    assert places(rows) == [(1, 16), (1, 40), (2, 16), (2, 40)]
+    assert places(kept) == [(1, 16), (1, 40), (2, 16)]
+
+
+SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=3).map(lambda sizes: tuple(sorted(set(sizes))))
+
+
+@given(
+    batches=SIZES, contexts=SIZES, prompt=st.none() | st.integers(1, 300), prefill_tokens=st.integers(1, 300)
+)
+def test_cases_of_a_sweep_are_all_that_its_gaps_need(batches, contexts, prompt, prefill_tokens):
+    swept = sweep(batches=batches, contexts=contexts, prompt=prompt, prefill_tokens=prefill_tokens)
+    rows = [ok_row(case) for case in cases_of(TINY, swept)]
+    gaps = gaps_of(rows, TINY, swept, usd_per_hour=None)
+    assert [(found.batch, found.context) for found in gaps] == [(b, c) for b in batches for c in contexts]
+    for found in gaps:
+        assert found.prompt == (prompt or found.context)
+        assert min(*found.input_parts_s.values(), *found.output_parts_s.values()) >= 0

@@ -1,0 +1,192 @@
+"""What inputs are drawn: seeded, normal, never equal, and enough of them to keep caches cold."""
+
+import math
+
+import pytest
+import torch
+from decodetax.harness.core import inputs as module
+from decodetax.harness.core.cases import DecodeAttention
+from decodetax.harness.core.inputs import BLOCK, DTYPES, MOST_COPIES, copies_of, draw, memory_bytes, poison
+from fakes import decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
+
+CASES = {
+    "matmul": matmul_case(),
+    "decode attention": decode_case(),
+    "prefill attention": prompt_case(),
+    "prefill layer": layer_case("prefill"),
+    "decode layer": layer_case("decode"),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def tensors_of(inputs):
+    """Every tensor of the inputs by name."""
+    found = {}
+    for name, value in vars(inputs).items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= {f"{name}.{key}": tensor for key, tensor in value.items()}
+    return found
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k].nan_to_num(9), b[k].nan_to_num(9)) for k in a)
+
+
+@each_case
+def test_same_seed_draws_the_same_and_another_seed_something_else(case):
+    first, again, other = (tensors_of(draw(case, source(seed))) for seed in (3, 3, 4))
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+@each_case
+def test_each_draw_of_a_source_is_another(case):
+    numbers = source()
+    first, second = (tensors_of(draw(case, numbers)) for _ in range(2))
+    given = {"out", "context_lens", "cos", "sin"}
+    for name in first.keys() - given:
+        assert not torch.equal(first[name], second[name]), name
+        assert first[name].data_ptr() != second[name].data_ptr(), name
+
+
+@each_case
+def test_inputs_are_random_and_never_zeros(case):
+    for name, tensor in tensors_of(draw(case, source())).items():
+        if name in {"out", "context_lens", "cos", "sin"}:
+            continue
+        live = tensor[tensor.isfinite()].float()
+        assert (live == 0).float().mean() < 0.01, name
+        assert live.std() > 0.01, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_normal_has_the_standard_deviation_that_is_asked_for(dtype, scale):
+    drawn = source().normal(100, 1000, dtype=DTYPES[dtype], scale=scale)
+    assert drawn.dtype == DTYPES[dtype]
+    assert drawn.is_contiguous()
+    drawn = drawn.float()
+    assert drawn.std() == pytest.approx(scale, rel=0.02)
+    assert drawn.mean() == pytest.approx(0.0, abs=0.02 * scale)
+    within = (drawn.abs() < scale).float().mean()
+    assert within == pytest.approx(0.6827, abs=0.01)  # of a normal distribution
+
+
+def test_products_of_a_weight_and_normal_rows_are_normal():
+    numbers = source()
+    x = numbers.normal(50, 2000, dtype=torch.float32)
+    weight = numbers.weight(300, 2000, dtype=torch.float32)
+    assert weight.shape == (300, 2000)
+    assert (x @ weight.T).std() == pytest.approx(1.0, rel=0.03)
+
+
+@pytest.mark.parametrize("rows", [1024, 2048, 4096], ids=lambda rows: f"{rows} columns")
+def test_rows_of_a_matrix_larger_than_the_block_of_numbers_differ(rows, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", BLOCK)
+    drawn = source().normal(2 * BLOCK // rows + 3, rows, dtype=torch.bfloat16)
+    assert len(torch.unique(drawn[:, :16].float(), dim=0)) == len(drawn)
+
+
+def test_block_of_numbers_is_a_prime_long():
+    assert all(BLOCK % factor for factor in range(2, math.isqrt(BLOCK) + 1))
+
+
+def test_large_weight_is_kept_for_the_next_case_of_its_shape():
+    numbers = source(keep_above_bytes=32 * 16 * 4)
+    first = numbers.weight(32, 16, dtype=torch.float32)
+    assert numbers.weight(32, 16, dtype=torch.float32) is first
+    assert numbers.weight(16, 32, dtype=torch.float32).shape == (16, 32)
+    assert numbers.weight(32, 16, dtype=torch.float32) is not first
+
+
+@pytest.mark.parametrize(
+    ("out_features", "dtype"),
+    [pytest.param(31, torch.float32, id="small"), pytest.param(32, torch.bfloat16, id="small in its dtype")],
+)
+def test_small_weight_is_drawn_anew(out_features, dtype):
+    numbers = source(keep_above_bytes=32 * 16 * 4)
+    first = numbers.weight(out_features, 16, dtype=dtype)
+    second = numbers.weight(out_features, 16, dtype=dtype)
+    assert not torch.equal(first, second)
+
+
+def test_unused_cache_is_nan_and_used_cache_is_not():
+    contexts = (0, 1, 7, 5)
+    case = DecodeAttention(contexts=contexts, q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
+    drawn = draw(case, source())
+    assert drawn.context_lens.tolist() == list(drawn.contexts) == list(contexts)
+    assert drawn.context_lens.dtype == torch.int32
+    for cache in (drawn.k_cache, drawn.v_cache):
+        assert cache.shape == (4, 7, 2, 16)
+        for sequence, context in enumerate(contexts):
+            assert cache[sequence, :context].isfinite().all()
+            assert cache[sequence, context:].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["matmul", "decode attention"])
+def test_outputs_are_poisoned_when_drawn_and_again_before_use(name):
+    drawn = draw(CASES[name], source())
+    assert drawn.out.isnan().all()
+    drawn.out.zero_()
+    poison(drawn)
+    assert drawn.out.isnan().all()
+
+
+def test_rotary_tables_turn_pairs_half_a_head_apart():
+    for head_dim in range(16, 257, 8):
+        check_rotary_tables(head_dim)
+
+
+def check_rotary_tables(head_dim):
+    model = tiny_model(head_dim=head_dim, q_heads=1, kv_heads=1)
+    drawn = draw(layer_case("decode", model=model, tokens=12), source())
+    assert drawn.cos.shape == drawn.sin.shape == (1, head_dim)
+    angles = [11 / 10000 ** (2 * i / head_dim) for i in range(head_dim // 2)] * 2
+    assert drawn.cos[0].tolist() == pytest.approx([math.cos(angle) for angle in angles], abs=1e-5)
+    assert drawn.sin[0].tolist() == pytest.approx([math.sin(angle) for angle in angles], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cache_share", "least"),
+    [
+        pytest.param(0.05, 5, id="tiny cache"),
+        pytest.param(0.6, 2, id="a copy larger than the cache"),
+        pytest.param(1.0, 2, id="a copy as large as the cache"),
+        pytest.param(1.5, 5, id="a copy that the cache holds"),
+        pytest.param(40, 5, id="a small copy"),
+    ],
+)
+@each_case
+def test_copies_hold_the_cache_several_times(case, cache_share, least):
+    cache_bytes = int(case.work().bytes_total * cache_share)
+    if case.work().bytes_total >= cache_bytes:
+        least = 2
+    copies = copies_of(case, source(), cache_bytes=cache_bytes)
+    assert len(copies) * case.work().bytes_total >= least * cache_bytes
+    assert (len(copies) - 1) * case.work().bytes_total < 5 * cache_bytes
+    places = [t.data_ptr() for copy in copies for t in tensors_of(copy).values()]
+    assert len(set(places)) == len(places)
+
+
+def test_case_too_small_for_the_cache_has_the_most_copies(monkeypatch):
+    monkeypatch.setattr(module, "MOST_COPIES", 7)
+    assert len(copies_of(matmul_case(1, 1, 1), source(), cache_bytes=2**30)) == 7
+    assert MOST_COPIES >= 100
+
+
+@pytest.mark.parametrize("cache_share", [0.3, 0.6, 1, 1.3, 3], ids="cache of {} copies".format)
+@each_case
+def test_memory_that_a_case_is_said_to_need_covers_its_copies(case, cache_share):
+    cache_bytes = int(case.work().bytes_total * cache_share)
+    copies = copies_of(case, source(), cache_bytes=cache_bytes)
+    held = sum(t.nbytes for copy in copies for t in tensors_of(copy).values())
+    said = memory_bytes(case, cache_bytes=cache_bytes)
+    assert held <= said + case.work().bytes_total
+    assert said <= 12 * max(held, 5 * cache_bytes)
+
+
+def test_unknown_case_is_refused_by_name():
+    with pytest.raises(TypeError, match="no inputs are known for a str"):
+        draw("case", source())

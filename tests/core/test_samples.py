@@ -1,0 +1,164 @@
+"""The median and its exact bootstrap interval, held against bootstraps by brute force."""
+
+import itertools
+import random
+import statistics
+from collections import Counter
+
+import pytest
+from decodetax.harness.core.samples import Summary, round_medians, summarise
+from hypothesis import given
+from hypothesis import strategies as st
+
+RESAMPLES = 20_000
+# Four standard errors of a share of 2.5% in that many resamples: 4 x sqrt(0.025 x 0.975 / 20000).
+SHARE_BOUND = 0.0045
+
+SAMPLES_S = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=60)
+
+
+def quantile(values, share):
+    """The smallest value that at least this share of the values does not pass."""
+    counts, seen = Counter(values), 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= share * len(values):
+            return value
+    raise AssertionError("no values")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
+def test_interval_is_that_of_all_resamples(size):
+    samples = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0][:size]
+    resamples = list(itertools.product(samples, repeat=size))
+    low = quantile([statistics.median_low(resample) for resample in resamples], 0.025)
+    high = quantile([statistics.median_high(resample) for resample in resamples], 0.975)
+    assert summarise(samples) == Summary(median=statistics.median(samples), low=low, high=high)
+
+
+@pytest.mark.parametrize("size", [7, 9, 10, 25, 40, 101])
+def test_interval_is_that_of_many_random_resamples(size):
+    draw = random.Random(size)  # noqa: S311  (no secret)
+    samples = [draw.lognormvariate(0, 1) for _ in range(size)]
+    found = summarise(samples)
+    resamples = [draw.choices(samples, k=size) for _ in range(RESAMPLES)]
+    lows = [statistics.median_low(resample) for resample in resamples]
+    highs = [statistics.median_high(resample) for resample in resamples]
+    for bound, medians, share in ((found.low, lows, 0.025), (found.high, highs, 0.975)):
+        assert sum(median < bound for median in medians) / RESAMPLES <= share + SHARE_BOUND
+        assert sum(median <= bound for median in medians) / RESAMPLES >= share - SHARE_BOUND
+
+
+@pytest.mark.parametrize("size", [2, 10, 40])
+def test_even_counts_err_to_wide(size):
+    draw = random.Random(size)  # noqa: S311  (no secret)
+    samples = [draw.gauss(10, 1) for _ in range(size)]
+    found = summarise(samples)
+    medians = [statistics.median(draw.choices(samples, k=size)) for _ in range(RESAMPLES)]
+    assert sum(median < found.low for median in medians) / RESAMPLES <= 0.025 + SHARE_BOUND
+    assert sum(median > found.high for median in medians) / RESAMPLES <= 0.025 + SHARE_BOUND
+
+
+@pytest.mark.parametrize(
+    ("samples", "median", "low", "high"),
+    [
+        pytest.param([3.0], 3.0, 3.0, 3.0, id="one sample is its own interval"),
+        pytest.param([1.0, 3.0], 2.0, 1.0, 3.0, id="two"),
+        pytest.param([4.0, 1.0, 2.0], 2.0, 1.0, 4.0, id="three: the whole range"),
+        pytest.param([5.0] * 9, 5.0, 5.0, 5.0, id="all equal"),
+        # P(binomial(7, 1/7) >= 4) = 1.0% < 2.5%, P(binomial(7, 2/7) >= 4) = 10% : the second smallest
+        pytest.param([7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 4.0, 2.0, 6.0, id="seven: without the extremes"),
+        # P(binomial(9, 1/9) >= 5) = 0.15%, P(binomial(9, 2/9) >= 5) = 3.0%
+        pytest.param([*range(1, 10)], 5, 2, 8, id="nine: the second of each end"),
+    ],
+)
+def test_interval_by_hand(samples, median, low, high):
+    assert summarise(samples) == Summary(median=median, low=low, high=high)
+
+
+def test_interval_of_a_thousand_samples_is_narrow():
+    # Normal approximation of ranks: 500.5 -+ 1.96 x sqrt(1000) / 2 = 470 and 531.
+    found = summarise([float(rank) for rank in range(1, 1001)])
+    assert found.median == 500.5
+    assert 468 <= found.low <= 472
+    assert 529 <= found.high <= 533
+
+
+def test_one_outlier_moves_nothing_but_itself():
+    steady = [1.0] * 20
+    assert summarise([*steady, 1000.0]) == Summary(median=1.0, low=1.0, high=1.0)
+
+
+def test_samples_stay_as_they_were():
+    samples = [3.0, 1.0, 2.0]
+    summarise(samples)
+    assert samples == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("empty", [[], ()], ids=["list", "tuple"])
+def test_no_samples_are_refused(empty):
+    with pytest.raises(ValueError, match=r"^samples: is empty, needs at least one$"):
+        summarise(empty)
+
+
+@given(SAMPLES_S)
+def test_interval_holds_the_median_and_ends_at_samples(samples):
+    found = summarise(samples)
+    assert found.median == statistics.median(samples)
+    assert found.low <= found.median <= found.high
+    assert {found.low, found.high} <= set(samples)
+
+
+@given(SAMPLES_S, st.randoms(use_true_random=False))
+def test_order_does_not_matter(samples, randoms):
+    shuffled = list(samples)
+    randoms.shuffle(shuffled)
+    assert summarise(shuffled) == summarise(samples)
+
+
+@given(SAMPLES_S)
+def test_unit_does_not_matter(samples):
+    found = summarise(samples)
+    assert summarise([4 * sample for sample in samples]) == Summary(
+        median=4 * found.median, low=4 * found.low, high=4 * found.high
+    )
+
+
+@given(SAMPLES_S)
+def test_interval_is_symmetric_in_rank(samples):
+    mirrored = summarise([-sample for sample in samples])
+    found = summarise(samples)
+    ordered = sorted(samples)
+    # Ties aside, the bootstrap of a median does not know up from down.
+    if len(set(ordered)) == len(ordered):
+        assert ordered.index(found.low) == len(ordered) - 1 - ordered.index(found.high)
+        assert mirrored.low == -found.high
+
+
+def test_medians_of_rounds_are_those_of_their_samples():
+    assert round_medians([5.0, 1.0, 3.0, 9.0, 7.0], [1, 0, 0, 1, 1]) == [2.0, 7.0]
+    with pytest.raises(ValueError, match="rounds: 1 of 2 samples"):
+        round_medians([1.0, 2.0], [0])
+
+
+def test_interval_of_several_rounds_by_hand():
+    # Medians 10, 12, 14: deviation 2, t of 2 degrees of freedom 4.303, so 12 +- 4.303 x 2 / sqrt(3).
+    samples, rounds = [10.0] * 50 + [12.0] * 50 + [14.0] * 50, [0] * 50 + [1] * 50 + [2] * 50
+    half = 4.303 * 2 / 3**0.5
+    assert summarise(samples, rounds) == Summary(median=12.0, low=10.0, high=pytest.approx(12 + half))
+    wide = [7.0, *samples[1:]]
+    assert summarise(wide, rounds).low == pytest.approx(max(7.0, 12 - half))
+
+
+def test_rounds_that_agree_leave_the_interval_of_one():
+    samples = [1.0, 2.0, 3.0, 4.0] * 5
+    assert summarise(samples, [number // 4 for number in range(20)]) == summarise(samples)
+
+
+@given(SAMPLES_S, st.data())
+def test_rounds_never_narrow_the_interval_nor_move_the_median(samples, data):
+    rounds = data.draw(st.lists(st.integers(0, 6), min_size=len(samples), max_size=len(samples)))
+    plain, found = summarise(samples), summarise(samples, rounds)
+    assert found.median == plain.median
+    assert 0 < min(samples) <= found.low <= plain.low
+    assert found.high >= plain.high

@@ -1,0 +1,159 @@
+"""The article's claims: each verdict at its threshold, from modelled facts, and from a run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.run_file import read_run
+from decodetax.harness.cost.claims import Facts, check_claims, measured_facts, modelled_facts
+from decodetax.harness.cost.deployment import deployment
+from decodetax.harness.cost.prices import price_list
+from hand_made import decodetax, strict_json
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA = load_language_model("llama-3.1-8b")
+RUN = ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json"
+FACTS = Facts(
+    where="a model on a device",
+    provenance="measured",
+    model=LLAMA,
+    context=1024,
+    balance=100.0,
+    prefill_ops_per_byte=900.0,
+    decode_ops_per_byte={1: 1.0, 32: 30.0},
+    bandwidth_share=0.8,
+    flop_share=0.01,
+    prefill_flop_share=0.6,
+    input_s=1e-5,
+    output_s={1: 1e-2, 32: 1e-3},
+)
+
+
+def verdicts(**changes):
+    claims = check_claims(dataclasses.replace(FACTS, **changes), price_list())
+    assert [claim.number for claim in claims] == list(range(1, 10))
+    return {claim.number: claim.verdict for claim in claims}
+
+
+def test_all_claims_hold_on_a_clear_case():
+    assert set(verdicts().values()) == {"holds"}
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "verdict"),
+    [
+        (1, {"context": 100_000}, "holds in part"),
+        (1, {"model": load_language_model("llama-3.2-1b")}, "holds in part"),
+        (2, {"model": load_language_model("deepseek-v3")}, "holds in part"),
+        (3, {"decode_ops_per_byte": {1: 1.0, 32: 100.0}}, "holds in part"),
+        (3, {"decode_ops_per_byte": {1: 100.0}}, "does not hold"),
+        (3, {"prefill_ops_per_byte": 100.0}, "does not hold"),
+        (4, {"bandwidth_share": 0.5, "flop_share": 0.1}, "holds"),
+        (4, {"bandwidth_share": 0.49}, "holds in part"),
+        (4, {"flop_share": 0.11}, "holds in part"),
+        (4, {"bandwidth_share": 0.01}, "does not hold"),
+        (5, {"prefill_flop_share": 0.5}, "holds"),
+        (5, {"prefill_flop_share": 0.49}, "holds in part"),
+        (5, {"prefill_flop_share": 0.24}, "does not hold"),
+        (6, {"output_s": {1: 1.5e-5}}, "holds in part"),
+        (6, {"output_s": {1: 1e-5}}, "does not hold"),
+        (6, {"output_s": {8: 1e-5}}, "holds"),
+        (7, {"output_s": {1: 1e-2}}, "holds in part"),
+        (7, {"output_s": {1: 1e-2, 8: 2e-2}}, "holds in part"),
+        (7, {"output_s": {1: 1e-6, 8: 1e-7}}, "does not hold"),
+        (9, {"output_s": {1: 1e-2, 8: 1.05e-5}}, "holds in part"),
+    ],
+)
+def test_verdict_follows_its_figures(number, changes, verdict):
+    assert verdicts(**changes)[number] == verdict
+
+
+def test_prices_that_moved_otherwise_do_not_hold():
+    prices = dict(price_list())
+    new = prices["gpt-4o-2024-08-06"]
+    prices[new.model] = dataclasses.replace(new, output_usd_per_mtok=2 * new.output_usd_per_mtok)
+    claims = check_claims(FACTS, prices)
+    assert claims[7].verdict == "does not hold"
+    without = {name: price for name, price in prices.items() if price.output_over_input != 1}
+    assert check_claims(FACTS, without)[8].verdict == "does not hold"
+
+
+def test_modelled_facts_of_llama_on_h100():
+    facts = modelled_facts(LLAMA, deployment("h100"), context=1024)
+    assert facts.provenance == "modelled"
+    assert facts.balance == pytest.approx(989 / 3.35)
+    assert facts.batch == 1
+    assert facts.decode_ops_per_byte[1] == pytest.approx(1.0, rel=0.05)
+    assert 0.5 < facts.bandwidth_share < 1
+    assert facts.flop_share < 0.01
+    assert 0.4 < facts.prefill_flop_share < 0.9
+    gaps = list(facts.gaps.values())
+    assert gaps == sorted(gaps, reverse=True)
+
+
+def test_model_that_does_not_fit_is_one_line():
+    with pytest.raises(
+        UsageError, match=r"^--gpu: llama-3\.1-405b with 1024 cached tokens does not fit H100"
+    ):
+        modelled_facts(load_language_model("llama-3.1-405b"), deployment("h100"), context=1024)
+
+
+def test_measured_facts_are_those_of_the_run():
+    run = read_run(RUN)
+    facts = measured_facts(run)
+    assert facts.provenance == "measured"
+    assert facts.context == min(gap.context for gap in run.gaps)
+    assert facts.gaps == {gap.batch: gap.gap for gap in run.gaps if gap.context == facts.context}
+    assert facts.balance == run.measured.balance_operations_per_byte
+    layer = next(r for r in run.rows if r.case.id.startswith("decode/layer") and r.case.rows == 1)
+    rate = layer.case.work().bytes_total / layer.time_s.median
+    assert facts.bandwidth_share == rate / run.measured.bandwidth_bytes_per_s
+
+
+@pytest.mark.parametrize("lost", ["gaps", "ceilings", "rows"])
+def test_run_that_lacks_what_the_claims_need_is_one_line(lost):
+    run = read_run(RUN)
+    setattr(run, lost, [])
+    with pytest.raises(UsageError, match=r"^run file: lacks a measured gap, ceiling or whole layer"):
+        measured_facts(run)
+
+
+def test_command_prints_each_claim_with_verdict_and_provenance():
+    outcome = decodetax("claims", "--model", "qwen3-8b", "--gpu", "b200", "--context", "2000")
+    assert outcome.code == 0, outcome.err
+    assert "modelled for qwen3-8b on B200" in outcome.out
+    assert all(f"\n{number}. " in outcome.out for number in range(1, 10))
+    assert "(measured)" not in outcome.out
+
+
+def test_json_holds_every_claim():
+    document = strict_json(decodetax("claims", RUN, "--json").out)
+    assert (document["schema_version"], document["provenance"]) == (1, "measured")
+    assert [claim["number"] for claim in document["claims"]] == list(range(1, 10))
+    for claim in document["claims"]:
+        assert claim["verdict"] in {"holds", "holds in part", "does not hold"}
+        assert {figure["provenance"] for figure in claim["figures"]} <= {"measured", "modelled", "published"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["nothing.json"], ["nothing.json"]),
+        ([RUN, "--gpu", "h100"], ["--gpu", "RUN.json"]),
+        ([RUN, "--context", "5"], ["--context", "RUN.json"]),
+        (["--model", "llama-3.1-8"], ["--model", "llama-3.1-8b"]),
+        (["--gpu", "h101"], ["--gpu", "H100"]),
+        (["--context", "0"], ["--context", "'0'"]),
+        (["--model", "llama-3.1-405b"], ["--gpu", "does not fit"]),
+        ([ROOT / "README.md"], ["README.md"]),
+    ],
+    ids=str,
+)
+def test_wrong_input_is_one_clear_line(arguments, fragments):
+    outcome = decodetax("claims", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    for fragment in fragments:
+        assert fragment in outcome.err

@@ -1,0 +1,582 @@
+"""What tokens cost by the model: sums, limits, directions, and arithmetic by hand."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+from decodetax.harness.core.data_table import data_table
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.language_model import load_language_model, preset_table
+from decodetax.harness.core.model_parts import Experts
+from decodetax.harness.core.peaks import device_table, find_device
+from decodetax.harness.cost.deployment import (
+    COMPONENTS,
+    Deployment,
+    Link,
+    attention_time,
+    link_of,
+    matmul_time,
+)
+from decodetax.harness.cost.forward import Attention, Elementwise, decode_forward, prefill_forward
+from decodetax.harness.cost.kernel_time import decode_attention_time, prefill_attention_time
+from decodetax.harness.cost.prediction import (
+    break_even_batch,
+    largest_batch,
+    output_split_s,
+    predict,
+    request_cost,
+)
+from hand_made import TINY
+
+LLAMA = load_language_model("llama-3.1-8b")
+SMALL = load_language_model("llama-3.2-1b")
+WINDOWED = load_language_model("gemma-2-9b")
+MIXTURE = load_language_model("qwen3-30b-a3b")
+GPUS = [row["gpu"] for row in device_table()]
+DTYPES = ["bf16", "fp8", "int8", "int4"]
+PRESETS = [row["model"] for row in preset_table()]
+
+
+def deployed(gpu="h100", *, peaks=None, **changes):
+    """On one GPU in bf16; `peaks` changes figures of its datasheet."""
+    device = find_device(gpu)
+    return Deployment(
+        **{
+            "peaks": dataclasses.replace(device, **(peaks or {})),
+            "link": link_of(device),
+            "tensor_parallel": 1,
+            "dtype": "bf16",
+            "cache_dtype": "bf16",
+            "usd_per_hour": None,
+            **changes,
+        }
+    )
+
+
+def predicted(model=LLAMA, on=None, **changes):
+    asked = {"batch": 8, "context": 1024, "prompt": 1024, "price_ratio": 4.0, **changes}
+    return predict(model, on or deployed(), **asked)
+
+
+def output_s(model=LLAMA, on=None, **changes):
+    return predicted(model, on, **changes).output_s_per_token
+
+
+# Sums.
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "asked"),
+    [
+        pytest.param(LLAMA, deployed(), {}, id="dense"),
+        pytest.param(LLAMA, deployed(tensor_parallel=2, dtype="fp8"), {"batch": 100}, id="two GPUs"),
+        pytest.param(WINDOWED, deployed(), {"context": 5000, "prompt": 9000}, id="windows"),
+        pytest.param(MIXTURE, deployed(), {"prompt": 3000}, id="mixture"),
+        pytest.param(
+            load_language_model("deepseek-v3"),
+            deployed("b200", tensor_parallel=8, dtype="fp8"),
+            {"prompt": 100},
+            id="latent",
+        ),
+    ],
+)
+def test_splits_add_up_to_the_parts_of_the_forwards(model, on, asked):
+    found = predicted(model, on, **asked)
+    for split in (found.input_split_s, found.output_split_s):
+        assert tuple(split) == COMPONENTS
+        assert all(math.isfinite(value) and value >= 0 for value in split.values())
+    assert found.output_s_per_token == math.fsum(found.output_split_s.values())
+    assert found.input_s_per_token == math.fsum(found.input_split_s.values())
+
+    def part_s(part):
+        if isinstance(part, Elementwise):
+            moved_s = part.activation_bytes / on.peaks.bandwidth_bytes_per_s
+            return part.times * (moved_s + 4 * 2e-6)
+        time_of = attention_time if isinstance(part, Attention) else matmul_time
+        return part.times * time_of(part, on).time_s
+
+    def reduced_s(forward):
+        return forward.all_reduces * on.link.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
+
+    step = decode_forward(model, batch=found.batch, context=found.context, tensor_parallel=on.tensor_parallel)
+    step_s = sum(map(part_s, step.parts)) + reduced_s(step)
+    assert found.output_s_per_token * found.batch == pytest.approx(step_s, rel=1e-9)
+
+    # As many whole prompts as 8192 tokens hold; a longer one takes forwards of 8192.
+    prompts = max(1, 8192 // found.prompt)
+    rows = 8192 if found.prompt > 8192 else prompts * found.prompt
+    forward = prefill_forward(
+        model, sequences=prompts, prompt=found.prompt, rows=rows, tensor_parallel=on.tensor_parallel
+    )
+    attention = attention_of(forward)
+    [head] = [part for part in forward.parts if part.name == "lm_head"]
+    others = [part for part in forward.parts if part not in [*attention, head]]
+    by_hand = (
+        sum(map(part_s, attention)) / (prompts * found.prompt)
+        + part_s(head) / (prompts * found.prompt)
+        + (sum(map(part_s, others)) + reduced_s(forward)) / rows
+    )
+    assert found.input_s_per_token == pytest.approx(by_hand, rel=1e-9)
+
+
+def attention_of(forward):
+    return [part for part in forward.parts if isinstance(part, Attention)]
+
+
+def test_decode_attention_is_timed_by_the_heads_and_bytes_of_one_gpu():
+    # 16 query heads on 4 KV heads; 8 x 1024 tokens of 4 x 2 x 128 bytes.
+    [part] = attention_of(decode_forward(LLAMA, batch=8, context=1024, tensor_parallel=2))
+    on = deployed(tensor_parallel=2, cache_dtype="fp8")
+    assert attention_time(part, on) == decode_attention_time(
+        on.peaks,
+        sequences=8,
+        kv_heads=4,
+        kv_bytes=8 * 1024 * 1024,
+        operations=4 * 8 * 1024 * 16 * 128,
+        dtype="fp8",
+        group=4,
+    )
+
+
+def test_latent_decode_attention_is_timed_as_one_kv_head_of_all_query_heads():
+    model, on = load_language_model("deepseek-v3"), deployed("b200", tensor_parallel=8)
+    [part] = attention_of(decode_forward(model, batch=2, context=1000, tensor_parallel=8))
+    assert attention_time(part, on) == decode_attention_time(
+        on.peaks,
+        sequences=2,
+        kv_heads=1,
+        kv_bytes=2 * 1000 * 576 * 2,
+        operations=2 * 2 * 1000 * 16 * (576 + 512),
+        dtype="bf16",
+        group=16,
+    )
+
+
+def test_window_leaves_its_share_of_the_pairs_of_prefill_attention():
+    whole, windowed = attention_of(prefill_forward(WINDOWED, sequences=1, prompt=8192, rows=8192))
+    on = deployed()
+    full = attention_time(whole, on)
+    assert full == prefill_attention_time(
+        on.peaks, sequences=1, q_heads=16, kv_heads=8, head_dim=256, prompt=8192
+    )
+    # Half of the prompt is a window's: all its pairs, then 4096 tokens with 4096 pairs each.
+    pairs = 4096 * 4097 // 2 + 4096 * 4096
+    found = attention_time(windowed, on)
+    assert found.fixed_s == full.fixed_s
+    assert found.time_s - full.fixed_s == pytest.approx(
+        (full.time_s - full.fixed_s) * pairs / (8192 * 8193 // 2)
+    )
+    short = attention_of(prefill_forward(WINDOWED, sequences=2, prompt=4096, rows=8192))
+    assert attention_time(short[0], on) == attention_time(short[1], on)
+
+
+def test_gap_is_output_over_input():
+    found = predicted()
+    assert found.gap == found.output_s_per_token / found.input_s_per_token
+    by_hand = dataclasses.replace(
+        found, input_split_s={"weights": 1.0, "launch": 1.0}, output_split_s={"weights": 3.0, "launch": 2.0}
+    )
+    assert by_hand.gap == 2.5
+    assert by_hand.to_json()["gap"] == 2.5
+
+
+def test_bound_is_the_component_that_takes_the_most_time():
+    found = dataclasses.replace(
+        predicted(),
+        input_split_s={"weights": 1.0, "matmul_arithmetic": 2.0, "launch": 1.5},
+        output_split_s={"weights": 1.0, "kv_cache": 2.0, "launch": 3.0},
+    ).to_json()
+    assert (found["input_bound"], found["bound"]) == ("matmul_arithmetic", "launch")
+
+
+def test_short_contexts_wait_for_weights_and_long_ones_for_the_cache():
+    assert predicted(batch=2).to_json()["bound"] == "weights"
+    assert predicted(batch=16, context=20_000).to_json()["bound"] == "kv_cache"
+    assert predicted().to_json()["input_bound"] == "matmul_arithmetic"
+
+
+def test_one_gpu_does_not_communicate_and_several_do():
+    assert predicted().output_split_s["communication"] == 0
+    found = predicted(on=deployed(tensor_parallel=2, link=Link(bytes_per_s=1e9, latency_s=1e-5)))
+    # 2 all-reduces in each of 32 layers, of a row of 4096 elements a token.
+    assert found.output_split_s["communication"] == pytest.approx(64 * (1e-5 + 8 * 8192 / 1e9) / 8)
+    assert found.input_split_s["communication"] == pytest.approx(64 * (1e-5 + 8192 * 8192 / 1e9) / 8192)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seconds"), [(2, 1e-5 + 8e-3), (4, 1e-5 + 12e-3), (8, 1e-5 + 14e-3)], ids=str
+)
+def test_ring_sends_its_bytes_nearly_twice(gpus, seconds):
+    link = Link(bytes_per_s=1e9, latency_s=1e-5)
+    assert link.all_reduce_s(8e6, gpus) == pytest.approx(seconds, rel=1e-12)
+    assert link.all_reduce_s(0, gpus) == 1e-5
+
+
+def test_every_gpu_has_a_link():
+    assert sorted(row["gpu"] for row in data_table("links.csv")) == sorted(GPUS)
+    nvlink, pcie = link_of(find_device("h100")), link_of(find_device("4090"))
+    assert (nvlink.bytes_per_s, nvlink.latency_s) == (450e9, pytest.approx(1e-5))
+    assert (pcie.bytes_per_s, pcie.latency_s) == (32e9, pytest.approx(2e-5))
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "context", "weight_bytes", "cache_bytes"),
+    [
+        pytest.param(LLAMA, {}, 1024, 2 * 8_030_261_248, 131072 * 1024, id="bf16"),
+        pytest.param(LLAMA, {"dtype": "int4"}, 1024, 8_030_261_248 / 2, 131072 * 1024, id="int4 weights"),
+        pytest.param(LLAMA, {"cache_dtype": "fp8"}, 1000, 2 * 8_030_261_248, 65536 * 1000, id="fp8 cache"),
+        pytest.param(LLAMA, {"tensor_parallel": 4}, 1024, 8_030_261_248 / 2, 32768 * 1024, id="four GPUs"),
+        # 21 layers keep 10000 tokens and 21 the last 4096; 2 x 8 x 256 elements each.
+        pytest.param(
+            WINDOWED, {}, 10_000, 2 * WINDOWED.parameters, 21 * (10_000 + 4096) * 4096 * 2, id="windows"
+        ),
+    ],
+)
+def test_largest_batch_is_what_fits_beside_the_weights(model, changes, context, weight_bytes, cache_bytes):
+    on = deployed(**changes)
+    found = largest_batch(model, on, context=context)
+    usable = 0.9 * 80 * 2**30
+    assert weight_bytes + found * cache_bytes <= usable < weight_bytes + (found + 1) * cache_bytes
+    asked = {"context": context, "prompt": context}
+    assert predicted(model, on, batch=found, **asked).largest_batch == found
+    with pytest.raises(UsageError, match=rf"^--batch: {found + 1} sequences .* at most {found} do$"):
+        predicted(model, on, batch=found + 1, **asked)
+
+
+def test_model_that_does_not_fit_is_refused_in_one_line():
+    with pytest.raises(UsageError) as caught:
+        predicted(load_language_model("llama-3.1-70b"))
+    assert str(caught.value) == (
+        "--gpu: llama-3.1-70b in bf16 takes 131.4 GiB of weights a GPU; with one sequence of 1024 tokens it "
+        "does not fit H100-SXM5-80GB (90% of 80 GiB); try --tensor-parallel, --dtype"
+    )
+    assert largest_batch(load_language_model("llama-3.1-70b"), deployed(), context=1) == 0
+
+
+# The break-even batch.
+
+
+def gaps(model, on, context, largest):
+    asked = {"context": context, "prompt": context}
+    input_s = predicted(model, on, batch=1, **asked).input_s_per_token
+    return [
+        math.fsum(output_split_s(model, on, batch=batch, context=context).values()) / input_s
+        for batch in range(1, largest + 1)
+    ]
+
+
+@pytest.mark.parametrize("ratio", [1.5, 3, 4, 8, 20, 100, 1000], ids=str)
+@pytest.mark.parametrize(
+    ("model", "gpu", "dtype", "context"),
+    [
+        pytest.param(LLAMA, "h100", "bf16", 1024, id="llama-3.1-8b, H100"),
+        pytest.param(LLAMA, "a100", "int4", 256, id="llama-3.1-8b, A100, int4"),
+        pytest.param(MIXTURE, "h200", "fp8", 1024, id="qwen3-30b-a3b, H200, fp8"),
+    ],
+)
+def test_break_even_batch_closes_the_gap_and_one_less_does_not(model, gpu, dtype, context, ratio):
+    on = deployed(gpu, dtype=dtype)
+    asked = {"context": context, "prompt": context, "price_ratio": ratio}
+    found = predicted(model, on, batch=1, **asked)
+    at = found.break_even_batch
+    if at is None:
+        assert predicted(model, on, **{**asked, "batch": found.largest_batch}).gap > ratio
+        return
+    assert 1 <= at <= found.largest_batch
+    assert predicted(model, on, **{**asked, "batch": at}).gap <= ratio
+    assert at == 1 or predicted(model, on, **{**asked, "batch": at - 1}).gap > ratio
+
+
+def test_break_even_batch_is_1_where_every_batch_closes_the_gap():
+    assert predicted(price_ratio=1e6).break_even_batch == 1
+
+
+@pytest.mark.parametrize("context", [1024, 4096], ids=["ratio too low", "memory too small"])
+def test_no_break_even_batch_where_none_that_fits_closes_the_gap(context):
+    asked = {"context": context, "prompt": context, "price_ratio": 3.0}
+    found = predicted(**asked)
+    assert found.break_even_batch is None
+    assert min(gaps(LLAMA, deployed(), context, found.largest_batch)) > 3.0
+    assert (
+        break_even_batch(LLAMA, deployed(), context=context, prompt=context, price_ratio=1e9, largest=0)
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "dtype", "context"),
+    [
+        pytest.param(LLAMA, "h100", "bf16", 1024, id="llama-3.1-8b, H100"),
+        pytest.param(LLAMA, "a100", "int4", 1024, id="llama-3.1-8b, A100, int4"),
+        pytest.param(LLAMA, "a10", "int4", 1024, id="llama-3.1-8b, A10, int4"),
+        pytest.param(WINDOWED, "h100", "bf16", 1024, id="gemma-2-9b, H100"),
+    ],
+)
+def test_no_smaller_batch_than_the_break_even_closes_the_gap(model, gpu, dtype, context):
+    # A batch that takes one tile more than the last can cost more a token: 65, 129, 193 rows.
+    on = deployed(gpu, dtype=dtype)
+    largest = largest_batch(model, on, context=context)
+    by_batch = gaps(model, on, context, largest)
+    wrong = {}
+    for ratio in (low + step / 20 for low in range(2, 10) for step in range(20)):
+        smallest = next((batch for batch, gap in enumerate(by_batch, 1) if gap <= ratio), None)
+        found = break_even_batch(
+            model, on, context=context, prompt=context, price_ratio=ratio, largest=largest
+        )
+        if found != smallest:
+            wrong[ratio] = {"found": found, "smallest": smallest}
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("gpu", ["h100", "a10", "t4", "b200"])
+@pytest.mark.parametrize(
+    "model", [TINY, SMALL, load_language_model("qwen3-0.6b")], ids=lambda each: each.name
+)
+def test_gap_falls_with_each_doubling_of_the_batch(model, gpu):
+    found = [predicted(model, deployed(gpu), batch=2**power, context=64).gap for power in range(11)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(found)), found
+
+
+# Directions.
+
+
+FASTER = {
+    "more bandwidth": (deployed(), deployed(peaks={"bandwidth_bytes_per_s": 2 * 3.35e12})),
+    "int8 weights": (deployed(), deployed(dtype="int8")),
+    "int4 weights": (deployed(dtype="int8"), deployed(dtype="int4")),
+    "fp8 weights": (deployed(dtype="bf16"), deployed(dtype="fp8")),
+    "fp8 cache": (deployed(), deployed(cache_dtype="fp8")),
+    "int8 cache": (deployed(), deployed(cache_dtype="int8")),
+    "int4 cache": (deployed(cache_dtype="fp8"), deployed(cache_dtype="int4")),
+    "more GPUs": (deployed(), deployed(tensor_parallel=2)),
+    "faster link": (
+        deployed(tensor_parallel=2),
+        deployed(tensor_parallel=2, link=Link(bytes_per_s=900e9, latency_s=1e-5)),
+    ),
+    "shorter latency": (
+        deployed(tensor_parallel=2),
+        deployed(tensor_parallel=2, link=Link(bytes_per_s=450e9, latency_s=5e-6)),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", FASTER)
+def test_output_token_costs_less_time_with(change):
+    slow, fast = FASTER[change]
+    assert output_s(on=fast, batch=16, context=4096) < output_s(on=slow, batch=16, context=4096)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_sequence_waits_for_weights_whatever_their_dtype(dtype):
+    # 2 operations for each weight that is read, where an H100 does hundreds for each byte.
+    found = predicted(on=deployed(dtype=dtype), batch=1)
+    assert found.to_json()["bound"] == "weights"
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_half_the_bytes_of_weights_take_half_the_seconds_of_one_sequence(dtype):
+    fewer, whole = (predicted(on=deployed(dtype=each), batch=1) for each in (dtype, "bf16"))
+    ratio = fewer.output_split_s["weights"] / whole.output_split_s["weights"]
+    assert ratio == pytest.approx(0.5, rel=0.15)
+    assert fewer.output_split_s["kv_cache"] == whole.output_split_s["kv_cache"]
+    assert fewer.largest_batch > whole.largest_batch
+
+
+def test_half_the_bytes_of_a_cache_take_half_the_seconds_of_a_long_context():
+    asked = {"batch": 4, "context": 65_536}
+    half, whole = (
+        predicted(on=deployed(cache_dtype=dtype), **asked).output_split_s for dtype in ("fp8", "bf16")
+    )
+    assert half["kv_cache"] / whole["kv_cache"] == pytest.approx(0.5, rel=0.15)
+    assert half["weights"] == whole["weights"]
+
+
+def test_weights_of_fewer_bytes_that_are_multiplied_as_bf16_narrow_the_gap():
+    found = [predicted(on=deployed(dtype=dtype), batch=1) for dtype in ("bf16", "int8", "int4")]
+    assert all(later.gap < earlier.gap for earlier, later in itertools.pairwise(found))
+    assert all(later.input_s_per_token > 0.95 * found[0].input_s_per_token for later in found)
+
+
+def test_more_arithmetic_makes_input_cheaper_and_the_gap_wider():
+    rates = find_device("h100").flop_per_s
+    twice = deployed(peaks={"flop_per_s": {**rates, "bf16": 2 * rates["bf16"]}})
+    assert predicted(on=twice).input_s_per_token < 0.6 * predicted().input_s_per_token
+    assert predicted(on=twice, batch=1).gap > 1.5 * predicted(batch=1).gap
+
+
+@pytest.mark.parametrize("model", [LLAMA, MIXTURE, WINDOWED], ids=lambda each: each.name)
+def test_longer_context_costs_an_output_token_more(model):
+    found = [output_s(model, context=context, batch=1) for context in (128, 1024, 8192, 65_536)]
+    assert found == sorted(set(found))
+
+
+def test_longer_prompt_costs_an_input_token_more_attention():
+    found = [
+        predicted(prompt=prompt).input_split_s["attention_arithmetic"] for prompt in (1024, 8192, 65_536)
+    ]
+    assert found == sorted(set(found))
+
+
+def test_context_leaves_the_input_token_alone_and_prompt_the_output_token():
+    first, longer, prompted = predicted(), predicted(context=2048), predicted(prompt=2048)
+    assert longer.input_split_s == first.input_split_s
+    assert prompted.output_split_s == first.output_split_s
+
+
+def test_window_caps_what_a_context_costs():
+    full = dataclasses.replace(WINDOWED, window=None, window_layers=0)
+    asked = {"batch": 1, "context": 65_536, "prompt": 65_536}
+    windowed, whole = predicted(WINDOWED, **asked), predicted(full, **asked)
+    assert windowed.output_split_s["kv_cache"] < 0.7 * whole.output_split_s["kv_cache"]
+    assert windowed.input_s_per_token < whole.input_s_per_token
+    below = {"batch": 1, "context": 4096, "prompt": 4096}
+    assert output_s(WINDOWED, **below) == pytest.approx(output_s(full, **below))
+
+
+def test_token_of_a_mixture_reads_its_own_experts_and_a_batch_those_of_all():
+    everyone = dataclasses.replace(MIXTURE, experts=dataclasses.replace(MIXTURE.experts, per_token=128))
+    one, all_of_one = (predicted(model, batch=1).output_split_s["weights"] for model in (MIXTURE, everyone))
+    assert one < 0.3 * all_of_one
+    many, all_of_many = (
+        predicted(model, batch=64, context=64).output_split_s["weights"] for model in (MIXTURE, everyone)
+    )
+    assert many == pytest.approx(all_of_many, rel=0.1)
+    dense_routing = Experts(count=1, per_token=1, intermediate_size=768)
+    assert output_s(dataclasses.replace(MIXTURE, experts=dense_routing)) < output_s(MIXTURE)
+
+
+def test_fp8_weights_cost_as_int8_ones_where_the_gpu_cannot_multiply_them():
+    found = [predicted(on=deployed("a100", dtype=dtype), batch=32) for dtype in ("fp8", "int8")]
+    assert found[0].output_s_per_token == found[1].output_s_per_token
+    assert found[0].input_s_per_token == found[1].input_s_per_token
+
+
+@pytest.mark.parametrize("gpu", ["h100", "a100", "t4"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("what", ["dtype", "cache_dtype"])
+def test_every_dtype_of_weights_and_cache_predicts(what, dtype, gpu):
+    found = predicted(SMALL, deployed(gpu, **{what: dtype}))
+    assert 0 < found.input_s_per_token < found.output_s_per_token < 1
+
+
+# Money and requests.
+
+
+def test_dollars_by_hand():
+    # 1.8 $ an hour is 0.0005 $ a second; 2 s a token on 2 GPUs, a million tokens.
+    on = deployed(usd_per_hour=1.8, tensor_parallel=2)
+    assert on.usd_per_mtok(2.0) == pytest.approx(2000.0)
+    assert deployed(usd_per_hour=1.8).usd_per_mtok(2.0) == pytest.approx(1000.0)
+    assert deployed().usd_per_mtok(2.0) is None
+
+
+def test_dollars_follow_the_price_and_seconds_do_not():
+    cheap, dear, unpriced = (predicted(on=deployed(usd_per_hour=usd)).to_json() for usd in (1.5, 3.0, None))
+    for side in ("input", "output"):
+        seconds = cheap[f"{side}_s_per_token"]
+        assert seconds == dear[f"{side}_s_per_token"] == unpriced[f"{side}_s_per_token"]
+        assert cheap[f"{side}_usd_per_mtok"] == pytest.approx(seconds * 1e6 / 3600 * 1.5)
+        assert dear[f"{side}_usd_per_mtok"] == pytest.approx(2 * cheap[f"{side}_usd_per_mtok"])
+        assert unpriced[f"{side}_usd_per_mtok"] is None
+
+
+@pytest.mark.parametrize("hits", [0.0, 0.5, 1.0], ids=str)
+@pytest.mark.parametrize("usd_per_hour", [1.8, None], ids=["priced", "unpriced"])
+def test_request_by_hand(hits, usd_per_hour):
+    on = deployed(usd_per_hour=usd_per_hour)
+    found = request_cost(LLAMA, on, prompt=1000, output=200, batch=8, cache_hits=hits)
+    # The middle output token has 1000 + 100 tokens before it.
+    parts = predicted(on=on, prompt=1000, context=1100, batch=8)
+    input_s = {0.0: 1000, 0.5: 500, 1.0: 0}[hits] * parts.input_s_per_token
+    all_output_s = 200 * parts.output_s_per_token
+    assert found.input_s == pytest.approx(input_s, rel=1e-12)
+    assert found.output_s == pytest.approx(all_output_s, rel=1e-12)
+    assert found.usd == (None if usd_per_hour is None else pytest.approx((input_s + all_output_s) * 0.0005))
+    assert found.to_json() == {"provenance": "modelled", **dataclasses.asdict(found)}
+    assert (found.prompt, found.output, found.cache_hits) == (1000, 200, hits)
+
+
+def test_request_on_several_gpus_pays_for_all_of_them():
+    on = deployed(usd_per_hour=1.8, tensor_parallel=2)
+    found = request_cost(LLAMA, on, prompt=1000, output=200, batch=8, cache_hits=0.0)
+    assert found.usd == pytest.approx((found.input_s + found.output_s) * 2 * 0.0005)
+
+
+# Every model and every GPU.
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_predicts_on_some_number_of_gpus(name):
+    model = load_language_model(name)
+    fitting = []
+    for tensor_parallel in (1, 2, 4, 8):
+        on = deployed("b300", tensor_parallel=tensor_parallel, usd_per_hour=5.0)
+        if largest_batch(model, on, context=1024) >= 8:
+            fitting.append(predicted(model, on))
+    assert fitting
+    for found in fitting:
+        assert 0 < found.input_s_per_token < found.output_s_per_token < 1
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2], ids=["alone", "two"])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_gpu_predicts_a_small_model(gpu, tensor_parallel):
+    on = deployed(gpu, tensor_parallel=tensor_parallel, usd_per_hour=1.0)
+    found = predicted(SMALL, on).to_json()
+    numbers = [value for value in found.values() if isinstance(value, float)]
+    assert len(numbers) >= 8
+    assert all(math.isfinite(value) and value > 0 for value in numbers)
+    assert found["gpu"] == gpu
+    assert found["gap"] > 1
+    # No step is faster than its weights can be read.
+    share = SMALL.parameters * 2 / tensor_parallel / on.peaks.bandwidth_bytes_per_s
+    assert found["output_s_per_token"] * 8 > share
+    # No input token is faster than its arithmetic.
+    rate = on.peaks.flop_per_s["bf16"] or on.peaks.flop_per_s["fp16"]
+    projections = SMALL.parameters - SMALL.lm_head.parameters
+    assert found["input_s_per_token"] > 2 * projections / tensor_parallel / rate
+
+
+def test_json_says_that_all_is_modelled_and_what_it_is_of():
+    found = predicted(on=deployed(usd_per_hour=2.0, cache_dtype="fp8")).to_json()
+    assert found["provenance"] == "modelled"
+    assert {
+        name: found[name] for name in ("model", "gpu", "tensor_parallel", "batch", "context", "prompt")
+    } == {
+        "model": "llama-3.1-8b",
+        "gpu": "H100-SXM5-80GB",
+        "tensor_parallel": 1,
+        "batch": 8,
+        "context": 1024,
+        "prompt": 1024,
+    }
+    assert (found["dtype"], found["cache_dtype"], found["price_ratio"]) == ("bf16", "fp8", 4.0)
+    assert found["output_tokens_per_s"] * found["output_s_per_token"] == pytest.approx(1)
+    assert found["input_tokens_per_s"] * found["input_s_per_token"] == pytest.approx(1)
+    assert set(found["output_split_s"]) == set(found["input_split_s"]) == set(COMPONENTS)
+
+
+def test_json_lists_bytes_on_a_gpu_and_the_work_of_each_part():
+    found = predicted(on=deployed(dtype="int8", tensor_parallel=2)).to_json()
+    memory = found["memory"]
+    norms = (2 * 32 + 1) * 4096  # on each GPU
+    assert memory["weight_bytes"] == (8_030_261_248 - norms) / 2 + norms
+    assert memory["kv_bytes"] == 8 * 1024 * 65536
+    assert memory["needed_bytes"] == memory["weight_bytes"] + memory["kv_bytes"] <= memory["usable_bytes"]
+    assert memory["usable_bytes"] == pytest.approx(0.9 * 80 * 2**30)
+    assert memory["kv_bytes_per_token"] == 65536
+    step = decode_forward(LLAMA, batch=8, context=1024, tensor_parallel=2)
+    parts = found["decode_parts"]
+    assert [part["part"] for part in parts] == [part.name for part in step.parts]
+    for column, total in {
+        "operations": step.operations,
+        "weight_bytes": step.weight_bytes("int8"),
+        "kv_bytes": step.kv_bytes("bf16"),
+        "activation_bytes": step.activation_bytes,
+    }.items():
+        assert sum(part["times"] * part[column] for part in parts) == total
+    assert [part["part"] for part in found["prefill_parts"]] == [part["part"] for part in parts]

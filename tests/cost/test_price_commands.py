@@ -1,0 +1,546 @@
+"""`decodetax prices` and `decodetax price` from the command line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.run_file import read_run
+from decodetax.harness.cost.break_even import BreakEven, measured_batch
+from decodetax.harness.cost.deployment import deployment
+from decodetax.harness.cost.prices import price_list
+from hand_made import assert_misuse, decodetax, strict_json
+
+RUN = Path(__file__).resolve().parents[2] / "docs" / "runs" / "cpu-epyc-2-cores.json"
+AGAINST = BreakEven(model=load_language_model("llama-3.1-8b"), on=deployment("h100"), context=1024)
+
+MODEL = ("--model", "gpt-4o-2024-08-06")
+TOKENS = ("--input", "500", "--output", "700")
+GIVEN = ("--input-price", "0.01", "--output-price", "0.02")
+
+OWN = {
+    "model": '"our-model"',
+    "effective": '"2030-01-01"',
+    "input_usd_per_mtok": "0.1",
+    "output_usd_per_mtok": "0.2",
+    "source": '"our contract"',
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def entry(**changes):
+    """A [[price]] of TOML; a field of None is left out."""
+    fields = {name: value for name, value in {**OWN, **changes}.items() if value is not None}
+    return "[[price]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
+
+
+def write(folder, *entries):
+    path = folder / "own.toml"
+    path.write_text("".join(entries), encoding="utf-8")
+    return path
+
+
+def document(*arguments):
+    outcome = decodetax(*arguments, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    return strict_json(outcome.out)
+
+
+def printed(*arguments):
+    outcome = decodetax(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    return outcome.out
+
+
+def line_of(text, start):
+    [line] = [line for line in text.splitlines() if line.startswith(start)]
+    return line.split()
+
+
+# The list.
+
+
+def test_prices_lists_every_model_with_date_price_ratio_and_source():
+    table = printed("prices").partition("\n\n")[0].splitlines()
+    for column in ("model", "effective", "$ per 1M input", "cached input", "output:input", "source"):
+        assert column in table[0]
+    prices = price_list()
+    assert len(table) == 2 + len(prices)
+    for price, line in zip(prices.values(), table[2:], strict=True):
+        assert line.startswith(f"{price.model} ")
+        assert line.endswith(f" {price.source}")
+        assert f" {price.effective} " in line
+
+
+def test_prices_shows_ratios_and_what_is_not_listed():
+    out = printed("prices")
+    assert line_of(out, "gpt-4o-2024-05-13")[:6] == [
+        "gpt-4o-2024-05-13", "2024-05-13", "5.00", "-", "15.00", "3.00",
+    ]  # fmt: skip
+    assert line_of(out, "gpt-4o-2024-08-06")[2:6] == ["2.50", "1.25", "10.00", "4.00"]
+    assert line_of(out, "together llama-3.3-70b")[4:8] == ["0.88", "-", "0.88", "1.00"]
+
+
+def test_prices_shows_how_a_family_changed():
+    changes = printed("prices").partition("\n\n")[2]
+    line = " ".join(line_of(changes, "gpt-4o "))
+    assert line == (
+        "gpt-4o gpt-4o-2024-05-13 gpt-4o-2024-08-06 2024-05-13 to 2024-08-06 "
+        "5.00 to 2.50, fell 50% 15.00 to 10.00, fell 33.33% 3.00 to 4.00"
+    )
+    assert "0.14 to 0.27, rose 92.86%" in changes
+    assert "3.00, unchanged" in changes
+
+
+def test_prices_tells_a_small_change_from_none_and_one_from_nothing(folder):
+    own = write(
+        folder,
+        entry(model='"a"', family='"f"', input_usd_per_mtok="0", output_usd_per_mtok="10000000"),
+        entry(model='"b"', family='"f"', input_usd_per_mtok="1", output_usd_per_mtok="10000001"),
+    )
+    line = " ".join(line_of(printed("prices", "--prices", own), "f "))
+    assert "0.00 to 1.00 10000000.00 to 10000001.00, rose under 0.01% - to 10000001.00" in line
+
+
+def test_prices_as_json_keep_money_as_text():
+    found = document("prices")
+    assert found["schema_version"] == 1
+    [gpt] = [price for price in found["prices"] if price["model"] == "gpt-4o-2024-08-06"]
+    assert gpt == {
+        "model": "gpt-4o-2024-08-06",
+        "family": "gpt-4o",
+        "effective": "2024-08-06",
+        "input_usd_per_mtok": "2.50",
+        "cached_input_usd_per_mtok": "1.25",
+        "output_usd_per_mtok": "10.00",
+        "source": price_list()["gpt-4o-2024-08-06"].source,
+        "output_over_input": 4.0,
+        "modelled_batch": AGAINST.modelled_batch(4.0),
+        "measured_batch": None,
+    }
+    assert found["break_even"] == AGAINST.to_json()
+    [change] = [change for change in found["changes"] if change["family"] == "gpt-4o"]
+    assert change["input_change_percent"] == -50
+    assert len(found["prices"]) == len(price_list())
+
+
+def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
+    served = ("--served-model", "llama-3.2-1b", "--gpu", "b200", "--context", "500")
+    plain = printed("prices", *served)
+    against = BreakEven(model=load_language_model("llama-3.2-1b"), on=deployment("b200"), context=500)
+    assert line_of(plain, "gpt-4o-2024-08-06")[6] == str(against.modelled_batch(4.0))
+    assert "measured batch" not in plain
+    assert "the gap of llama-3.2-1b on B200, 500 cached tokens" in plain
+    measured = printed("prices", *served, "--run", RUN)
+    batch = dataclasses.replace(against, gaps=tuple(read_run(RUN).gaps)).measured_batch(4.0)
+    assert line_of(measured, "gpt-4o-2024-08-06")[6:8] == [str(against.modelled_batch(4.0)), f"{batch:.4g}"]
+
+
+def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
+    out = printed("price", *TOKENS, *MODEL, "--run", RUN)
+    batch = AGAINST.modelled_batch(4.0)
+    assert f"The gap of {AGAINST.where}, is no more than that from batch {batch} on (modelled)." in out
+    measured = measured_batch(read_run(RUN).gaps, 4.0)
+    assert f"In the run it is as much at batch {measured:.3g} (measured)." in out
+    dear = printed("price", *TOKENS, "--input-price", "1", "--output-price", "1")
+    assert "at no batch that fits (modelled)" in dear
+    found = document("price", *TOKENS, *MODEL)["break_even"]
+    assert found == AGAINST.to_json() | {"modelled_batch": batch, "measured_batch": None}
+
+
+@pytest.mark.parametrize("command", [("prices",), ("price", "--input", "1", "--model", "gpt-4o-mini")])
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--served-model", "llama-3.1-8"], ["--served-model", "llama-3.1-8b"]),
+        (["--gpu", "h101"], ["--gpu", "H100"]),
+        (["--context", "0"], ["--context", "'0'"]),
+        (["--run", "nothing.json"], ["nothing.json"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_a_ratio_is_set_against_is_named_where_it_is_wrong(command, arguments, fragments):
+    outcome = decodetax(*command, *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    for fragment in fragments:
+        assert fragment in outcome.err
+
+
+# The cost of a request.
+
+
+def test_price_shows_each_term_and_the_exact_total():
+    out = printed("price", *TOKENS, *MODEL)
+    assert line_of(out, "input") == ["input", "500", "2.50", "0.00125"]
+    assert line_of(out, "output") == ["output", "700", "10.00", "0.007"]
+    assert "The request costs $0.00825.\n" in out
+    assert "4.00 times" in out
+    assert "effective 2024-08-06" in out
+
+
+def test_price_charges_cached_input_apart_and_once():
+    out = printed("price", *TOKENS, *MODEL, "--cached-input", "400")
+    assert line_of(out, "input") == ["input", "100", "2.50", "0.00025"]
+    assert line_of(out, "cached input") == ["cached", "input", "400", "1.25", "0.0005"]
+    assert "The request costs $0.00775.\n" in out
+
+
+def test_prices_given_per_token_make_nineteen_dollars():
+    out = printed("price", *TOKENS, *GIVEN, "--per", "1")
+    assert line_of(out, "input") == ["input", "500", "0.01", "5.00"]
+    assert "$ per token" in out
+    assert "The request costs $19.00.\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usd"),
+    [
+        pytest.param([*TOKENS, *MODEL], "0.00825", id="of the list"),
+        pytest.param([*TOKENS, *GIVEN, "--per", "1"], "19.00", id="per token"),
+        pytest.param([*TOKENS, *GIVEN, "--per", "1000"], "0.019", id="per thousand"),
+        pytest.param([*TOKENS, *GIVEN], "0.000019", id="per million"),
+        pytest.param(
+            [*TOKENS, *GIVEN, "--per", "1", "--cached-input", "500", "--cached-input-price", ".001"],
+            "14.50",
+            id="all cached",
+        ),
+        pytest.param(
+            ["--input", "1000000", "--output", "1000000", "--input-price", "0.1", "--output-price", "0.2"],
+            "0.30",
+            id="a tenth and two tenths",
+        ),
+        pytest.param(
+            ["--input", "3", "--per", "1", "--input-price", "2.5e-06", "--output-price", "1E-5"],
+            "0.0000075",
+            id="with exponents",
+        ),
+        pytest.param(
+            ["--input", "9007199254740992", "--input-price", "0.000000000001", "--output-price", "0"],
+            "0.009007199254740992",
+            id="the most tokens at the finest price",
+        ),
+        pytest.param(
+            ["--output", "9007199254740992", "--per", "1", "--output-price", "1000000", "--input-price", "0"],
+            "9007199254740992000000.00",
+            id="the most that it can be",
+        ),
+        pytest.param(["--output", "1", *MODEL, "--cached-input", "0"], "0.00001", id="one token"),
+        pytest.param(
+            ["--input", "5", "--model", "gpt-4", "--cached-input", "0"], "0.00015", id="none cached"
+        ),
+        pytest.param(["--input", "5", "--input-price", "0", "--output-price", "0"], "0.00", id="free"),
+    ],
+)
+def test_total_is_exact(arguments, usd):
+    found = document("price", *arguments)
+    assert found["usd"] == usd
+    assert f"costs ${usd}.\n" in printed("price", *arguments)
+
+
+def test_price_as_json_tells_each_term():
+    found = document("price", *TOKENS, *MODEL, "--cached-input", "400")
+    assert found["price"]["model"] == "gpt-4o-2024-08-06"
+    assert found["terms"] == [
+        {"kind": "input", "tokens": 100, "usd_per_mtok": "2.50", "usd": "0.00025"},
+        {"kind": "cached input", "tokens": 400, "usd_per_mtok": "1.25", "usd": "0.0005"},
+        {"kind": "output", "tokens": 700, "usd_per_mtok": "10.00", "usd": "0.007"},
+    ]
+
+
+def test_price_as_json_has_no_model_where_prices_are_given():
+    found = document("price", *TOKENS, *GIVEN, "--per", "1")
+    assert (found["price"]["model"], found["price"]["effective"]) == (None, None)
+    assert found["price"]["input_usd_per_mtok"] == "10000.00"
+    assert found["price"]["output_over_input"] == 2
+
+
+WHOLE = "a whole number of tokens from 0 to 9007199254740992"
+AMOUNT = "a number of dollars from 0 to 1000000"
+BAD_ARGUMENTS = {
+    "input below 0": ([*MODEL, "--input", "-1"], ["--input:", "'-1'", WHOLE]),
+    "input with a fraction": ([*MODEL, "--input", "1.5"], ["--input:", "'1.5'", WHOLE]),
+    "input past 2^53": ([*MODEL, "--input", "9007199254740993"], ["--input:", WHOLE]),
+    "input of ten thousand digits": ([*MODEL, "--input", "9" * 10_000], ["--input:", WHOLE]),
+    "input that is a word": ([*MODEL, "--input", "many"], ["--input:", "'many'", WHOLE]),
+    "input of nothing": ([*MODEL, "--input", ""], ["--input:", "''", WHOLE]),
+    "input in Arabic digits": ([*MODEL, "--input", "٣"], ["--input:", WHOLE]),
+    "input with an underscore": ([*MODEL, "--input", "1_0"], ["--input:", WHOLE]),
+    "output below 0": ([*MODEL, "--output", "-1"], ["--output:", "'-1'", WHOLE]),
+    "output past 2^53": ([*MODEL, "--output", "9007199254740993"], ["--output:", WHOLE]),
+    "cached input below 0": ([*MODEL, *TOKENS, "--cached-input", "-1"], ["--cached-input:", WHOLE]),
+    "more cached than input": ([*MODEL, *TOKENS, "--cached-input", "501"], ["--cached-input:", "501", "500"]),
+    "no tokens": ([*MODEL], ["--input:", "0"]),
+    "0 tokens": ([*MODEL, "--input", "0", "--output", "0"], ["--input:", "0"]),
+    "no cached price": (
+        [*TOKENS, "--model", "gpt-4", "--cached-input", "1"],
+        ["--cached-input:", "'gpt-4'", "no price"],
+    ),
+    "no cached price given": ([*TOKENS, *GIVEN, "--cached-input", "1"], ["--cached-input-price:", "missing"]),
+    "no price": ([*TOKENS], ["--model:", "decodetax prices", "--input-price", "--output-price"]),
+    "no output price": ([*TOKENS, "--input-price", "1"], ["--output-price:", "missing"]),
+    "no input price": ([*TOKENS, "--output-price", "1"], ["--input-price:", "missing"]),
+    "model and an input price": ([*TOKENS, *MODEL, "--input-price", "1"], ["--input-price:", "--model"]),
+    "model and an output price": ([*TOKENS, *MODEL, "--output-price", "1"], ["--output-price:", "--model"]),
+    "model and a cached price": (
+        [*TOKENS, *MODEL, "--cached-input-price", "1"],
+        ["--cached-input-price:", "--model"],
+    ),
+    "model and per": ([*TOKENS, *MODEL, "--per", "1"], ["--per:", "--model"]),
+    "prices given and a file": ([*TOKENS, *GIVEN, "--prices", "x"], ["--prices:", "--input-price"]),
+    "unknown model": ([*TOKENS, "--model", "gpt-4o"], ["--model:", "'gpt-4o'", "gpt-4o-2024-08-06"]),
+    "model of nothing": ([*TOKENS, "--model", ""], ["--model:", "''"]),
+    "model over two lines": ([*TOKENS, "--model", "gpt\n4"], ["--model:"]),
+    "model of ten thousand letters": ([*TOKENS, "--model", "x" * 10_000], ["--model:"]),
+    "price below 0": ([*TOKENS, *GIVEN, "--input-price", "-1"], ["--input-price:", "'-1'", AMOUNT]),
+    "price that is no number": ([*TOKENS, *GIVEN, "--output-price", "nan"], ["--output-price:", AMOUNT]),
+    "price without end": ([*TOKENS, *GIVEN, "--output-price", "inf"], ["--output-price:", AMOUNT]),
+    "price too large": ([*TOKENS, *GIVEN, "--output-price", "1000000.01"], ["--output-price:", AMOUNT]),
+    "price of a huge exponent": ([*TOKENS, *GIVEN, "--output-price", "1e99"], ["--output-price:", AMOUNT]),
+    "price too fine": ([*TOKENS, *GIVEN, "--output-price", "1e-13"], ["--output-price:", "12 decimals"]),
+    "price with an underscore": ([*TOKENS, *GIVEN, "--input-price", "1_0"], ["--input-price:", AMOUNT]),
+    "price with a blank": ([*TOKENS, *GIVEN, "--input-price", " 1"], ["--input-price:", AMOUNT]),
+    "price in Arabic digits": ([*TOKENS, *GIVEN, "--input-price", "٣"], ["--input-price:", AMOUNT]),
+    "price of a lone point": ([*TOKENS, *GIVEN, "--input-price", "."], ["--input-price:", AMOUNT]),
+    "cached price below 0": (
+        [*TOKENS, *GIVEN, "--cached-input-price", "-1"],
+        ["--cached-input-price:", AMOUNT],
+    ),
+    "per 0": ([*TOKENS, *GIVEN, "--per", "0"], ["--per:", "'0'", "a power of ten from 1 to 1000000000"]),
+    "per 3": ([*TOKENS, *GIVEN, "--per", "3"], ["--per:", "'3'", "a power of ten"]),
+    "per too many": ([*TOKENS, *GIVEN, "--per", "10000000000"], ["--per:", "a power of ten"]),
+    "unknown option": ([*TOKENS, *MODEL, "--inptu", "1"], ["--inptu"]),
+    "unexpected argument": ([*TOKENS, *MODEL, "extra"], ["extra"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_argument_is_named_in_one_line(name):
+    arguments, fragments = BAD_ARGUMENTS[name]
+    assert_misuse(decodetax("price", *arguments), *fragments)
+
+
+def test_misuse_in_a_process_of_its_own_has_no_traceback(folder):
+    arguments = [sys.executable, "-m", "decodetax.harness", "price", "--input", "-1", *MODEL]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"decodetax: --input: '-1' is not {WHOLE}\n"
+
+
+@pytest.mark.parametrize("arguments", [["prices"], ["price", *TOKENS, *MODEL]], ids=["prices", "price"])
+def test_answers_import_no_torch(arguments):
+    code = (
+        "import sys\n"
+        "from decodetax.harness import cli\n"
+        f"sys.argv = ['decodetax', *{arguments!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "print(*sorted({'torch', 'triton', 'numpy', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+def test_help_says_that_cached_input_is_part_of_the_input_and_that_money_is_text():
+    text = " ".join(printed("price", "--help").split())
+    assert "How many of the --input tokens are charged at the cached price; at most --input." in text
+    assert "Money is text with all its digits" in text
+
+
+# Prices of one's own.
+
+
+def test_own_prices_are_added_to_the_list(folder):
+    own = write(
+        folder, entry(), entry(model='"other"', cached_input_usd_per_mtok="5e-2", effective="2030-02-01")
+    )
+    found = document("prices", "--prices", own)["prices"]
+    assert len(found) == len(price_list()) + 2
+    assert found[-2:] == [
+        {
+            "model": "our-model",
+            "family": None,
+            "effective": "2030-01-01",
+            "input_usd_per_mtok": "0.10",
+            "cached_input_usd_per_mtok": None,
+            "output_usd_per_mtok": "0.20",
+            "source": "our contract",
+            "output_over_input": 2.0,
+            "modelled_batch": AGAINST.modelled_batch(2.0),
+            "measured_batch": None,
+        },
+        {
+            "model": "other",
+            "family": None,
+            "effective": "2030-02-01",
+            "input_usd_per_mtok": "0.10",
+            "cached_input_usd_per_mtok": "0.05",
+            "output_usd_per_mtok": "0.20",
+            "source": "our contract",
+            "output_over_input": 2.0,
+            "modelled_batch": AGAINST.modelled_batch(2.0),
+            "measured_batch": None,
+        },
+    ]
+    assert document("price", "--input", "1", "--model", "other", "--prices", own)["usd"] == "0.0000001"
+
+
+def test_own_price_takes_the_place_of_the_listed_one(folder):
+    own = write(folder, entry(model='"GPT-4o-mini"', input_usd_per_mtok="1"))
+    found = document("prices", "--prices", own)["prices"]
+    assert [price["model"] for price in found] == [
+        "GPT-4o-mini" if name == "gpt-4o-mini" else name for name in price_list()
+    ]
+    asked = document("price", "--input", "1000000", "--model", "gpt-4o-mini", "--prices", own)
+    assert asked["usd"] == "1.00"
+    assert document("price", "--input", "1000000", "--model", "gpt-4o-mini")["usd"] == "0.15"
+
+
+def test_own_price_of_a_family_continues_it(folder):
+    own = write(folder, entry(family='"gpt-4o"', input_usd_per_mtok="5"))
+    found = document("prices", "--prices", own)["changes"]
+    assert {
+        "family": "gpt-4o",
+        "earlier": "gpt-4o-2024-08-06",
+        "later": "our-model",
+        "input_change_percent": 100.0,
+        "output_change_percent": -98.0,
+    } in found
+
+
+@pytest.mark.parametrize("effective", ['"2030"', '"2030-01"', "2030-01-31", '"2030-01-31 read by hand"'])
+def test_effective_may_lack_day_or_month_and_have_a_remark(folder, effective):
+    found = document("prices", "--prices", write(folder, entry(effective=effective)))["prices"]
+    assert found[-1]["effective"] == effective.strip('"')
+
+
+def test_own_price_is_read_digit_by_digit(folder):
+    own = write(folder, entry(input_usd_per_mtok="0.100000000000000001"))
+    assert document("prices", "--prices", own)["prices"][-1]["input_usd_per_mtok"] == "0.100000000000000001"
+
+
+def test_own_file_may_start_with_a_byte_order_mark(folder):
+    (folder / "own.toml").write_bytes(b"\xef\xbb\xbf" + entry().encode())
+    assert document("prices", "--prices", "own.toml")["prices"][-1]["model"] == "our-model"
+
+
+A_PRICE = "a number from 0 to 1000000000000 of at most 18 decimals"
+BAD_PRICES = {
+    "that is a text": ('"0.1"', "'0.1'"),
+    "of yes": ("true", "True"),
+    "that is a list": ("[1]", "a list of 1"),
+    "that is a date": ("2030-01-01", "date"),
+    "below 0": ("-0.1", "-0.1"),
+    "below 0 and whole": ("-1", "-1"),
+    "of minus 0": ("-0.0", "-0.0"),
+    "that is no number": ("nan", "NaN"),
+    "without end": ("inf", "Infinity"),
+    "without end below 0": ("-inf", "-Infinity"),
+    "too large": ("1000000000001", "1000000000001"),
+    "past a float": ("1e999", "1E+999"),
+    "too fine": ("1e-19", "1E-19"),
+    "of many hexadecimal digits": (f"0x{'f' * 5000}", "was 39802768403379665923"),
+    "of many digits": (f"0.{'1' * 5000}", "0.1"),
+}
+
+
+@pytest.mark.parametrize("field", ["input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"])
+@pytest.mark.parametrize("name", BAD_PRICES)
+def test_own_price_that_is_no_amount_is_named(folder, field, name):
+    value, told = BAD_PRICES[name]
+    own = write(folder, entry(), entry(model='"b"', **{field: value}))
+    assert_misuse(
+        decodetax("prices", "--prices", own), "--prices:", "own.toml", f"[[price]] 2: {field}:", A_PRICE, told
+    )
+
+
+BAD_FILES = {
+    "empty": ("", ["holds no [[price]]"]),
+    "without a price": ("price = []", ["holds no [[price]]"]),
+    "with one table": ("[price]\nmodel = 'a'", ["price:", "[[price]]", "an object of 1 fields"]),
+    "with a number": ("price = 1", ["price:", "[[price]]", "was 1"]),
+    "with a list of numbers": ("price = [1]", ["price:", "[[price]]", "a list of 1"]),
+    "with another key": (f"prices = 1\n{entry()}", ["'prices'", "[[price]]"]),
+    "with another table": (f"{entry()}[other]\n", ["'other'", "[[price]]"]),
+    "with an unknown field": (
+        entry(input_usd_per_mtoken="1"),
+        ["[[price]] 1:", "'input_usd_per_mtoken'", "input_usd_per_mtok"],
+    ),
+    "without a model": (entry(model=None), ["[[price]] 1: model: is missing"]),
+    "without a date": (entry(effective=None), ["[[price]] 1: effective: is missing"]),
+    "without an input price": (entry(input_usd_per_mtok=None), ["input_usd_per_mtok: is missing"]),
+    "without an output price": (entry(output_usd_per_mtok=None), ["output_usd_per_mtok: is missing"]),
+    "without a source": (entry(source=None), ["[[price]] 1: source: is missing"]),
+    "with a model of no letters": (entry(model='" "'), ["model: must be one line of text"]),
+    "with a number for a model": (entry(model="4"), ["model: must be one line of text", "was 4"]),
+    "with a model over two lines": (entry(model=r'"a\nb"'), ["model: must be one line of text"]),
+    "with an escape sequence": (entry(source=r'"\u001b[31m"'), ["source: must be one line of text"]),
+    "with a long source": (entry(source=f'"{"x" * 201}"'), ["source: must have at most 200 characters"]),
+    "with a list for a family": (entry(family="[]"), ["family: must be one line of text"]),
+    "with a word for a date": (entry(effective='"soon"'), ["effective: must start with a date", "'soon'"]),
+    "with a month 13": (entry(effective='"2030-13"'), ["effective: must start with a date", "'2030-13'"]),
+    "with a 30 February": (entry(effective='"2030-02-30"'), ["effective: must start with a date"]),
+    "with a year of 5 digits": (entry(effective='"20300"'), ["effective: must start with a date"]),
+    "with a number for a date": (entry(effective="2030"), ["effective: must be one line of text"]),
+    "with a time for a date": (entry(effective="2030-01-01T00:00:00"), ["effective: must be one line"]),
+    "with a model twice": (
+        entry() + entry(model='"Our-Model"'),
+        ["[[price]] 2: model: 'Our-Model'", "twice"],
+    ),
+    "that is JSON": ('{"price": []}', ["is not TOML", "line 1"]),
+    "with half a line": ("[[price]]\nmodel = \n", ["is not TOML", "line 2"]),
+    "with a key twice": ("[[price]]\nmodel = 'a'\nmodel = 'a'\n", ["is not TOML"]),
+    "with an integer of thousands of digits": (entry(input_usd_per_mtok="9" * 5000), ["too many digits"]),
+    "with an exponent past any": (entry(input_usd_per_mtok=f"1e{'9' * 30}"), ["too many digits"]),
+    "nested too deeply": (f"price = {'[' * 50_000}", ["--prices:"]),
+    "too large": ("#" * (2**20 + 1), ["too large", "1 MiB"]),
+}
+
+
+@pytest.mark.parametrize("command", [["prices"], ["price", *TOKENS, *MODEL]], ids=["prices", "price"])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_file_that_is_no_price_file_is_named(folder, command, name):
+    text, fragments = BAD_FILES[name]
+    own = write(folder, text)
+    assert_misuse(decodetax(*command, "--prices", own), "--prices:", "own.toml", *fragments)
+
+
+def test_binary_file_is_named(folder):
+    (folder / "own.toml").write_bytes(b"\x7fELF\xff\x00")
+    assert_misuse(decodetax("prices", "--prices", "own.toml"), "--prices:", "own.toml", "not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        pytest.param("none.toml", "No such file", id="missing"),
+        pytest.param("", "not a regular file", id="of no name"),
+        pytest.param("folder", "not a regular file", id="folder"),
+        pytest.param("pipe", "not a regular file", id="pipe"),
+        pytest.param("/dev/zero", "not a regular file", id="device"),
+        pytest.param("x" * 300, "too long", id="too long a name"),
+        pytest.param("own.toml/x", "Not a directory", id="below a file"),
+    ],
+)
+def test_file_that_cannot_be_read_is_named(folder, name, fragment):
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    write(folder, entry())
+    assert_misuse(decodetax("prices", "--prices", name), "--prices:", fragment)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_file_that_may_not_be_read_is_named(folder):
+    own = write(folder, entry())
+    own.chmod(0)
+    assert_misuse(decodetax("prices", "--prices", own), "--prices:", "own.toml", "Permission denied")

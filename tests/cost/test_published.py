@@ -1,0 +1,74 @@
+"""The model beside published end-to-end figures."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from decodetax.harness.cost import published
+from decodetax.harness.cost.published import deepseek_day, published_comparisons
+from hand_made import decodetax, strict_json
+
+COMPARISONS = published_comparisons()
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "accuracy.md"
+
+
+@pytest.mark.parametrize("found", COMPARISONS, ids=lambda each: each.what)
+def test_every_figure_that_is_held_to_something_is_kept(found):
+    assert found.kept is not False, f"{found.modelled} against {found.published} {found.unit}"
+
+
+def test_what_is_held_to_what():
+    held = {each.what: each.within for each in COMPARISONS}
+    assert sum(within == 0.15 for within in held.values()) == 2
+    assert sum(within == 0.25 for within in held.values()) == 4
+    assert held["gpt-fast, llama-2-7b in bf16 on A100, decode"] == 0.15
+    assert [what for what, within in held.items() if within is None] == [
+        "gpt-fast, llama-2-7b in int8 on A100, decode"
+    ]
+
+
+def test_deepseeks_day_by_arithmetic():
+    day = deepseek_day()
+    assert (day.node_hours, day.usd) == (5442, 87072)
+    assert f"{day.input_usd_per_mtok:.2f} {day.output_usd_per_mtok:.2f}" == "0.06 0.30"
+    assert f"{day.gap:.2f} {day.gap_without_hits:.2f}" == "4.98 2.18"
+
+
+def test_a_figure_that_is_missed_stays_and_says_so(monkeypatch):
+    missed = dataclasses.replace(COMPARISONS[0], modelled=2 * COMPARISONS[0].published)
+    assert missed.relative_error == pytest.approx(1)
+    monkeypatch.setattr(published, "published_comparisons", lambda: (missed, *COMPARISONS[1:]))
+    outcome = decodetax("predict", "--published")
+    assert outcome.code == 0
+    assert outcome.out.count("MISSED") == 1
+    assert "+100.0%" in outcome.out
+
+
+def test_tensorrts_mixes_are_taken_apart_and_put_together_again():
+    published_of = {
+        each.what.rpartition(", ")[2]: each.published for each in COMPARISONS if "saturated" in each.what
+    }
+    input_s, output_s = 1 / published_of["input"], 1 / published_of["output"]
+    assert 2048 / (128 * input_s + 2048 * output_s) == pytest.approx(22714)
+    assert 128 / (2048 * input_s + 128 * output_s) == pytest.approx(3450)
+    assert published_of["gap"] == pytest.approx(2.79, abs=0.005)
+
+
+def test_the_docs_show_what_the_command_prints():
+    printed = [line.rstrip() for line in decodetax("predict", "--published").out.splitlines()]
+    page = DOCS.read_text(encoding="utf-8").partition("<!-- decodetax predict --published -->")[2]
+    assert page.split("```")[1].removeprefix("text\n").splitlines() == printed
+
+
+def test_json_holds_source_and_provenance():
+    document = strict_json(decodetax("predict", "--published", "--json").out)
+    for row in document["published"]:
+        assert row["source"]
+        assert row["provenance"] == ("published" if "DeepSeek" in row["what"] else "modelled")
+
+
+@pytest.mark.parametrize("option", [("--batch", "1"), ("--gpu", "h100"), ("--cache-hits", "0.5")])
+def test_published_setups_take_no_other_option(option):
+    outcome = decodetax("predict", "--published", *option)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert option[0] in outcome.err

@@ -1,0 +1,411 @@
+"""Tile orders against recorded launches, and the modelled L2 against hand counts and plain simulation."""
+
+import dataclasses
+import importlib
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.offline.cache_model import (
+    LruCache,
+    MatmulShape,
+    best_group_m,
+    group_m_traffic,
+    matmul_traffic,
+)
+from decodetax.harness.offline.tile_order import TileShare, matmul_tile_order
+from decodetax.kernels import MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes
+from hypothesis import given
+from hypothesis import strategies as st
+from triton.runtime.interpreter import interpreter_builder
+
+matmul_kernels = importlib.import_module("decodetax.kernels.prefill_matmul")
+H100 = find_gpu("h100")
+WHOLE_SHAPE = MatmulShape(
+    rows=4096, out_features=28672, in_features=4096, x_bytes=2, weight_bytes=2, out_bytes=2
+)
+
+
+def tiling(block_m, block_n, block_k, *, group_m=8, num_splits=1, **more):
+    return MatmulTiling(
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
+        group_m=group_m,
+        num_splits=num_splits,
+        num_warps=4,
+        num_stages=2,
+        **more,
+    )
+
+
+def gpu(sm_count, l2_bytes=0):
+    return dataclasses.replace(H100, sm_count=sm_count, l2_bytes=l2_bytes)
+
+
+def shape(rows, out_features, in_features, *, element_bytes=2):
+    return MatmulShape(
+        rows=rows,
+        out_features=out_features,
+        in_features=in_features,
+        x_bytes=element_bytes,
+        weight_bytes=element_bytes,
+        out_bytes=element_bytes,
+    )
+
+
+@contextmanager
+def recorded(monkeypatch):
+    """Live addresses of every masked load and store, with the program that asks for them."""
+    log = SimpleNamespace(loads=[], stores=[])
+    builder = type(interpreter_builder)
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def live(ptrs, mask):
+        return ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)]
+
+    def masked_load(self, ptrs, mask, *rest, **options):
+        log.loads.append((self.grid_idx[0], live(ptrs, mask)))
+        return load(self, ptrs, mask, *rest, **options)
+
+    def masked_store(self, ptrs, value, mask, *rest, **options):
+        log.stores.append((self.grid_idx[0], live(ptrs, mask)))
+        return store(self, ptrs, value, mask, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", masked_load)
+        patch.setattr(builder, "create_masked_store", masked_store)
+        yield log
+
+
+def elements(log, tensor):
+    """Elements of a tensor that each program named, as flat indices."""
+    first, size = tensor.data_ptr(), tensor.element_size()
+    touched = {}
+    for program, addresses in log:
+        offsets = addresses.astype(np.int64) - first
+        inside = offsets[(offsets >= 0) & (offsets < tensor.numel() * size)] // size
+        if inside.size:
+            touched.setdefault(program, set()).update(inside.tolist())
+    return touched
+
+
+def block(rows, columns, width):
+    return {row * width + column for row in rows for column in columns}
+
+
+@pytest.mark.parametrize("group_m", [1, 3, 8])
+@pytest.mark.parametrize("num_splits", [1, 3])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (65, 49, 80), (112, 33, 127)])
+@pytest.mark.parametrize(("whole_tiles", "columns"), [(0, None), (3, 20)])
+def test_matmul_programs_compute_the_shares_of_the_tile_order(
+    sizes, num_splits, group_m, whole_tiles, columns, monkeypatch
+):
+    rows, out_features, in_features = sizes
+    x, weight = torch.zeros(rows, in_features), torch.zeros(out_features, in_features)
+    cut = tiling(16, 32, 16, group_m=group_m, num_splits=num_splits, whole_tiles=whole_tiles, columns=columns)
+    out = torch.empty(rows, out_features)
+    workspace = torch.empty(max(1, prefill_matmul_workspace_bytes(x, weight, tiling=cut) // 4))
+    monkeypatch.setattr(matmul_kernels, "_reduce_kernel", NoKernel())
+    with recorded(monkeypatch) as log:
+        prefill_matmul(x, weight, out=out, workspace=workspace, tiling=cut)
+    order = matmul_tile_order(rows=rows, out_features=out_features, in_features=in_features, tiling=cut)
+
+    read_x, read_weight, results, partials = {}, {}, {}, {}
+    first_share = sum(share.whole for share in order)
+    for program, share in enumerate(order):
+        m, n = span(share.block_m, 16, rows), span(share.block_n, cut.block_columns, out_features)
+        k = range(share.first_k * 16, min(share.last_k * 16, in_features))
+        if k:
+            read_x[program] = block(m, k, in_features)
+            read_weight[program] = block(n, k, in_features)
+        if share.whole:
+            results[program] = block(m, n, out_features)
+        else:
+            first = (program - first_share) * 16
+            partials[program] = block(range(first, first + len(m)), range(len(n)), 32)
+    assert elements(log.loads, x) == read_x
+    assert elements(log.loads, weight) == read_weight
+    assert elements(log.stores, out) == results
+    assert elements(log.stores, workspace) == partials
+
+
+class NoKernel:
+    def __getitem__(self, grid):
+        return lambda **_arguments: None
+
+
+def test_cache_evicts_what_was_used_longest_ago():
+    cache = LruCache(30)
+    for key in (1, 2, 3, 1, 4, 1, 2):  # 4 evicts 2, and 2 then evicts 3
+        cache.read(key, 10)
+    assert cache.read_bytes == 50
+    cache.read(1, 10)
+    assert cache.read_bytes == 50
+    cache.read(3, 10)
+    assert cache.read_bytes == 60
+
+
+def test_written_entry_is_read_from_the_cache_and_written_back_once():
+    cache = LruCache(20)
+    cache.write(1, 10)
+    cache.read(1, 10)
+    assert (cache.read_bytes, cache.written_bytes) == (0, 0)
+    cache.read(2, 20)
+    assert (cache.read_bytes, cache.written_bytes) == (20, 10)
+    cache.write(3, 5)
+    cache.flush()
+    cache.flush()
+    assert cache.written_bytes == 15
+
+
+def test_entry_larger_than_the_cache_is_not_kept():
+    cache = LruCache(10)
+    cache.read(1, 11)
+    cache.read(1, 11)
+    cache.write(2, 11)
+    assert (cache.read_bytes, cache.written_bytes) == (22, 11)
+
+
+# Two by two tiles of 16 x 16, two steps of 16: an x or weight panel and an output tile have 16 rows of 32
+# bytes each, 512 bytes; one program at a time goes (0, 0), (1, 0), (0, 1), (1, 1).
+@pytest.mark.parametrize(
+    ("l2_bytes", "panels_read"),
+    [
+        # x0 w0, x1 w0, x0 w1, x1 w1, two steps each: nothing is ever found again.
+        (0, 16),
+        # A step's panels and the tile before fit, what the tile before read does not.
+        (3 * 512, 16),
+        # Between two uses of w0 lie x0, the tile and x1: w0's first step is read again 4 entries later.
+        (6 * 512, 12),
+        # x0 comes back after w0, x1, two tiles and w1.
+        (16 * 512, 8),
+    ],
+)
+def test_two_by_two_tiles_read_what_the_hand_count_says(l2_bytes, panels_read):
+    traffic = matmul_traffic(
+        shape(32, 32, 32), tiling(16, 16, 16), gpu=gpu(1, l2_bytes=l2_bytes), programs_per_sm=1
+    )
+    assert traffic.dram_read_bytes == panels_read * 512
+    assert traffic.dram_written_bytes == 4 * 512
+    assert traffic.requested_bytes == traffic.l2_bytes == 20 * 512
+    assert traffic.distinct_bytes == 12 * 512
+
+
+def test_programs_that_run_together_share_a_panel():
+    # All four tiles at one time: each step's two x and two weight panels are read once, though only they fit.
+    traffic = matmul_traffic(
+        shape(32, 32, 32), tiling(16, 16, 16), gpu=gpu(2, l2_bytes=4 * 512), programs_per_sm=2
+    )
+    assert traffic.dram_read_bytes == 8 * 512
+
+
+def test_rows_that_are_no_whole_sectors_cost_more_at_l2_than_requested():
+    # Rows of 3 x 2 bytes, at bytes 0, 6, 12, 18, 24 and 30: the last of six crosses into a second sector.
+    traffic = matmul_traffic(
+        shape(6, 1, 3), tiling(16, 16, 16), gpu=gpu(1, l2_bytes=2**20), programs_per_sm=1
+    )
+    assert traffic.requested_bytes == 36 + 6 + 12
+    assert traffic.l2_bytes == 7 * 32 + 32 + 6 * 32
+    assert traffic.dram_bytes == traffic.l2_bytes
+
+
+def test_partial_sums_are_written_read_and_reduced():
+    # One tile, two splits of one step each. Partial tiles have 16 rows of 64 bytes, the result of 32.
+    traffic = matmul_traffic(
+        shape(16, 16, 32),
+        tiling(16, 16, 16, num_splits=2),
+        gpu=gpu(2, l2_bytes=2**20),
+        programs_per_sm=1,
+    )
+    inputs, partials, result = 4 * 512, 2 * 1024, 512
+    assert traffic.requested_bytes == inputs + 2 * partials + result
+    assert traffic.dram_read_bytes == inputs
+    assert traffic.dram_written_bytes == partials + result
+    assert traffic.distinct_bytes == inputs + partials + result
+
+
+SMALL = st.integers(1, 150)
+CALLS = st.builds(
+    lambda rows, out_features, in_features, group_m, splits, sms, element_bytes: (
+        shape(rows, out_features, in_features, element_bytes=element_bytes),
+        tiling(16, 32, 16, group_m=group_m, num_splits=splits),
+        sms,
+    ),
+    *(
+        SMALL,
+        SMALL,
+        SMALL,
+        st.integers(1, 5),
+        st.integers(1, 4),
+        st.integers(1, 9),
+        st.sampled_from([1, 2, 4]),
+    ),
+)
+
+
+@given(CALLS)
+def test_cache_that_holds_all_moves_each_byte_once(call):
+    product, cut, sms = call
+    traffic = matmul_traffic(product, cut, gpu=gpu(sms, l2_bytes=2**40), programs_per_sm=1)
+    assert traffic.dram_bytes == traffic.distinct_bytes
+
+
+@given(CALLS)
+def test_no_cache_moves_each_byte_as_often_as_requested(call):
+    product, cut, sms = call
+    traffic = matmul_traffic(product, cut, gpu=gpu(sms, l2_bytes=0), programs_per_sm=1)
+    assert traffic.dram_bytes == traffic.l2_bytes
+
+
+@given(CALLS, st.lists(st.integers(0, 60_000), min_size=2, max_size=5))
+def test_larger_cache_never_moves_more(call, sizes):
+    product, cut, sms = call
+    reads = [
+        matmul_traffic(product, cut, gpu=gpu(sms, l2_bytes=size), programs_per_sm=1) for size in sorted(sizes)
+    ]
+    dram = [traffic.dram_bytes for traffic in reads]
+    assert dram == sorted(dram, reverse=True)
+    assert reads[0].distinct_bytes <= dram[-1] <= dram[0] <= reads[0].l2_bytes
+
+
+@given(CALLS, st.integers(0, 60_000))
+def test_model_agrees_with_a_plain_simulation(call, l2_bytes):
+    product, cut, sms = call
+    traffic = matmul_traffic(product, cut, gpu=gpu(sms), l2_bytes=l2_bytes, programs_per_sm=2)
+    assert (traffic.dram_read_bytes, traffic.dram_written_bytes) == plain_simulation(
+        product, cut, 2 * sms, l2_bytes
+    )
+
+
+def plain_simulation(product, cut, slots, capacity):
+    """Access after access on a list of what the cache holds, oldest first; bytes read and written."""
+    held, dirty, read, written = {}, set(), 0, 0
+    for name, size, write in plain_accesses(product, cut, slots):
+        read += 0 if write or name in held else size
+        held.pop(name, None)
+        held[name] = size
+        dirty |= {name} if write else set()
+        while sum(held.values()) > capacity:
+            oldest = next(iter(held))
+            evicted = held.pop(oldest)
+            written += evicted if oldest in dirty else 0
+            dirty.discard(oldest)
+    return read, written + sum(held[name] for name in dirty)
+
+
+def plain_accesses(product, cut, slots):
+    """What every slot asks for, a step at a time: name, bytes in whole sectors, whether written."""
+    m, n, k, size = product.rows, product.out_features, product.in_features, product.x_bytes
+    order = matmul_tile_order(rows=m, out_features=n, in_features=k, tiling=cut)
+    splits = cut.num_splits
+
+    def result(share, name, element_bytes):
+        rows, columns = span(share.block_m, 16, m), span(share.block_n, 32, n)
+        return (name, share.block_m, share.block_n), sectors(rows, columns, n, element_bytes), True
+
+    def partial(share):
+        name, partial_bytes, write = result(share, "partial", 4)
+        return (*name, share.split), partial_bytes, write
+
+    queue = list(order)
+    running = [[share, share.first_k] for share in queue[:slots]]
+    del queue[:slots]
+    while running:
+        if all(at < share.last_k for share, at in running):
+            for slot in running:
+                share, at = slot
+                columns = span(at, 16, k)
+                yield ("x", share.block_m, at), sectors(span(share.block_m, 16, m), columns, k, size), False
+                yield ("w", share.block_n, at), sectors(span(share.block_n, 32, n), columns, k, size), False
+                slot[1] += 1
+        ended = [slot for slot in running if slot[1] == slot[0].last_k]
+        yield from (partial(share) if splits > 1 else result(share, "out", size) for share, _ in ended)
+        for slot in ended:
+            if queue:
+                share = queue.pop(0)
+                slot[:] = [share, share.first_k]
+            else:
+                running.remove(slot)
+    for share in sorted(share for share in order if splits > 1):
+        yield *partial(share)[:2], False
+        if share.split == splits - 1:
+            yield result(share, "out", size)
+
+
+def span(index, size, limit):
+    return range(index * size, min(index * size + size, limit))
+
+
+def sectors(rows, columns, width, size):
+    first, last = columns.start * size, columns.stop * size - 1
+    return 32 * sum(
+        (row * width * size + last) // 32 - (row * width * size + first) // 32 + 1 for row in rows
+    )
+
+
+def test_whole_matmul_takes_seconds_and_its_levels_are_ordered():
+    start = time.process_time()
+    traffic = matmul_traffic(WHOLE_SHAPE, tiling(128, 256, 64), gpu=H100, programs_per_sm=1)
+    assert time.process_time() - start < 5
+    # 32 x 112 tiles of 64 steps ask for (128 + 256) x 64 x 2 bytes each; the result has 4096 x 28672 x 2.
+    assert traffic.requested_bytes == 32 * 112 * 64 * 384 * 128 + 4096 * 28672 * 2
+    assert traffic.l2_bytes == traffic.requested_bytes
+    assert traffic.distinct_bytes < traffic.dram_bytes < traffic.l2_bytes
+    assert traffic.requested_ops_per_byte == pytest.approx(83.59, abs=0.01)
+    assert traffic.l2_ops_per_byte < traffic.dram_ops_per_byte
+    # Far past H100's balance point of 989e12 / 3.35e12 operations a byte, in its own tile order.
+    assert traffic.dram_ops_per_byte > 1.5 * 989 / 3.35
+
+
+def test_search_finds_the_group_of_fewest_dram_bytes():
+    product, cut = shape(4096, 8192, 1024), tiling(128, 128, 64)
+    options = {"gpu": gpu(108, l2_bytes=10 * 2**20), "programs_per_sm": 1}
+    best = best_group_m(product, cut, **options)
+    every = group_m_traffic(product, cut, **options, candidates=range(1, 33))
+    # The default candidates are not every size: close to the best of all of them, and far from the worst.
+    found = matmul_traffic(product, dataclasses.replace(cut, group_m=best), **options).dram_bytes
+    assert found <= 1.05 * min(traffic.dram_bytes for traffic in every.values())
+    assert every[1].dram_bytes > 2 * found
+
+
+def test_group_of_equal_merit_is_the_smallest():
+    product = shape(64, 64, 64)
+    assert best_group_m(product, tiling(16, 16, 16), gpu=gpu(4, l2_bytes=2**30), programs_per_sm=1) == 1
+
+
+def test_another_order_is_judged_by_its_own_traffic():
+    product, cut = shape(64, 64, 16), tiling(16, 16, 16, group_m=4)
+    one = {"gpu": gpu(1, l2_bytes=5 * 512), "programs_per_sm": 1}
+    own = matmul_tile_order(rows=64, out_features=64, in_features=16, tiling=cut)
+    scattered = [own[index] for index in (0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11)]
+    assert matmul_traffic(product, cut, **one, order=own) == matmul_traffic(product, cut, **one)
+    worse = matmul_traffic(product, cut, **one, order=scattered)
+    assert worse.dram_bytes > matmul_traffic(product, cut, **one).dram_bytes
+    assert worse.requested_bytes == matmul_traffic(product, cut, **one).requested_bytes
+
+
+def test_order_that_leaves_out_a_share_is_refused():
+    with pytest.raises(ValueError, match="order has 1 shares; it must hold each of 4 once"):
+        matmul_traffic(
+            shape(32, 32, 16),
+            tiling(16, 16, 16),
+            gpu=gpu(1),
+            programs_per_sm=1,
+            order=[TileShare(0, 0, 0, 0, 1, True)],
+        )
+
+
+def test_no_programs_per_sm_is_refused():
+    with pytest.raises(ValueError, match="programs_per_sm is 0; it must be at least 1"):
+        matmul_traffic(shape(16, 16, 16), tiling(16, 16, 16), gpu=gpu(1), programs_per_sm=0)
+
+
+def test_no_row_blocks_in_a_group_are_refused():
+    options = {"gpu": gpu(1), "programs_per_sm": 1, "candidates": [0, 1]}
+    with pytest.raises(ValueError, match="group_m is 0; it must be at least 1"):
+        group_m_traffic(shape(16, 16, 16), tiling(16, 16, 16), **options)

@@ -1,0 +1,469 @@
+"""The default tilings as the compiler makes them: promises of performance that need no GPU to hold.
+
+What is promised, for every launch compiled here:
+- it compiles and fits the GPU's shared memory, and nothing spills;
+- in bf16 and fp16 the decode and matmul loops load 16 bytes a lane, asynchronously, and use matrix
+  instructions, where the tile has at least 64 rows those that the GPU is fastest with; caches of 8 bits are
+  loaded asynchronously, at least 8 bytes a lane;
+- in bf16 the decode loop keeps a tile of keys and values on its way through its tightest wait;
+- all programs of decode attention run at one time;
+- decode attention and few rows are limited by memory, many rows by the matrix units, and few rows too where a
+  GPU has too little arithmetic for them; on A100, H100 and B200 decode attention has the headrooms of
+  `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows those of `FEW_ROWS`;
+- a product's loop of 128 x 256 x 64 has no more instructions than the same tile of Triton's tutorials;
+- the hot loop has no more instructions than in the snapshot of this Triton version.
+
+A slice is compiled by default; with DECODETAX_FULL_MATRIX=1 every default case for every GPU generation, with
+DECODETAX_FULL_MATRIX=2 every case there is, in about half an hour.
+After a change that costs instructions on purpose, or to lower the bar after one that saves some, once with
+the oldest Triton and once with the newest:
+
+    python tests/offline/test_compiler.py --update
+"""
+
+import itertools
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.offline import workers
+from decodetax.harness.offline.compiled_rows import CompiledRow
+from decodetax.harness.offline.headroom import Limit, peak_flop_per_s
+from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
+from decodetax.harness.offline.variants import (
+    ELEMENT_BYTES,
+    default_cases,
+    feature_cases,
+    full_cases,
+    workload,
+)
+from decodetax.harness.offline.workers import inspect_cases
+
+FULL = os.environ.get("DECODETAX_FULL_MATRIX", "")
+GPUS = ("a100", "rtx3090", "l40s", "h100", "b200", "rtx5090")
+SLICE_GPUS = ("a100", "h100", "b200")
+SLICE = {
+    "bf16": (
+        "contiguous",
+        "pages_16",
+        "rows_8192",
+        "rows_8192_pointers",
+        "rows_8192_warp_specialized",
+        "rows_1",
+        "rows_64",
+    ),
+    "e4m3": ("contiguous", "pages_16", "rows_8192"),
+    "int8": ("rows_64",),
+}
+FASTEST = {"H100-SXM5-80GB": "HGMMA", "B200": "UTCHMMA"}
+SNAPSHOT_DTYPE = "bf16"
+NARROW_DTYPES = ("e4m3", "e5m2", "int8")
+
+# Issue and latency headroom of decode attention at least, by dtype; float32 is limited by its plain units.
+HEADROOM = {"bf16": 1.5, "fp16": 1.5, "e4m3": 1.1, "e5m2": 1.1, "int8": 1.1}
+INT8_ON_B200 = 0.85  # its conversions alone take more slots than there are
+# At 32 query and 8 key-value heads of 128, bf16: issue headroom contiguous and in pages of 16, and latency
+# headroom at the wait. Other kernels compiled the same way reach at most 9.1 / 8.5 / 4.7 and 4.7 / 4.3 / 2.3.
+COMMON_SHAPE = {
+    "A100-SXM4-80GB": (9.0, 7.5, 4.0),
+    "H100-SXM5-80GB": (8.4, 7.0, 4.0),
+    "B200": (4.6, 3.8, 2.0),
+}
+
+# Instructions a warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
+# compiled the same way with Triton 3.9.0.
+TUTORIALS = {
+    "A100-SXM4-80GB": {"tile": 282},
+    "H100-SXM5-80GB": {"tile": 130, "descriptor": 105},
+    "B200": {"tile": 138, "descriptor": 102},
+}
+# Issue headroom of up to 64 rows at least, on the weights' bytes alone, and latency headroom at the wait.
+FEW_ROWS = {"bf16": (1.5, 2.0), "fp16": (1.5, 2.0), "int8": (1.1, 2.0)}
+
+
+def cases():
+    if FULL:
+        return full_cases() if FULL == "2" else default_cases()
+    return [case for case in default_cases() if case.variant in SLICE.get(case.dtype, ())]
+
+
+def triton_version():
+    import triton  # noqa: PLC0415  (the conftest decides first how it runs)
+
+    return triton.__version__
+
+
+def snapshot_path():
+    return Path(__file__).with_name(f"snapshot_{triton_version().replace('.', '_')}.json")
+
+
+def key(row):
+    return f"{row.gpu} {row.kernel} {row.variant} {row.dtype}"
+
+
+def broken_promises(row):
+    """What a row does not keep, in words."""
+    if row.status != "ok":
+        return [f"{row.status}: {row.reason}"]
+    promises = {
+        "spills": row.spill_bytes == 0,
+        "shared memory": row.shared_bytes <= row.shared_limit_bytes,
+    }
+    launch = row.variant.partition(":")[2]
+    if launch in {"split", "tile", "descriptor"} and row.dtype in {"bf16", "fp16"}:
+        promises["16-byte asynchronous loads"] = (row.load_bytes, row.asynchronous) == (16, True)
+        rows = row.tiling["block_g" if launch == "split" else "block_m"]
+        fastest = FASTEST.get(row.gpu, "HMMA") if rows >= 64 else "HMMA"
+        promises[f"{fastest}, not {row.matrix_instruction}"] = row.matrix_instruction == fastest
+    if launch in {"tile", "descriptor"}:
+        promises |= product_promises(row, launch)
+    if launch == "split" and row.dtype in {"bf16", "fp16"}:
+        promises[f"limited by memory, not {row.limit.which}"] = row.limit.which == "memory"
+    if launch == "split":
+        promises |= decode_promises(row)
+    return [promise for promise, kept in promises.items() if not kept]
+
+
+def product_promises(row, launch):
+    """What a product keeps and does not, in words; of 8-bit floats nothing, for GPUs without them."""
+    rows, promises = row.tiling["block_m"], {}
+    large = [row.tiling[name] for name in ("block_m", "block_n", "block_k", "num_warps")] == [128, 256, 64, 8]
+    most = TUTORIALS.get(row.gpu, {}).get(launch)
+    if large and row.dtype == "bf16" and most:
+        promises[f"{most} instructions, not {row.loop_instructions}"] = row.loop_instructions <= most
+    if row.dtype in {"bf16", "fp16", "int8"}:
+        # Up to 64 rows weights come from memory, once; consumer GPUs balance at fewer operations a byte.
+        gpu = find_gpu(row.gpu)
+        balance = peak_flop_per_s("bf16", gpu) / gpu.memory_bytes_per_s
+        wanted = "matrix" if rows >= 128 or 2 * rows / ELEMENT_BYTES[row.dtype] > balance else "memory"
+        promises[f"limited by {wanted}, not {row.limit.which}"] = row.limit.which == wanted
+        if rows <= 64 and row.gpu in COMMON_SHAPE:
+            issue, at_wait = FEW_ROWS[row.dtype]
+            promises[f"an issue headroom of {issue}"] = row.issue_headroom >= issue
+            promises[f"{at_wait} at the wait"] = row.latency_headroom_at_wait >= at_wait
+    return promises
+
+
+def decode_promises(row):
+    """What decode attention keeps and does not, in words."""
+    limits = find_gpu(row.gpu)
+    promises = {}
+    shape = next((case.shape for case in full_cases() if case.variant == row.variant.partition(":")[0]), None)
+    if shape is not None:
+        tiling = choose_decode_tiling(
+            **{name: shape[name] for name in ("batch", "q_heads", "kv_heads", "head_dim", "capacity")},
+            page_size=shape["page_size"],
+            element_bytes=ELEMENT_BYTES[row.dtype],
+            limits=kernel_limits(limits),
+        )
+        one_wave = tiling.programs <= limits.sm_count * row.programs_per_sm
+        promises[f"all of {tiling.programs} programs at one time"] = one_wave
+    if row.dtype in NARROW_DTYPES:
+        promises["8-byte asynchronous loads"] = row.load_bytes >= 8 and row.asynchronous
+    if row.dtype == "bf16":
+        promises["a tile in flight at the wait"] = row.latency_headroom_at_wait >= 0.5 * row.latency_headroom
+    if row.gpu not in COMMON_SHAPE or row.dtype not in HEADROOM:
+        return promises
+    issue, latency = HEADROOM[row.dtype], HEADROOM[row.dtype]
+    if (row.gpu, row.dtype) == ("B200", "int8"):
+        issue = INT8_ON_B200
+    elif row.dtype in NARROW_DTYPES:
+        promises[f"memory as its limit, not {row.limit.which}"] = row.limit.which == "memory"
+    contiguous, paged, at_wait = COMMON_SHAPE[row.gpu]
+    if row.dtype == "bf16" and row.variant in {"contiguous:split", "pages_16:split"}:
+        issue = contiguous if row.variant == "contiguous:split" else paged
+        promises[f"{at_wait} at the wait"] = row.latency_headroom_at_wait >= at_wait
+    promises[f"an issue headroom of {issue}"] = row.issue_headroom >= issue
+    promises[f"a latency headroom of {latency}"] = row.latency_headroom >= latency
+    return promises
+
+
+def raised_counts(rows, snapshot):
+    """Loops that a snapshot knows smaller, or not at all."""
+    counts = {
+        key(row): row.loop_instructions for row in rows if row.dtype == SNAPSHOT_DTYPE and row.status == "ok"
+    }
+    return {
+        name: (count, snapshot.get(name))
+        for name, count in counts.items()
+        if name not in snapshot or (count or 0) > (snapshot[name] or 0)
+    }
+
+
+def documented_headrooms():
+    """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as in the docs."""
+    return {
+        (cells[0], cells[1]): list(zip(*(cell.split(" / ") for cell in cells[2:]), strict=True))
+        for cells in documented("decode_attention", "headrooms")
+    }
+
+
+def documented(kernel, table):
+    """Cells of the rows of a kernel's page that follow a mark, the two lines of the header left out."""
+    page = Path(__file__).parents[2] / "docs" / "kernels" / f"{kernel}.md"
+    _, _, after = page.read_text(encoding="utf-8").partition(f"<!-- {table}:")
+    lines = after.splitlines()[1:]
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))[2:]
+    assert rows
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
+@pytest.mark.parametrize("gpu", SLICE_GPUS)
+def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
+    documented = documented_headrooms()
+    decode = [case for case in cases() if case.kernel == "decode_attention" and case in default_cases()]
+    rows = [row for row in inspect_cases([gpu], decode, processes=1) if row.variant.endswith(":split")]
+    assert len(rows) == len(decode) > 0
+    for row in rows:
+        shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
+        made = (row.issue_headroom, row.latency_headroom_at_wait)
+        assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
+
+
+@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
+@pytest.mark.parametrize("gpu", SLICE_GPUS)
+def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
+    products = [case for case in cases() if case.kernel == "prefill_matmul" and case in default_cases()]
+    rows = {
+        (row.variant.partition(":")[0], row.dtype): row
+        for row in inspect_cases([gpu], products, processes=1)
+        if row.variant.endswith((":tile", ":descriptor"))
+    }
+    at = SLICE_GPUS.index(gpu)
+    checked = 0
+    for case, dtype, tile, counts, peers in documented("prefill_matmul", "product loops"):
+        row = rows.get((case, dtype))
+        if row is None:
+            assert counts.split(" / ")[at] == "-"
+            continue
+        made = "{block_m} x {block_n} x {block_k}, {num_warps} warps".format(**row.tiling)
+        assert (tile, counts.split(" / ")[at]) == (made, str(row.loop_instructions))
+        launch = {"(03)": "tile", "(09)": "descriptor"}.get(peers[-4:])
+        if launch:
+            most = TUTORIALS[row.gpu].get(launch, "-")
+            assert peers.removesuffix(peers[-4:]).strip().split(" / ")[at] == str(most)
+        checked += 1
+    for case, dtype, *headrooms in documented("prefill_matmul", "product headrooms"):
+        if row := rows.get((case, dtype)):
+            made = (row.issue_headroom, row.latency_headroom_at_wait)
+            shown = [cell.split(" / ")[at] for cell in headrooms]
+            assert shown == [f"{figure:.2f}" for figure in made], key(row)
+            checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
+def test_all_options_at_once_compile_and_fit(gpu):
+    rows = inspect_cases([gpu], feature_cases(), processes=None if FULL else 1)
+    assert [row.reason for row in rows if row.status != "ok"] == []
+    assert sum(row.variant.endswith(":merge") for row in rows) == len(feature_cases())
+
+
+@pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
+def test_default_tilings_keep_their_promises(gpu):
+    rows = inspect_cases([gpu], cases(), processes=None if FULL else 1)
+    there = {case.variant for case in cases() if case.applies_to(find_gpu(gpu).sm)}
+    assert {row.variant.partition(":")[0] for row in rows} == there
+    assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
+    path = snapshot_path()
+    if path.exists():  # the oldest and the newest version have one, of the default cases
+        known = {case.variant for case in default_cases()}
+        rows = [row for row in rows if row.variant.partition(":")[0] in known]
+        assert raised_counts(rows, json.loads(path.read_text(encoding="utf-8"))) == {}
+
+
+def test_descriptors_compile_and_fit_where_they_are_not_the_default():
+    case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")
+    (row,) = inspect_cases(["rtx5090"], [replace(case, loads="descriptors")], processes=1)
+    assert (row.status, row.variant.partition(":")[2]) == ("ok", "descriptor"), row.reason
+    assert row.shared_bytes <= row.shared_limit_bytes
+
+
+GOOD = CompiledRow(
+    kernel="decode_attention",
+    variant="contiguous:split",
+    gpu="H100-SXM5-80GB",
+    dtype="bf16",
+    tiling={"block_g": 16},
+    status="ok",
+    registers=80,
+    spill_bytes=0,
+    shared_bytes=71680,
+    shared_limit_bytes=232448,
+    programs_per_sm=3,
+    programs_limited_by="shared_memory",
+    matrix_instruction="HMMA",
+    load_bytes=16,
+    asynchronous=True,
+    loop_instructions=240,
+    loop_instructions_by_class={"matrix": 32, "integer": 208},
+    bytes_per_iteration=32768.0,
+    issue_headroom=9.4,
+    latency_headroom=9.7,
+    latency_headroom_at_wait=4.85,
+    matrix_share=0.5,
+    limit=Limit(which="memory", bandwidth_bytes_per_s=3350e9, flop_per_s=None, share_of_peak=1.0),
+)
+
+
+MANY_ROWS = replace(
+    GOOD,
+    kernel="prefill_matmul",
+    variant="rows_8192:descriptor",
+    tiling={"block_m": 128, "block_n": 256, "block_k": 64, "num_warps": 8},
+    matrix_instruction="HGMMA",
+    loop_instructions=105,
+    limit=Limit(which="matrix", bandwidth_bytes_per_s=None, flop_per_s=900e12, share_of_peak=0.9),
+)
+FEW = replace(
+    GOOD,
+    kernel="prefill_matmul",
+    variant="rows_1:tile",
+    tiling={"block_m": 16, "block_n": 32, "block_k": 128, "num_warps": 4},
+)
+BY_MEMORY = Limit(which="memory", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)
+BY_ISSUE = Limit(which="issue", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "promise"),
+    [
+        (MANY_ROWS, {"loop_instructions": 106}, "105 instructions"),
+        (MANY_ROWS, {"variant": "rows_8192:tile", "gpu": "B200", "matrix_instruction": "UTCHMMA",
+                     "loop_instructions": 139}, "138 instructions"),
+        (MANY_ROWS, {"matrix_instruction": "HMMA"}, "HGMMA"),
+        (MANY_ROWS, {"limit": BY_MEMORY}, "limited by matrix"),
+        (MANY_ROWS, {"load_bytes": 8}, "16-byte"),
+        (FEW, {"limit": BY_ISSUE}, "limited by memory"),
+        (FEW, {"issue_headroom": 1.49}, "issue headroom of 1.5"),
+        (FEW, {"dtype": "int8", "issue_headroom": 1.09}, "issue headroom of 1.1"),
+        (FEW, {"latency_headroom_at_wait": 1.99}, "2.0 at the wait"),
+    ],
+)  # fmt: skip
+def test_every_planted_fault_of_a_product_breaks_one_promise(good, change, promise):
+    assert broken_promises(good) == []
+    (broken,) = broken_promises(replace(good, **change))
+    assert promise in broken
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        ({"status": "failed", "reason": "CompilationError"}, "CompilationError"),
+        ({"spill_bytes": 8}, "spills"),
+        ({"shared_bytes": 232449}, "shared memory"),
+        ({"load_bytes": 4}, "16-byte"),
+        ({"asynchronous": False}, "asynchronous"),
+        ({"matrix_instruction": None}, "HMMA"),
+        ({"tiling": {"block_g": 64}}, "HGMMA"),
+        ({"latency_headroom_at_wait": 4.0, "latency_headroom": 9.0}, "in flight"),
+        ({"latency_headroom_at_wait": 3.9, "latency_headroom": 7.0}, "at the wait"),
+        ({"issue_headroom": 8.3}, "issue headroom of 8.4"),
+        ({"variant": "pages_16:split", "issue_headroom": 6.9}, "issue headroom of 7.0"),
+        ({"variant": "pages_16_d64_g4:split", "issue_headroom": 1.4}, "issue headroom of 1.5"),
+        ({"dtype": "int8", "issue_headroom": 1.0}, "issue headroom of 1.1"),
+        ({"dtype": "int8", "gpu": "B200", "issue_headroom": 0.8}, "issue headroom of 0.85"),
+        ({"dtype": "e4m3", "load_bytes": 4}, "8-byte"),
+        ({"programs_per_sm": 2}, "396 programs"),
+        (
+            {"limit": Limit(which="issue", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)},
+            "memory",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_every_planted_fault_breaks_one_promise(change, promise):
+    assert broken_promises(GOOD) == []
+    (broken,) = broken_promises(CompiledRow(**{**vars(GOOD), **change}))
+    assert promise in broken
+
+
+def test_a_loop_may_shrink_but_not_grow_nor_appear_unseen():
+    assert raised_counts([GOOD], {key(GOOD): 240}) == {}
+    assert raised_counts([GOOD], {key(GOOD): 250}) == {}
+    assert raised_counts([GOOD], {key(GOOD): 239}) == {key(GOOD): (240, 239)}
+    assert raised_counts([GOOD], {}) == {key(GOOD): (240, None)}
+
+
+def test_rows_survive_json():
+    written = json.loads(json.dumps(GOOD.to_json()))
+    assert written["provenance"] == "compiled"
+    assert written["limit"]["provenance"] == "modelled"
+    assert set(written["modelled_fields"]) < set(written)
+    assert CompiledRow.from_json(written) == GOOD
+    failed = CompiledRow(**{**vars(GOOD), "status": "failed", "limit": None})
+    assert CompiledRow.from_json(failed.to_json()) == failed
+
+
+def test_cases_have_names_of_their_own():
+    names = [(case.kernel, case.variant, case.dtype) for case in full_cases()]
+    assert len(set(names)) == len(names)
+    assert set(default_cases()) < set(full_cases())
+
+
+def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_group():
+    (case, *_) = default_cases()
+    constants = {
+        "group": 16,
+        "query_tokens": 2,
+        "head_dim": 128,
+        "v_head_dim": 128,
+        "block_n": 64,
+        "block_g": 16,
+    }
+    work = workload(case, "split", constants)
+    assert (work.useful_bytes, work.tile_bytes) == (16384, 32768)
+    assert work.flop == 4 * 16 * 64 * 128
+    assert workload(case, "split", {"head_dim": 128}) is None
+    assert workload(case, "unheard_of", constants) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "block_m", "useful", "streamed"),
+    [
+        ("rows_1", 16, 64 * 64 * 2, 64 * 64 * 2),  # the weights alone
+        (
+            "rows_8192",
+            128,
+            (8192 * 4096 * 2) * 2 / (64 * 128 * 64),
+            (128 + 64) * 64 * 2,
+        ),  # shared by the tiles
+    ],
+)
+def test_useful_bytes_of_a_matmul_step_are_the_weights_or_a_share_of_both(variant, block_m, useful, streamed):
+    case = next(case for case in default_cases() if case.variant == variant and case.dtype == "bf16")
+    work = workload(case, "tile", {"block_m": block_m, "block_n": 64, "block_k": 64})
+    assert (work.useful_bytes, work.streamed_bytes) == (useful, streamed)
+
+
+def test_a_worker_that_dies_is_a_failed_row_and_not_a_crash(monkeypatch):
+    monkeypatch.setattr(workers, "_WORKER", "decodetax.harness.no_such_module")
+    told = []
+    rows = inspect_cases(["h100"], default_cases()[:2], processes=1, on_row=told.append)
+    assert [row.status for row in rows] == ["failed", "failed"]
+    assert "no_such_module" in rows[0].reason
+    assert told == list(rows)
+
+
+def test_wrong_names_are_refused_before_anything_is_compiled():
+    with pytest.raises(UsageError, match="h1000"):
+        inspect_cases(["h1000"], default_cases())
+    with pytest.raises(ValueError, match="processes"):
+        inspect_cases(["h100"], default_cases(), processes=0)
+
+
+def update():
+    compiled = [case for case in default_cases() if case.dtype == SNAPSHOT_DTYPE]
+    rows = inspect_cases(GPUS, compiled)
+    counts = {key(row): row.loop_instructions for row in rows}
+    snapshot_path().write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--update"]:
+    update()

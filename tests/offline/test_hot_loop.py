@@ -1,0 +1,235 @@
+"""Loops are found in the flow of control, and an iteration counts what a warp issues in it."""
+
+import random
+
+import pytest
+from decodetax.harness.offline.hot_loop import basic_blocks, dominators, find_hot_loops, natural_loops
+from decodetax.harness.offline.machine_code import parse_listing
+
+
+def code_of(text):
+    """The code of a listing with an instruction or a label a line."""
+    lines, address = ['\t.section\t.text.k,"ax",@progbits'], 0
+    for line in text.strip().splitlines():
+        if line.strip().endswith(":"):
+            lines.append(line.strip())
+        else:
+            lines.append(f"        /*{address:04x}*/  {line.strip()} ;")
+            address += 16
+    return parse_listing("\n".join(lines))["k"]
+
+
+def hot(text):
+    (loop,) = find_hot_loops(code_of(text))
+    return loop
+
+
+PLAIN = """
+    MOV R1, R2
+    @!P0 BRA `(.L_end)
+    .L_loop:
+    LDG.E.128 R4, [R2.64]
+    FFMA R1, R4, R5, R1
+    IADD3 R2, R2, 0x10, RZ
+    @P0 BRA `(.L_loop)
+    .L_end:
+    STG.E [R2], R1
+    EXIT
+    .L_trap:
+    BRA `(.L_trap)
+"""
+
+
+def test_a_plain_loop_counts_its_instructions_and_not_what_stands_around_it():
+    loop = hot(PLAIN)
+    assert loop.count == 4
+    assert loop.by_class() == {"load_global": 1, "float": 1, "integer": 1, "control": 1}
+
+
+def test_code_without_loops_has_no_hot_loop():
+    assert find_hot_loops(code_of("MOV R1, R2\nEXIT\n.L_trap:\nBRA `(.L_trap)")) == ()
+
+
+def test_a_backward_branch_into_a_block_that_does_not_dominate_it_is_no_loop():
+    code = code_of("""
+        @P0 BRA `(.L_second)
+        .L_first:
+        LDG.E R1, [R2.64]
+        BRA `(.L_second)
+        .L_second:
+        FADD R1, R1, R1
+        @P1 BRA `(.L_first)
+        EXIT
+    """)
+    assert natural_loops(basic_blocks(code)) == ()
+
+
+def test_of_nested_loops_the_innermost_that_works_is_hot():
+    loop = hot("""
+        .L_tile:
+        HMMA.16816.F32 R4, R8, R2, R4
+        HMMA.16816.F32 R4, R8, R2, R4
+        HMMA.16816.F32 R4, R8, R2, R4
+        .L_step:
+        LDGSTS.E.128 [R1], [R2.64]
+        HMMA.16816.F32 R4, R8, R2, R4
+        @P0 BRA `(.L_step)
+        STG.E [R2], R1
+        @P1 BRA `(.L_tile)
+        EXIT
+    """)
+    assert [each.name for each in loop.instructions] == ["LDGSTS", "HMMA", "BRA"]
+
+
+def test_of_loops_side_by_side_the_one_with_most_products_is_hot():
+    loop = hot("""
+        .L_sum:
+        LDG.E.128 R4, [R2.64]
+        LDG.E.128 R8, [R2.64]
+        @P0 BRA `(.L_sum)
+        .L_product:
+        LDS R1, [R2]
+        LDG.E R1, [R2.64]
+        HMMA.16816.F32 R4, R8, R2, R4
+        @P0 BRA `(.L_product)
+        EXIT
+    """)
+    assert loop.matrix_names == ("HMMA",)
+    assert loop.count == 4
+
+
+SPIN_OUT_OF_LINE = """
+    .L_loop:
+    LDGSTS.E.128 [R1], [R2.64]
+    @P3 BRA `(.L_rest)
+    UMOV UR23, 0x8400490
+    UTCHMMA gdesc[UR4], tmem[UR9], idesc[UR23], UPT
+    .L_rest:
+    SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR26], R5
+    @!P4 BRA `(.L_spin)
+    .L_back:
+    IADD3 R2, R2, 0x10, RZ
+    @P6 BRA `(.L_loop)
+    EXIT
+    .L_spin:
+    SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR26], R5
+    @!P4 BRA `(.L_spin)
+    BRA `(.L_back)
+"""
+
+
+def test_elected_products_count_and_spin_waits_do_not():
+    loop = hot(SPIN_OUT_OF_LINE)
+    # Of the 12 instructions of the loop, the spin's 3 are left out.
+    names = "LDGSTS BRA UMOV UTCHMMA SYNCS BRA IADD3 BRA"
+    assert [each.name for each in loop.instructions] == names.split()
+    assert loop.multiply_adds == 128 * 256 * 16
+
+
+def test_a_spin_wait_on_the_path_does_not_count():
+    loop = hot("""
+        .L_loop:
+        LDS R1, [R2]
+        .L_spin:
+        SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR26], R5
+        @!P4 BRA `(.L_spin)
+        HGMMA.64x64x16.F32 R24, gdesc[UR8], R24
+        @P0 BRA `(.L_loop)
+        EXIT
+    """)
+    assert [each.name for each in loop.instructions] == ["LDS", "HGMMA", "BRA"]
+
+
+def test_a_loop_that_waits_and_loads_is_no_spin():
+    loop = hot("""
+        .L_loop:
+        SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR26], R5
+        LDG.E R1, [R2.64]
+        @P0 BRA `(.L_loop)
+        EXIT
+    """)
+    assert loop.count == 3
+
+
+def test_what_can_be_jumped_over_does_not_count_and_of_alternatives_the_shorter_does():
+    loop = hot("""
+        .L_loop:
+        LDG.E R1, [R2.64]
+        @P1 BRA `(.L_usual)
+        STG.E [R3], R1
+        STG.E [R3], R1
+        .L_usual:
+        @P2 BRA `(.L_long)
+        FADD R1, R1, R1
+        BRA `(.L_join)
+        .L_long:
+        FMUL R1, R1, R1
+        FMUL R1, R1, R1
+        FMUL R1, R1, R1
+        .L_join:
+        @P0 BRA `(.L_loop)
+        EXIT
+    """)
+    assert [each.name for each in loop.instructions] == ["LDG", "BRA", "BRA", "FADD", "BRA", "BRA"]
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "@P0 BRA `(.L_loop)",
+        "BRA.U !UP0, `(.L_loop)",
+        "BRA P0, `(.L_loop)",
+        "@P0 CALL.REL.NOINC `(.L_out)\nBRA `(.L_loop)\n.L_out:",
+        "@P0 EXIT\nBRA `(.L_loop)",
+    ],
+    ids=["guard", "uniform", "operand", "call_as_exit", "exit_within"],
+)
+def test_every_way_to_end_a_loop_is_understood(ending):
+    loop = hot(f".L_loop:\nLDG.E R1, [R2.64]\n{ending}\nMOV R1, R2\nEXIT")
+    assert loop.count == 1 + sum(line.startswith(("@", "BRA")) for line in ending.splitlines())
+
+
+def test_a_producer_loop_is_given_after_the_loop_that_multiplies():
+    consumer, producer = find_hot_loops(
+        code_of("""
+            BRX R2 -0x10 (*"BRANCH_TARGETS .L_consume,.L_produce"*)
+            .L_consume:
+            HGMMA.64x64x16.F32 R24, gdesc[UR8], R24
+            @P1 BRA `(.L_consume)
+            EXIT
+            .L_produce:
+            UTMALDG.2D [UR8], [UR4]
+            UTMALDG.2D [UR16], [UR4]
+            @P1 BRA `(.L_produce)
+            EXIT
+        """)
+    )
+    assert consumer.matrix_names == ("HGMMA",)
+    assert [each.name for each in producer.global_loads] == ["UTMALDG", "UTMALDG"]
+
+
+def test_dominators_are_those_that_every_path_passes():
+    rng = random.Random(0)  # noqa: S311  (a repeatable choice of graphs)
+    for _ in range(100):
+        size = rng.randint(2, 9)
+        lines = []
+        for block in range(size):
+            lines += [f".L_{block}:", "NOP", f"@P0 BRA `(.L_{rng.randrange(size)})"]
+        blocks = basic_blocks(code_of("\n".join([*lines, "EXIT"])))
+        dominating = dominators(blocks)
+        for removed in dominating:
+            reached = reachable(blocks, removed)
+            assert {block for block in dominating if removed in dominating[block]} == set(
+                dominating
+            ) - reached
+
+
+def reachable(blocks, removed):
+    """Blocks that the entry reaches without a block."""
+    seen, pending = set(), [0]
+    while pending:
+        block = pending.pop()
+        if block not in seen and block != removed:
+            seen.add(block)
+            pending.extend(blocks[block].successors)
+    return seen

@@ -1,0 +1,248 @@
+"""The schedule and tile order of products over the projections of language models, and their promises.
+
+A slice is simulated by default; with DECODETAX_FULL_MATRIX=1 all of it, in about three minutes.
+"""
+
+import functools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.gpu_limits import find_gpu, gpu_limits_table
+from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.offline import matmul_suite
+from decodetax.harness.offline.cache_model import group_m_traffic, matmul_traffic
+from decodetax.harness.offline.headroom import peak_flop_per_s
+from decodetax.harness.offline.matmul_suite import (
+    FEW,
+    MANY,
+    WEIGHTS,
+    bf16_shape,
+    product,
+    product_row,
+    product_rows,
+    programs_per_sm,
+    simulate_product,
+)
+from decodetax.harness.offline.schedule import (
+    matmul_matrix_launch,
+    matmul_memory_launch,
+    matrix_units_of,
+    memory_of,
+    simulate_launch,
+)
+from decodetax.harness.offline.schedule_text import PRODUCT_COLUMNS, product_schedule_text
+from decodetax.harness.offline.subjects import kernel_limits, matmul_tiling, matmul_tiling_set
+from decodetax.kernels.matmul_blocks import SM_RATES
+
+FULL = bool(os.environ.get("DECODETAX_FULL_MATRIX"))
+GPUS = ("a100", "h100", "b200")
+SMALL = ((4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240))
+SLICE = WEIGHTS if FULL else SMALL
+ROWS = (*FEW, *MANY) if FULL else (1, 64, 1024, 2048)
+DOCS = Path(__file__).parents[2] / "docs" / "kernels" / "prefill_matmul.md"
+
+# Products of so many rows whose schedule does not reach 90% on B200: a tile takes 18 us there and 1.5 us to
+# begin, and cutting tiles costs 3 us.
+B200_MISSES = {1024: 9, 2048: 5, 4096: 1, 8192: 0}
+
+
+@functools.cache
+def row_of(gpu, rows, weights=WEIGHTS):
+    return product_row(find_gpu(gpu), rows, weights)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("rows", [rows for rows in ROWS if rows in MANY])
+def test_many_rows_are_well_scheduled_and_ordered(rows, gpu):
+    row = row_of(gpu, rows, SLICE)
+    misses = B200_MISSES[rows] if gpu == "b200" else 0
+    assert row.well_scheduled >= row.products - misses
+    assert row.operations_per_byte_over_balance >= 1.5
+    assert row.most_dram_over_best <= 1.05
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("rows", [rows for rows in ROWS if rows in FEW])
+def test_few_rows_fill_the_gpu_and_leave_few_partial_sums(rows, gpu):
+    row = row_of(gpu, rows)
+    assert row.least_filled >= 0.9
+    # On B200, 64 rows of 4096 to 6144 columns are cut in two: narrower tiles keep too little on its way.
+    assert row.most_partial_share <= (0.125 if (gpu, rows) == ("b200", 64) else 0.0)
+
+
+def test_what_is_cut_for_64_rows_on_b200_takes_less_time_than_whole_tiles_of_that_size():
+    gpu = find_gpu("b200")
+    for weight in WEIGHTS:
+        shape = bf16_shape(64, *weight)
+        chosen = product(shape, gpu)
+        if chosen.partial_share > 0.05:
+            columns = {tiling.block_n for tiling in tiling_set(shape, gpu)}
+            assert columns == {chosen.tiling.block_n}  # no narrower tile is one of those to choose from
+            assert chosen.efficiency == max(
+                simulate_product(shape, gpu, tiling) for tiling in tiling_set(shape, gpu)
+            )
+
+
+def tiling_set(shape, gpu):
+    return matmul_tiling_set(
+        kernel_limits(gpu),
+        rows=shape.rows,
+        out_features=shape.out_features,
+        in_features=shape.in_features,
+        x_bytes=2,
+        weight_bytes=2,
+    )
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("rows", [1, 24, 64, 100, 300, 512, *((1024, 2048, 4096, 8192) if FULL else (1024,))])
+def test_the_chosen_tiling_is_within_a_tenth_of_the_best_of_its_set(rows, gpu):
+    found = find_gpu(gpu)
+    # From 4096 rows on all projections fill the GPU, and the largest take the longest to simulate.
+    for weight in SLICE if rows < 4096 else SMALL:
+        shape = bf16_shape(rows, *weight)
+        # What limits each is the matrix units or memory (see test_offline); the schedule is the rest.
+        reached = {tiling: limit(shape, tiling, found) for tiling in tiling_set(shape, found)}
+        chosen = matmul_tiling(
+            kernel_limits(found),
+            rows=rows,
+            out_features=shape.out_features,
+            in_features=shape.in_features,
+            x_bytes=2,
+            weight_bytes=2,
+        )
+        assert reached[chosen] >= 0.9 * max(reached.values()), (shape, chosen)
+
+
+def limit(shape, tiling, gpu):
+    """One over the seconds of the slower of the two units, its schedule included."""
+    peak = peak_flop_per_s("bf16", gpu)
+    grids = (
+        (matmul_matrix_launch(shape, tiling), matrix_units_of(peak)),
+        (matmul_memory_launch(shape, tiling), memory_of(gpu)),
+    )
+    per_sm = programs_per_sm(tiling, gpu)
+    return 1 / max(simulate_launch(grid, gpu, per_sm, resource=unit).time_s for grid, unit in grids)
+
+
+def test_the_rates_that_the_chooser_counts_with_are_those_of_the_datasheets():
+    for gpu in gpu_limits_table().values():
+        flop_per_s, bytes_per_s, l2_bytes = SM_RATES[gpu.sm]
+        peak = peaks_of(gpu.gpu).flop_per_s["fp16"]
+        assert flop_per_s == pytest.approx(peak / gpu.sm_count, rel=0.01)
+        assert bytes_per_s == pytest.approx(gpu.memory_bytes_per_s / gpu.sm_count, rel=0.01)
+        assert l2_bytes == gpu.l2_bytes
+
+
+def test_a_product_by_hand():
+    found = product(bf16_shape(1, 4096, 4096), find_gpu("h100"))
+    assert (found.tiling.block_n, found.tiling.num_splits) == (32, 1)
+    assert found.filled == pytest.approx(128 / 132)
+    assert found.partial_share == 0
+    useful = 2 * (4096 * 4096 + 4096 + 4096)
+    assert found.efficiency == pytest.approx(useful / 3.35e12 / (useful / 3.35e12 + 1.5e-6), rel=1e-3)
+
+
+def test_a_worse_tiling_is_worse(monkeypatch):
+    shape, gpu = bf16_shape(1024, 4096, 6144), find_gpu("h100")
+    best = product(shape, gpu)
+    one_group = matmul_suite.matmul_tiling
+
+    def tall(*args, **named):
+        tiling = one_group(*args, **named)
+        return replace(tiling, group_m=1, block_n=32, num_splits=1, whole_tiles=0)
+
+    monkeypatch.setattr(matmul_suite, "matmul_tiling", tall)
+    worse = product(shape, gpu)
+    assert worse.efficiency < best.efficiency
+    assert worse.dram_over_best > 1.05
+
+
+@pytest.mark.skipif(not FULL, reason="the table of the docs takes two minutes")
+def test_the_table_of_the_docs_is_what_the_suite_finds():
+    lines = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    documented = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    for row in (row_of(gpu, rows).to_json() for gpu in GPUS for rows in ROWS):
+        cells = [row["gpu"]]
+        cells += [
+            "-" if row[name] is None else format(row[name], shown) for name, shown in PRODUCT_COLUMNS.values()
+        ]
+        assert cells in documented
+
+
+def test_rows_from_which_reading_the_weights_is_paid_for():
+    page = DOCS.read_text(encoding="utf-8")
+    _, _, table = page.partition("<!-- rows at the balance point -->")
+    for gpu in GPUS:
+        peaks = peaks_of(find_gpu(gpu).gpu)
+        cells = [peaks.gpu, f"{peaks.flop_per_s['bf16'] / peaks.bandwidth_bytes_per_s:.0f}"]
+        for x_bytes, weight_bytes, dtype in ((2, 2, "bf16"), (1, 1, "fp8"), (2, 1, "bf16")):
+            peak = peaks.flop_per_s[dtype]
+            balance = peak and peak / peaks.bandwidth_bytes_per_s
+            cells.append(str(rows_at(balance, x_bytes, weight_bytes)) if balance else "-")
+        assert f"| {' | '.join(cells)} |" in table
+    shown = [f"{square(rows, 2, 2):.2f}" for rows in (1, 8)]
+    shown += [f"{square(rows, 2, 2):.0f}" for rows in (64, 128, 256, 512, 1024, 4096, 8192)]
+    assert f"| ops:byte, 8192 x 8192, bf16 | {' | '.join(shown)} |" in page
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("a100", "A100"), ("h100", "H100"), ("b200", "B200")])
+def test_worked_products_of_the_docs(gpu, name):
+    page = (DOCS.parents[1] / "evidence.md").read_text(encoding="utf-8")
+    found, shape = find_gpu(gpu), bf16_shape(4096, 4096, 28672)
+    tiling = product(shape, found).tiling
+    per_sm = programs_per_sm(tiling, found)
+    on = {"gpu": found, "programs_per_sm": per_sm}
+    whole = matmul_traffic(shape, tiling, **on)
+    half = matmul_traffic(shape, tiling, **on, l2_bytes=found.l2_bytes // 2)
+    balance = peaks_of(found.gpu).flop_per_s["bf16"] / found.memory_bytes_per_s
+    figures = (
+        f"{tiling.block_m} x {tiling.block_n} x {tiling.block_k}",
+        f"{whole.requested_bytes / 1e9:.3f} GB",
+        f"{whole.dram_bytes / 1e9:.3f} GB",
+        f"{whole.requested_ops_per_byte:.1f}",
+        *(f"{each.dram_ops_per_byte:.0f}" for each in (whole, half)),
+        f"{1.5 * balance:.0f}",
+    )
+    assert f"| {name} ({per_sm}) | {' | '.join(figures)} |" in page
+    assert whole.requested_bytes == whole.l2_bytes
+    orders = group_m_traffic(shape, tiling, **on, candidates=(1, 2, 4, 6, 8, 12, 16, 24, 32)).values()
+    figures = (*(f"{each.dram_bytes / 1e9:.3f}" for each in orders), str(tiling.group_m))
+    assert f"| {name} ({per_sm}) | {' | '.join(figures)} |" in page
+    launch = matmul_matrix_launch(shape, tiling)
+    units = matrix_units_of(peak_flop_per_s("bf16", found))
+    schedule = simulate_launch(launch, found, per_sm, resource=units)
+    figures = (
+        str(len(launch.programs)),
+        f"{schedule.waves:.2f}",
+        f"{schedule.ideal_s * 1e6:.1f} us",
+        f"{schedule.time_s * 1e6:.1f} us",
+        f"{schedule.efficiency:.3f}",
+        f"{schedule.longest_sm_over_mean:.3f}",
+    )
+    assert f"| {name} ({per_sm}) | {' | '.join(figures)} |" in page
+
+
+def rows_at(balance, x_bytes, weight_bytes):
+    """The fewest rows of an 8192 x 8192 weight with as many operations a byte."""
+    rows = range(1, 10_000)
+    return next(m for m in rows if square(m, x_bytes, weight_bytes) >= balance)
+
+
+def square(rows, x_bytes, weight_bytes):
+    """Operations a byte of an 8192 x 8192 weight, the result in 16 bits."""
+    shape = replace(bf16_shape(rows, 8192, 8192), x_bytes=x_bytes, weight_bytes=weight_bytes, out_bytes=2)
+    return shape.operations / shape.least_bytes
+
+
+def test_rows_are_shown_and_unknown_gpus_refused():
+    rows = [product_row(find_gpu("a100"), 1, ((4096, 4096),)).to_json()]
+    assert rows[0]["provenance"] == "modelled"
+    text = product_schedule_text(rows)
+    assert "A100-SXM4-80GB" in text
+    assert " - " in text
+    with pytest.raises(UsageError, match="h1000"):
+        product_rows(["h1000"])
