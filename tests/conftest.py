@@ -9,6 +9,11 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs the tests marked slow too."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Interpreted, unless the session is `-m gpu`; before any test module imports triton.
 
@@ -21,7 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that need a GPU where this session cannot run them, and say why."""
+    """Leave out slow tests unless asked for; skip, with a reason, tests that need a GPU that is not there."""
+    if not config.getoption("--slow") and not _names_a_test(config):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     if not _wants_gpu(config):
         reason = "needs a CUDA GPU: run `pytest -m gpu -n 0`"
     elif not _has_gpu():
@@ -31,6 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _names_a_test(config: pytest.Config) -> bool:
+    """Whether an argument is a single test, which then runs however slow it is."""
+    return any("::" in argument for argument in config.args)
 
 
 def _wants_gpu(config: pytest.Config) -> bool:
