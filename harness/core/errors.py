@@ -21,3 +21,13 @@ def one_line(error: BaseException, *, most: int = 300) -> str:
 def printable(text: str) -> str:
     """A text in one line, without what a terminal would take for a command."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def shown(value: object) -> str:
+    """A value as one line of at most 80 characters, for a message."""
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from .data_table import data_table
-from .errors import UsageError
-from .model_config import ModelShapes, read_model_config, shown
+from .errors import UsageError, shown
+from .model_config import ModelShapes, read_model_config
 from .model_parts import Experts, LatentAttention, require_size
 
 _SIZE_FIELDS = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "vocab_size")

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from .errors import UsageError
+from .errors import UsageError, shown
 from .model_parts import Experts, LatentAttention
-
-_SHOWN_CHARACTERS = 80
-_CONFIG_BYTES_AT_MOST = 16 * 2**20  # real ones hold kilobytes; this keeps a wrong path from being read whole
+from .user_file import read_user_text
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")
@@ -59,16 +57,6 @@ class ModelShapes(TypedDict):
     latent: LatentAttention | None
 
 
-def shown(value: object) -> str:
-    """Gives a value as one line of at most 80 characters, for a message."""
-    if isinstance(value, dict):
-        return f"an object of {len(value)} fields"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:40]}...{text[-37:]}"
-
-
 def read_model_config(path: Path) -> tuple[ModelShapes, str]:
     """Reads a `config.json`; of a multimodal one, its `text_config`.
 
@@ -97,20 +85,10 @@ def read_model_config(path: Path) -> tuple[ModelShapes, str]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, or says in one line why there is none."""
+    """Reads a JSON object; a UsageError says in one line why the file holds none."""
+    text = read_user_text(path, "config.json", max_mib=16)
     try:
-        if not path.is_file():
-            raise UsageError("is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(_CONFIG_BYTES_AT_MOST + 1)
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}") from None
-    if len(content) > _CONFIG_BYTES_AT_MOST:
-        raise UsageError(f"is too large for a config.json: more than {_CONFIG_BYTES_AT_MOST // 2**20} MiB")
-    try:
-        config = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"is not UTF-8: byte {error.start} cannot be decoded") from None
+        config = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except ValueError:  # Python refuses to read an integer of thousands of digits

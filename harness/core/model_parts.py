@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from .errors import UsageError
+from .errors import UsageError, shown
 
 SIZE_AT_MOST = 2**31 - 1
 
@@ -14,8 +14,7 @@ def require_size(field: str, value: object, *, least: int = 1) -> None:
         UsageError: it is no whole number from `least` to 2^31 - 1; one line that begins with the field.
     """
     if type(value) is not int or not least <= value <= SIZE_AT_MOST:
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:40]}...{repr(value)[-37:]}"
-        raise UsageError(f"{field}: must be an integer from {least} to {SIZE_AT_MOST}, was {shown}")
+        raise UsageError(f"{field}: must be an integer from {least} to {SIZE_AT_MOST}, was {shown(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)

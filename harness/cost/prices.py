@@ -18,8 +18,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from ..core.data_table import data_table
-from ..core.errors import UsageError
-from ..core.model_config import shown
+from ..core.errors import UsageError, shown
 
 MOST_TOKENS = 2**53
 MOST_USD_PER_MTOK = 10**12

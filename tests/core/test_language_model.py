@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.errors import UsageError, shown
 from decodetax.harness.core.language_model import (
     LanguageModel,
     Projection,
@@ -14,7 +14,6 @@ from decodetax.harness.core.language_model import (
     load_timed_model,
     preset_table,
 )
-from decodetax.harness.core.model_config import shown
 from decodetax.harness.core.model_parts import Experts, LatentAttention
 
 # Odd on purpose: no field equals another one or follows from it, so a mix-up shows.

@@ -1,0 +1,31 @@
+"""Reads a text file that the user names."""
+
+from pathlib import Path
+
+from .errors import UsageError
+
+
+def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
+    """Reads a regular file of UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: what the file should be, for the message, such as "price file".
+        max_mib: largest size, in MiB; it keeps a wrong path from being read whole.
+
+    Raises:
+        UsageError: the file cannot be read, is larger, or is not UTF-8; one line that does not name the file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError("is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(max_mib * 2**20 + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}") from None
+    if len(content) > max_mib * 2**20:
+        raise UsageError(f"is too large for a {kind}: more than {max_mib} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is not UTF-8: byte {error.start} cannot be decoded") from None
