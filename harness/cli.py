@@ -16,14 +16,12 @@ from .bench.resuming import Keeper, device_of, partial_of, read_begun
 from .bench.tune_command import INTERRUPTED, tune_command
 from .core import options
 from .core.errors import FailureError, UsageError, printable
-from .core.places import file_problem, folder_problem
+from .core.files import file_problem, folder_problem, write_text
 from .core.progress import progress_bar
-from .core.whole_file import write_whole
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
 from .offline.commands import count_command, inspect_command
-from .offline.provider_rows import apart_from_stdout, provider_option
 
 if TYPE_CHECKING:
     from .bench.device import Device
@@ -139,7 +137,7 @@ cli.add_command(tune_command)
     metavar="FILE",
     help="Where the run goes as JSON.  [default: results/run-DATE.json]",
 )
-@provider_option(
+@options.user_function_option(
     "A function of your own beside ours, gated and timed alike; repeat for several. It takes "
     "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes."
 )
@@ -169,13 +167,13 @@ def run_command(device: str, output: Path | None, resume: Path | None, as_json: 
     to --output or, where an older file stands there, beside it as FILE.partial until the end.
     """  # fmt: skip
     settings, opened, begun = _begun(device, resume, asked)
-    from .bench.own_provider import own_providers
     from .bench.session import begin, check_memory, measure
     from .bench.summary import heading
+    from .core.user_function import load_user_functions
 
     check_memory(settings, opened)
-    with apart_from_stdout():
-        own_providers(settings.providers)  # one that is not there is told of before anything is measured
+    with options.stdout_to_stderr():
+        load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
     target, outputs = _writable(output or resume), Outputs.of(asked)
     outputs.require_writable([target, *([resume] if resume else [])])
     target.parent.mkdir(exist_ok=True)
@@ -184,7 +182,7 @@ def run_command(device: str, output: Path | None, resume: Path | None, as_json: 
     tiling_of = _tuned_tilings(result, opened)
     if not as_json:
         click.echo(heading(result))
-    with progress_bar() as progress, apart_from_stdout():
+    with progress_bar() as progress, options.stdout_to_stderr():
         measure(result, settings, opened, progress, tiling_of, Keeper(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
@@ -284,10 +282,10 @@ def _write(target: Path, text: str) -> None:
     """
     target = target.resolve()  # a link is written through
     try:
-        write_whole(target, text)
+        write_text(target, text)
     except OSError as error:
         refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
-        write_whole(refuge, text)
+        write_text(refuge, text)
         raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
 
 

@@ -25,8 +25,7 @@ from ..core.records import Row, Run
 from ..core.run_file import run_of
 from .device import Device
 from .library_providers import installed
-from .own_provider import own_providers
-from .providers import PROVIDERS, DecodeTiling, MatmulTiling, Provider
+from .providers import PROVIDERS, DecodeTiling, MatmulTiling, Provider, user_providers
 
 OPERATIONS = ("prefill_matmul", "decode_attention")
 """Whose rows are counted: those that one kernel or two make up."""
@@ -111,7 +110,7 @@ def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any
     run = run_of(job["run"])
     device = torch.device(job["device"])
     source = Source(device, run.settings["seed"])
-    own = own_providers(run.settings.get("providers", ()))
+    own = user_providers(run.settings.get("providers", ()))
     for place in job["rows"]:
         row = run.rows[place]
         try:

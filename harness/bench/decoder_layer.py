@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from ..core.inputs import DecoderLayerInputs
+from ..core.cases import DecoderLayer
+from ..core.gate import Gate, sampled_tokens, tolerance
+from ..core.inputs import DTYPES, DecoderLayerInputs
 
 ROUNDINGS = 4
 """Of the storage dtype between a layer's input and output. There are 14, one after another (norm, QKV, two
@@ -98,3 +100,14 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
         gate, up = (normed(residual, norms[1]) @ weights["gate_up"].T).chunk(2, -1)
         outs.append(residual + (gate / (1 + (-gate).exp()) * up) @ weights["down"].T)
     return torch.stack(outs)
+
+
+def gate_of(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
+    """The gate of the layer: every sequence, at the sampled query tokens."""
+    tokens = sampled_tokens(case.query_tokens, inputs.hidden.device)
+    longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size or 0)
+    return Gate(
+        select=lambda out: out[:, tokens],
+        expected=oracle(inputs, tokens),
+        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=ROUNDINGS),
+    )

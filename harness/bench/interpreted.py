@@ -53,7 +53,7 @@ def check_twins(
         for provider in (*ours, *more.get(case.operation, ())):
             inputs = draw(case, source)
             try:
-                gate = gate_of(case, inputs, every=True)
+                gate = gate_of(case, inputs, all_columns=True)
                 verdict = gate.judge(provider.run(inputs))
             except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
                 yield InterpreterCheck(

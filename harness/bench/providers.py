@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import kernels
@@ -19,16 +18,11 @@ from ...kernels import (
     use_interpreter,
 )
 from ...kernels.matmul_tiling import DESCRIPTORS_FROM, VARIANTS, Variant, matmul_tilings
-from ..core.cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
-from ..core.gate import Verdict, judge, tolerance
-from ..core.inputs import (
-    DTYPES,
-    DecodeAttentionInputs,
-    DecoderLayerInputs,
-    Inputs,
-    MatmulInputs,
-    PrefillAttentionInputs,
-)
+from ..core import gate
+from ..core.cases import Case, DecodeAttention, DecoderLayer, PrefillMatmul
+from ..core.gate import Gate
+from ..core.inputs import DecodeAttentionInputs, DecoderLayerInputs, Inputs, MatmulInputs
+from ..core.user_function import UserFunction, load_user_functions
 from ..core.work import ELEMENT_BYTES
 from . import decoder_layer, library_providers, torch_forms
 from .device import Device
@@ -43,7 +37,6 @@ from .tilings import (
 __all__ = [
     "PROVIDERS",
     "DecodeTiling",
-    "Gate",
     "GpuLimits",
     "MatmulTiling",
     "Provider",
@@ -53,13 +46,8 @@ __all__ = [
     "interpreting",
     "tunable_provider",
     "use_interpreter",
+    "user_providers",
 ]
-
-COLUMN_STEP = 128
-"""A sampled column in every so many: a tile of that width cannot be wrong unseen, in whatever row."""
-
-SAMPLED_TOKENS = 33
-"""Query tokens of a sequence that long prompts are checked at, first and last among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,95 +290,38 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
 }
 
 
+def user_providers(names: Sequence[str]) -> dict[str, list[Provider]]:
+    """Providers of the user's own functions, by operation.
+
+    Raises:
+        UsageError: see `load_user_functions`.
+    """
+    found: dict[str, list[Provider]] = {}
+    for function in load_user_functions(names).values():
+        provider = Provider(name=function.name, run=function, refuses=_refuses_interpreted(function))
+        found.setdefault(function.operation, []).append(provider)
+    return found
+
+
+def _refuses_interpreted(function: UserFunction) -> Callable[[Case, Device], str | None]:
+    """A function that launches Triton kernels is never timed in the interpreter, only checked."""
+
+    def refuses(_case: Case, _device: Device) -> str | None:
+        if interpreting() and function.uses_triton:
+            return "the interpreter is not timed; see the interpreter checks"
+        return None
+
+    return refuses
+
+
 def tunable_provider(operation: str) -> tuple[Provider, Tunable] | None:
     """The provider of an operation that takes a tiling, and what is known of it; None where none does."""
     found = ((p, p.tunable) for p in PROVIDERS[operation] if p.tunable is not None)
     return next(found, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """What a case's output must be, where it is looked at.
-
-    Attributes:
-        select: takes from the output what was computed exactly; rows along the last dimension.
-        expected: that, in float64.
-        bound: on each row's relative error.
-    """
-
-    select: Callable[[Tensor], Tensor]
-    expected: Tensor
-    bound: float
-
-    def judge(self, output: Tensor) -> Verdict:
-        """Hold an output against the oracle."""
-        return judge(self.select(output), self.expected, bound=self.bound)
-
-
-def gate_of(case: Case, inputs: Inputs, *, every: bool = False) -> Gate:
-    """The gate of a case on these inputs, its oracle computed in float64.
-
-    `every` has every column of a product looked at, for which small ones leave the time.
-    """
-    match case, inputs:
-        case PrefillMatmul(), MatmulInputs():
-            return _matmul_gate(case, inputs, 1 if every else COLUMN_STEP)
-        case DecodeAttention(), DecodeAttentionInputs():
-            return _decode_attention_gate(case, inputs)
-        case PrefillAttention(), PrefillAttentionInputs():
-            return _prefill_attention_gate(case, inputs)
-        case DecoderLayer(), DecoderLayerInputs():
-            return _decoder_layer_gate(case, inputs)
-    raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")
-
-
-def _matmul_gate(case: PrefillMatmul, inputs: MatmulInputs, step: int) -> Gate:
-    columns = _sample(case.out_features, step, inputs.x.device)
-    return Gate(
-        select=lambda out: out[:, columns],
-        expected=reference.prefill_matmul(inputs.x, inputs.weight[columns]),
-        bound=tolerance(DTYPES[case.dtype], reduction=case.in_features),
-    )
-
-
-def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs) -> Gate:
-    output, _ = reference.decode_attention(inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens)
-    return Gate(
-        select=lambda out: out,
-        expected=output,
-        # Scores and probabilities may be kept in the storage dtype; the output is.
-        bound=tolerance(DTYPES[case.dtype], reduction=case.capacity, roundings=3),
-    )
-
-
-def _prefill_attention_gate(case: PrefillAttention, inputs: PrefillAttentionInputs) -> Gate:
-    tokens = _sample(case.prompt, -(-case.prompt // SAMPLED_TOKENS), inputs.q.device)
-    return Gate(
-        select=lambda out: out[:, :, tokens],
-        expected=reference.prefill_attention(inputs.q, inputs.k, inputs.v, rows=tokens),
-        bound=tolerance(DTYPES[case.dtype], reduction=case.prompt, roundings=3),
-    )
-
-
-def _decoder_layer_gate(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
-    tokens = _sample(case.query_tokens, -(-case.query_tokens // SAMPLED_TOKENS), inputs.hidden.device)
-    longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size or 0)
-    return Gate(
-        select=lambda out: out[:, tokens],
-        expected=decoder_layer.oracle(inputs, tokens),
-        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=decoder_layer.ROUNDINGS),
-    )
-
-
-def _sample(size: int, step: int, device: torch.device) -> Tensor:
-    """An index in every `step` of 0 .. size - 1, ascending, the first and the last in.
-
-    Their places are drawn from a fixed seed, so that no stride of a fault can hide between them; the last 16
-    come whole, because a ragged tail is where tiles go wrong.
-    """
-    if size <= 64:
-        return torch.arange(size, device=device)
-    edges = torch.arange(0, size, step)
-    jitter = torch.randint(step, edges.shape, generator=torch.Generator().manual_seed(size))
-    spread = (edges + jitter).clamp(max=size - 1).tolist()
-    return torch.tensor(sorted({*spread, 0, *range(size - 16, size)}), device=device)
+def gate_of(case: Case, inputs: Inputs, *, all_columns: bool = False) -> Gate:
+    """The gate of any case on these inputs, its oracle computed in float64 (see `core.gate.gate_of`)."""
+    if isinstance(case, DecoderLayer) and isinstance(inputs, DecoderLayerInputs):
+        return decoder_layer.gate_of(case, inputs)
+    return gate.gate_of(case, inputs, reference, all_columns=all_columns)

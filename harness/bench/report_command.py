@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import FailureError, UsageError
-from ..core.places import file_problem, folder_problem
-from ..core.whole_file import write_whole, write_whole_bytes
+from ..core.files import file_problem, folder_problem, write_bytes, write_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -166,9 +165,9 @@ def _written(what: str, target: Path, content: str | bytes) -> str:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
-            write_whole(target.resolve(), content)
+            write_text(target.resolve(), content)
         else:
-            write_whole_bytes(target.resolve(), content)
+            write_bytes(target.resolve(), content)
     except OSError as error:
         raise FailureError(f"{target}: {error.strerror}; it was not written") from error
     return f"{what} written to {target}{', in place of the file that was there' if replaced else ''}."

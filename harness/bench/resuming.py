@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import options
 from ..core.errors import UsageError, one_line
-from ..core.whole_file import write_whole
+from ..core.files import write_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -36,7 +36,7 @@ class Keeper:
         if now_s - self._saved_s < SAVE_EVERY_S:
             return
         try:
-            write_whole(self._target, json.dumps(self._run.to_json(), indent=1, allow_nan=False))
+            write_text(self._target, json.dumps(self._run.to_json(), indent=1, allow_nan=False))
         except OSError:
             return  # a full disk ends no run; what cannot be written at the end is told of
         self._saved_s = time.monotonic()

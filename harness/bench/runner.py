@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..core.cases import Case
 from ..core.errors import one_line
-from ..core.gate import Verdict
+from ..core.gate import Gate, Verdict
 from ..core.inputs import Inputs, Source, copies_of, memory_bytes, poison
 from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
-from .providers import PROVIDERS, Gate, Provider, gate_of
+from .providers import PROVIDERS, Provider, gate_of
 from .timer import Budget, measure
 
 LONGEST_CALL_S = 20.0

@@ -20,8 +20,7 @@ from .counters import read_counters
 from .device import Device, open_device
 from .environment import describe
 from .interpreted import check_twins
-from .own_provider import own_providers
-from .providers import interpreting, use_interpreter
+from .providers import interpreting, use_interpreter, user_providers
 from .runner import Bench, TilingOf, no_tiling, run_case, to_run
 from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
 from .token_cost import gaps_of
@@ -245,7 +244,7 @@ def _fill(
     cases = cases_of(settings.model, settings.sweep(dtype))
     costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
     turns = [(number, case) for number in range(ROUNDS) for case in cases]
-    more = own_providers(settings.providers)
+    more = user_providers(settings.providers)
     latest = 0
     for index, (number, case) in enumerate(turns):
         late = time.perf_counter() - start_s > settings.total_limit_s

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.cases import Case
 from ..core.errors import UsageError
-from ..core.whole_file import write_whole
+from ..core.files import write_text
 from .device import Device
 from .providers import gpu_limits, tunable_provider
 from .runner import TilingOf
@@ -83,7 +83,7 @@ class TilingCache:
             "triton": self.triton,
             "entries": [entry for _, entry in sorted(found.items()) if entry is not None],
         }
-        write_whole(self.path.resolve(), json.dumps(document, indent=1, allow_nan=False))
+        write_text(self.path.resolve(), json.dumps(document, indent=1, allow_nan=False))
 
     def require_writable(self) -> None:
         """Make sure of the folder.

@@ -1,17 +1,29 @@
-"""The gate: no provider is timed before its output agrees with the oracle.
+"""The correctness gate: no provider is timed before its output agrees with the float64 oracle.
 
-The one place where tolerances are derived. The error of an output row is ||actual - expected|| / ||expected||
-in the Euclidean norm; the worst row decides.
+Tolerances are derived here and nowhere else. The error of an output row is
+||actual - expected|| / ||expected|| in the Euclidean norm; the worst row decides. The oracles are passed in
+(`kernels.reference`), so that this module needs no kernels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .cases import Case, DecodeAttention, PrefillAttention, PrefillMatmul
+from .inputs import DTYPES, DecodeAttentionInputs, Inputs, MatmulInputs, PrefillAttentionInputs
+
 SAFETY = 2.0
 """Each term below is a typical size (root mean square); the worst of thousands of rows is within twice it."""
+
+COLUMN_STEP = 128
+"""One column in every 128 of a product is checked: a tile of that width cannot be wrong unseen in any row."""
+
+SAMPLED_TOKENS = 33
+"""Query tokens checked in each sequence of a long prompt, the first and the last among them."""
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -86,3 +98,87 @@ def judge(actual: Tensor, expected: Tensor, *, bound: float) -> Verdict:
     errors = row_errors(actual, expected)
     worst = int(errors.argmax())
     return Verdict(relative_error=float(errors[worst]), tolerance=bound, worst_row=worst)
+
+
+class Oracles(Protocol):
+    """The float64 oracles of the operations; the module `kernels.reference` is one."""
+
+    prefill_matmul: Callable[..., Tensor]
+    decode_attention: Callable[..., tuple[Tensor, Tensor]]
+    prefill_attention: Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The expected output of a case at the sampled positions.
+
+    Attributes:
+        select: takes the sampled positions from an output; rows along the last dimension.
+        expected: float64 oracle at those positions.
+        bound: largest relative error of a row.
+    """
+
+    select: Callable[[Tensor], Tensor]
+    expected: Tensor
+    bound: float
+
+    def judge(self, output: Tensor) -> Verdict:
+        """Compare an output with the oracle."""
+        return judge(self.select(output), self.expected, bound=self.bound)
+
+
+def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool = False) -> Gate:
+    """The gate of a matmul or an attention on these inputs.
+
+    Args:
+        case: a PrefillMatmul, DecodeAttention or PrefillAttention.
+        inputs: of that case.
+        oracles: compute the expected output in float64.
+        all_columns: check every column of a product; affordable for small ones only.
+
+    Raises:
+        TypeError: the inputs belong to another case.
+    """
+    dtype = DTYPES[case.dtype]
+    match case, inputs:
+        case PrefillMatmul(), MatmulInputs():
+            columns = sampled(case.out_features, 1 if all_columns else COLUMN_STEP, inputs.x.device)
+            return Gate(
+                select=lambda out: out[:, columns],
+                expected=oracles.prefill_matmul(inputs.x, inputs.weight[columns]),
+                bound=tolerance(dtype, reduction=case.in_features),
+            )
+        case DecodeAttention(), DecodeAttentionInputs():
+            output, _ = oracles.decode_attention(
+                inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens
+            )
+            # Scores and probabilities may be kept in the storage dtype; the output is.
+            bound = tolerance(dtype, reduction=case.capacity, roundings=3)
+            return Gate(select=lambda out: out, expected=output, bound=bound)
+        case PrefillAttention(), PrefillAttentionInputs():
+            tokens = sampled_tokens(case.prompt, inputs.q.device)
+            return Gate(
+                select=lambda out: out[:, :, tokens],
+                expected=oracles.prefill_attention(inputs.q, inputs.k, inputs.v, rows=tokens),
+                bound=tolerance(dtype, reduction=case.prompt, roundings=3),
+            )
+    raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")
+
+
+def sampled_tokens(count: int, device: torch.device) -> Tensor:
+    """Positions of the query tokens to check, of `count`."""
+    return sampled(count, -(-count // SAMPLED_TOKENS), device)
+
+
+def sampled(size: int, step: int, device: torch.device) -> Tensor:
+    """One index in every `step` of 0 .. size - 1, ascending, with the first and the last.
+
+    The indices are drawn from a fixed seed, so that a fault with a regular stride cannot fall between them.
+    The last 16 are always included, because tiles fail at ragged tails.
+    """
+    if size <= 64:
+        return torch.arange(size, device=device)
+    edges = torch.arange(0, size, step)
+    jitter = torch.randint(step, edges.shape, generator=torch.Generator().manual_seed(size))
+    spread = (edges + jitter).clamp(max=size - 1).tolist()
+    return torch.tensor(sorted({*spread, 0, *range(size - 16, size)}), device=device)

@@ -1,5 +1,7 @@
 """Options of the commands: texts become values here, and a text that cannot is named in one line."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -109,3 +111,13 @@ SECONDS = parsed(
 )
 DOLLARS = positive("a number of dollars", most=MOST_USD_PER_HOUR)
 SHARE = parsed(_share, "a share from 0 to 1")
+
+
+def user_function_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option --provider, which takes functions of the user's own and may be repeated."""
+    return click.option("--provider", "providers", multiple=True, metavar="MODULE:FUNCTION", help=help_text)
+
+
+def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """Sends what a user's function prints to stderr; stdout holds the command's output alone."""
+    return contextlib.redirect_stdout(sys.stderr)

@@ -9,7 +9,7 @@ import click
 from ..core import options
 from ..core.errors import FailureError, UsageError
 from ..core.progress import progress_bar
-from .provider_rows import compile_providers, count_providers, countable, provider_option
+from .provider_rows import compile_providers, count_providers, countable
 
 if TYPE_CHECKING:
     from ..core.cases import DecodeAttention, PrefillMatmul
@@ -27,7 +27,9 @@ MOST_CACHE_ELEMENTS = 2**28
     type=click.Choice(["decode_attention", "prefill_matmul"]),
     help="What to count; repeat for several.  [default: both, without --provider]",
 )
-@provider_option("A function of your own to count, as `decodetax run` takes it; repeat for several.")
+@options.user_function_option(
+    "A function of your own to count, as `decodetax run` takes it; repeat for several."
+)
 @click.option(
     "--batch", callback=options.SIZE, metavar="N", help="Sequences.  [default: as many as --context]"
 )
@@ -190,7 +192,9 @@ def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatm
     type=click.Choice(["decode_attention", "prefill_matmul"]),
     help="What to compile; repeat for several.  [default: both, without --provider]",
 )
-@provider_option("A function of your own to compile, as `decodetax run` takes it; repeat for several.")
+@options.user_function_option(
+    "A function of your own to compile, as `decodetax run` takes it; repeat for several."
+)
 @click.option(
     "--dtype",
     callback=options.one_of("all", "bf16", "fp16", "fp32", "e4m3", "e5m2", "int8"),

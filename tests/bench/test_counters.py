@@ -6,7 +6,7 @@ import json
 import pytest
 from decodetax.harness.bench import ceilings, counters, session
 from decodetax.harness.bench.counters import OPERATIONS, provider_of, read_counters
-from decodetax.harness.bench.own_provider import own_providers
+from decodetax.harness.bench.providers import user_providers
 from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import run_of
 from fakes import FakeDevice, matmul_case
@@ -167,6 +167,6 @@ def test_a_row_is_counted_in_its_own_form_and_tiling(tmp_path, monkeypatch):
     assert (cut.name, cut.tiling) == ("triton", tiling)
     (tmp_path / "own_elsewhere.py").write_text("def product(x, weight):\n    return x @ weight.t()\n")
     monkeypatch.chdir(tmp_path)
-    own = own_providers(("own_elsewhere:product",))
+    own = user_providers(("own_elsewhere:product",))
     mine = dataclasses.replace(row, provider="own_elsewhere:product")
     assert provider_of(mine, own) is own["prefill_matmul"][0]

@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 import math
+import sys
 
 import pytest
 import torch
 from decodetax.harness.bench import providers as module
 from decodetax.harness.bench import torch_forms
 from decodetax.harness.bench.decoder_layer import decoder_layer, oracle
-from decodetax.harness.bench.providers import COLUMN_STEP, PROVIDERS, SAMPLED_TOKENS, gate_of
+from decodetax.harness.bench.providers import PROVIDERS, gate_of, user_providers
+from decodetax.harness.core.gate import COLUMN_STEP, SAMPLED_TOKENS
 from decodetax.harness.core.inputs import draw
 from fakes import FakeDevice, decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
 from hypothesis import given, settings
@@ -166,6 +168,40 @@ def test_variant_runs_the_form_that_it_names(variant, monkeypatch):
 def test_inputs_of_another_case_are_refused():
     with pytest.raises(TypeError, match="MatmulInputs are not those of a DecodeAttention"):
         gate_of(decode_case(), draw(matmul_case(), source()))
+
+
+# The user's own functions
+
+
+@pytest.fixture
+def _user_module(tmp_path, monkeypatch):
+    """A module of plain functions in the current folder."""
+    plain = "def product(x, weight):\n    return x @ weight.t()\n\nplain = product\n"
+    attention = "def attention(q, k_cache, v_cache, context_lens):\n    return q\n"
+    (tmp_path / "user_providers_under_test.py").write_text(plain + attention, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("user_providers_under_test", None)
+
+
+@pytest.mark.usefixtures("_user_module")
+def test_user_functions_are_grouped_by_operation_each_once():
+    names = [f"user_providers_under_test:{name}" for name in ("attention", "plain", "plain", "product")]
+    found = {operation: [p.name for p in group] for operation, group in user_providers(names).items()}
+    assert found == {"decode_attention": names[:1], "prefill_matmul": [names[1], names[3]]}
+
+
+@pytest.mark.usefixtures("_user_module")
+@pytest.mark.parametrize(("interpreting", "uses_triton"), [*itertools.product([True, False], repeat=2)])
+def test_user_function_with_triton_kernels_is_never_timed_interpreted(monkeypatch, interpreting, uses_triton):
+    monkeypatch.setattr(module, "interpreting", lambda: interpreting)
+    monkeypatch.setattr(module.UserFunction, "uses_triton", uses_triton)
+    [[provider]] = user_providers(["user_providers_under_test:plain"]).values()
+    refused = provider.refuses(matmul_case(), FakeDevice())
+    assert refused == (
+        "the interpreter is not timed; see the interpreter checks" if interpreting and uses_triton else None
+    )
 
 
 # Sampling

@@ -374,6 +374,19 @@ def test_wrong_kernel_makes_failed_rows_and_no_gap(monkeypatch, factor):
         assert without_figures == (row["status"] != "ok")
 
 
+def test_run_gates_and_times_user_functions_beside_ours(monkeypatch, tmp_path):
+    product = "def product(x, weight):\n    return x @ weight.t()\n"
+    wrong = "def wrong(x, weight):\n    return 1.01 * (x @ weight.t())\n"
+    (tmp_path / "run_under_test.py").write_text(product + wrong, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("run_under_test:product", "run_under_test:wrong")
+    result = run(providers=names)
+    statuses = {(row.case.operation, row.provider, row.status) for row in result.rows}
+    assert ("prefill_matmul", names[0], "ok") in statuses
+    assert ("prefill_matmul", names[1], "failed") in statuses
+    assert session.settings_of(result).providers == names
+
+
 def test_collections_between_cases_leave_out_what_was_loaded_before():
     frozen = []
     run(progress=lambda _done, _what: frozen.append(gc.get_freeze_count()))
