@@ -1,7 +1,7 @@
-"""Evidence that needs no GPU: counted traffic, compiled code, models of the cache and the schedule.
+"""Evidence without a GPU: traffic counted in the interpreter, compiled code, L2 and schedule models.
 
-`count_traffic`, `TrafficError` and `inspect_launch` work on any Triton kernel. Each loads on first use,
-because Triton either interprets or compiles from its import on.
+`count_traffic` and `inspect_launch` work on any Triton kernel. They load on first use, because Triton
+decides at its import whether kernels are interpreted or compiled.
 """
 
 import importlib
@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compiler import inspect_launch
-    from .sanitizer import TrafficError
-    from .traffic import count_traffic
+    from .interpreter_patch import count_traffic
+    from .sanitizer import SanitizerError
 
-__all__ = ["TrafficError", "count_traffic", "inspect_launch"]
+__all__ = ["SanitizerError", "count_traffic", "inspect_launch"]
 
-_HOME = {"TrafficError": "sanitizer", "count_traffic": "traffic", "inspect_launch": "compiler"}
+_MODULES = {
+    "SanitizerError": "sanitizer",
+    "count_traffic": "interpreter_patch",
+    "inspect_launch": "compiler",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

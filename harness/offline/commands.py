@@ -112,7 +112,7 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
 
     gpu, cases = find_gpu(asked["gpu"]), _cases(asked)
     from .count_rows import count_row
-    from .sanitizer import TrafficError
+    from .sanitizer import SanitizerError
 
     own = countable(providers, cases)
     try:
@@ -120,7 +120,7 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
             count_row(cases[name], gpu, programs_per_sm=asked["programs_per_sm"], seed=asked["seed"])
             for name in (dict.fromkeys(kernels) or ([] if providers else cases))
         ]
-    except TrafficError as error:
+    except SanitizerError as error:
         raise FailureError(f"memory fault: {error}") from error
     counted = count_providers(own, cases, seed=asked["seed"])
     if as_json:

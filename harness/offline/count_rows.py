@@ -33,7 +33,7 @@ def count_row(
         Fields without `modelled_` before their name are counted; status "modelled" says that nothing was.
 
     Raises:
-        TrafficError: the kernel touched memory as it must not.
+        SanitizerError: the kernel touched memory as it must not.
     """
     tiling = default_tiling(case, kernel_limits(gpu))
     modelled_operations, traffic = tiling_operations(case, tiling), tiling_traffic(case, tiling)

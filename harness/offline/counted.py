@@ -241,10 +241,10 @@ def count_case(
     Raises:
         ValueError: a tiling of another operation, or a case that the kernel does not take.
         RuntimeError: Triton was imported before, and compiles its kernels.
-        TrafficError: the kernel touched memory as it must not.
+        SanitizerError: the kernel touched memory as it must not.
     """
     kernels.use_interpreter()
-    from .traffic import count_traffic  # noqa: PLC0415  (it imports Triton, which the line above prepares)
+    from .interpreter_patch import count_traffic  # noqa: PLC0415  (imports Triton, which the line above prepares)
 
     tiling = tiling or default_tiling(case)
     modelled, operations = tiling_traffic(case, tiling), tiling_operations(case, tiling)

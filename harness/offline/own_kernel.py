@@ -12,7 +12,7 @@ from ..core.errors import UsageError, one_line
 from ..core.gpu_limits import SmLimits
 from ..core.inputs import BlankSource, Inputs, Source, draw
 from .compiled_rows import CompiledRow, LaunchName, failed_row
-from .sanitizer import TrafficError
+from .sanitizer import SanitizerError
 from .subjects import kernels
 
 OwnCase = PrefillMatmul | DecodeAttention
@@ -54,7 +54,7 @@ def count_own(name: str, run: Run, case: OwnCase, *, seed: int, gate: Gate) -> d
     Returns:
         Status "counted", with a record a launch; or "failed", with the reason and without figures.
     """
-    from .traffic import count_traffic  # noqa: PLC0415  (it imports Triton, which the caller prepared)
+    from .interpreter_patch import count_traffic  # noqa: PLC0415  (imports Triton, which the caller prepared)
 
     inputs, work = draw(case, Source(torch.device("cpu"), seed)), case.work()
     row = {"kernel": name, "case": case.id, "status": "failed", "reason": None, "provenance": "counted"}
@@ -63,7 +63,7 @@ def count_own(name: str, run: Run, case: OwnCase, *, seed: int, gate: Gate) -> d
         with count_traffic() as traffic:
             output = run(inputs)
         reason = f"memory fault: {traffic.fault}" if traffic.fault else judge(output)
-    except TrafficError as error:
+    except SanitizerError as error:
         reason = f"memory fault: {error}"
     except Exception as error:  # noqa: BLE001  (the function is the user's and may raise anything)
         reason = one_line(error)

@@ -1,400 +1,389 @@
-"""Holds every access of an interpreted launch against what a GPU would let pass unseen.
+"""Memory sanitizer of interpreted launches: out-of-bounds accesses, data races, uninitialized reads.
 
-The interpreter runs programs one after another on memory that has neighbours, so a stray lane, a race or a
-read of memory that nothing wrote leaves no trace in a result. Here each element that a launch touches
-carries the segment that touched it last: a segment is a stretch of one program between two releasing
-atomics. Two accesses are ordered when they belong to one program, or when the later program acquired, with
-an atomic, what the earlier one released after its access: happens-before, as in FastTrack (Flanagan and
-Freund, 2009), with the programs in the order in which the interpreter ran them.
+None of these faults shows in a result: the interpreter runs programs (CTAs) one after another, on memory that
+has neighbours. Shadow memory therefore keeps, for each granule that a launch accesses, the epoch of the last
+load, store and atomic. An epoch is the part of a program between two releasing atomics. Two accesses are
+ordered if one program made both, or if the later program acquired, with an atomic, what the earlier program
+released after its access. This is the happens-before relation of FastTrack (Flanagan and Freund, PLDI 2009),
+for programs in the order in which the interpreter ran them.
 """
 
 from __future__ import annotations
 
 import functools
 import mmap
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from .traffic import SECTOR_BYTES, TensorTraffic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .unwritten import UnwrittenMarks
+    from .uninitialized import UninitializedShadow
 
     Program = tuple[int, int, int]
     Offsets = NDArray[np.int64]
-    Marks = NDArray[np.int32]
+    Epochs = NDArray[np.int32]
+    Fault = Literal["bounds", "race", "uninitialized"]
+    Access = Literal["load", "store", "atomic"]
 
-SECTOR_BYTES = 32
-"""What a GPU's memory moves at the least."""
-
-_MOST_LOGGED = 1 << 22
+_PAST_TENSE = {"load": "read", "store": "wrote", "atomic": "atomically updated"}
+_MAX_LOGGED_GRANULES = 1 << 22
 _HUGE_PAGE_BYTES = 1 << 21
 
 
-class TrafficError(RuntimeError):
-    """A launch touched memory that it must not touch, or not so.
+class SanitizerError(RuntimeError):
+    """A launch made an access that is out of bounds, a data race, or a read of uninitialized memory.
 
     Attributes:
-        kind: "bounds", "race" or "unwritten".
-        tensor: parameter name of the tensor.
-        program: grid index of the program that made the access at fault.
-        byte_offset: of the access, from the first byte of the tensor.
+        kind: "bounds", "race" or "uninitialized".
+        tensor: parameter name of the tensor; empty if the address lies in no known tensor.
+        program: grid index of the program that made the access.
+        byte_offset: of the access, from the first byte of the tensor; an address if the tensor is unknown.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: Literal["bounds", "race", "unwritten"],
-        tensor: str,
-        program: Program,
-        byte_offset: int,
-    ) -> None:
+    def __init__(self, message: str, *, kind: Fault, tensor: str, program: Program, byte_offset: int) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind: Fault = kind
         self.tensor = tensor
         self.program = program
         self.byte_offset = byte_offset
 
 
-class Touched(NamedTuple):
-    """Bytes touched through an argument by loads, by stores and by either, and sectors; atomics are both."""
+class HappensBefore:
+    """Which epochs of a launch are ordered before the running program.
 
-    read: int
-    written: int
-    either: int
-    sectors: int
-
-
-class Ordering:
-    """Which segments of a launch happen before what the running program does next.
-
-    Sets of segments are bits of integers. Segment 0 stands for no access.
+    A set of epochs is an integer with a bit for each. Epoch 0 stands for "no access".
     """
 
     def __init__(self) -> None:
+        self.epoch = 0
         self.programs: list[Program] = [(-1, -1, -1)]
-        self.now = 0
-        self._first = 0
-        self._before = 0
-        self._published: dict[int, int] = {}
+        """Grid index of the program of each epoch."""
+        self._first_epoch = 0
+        self._acquired = 0
+        self._released: dict[int, int] = {}
 
     @property
     def program(self) -> Program:
         """Grid index of the running program."""
-        return self.programs[self.now]
+        return self.programs[self.epoch]
 
     def start_program(self, program: Program) -> None:
-        """The next program begins; it is ordered after none."""
-        self._open_segment(program)
-        self._first = self.now
-        self._before = 0
+        """Start the next program, which is ordered after no other."""
+        self._start_epoch(program)
+        self._first_epoch = self.epoch
+        self._acquired = 0
 
-    def acquire(self, released: Marks) -> None:
-        """Order the running program after what these segments had published."""
-        for segment in np.unique(released).tolist():
-            self._before |= self._published.get(segment, 0)
+    def acquire(self, releases: Epochs) -> None:
+        """Order the running program after everything that was released at the end of these epochs."""
+        self._acquired |= self._released_by(releases)
 
-    def release(self, released: Marks) -> int:
-        """Publish all that the running program did and knows, and what was published there before.
+    def release(self, releases: Epochs) -> int:
+        """Release all accesses that the running program made or acquired, and the earlier `releases` there.
 
         Returns:
-            The segment under which it is published.
+            The epoch that the release ends.
         """
-        own = (1 << (self.now + 1)) - (1 << self._first)
-        earlier = 0
-        for segment in np.unique(released).tolist():
-            earlier |= self._published.get(segment, 0)
-        published = self.now
-        self._published[published] = self._before | own | earlier
-        self._open_segment(self.program)
-        return published
+        ended = self.epoch
+        own = (1 << (ended + 1)) - (1 << self._first_epoch)
+        self._released[ended] = own | self._acquired | self._released_by(releases)
+        self._start_epoch(self.program)
+        return ended
 
-    def first_unordered(self, segments: Marks) -> int | None:
-        """Position of a segment of another program that is not ordered before the running one."""
-        others = segments.view(np.uint32) - np.uint32(1) < self._first - 1  # 0 wraps to the largest
+    def first_unordered(self, epochs: Epochs) -> int | None:
+        """Position of the first epoch of another program that is not ordered before the running one."""
+        others = epochs.view(np.uint32) - np.uint32(1) < self._first_epoch - 1  # 0 wraps to the largest
         if not others.any():
             return None
-        if not self._before:
+        if not self._acquired:
             return int(others.argmax())
-        for segment in np.unique(segments[others]).tolist():
-            if not self._before >> segment & 1:
-                return int((segments == segment).argmax())
+        for epoch in np.unique(epochs[others]).tolist():
+            if not self._acquired >> epoch & 1:
+                return int((epochs == epoch).argmax())
         return None
 
-    def _open_segment(self, program: Program) -> None:
-        self.now = len(self.programs)
+    def _released_by(self, releases: Epochs) -> int:
+        return functools.reduce(
+            lambda epochs, ended: epochs | self._released.get(ended, 0), np.unique(releases).tolist(), 0
+        )
+
+    def _start_epoch(self, program: Program) -> None:
+        self.epoch = len(self.programs)
         self.programs.append(program)
 
 
-class Memory:
-    """The storage that tensor arguments of a launch view, in granules: the smallest elements accessed so far.
+class StorageShadow:
+    """Shadow memory of a storage, in granules: the smallest elements accessed so far.
 
     Args:
         size_bytes: of the storage.
-        granule: bytes that share a mark, to begin with.
-        unwritten: which of it nothing has written, where that is watched.
+        granule_bytes: size of a granule at first.
+        uninitialized: which granules nothing has written; None if the storage is not tracked.
     """
 
-    def __init__(self, size_bytes: int, granule: int, unwritten: UnwrittenMarks | None) -> None:
-        self.granule, self.unwritten = granule, unwritten
+    def __init__(
+        self, size_bytes: int, granule_bytes: int, uninitialized: UninitializedShadow | None
+    ) -> None:
+        self.granule_bytes, self.uninitialized = granule_bytes, uninitialized
         self.sectors = -(-size_bytes // SECTOR_BYTES)
-        self.arguments: list[Argument] = []
-        self.released: Marks | None = None
-        if unwritten is not None:
-            self.granule = max(granule, unwritten.granule)
-            self.refine(min(granule, unwritten.granule))
+        self.tensors: list[TensorShadow] = []
+        self.releases: Epochs | None = None
+        """Epoch of the last releasing atomic on each granule."""
+        if uninitialized is not None:
+            self.granule_bytes = max(granule_bytes, uninitialized.granule_bytes)
+            self.refine(min(granule_bytes, uninitialized.granule_bytes))
 
     @property
     def granules_per_sector(self) -> int:
-        """Granules that a sector holds."""
-        return SECTOR_BYTES // self.granule
+        """Granules of a 32-byte sector."""
+        return SECTOR_BYTES // self.granule_bytes
 
-    def granules(self, places: Offsets, size: int) -> Offsets:
-        """Granules of elements of `size` bytes at these places, in bytes from the start of the storage."""
-        bits = int(places[0]) if places.size == 1 else int(np.bitwise_or.reduce(places))
-        piece = size
-        while bits % piece:
-            piece //= 2
-        if piece < self.granule:
-            self.refine(piece)
-        return _pieces(places >> (self.granule.bit_length() - 1), size // self.granule)
+    def granules(self, offsets: Offsets, size_bytes: int) -> Offsets:
+        """Granules of elements of `size_bytes` at these byte offsets from the start of the storage."""
+        bits = int(offsets[0]) if offsets.size == 1 else int(np.bitwise_or.reduce(offsets))
+        aligned_bytes = size_bytes
+        while bits % aligned_bytes:
+            aligned_bytes //= 2
+        if aligned_bytes < self.granule_bytes:
+            self.refine(aligned_bytes)
+        return _ranges(offsets >> (self.granule_bytes.bit_length() - 1), size_bytes // self.granule_bytes)
 
-    def refine(self, granule: int) -> None:
-        """Keep marks for pieces of `granule` bytes from now on, where they are coarser."""
-        if self.unwritten is not None:
-            self.unwritten.refine(granule)
-        if granule >= self.granule:
+    def refine(self, granule_bytes: int) -> None:
+        """Split the granules into granules of `granule_bytes`, if those are smaller."""
+        if self.uninitialized is not None:
+            self.uninitialized.refine(granule_bytes)
+        if granule_bytes >= self.granule_bytes:
             return
-        factor = self.granule // granule
-        for argument in self.arguments:
-            argument.refine(factor)
-        if self.released is not None:
-            self.released = np.repeat(self.released, factor)
-        self.granule = granule
+        factor = self.granule_bytes // granule_bytes
+        for tensor in self.tensors:
+            tensor.refine(factor)
+        if self.releases is not None:
+            self.releases = np.repeat(self.releases, factor)
+        self.granule_bytes = granule_bytes
 
-    def new_marks(self) -> Marks:
-        """A mark of nothing for each granule of all sectors; pages of it that stay so take no memory."""
-        return _blank(self.sectors * self.granules_per_sector)
+    def no_accesses(self) -> Epochs:
+        """An epoch of 0 for each granule of all sectors."""
+        return _zeros(self.sectors * self.granules_per_sector)
 
 
-class Argument:
-    """A tensor argument of a launch: its span of a memory, what was touched through it, and counts.
+class TensorShadow:
+    """A tensor argument of a launch: its place in a storage, the epochs of its accesses, and its traffic.
 
     Args:
         name: of the parameter.
-        memory: the storage that it views.
+        storage: shadow of the storage that the tensor views.
         offset: bytes from the start of the storage to the first element.
         span: bytes from the start of the first element to the end of the last.
-        element_bytes: of the tensor, for messages.
-        addressed: which elements of the span the view's strides reach; none where that is all.
-        ordering: of the launch.
+        element_bytes: for messages.
+        addressed: for each element of the span, whether the view's strides address it; None if all are.
+        order: of the launch.
     """
 
     def __init__(
         self,
         *,
         name: str,
-        memory: Memory,
+        storage: StorageShadow,
         offset: int,
         span: int,
         element_bytes: int,
         addressed: NDArray[np.bool_] | None,
-        ordering: Ordering,
+        order: HappensBefore,
     ) -> None:
-        self.name, self.memory, self.offset, self.span = name, memory, offset, span
+        self.name, self.storage, self.offset, self.span = name, storage, offset, span
         self.bytes_requested = self.bytes_written = self.sectors_requested = self.sectors_written = 0
         self.addressed = addressed
         self._element_bytes = element_bytes
-        self._ordering = ordering
-        self._marks: dict[str, Marks] = {}
-        self._log: list[tuple[int, Offsets]] = []
-        self._logged, self._most_logged = 0, _MOST_LOGGED
-        self._sector_lanes: Marks | None = None
-        memory.arguments.append(self)
-        # Itself among them; views that lie side by side have nothing to say of each other.
-        self._overlapping = [other for other in memory.arguments if self._overlaps(other)]
+        self._order = order
+        self._epochs: dict[Access, Epochs] = {}
+        # Loads of the running program. They replace those of earlier programs only when it ends: its own
+        # stores are checked against the earlier loads.
+        self._load_log: list[tuple[int, Offsets]] = []
+        self._logged_granules, self._max_logged_granules = 0, _MAX_LOGGED_GRANULES
+        self._sector_lanes: Epochs | None = None
+        storage.tensors.append(self)
+        # This tensor is one of them; views side by side cannot conflict.
+        self._overlapping = [other for other in storage.tensors if self._overlaps(other)]
         for other in self._overlapping:
             if other is not self:
                 other._overlapping.append(self)  # noqa: SLF001  (of the same class)
 
-    def check_span(self, offsets: NDArray[np.uint64], size: int, verb: str) -> None:
-        """Hold elements of `size` bytes at these offsets from the first byte against the tensor's span.
+    def check_bounds(self, offsets: NDArray[np.uint64], size_bytes: int, verb: str) -> None:
+        """Check elements of `size_bytes` at these byte offsets from the first element.
 
         Raises:
-            TrafficError: one lies outside, or in a gap between the elements of the view.
+            SanitizerError: one lies outside the tensor, or in a gap between the elements of the view.
         """
-        outside = offsets > self.span - size if self.span >= size else np.ones(offsets.shape, np.bool_)
+        faulty = offsets > self.span - size_bytes if self.span >= size_bytes else np.ones(offsets.shape, bool)
         where = f"outside the {self.span} bytes of the tensor"
-        if not outside.any():
-            if self.addressed is None:
-                return
-            outside = ~self.addressed[offsets.view(np.int64) // self._element_bytes]
-            if not outside.any():
-                return
+        if self.addressed is not None and not faulty.any():
+            faulty = ~self.addressed[offsets.view(np.int64) // self._element_bytes]
             where = "in a gap between the elements of the view"
-        offset = int(offsets[outside][0].astype(np.int64))
-        raise self._error("bounds", offset, f"program {self._ordering.program} {verb}", where)
+        if faulty.any():
+            raise self._error("bounds", int(offsets[faulty][0].astype(np.int64)), verb, where)
 
-    def read(self, granules: Offsets, *, atomic: bool = False, uses_value: bool = True) -> None:
-        """Elements were loaded, or are about to be by an atomic.
+    def load(self, granules: Offsets, *, atomic: bool = False, uses_value: bool = True) -> None:
+        """Check and record a load, or the load of an atomic.
 
         Raises:
-            TrafficError: nothing has written one, or a program did that is not ordered before this one.
+            SanitizerError: nothing has written a granule, or an unordered program wrote it.
         """
-        unwritten = self.memory.unwritten
-        if unwritten is not None and uses_value:
-            bare = unwritten.mask[granules]
-            if bare.any():
-                offset = self._offset(granules[int(bare.argmax())])
-                who = f"program {self._ordering.program} reads"
-                raise self._error("unwritten", offset, who, "which nothing has written")
-        self._hold_against("writes", granules, "reads" if not atomic else "updates")
+        verb = "updates" if atomic else "reads"
+        shadow = self.storage.uninitialized
+        if shadow is not None and uses_value:
+            uninitialized = shadow.mask[granules]
+            if uninitialized.any():
+                offset = self._byte_offset(granules[int(uninitialized.argmax())])
+                raise self._error("uninitialized", offset, "reads", "which nothing has written")
+        self._check_order("store", granules, verb)
         if not atomic:
-            self._log.append((self._ordering.now, granules))
-            self._logged += granules.size
-            if self._logged > self._most_logged:
-                self._shorten_log()
+            self._load_log.append((self._order.epoch, granules))
+            self._logged_granules += granules.size
+            if self._logged_granules > self._max_logged_granules:
+                self._compact_load_log()
 
-    def write(self, granules: Offsets, *, atomic: bool = False) -> None:
-        """Elements are about to be stored.
+    def store(self, granules: Offsets, *, atomic: bool = False) -> None:
+        """Check and record a store, or the store of an atomic.
 
         Raises:
-            TrafficError: a program touched one that is not ordered before this one, unless both are atomic.
+            SanitizerError: an unordered program accessed a granule, and one of the two was not atomic.
         """
-        verb = "updates" if atomic else "writes"
-        for kind in ("writes",) if atomic else ("writes", "reads", "atomics"):
-            self._hold_against(kind, granules, verb)
-        self._marks_of("atomics" if atomic else "writes")[granules] = self._ordering.now
-        if self.memory.unwritten is not None:
-            self.memory.unwritten.mask[granules] = False
+        conflicting: tuple[Access, ...] = ("store",) if atomic else ("store", "load", "atomic")
+        for access in conflicting:
+            self._check_order(access, granules, "updates" if atomic else "writes")
+        self._epochs_of("atomic" if atomic else "store")[granules] = self._order.epoch
+        if self.storage.uninitialized is not None:
+            self.storage.uninitialized.mask[granules] = False
 
     def acquire(self, granules: Offsets) -> None:
-        """An atomic is about to take place here that orders the program after what others released."""
-        if self.memory.released is not None:
-            self._ordering.acquire(self.memory.released[granules])
+        """Order the program after the releases at these granules, before its acquiring atomic."""
+        if self.storage.releases is not None:
+            self._order.acquire(self.storage.releases[granules])
 
     def release(self, granules: Offsets) -> None:
-        """An atomic took place here that publishes what the program has done."""
-        if self.memory.released is None:
-            self.memory.released = self.memory.new_marks()
-        self.memory.released[granules] = self._ordering.release(self.memory.released[granules])
+        """Release the program's accesses at these granules, after its releasing atomic."""
+        if self.storage.releases is None:
+            self.storage.releases = self.storage.no_accesses()
+        self.storage.releases[granules] = self._order.release(self.storage.releases[granules])
 
     def count_sectors(self, granules: Offsets) -> int:
-        """How many sectors one instruction of a program asks for, each once."""
-        sectors = granules >> (self.memory.granules_per_sector.bit_length() - 1)
+        """Distinct sectors that one instruction of a program accesses."""
+        sectors = granules >> (self.storage.granules_per_sector.bit_length() - 1)
         if self._sector_lanes is None:
-            self._sector_lanes = _blank(self.memory.sectors)
+            self._sector_lanes = _zeros(self.storage.sectors)
         if sectors.size == 1:
             self._sector_lanes[sectors] = 1
             return 1
-        lanes = _lanes(sectors.size)
-        self._sector_lanes[sectors] = lanes  # of the lanes that share a sector, one stays
+        lanes = _lane_numbers(sectors.size)
+        self._sector_lanes[sectors] = lanes  # of the lanes in one sector, the last one stays
         return int(np.count_nonzero(self._sector_lanes[sectors] == lanes))
 
     def end_program(self) -> None:
-        """Turn the reads of the program that ends into marks that later programs are held against."""
-        if self._log:
-            reads = self._marks_of("reads")
-            for segment, granules in self._log:
-                reads[granules] = segment
-            self._log.clear()
-            self._logged = 0
+        """Record the loads of the program that ends, so that later programs are checked against them."""
+        if self._load_log:
+            loads = self._epochs_of("load")
+            for epoch, granules in self._load_log:
+                loads[granules] = epoch
+            self._load_log.clear()
+            self._logged_granules = 0
 
-    def touched(self) -> Touched:
-        """What was touched so far, each byte and sector once."""
+    def traffic(self) -> TensorTraffic:
+        """The tensor's traffic in the programs that have ended."""
         if self._sector_lanes is None:
-            return Touched(read=0, written=0, either=0, sectors=0)
-        seen = np.flatnonzero(self._sector_lanes != 0)  # looking through all of a large cache would take long
-        nothing = np.zeros((seen.size, self.memory.granules_per_sector), np.bool_)
-        reads, writes, atomics = (
-            self._marks[kind].reshape(-1, nothing.shape[1])[seen] != 0 if kind in self._marks else nothing
-            for kind in ("reads", "writes", "atomics")
+            return TensorTraffic()
+        # Only the sectors that were accessed: those of a large cache are many.
+        sectors = np.flatnonzero(self._sector_lanes != 0)
+        none = np.zeros((sectors.size, self.storage.granules_per_sector), np.bool_)
+        accesses: tuple[Access, ...] = ("load", "store", "atomic")
+        loaded, stored, atomic = (
+            self._epochs[access].reshape(-1, none.shape[1])[sectors] != 0 if access in self._epochs else none
+            for access in accesses
         )
-        read, written = reads | atomics, writes | atomics
-        either = read | written
-        granule = self.memory.granule
-        return Touched(
-            read=int(np.count_nonzero(read)) * granule,
-            written=int(np.count_nonzero(written)) * granule,
-            either=int(np.count_nonzero(either)) * granule,
-            sectors=seen.size,
+        read, written, either = (
+            int(np.count_nonzero(granules)) * self.storage.granule_bytes
+            for granules in (loaded | atomic, stored | atomic, loaded | stored | atomic)
+        )
+        return TensorTraffic(
+            bytes_requested=self.bytes_requested,
+            bytes_written=self.bytes_written,
+            bytes_distinct=either,
+            bytes_read_distinct=read,
+            bytes_written_distinct=written,
+            sectors=sectors.size,
+            sectors_requested=self.sectors_requested,
+            sectors_written=self.sectors_written,
         )
 
     def refine(self, factor: int) -> None:
-        """Split each granule into `factor`."""
-        self._marks = {kind: np.repeat(marks, factor) for kind, marks in self._marks.items()}
-        self._log = [(segment, _pieces(granules * factor, factor)) for segment, granules in self._log]
+        """Split each granule into `factor` granules."""
+        self._epochs = {access: np.repeat(epochs, factor) for access, epochs in self._epochs.items()}
+        self._load_log = [(epoch, _ranges(granules * factor, factor)) for epoch, granules in self._load_log]
 
-    def _marks_of(self, kind: str) -> Marks:
-        if kind not in self._marks:
-            self._marks[kind] = self.memory.new_marks()
-        return self._marks[kind]
+    def _epochs_of(self, access: Access) -> Epochs:
+        if access not in self._epochs:
+            self._epochs[access] = self.storage.no_accesses()
+        return self._epochs[access]
 
-    def _overlaps(self, other: Argument) -> bool:
+    def _overlaps(self, other: TensorShadow) -> bool:
         return self.offset < other.offset + other.span and other.offset < self.offset + self.span
 
-    def _shorten_log(self) -> None:
-        """Keep each granule that the program read once, under its last segment."""
-        last = self.memory.new_marks()
-        for segment, granules in self._log:
-            last[granules] = segment
+    def _compact_load_log(self) -> None:
+        """Keep each granule that the program loaded once, with its last epoch."""
+        last = self.storage.no_accesses()
+        for epoch, granules in self._load_log:
+            last[granules] = epoch
         kept = np.flatnonzero(last)
-        self._log = [(segment, kept[last[kept] == segment]) for segment in np.unique(last[kept]).tolist()]
-        self._logged, self._most_logged = kept.size, max(_MOST_LOGGED, 2 * kept.size)
+        self._load_log = [(epoch, kept[last[kept] == epoch]) for epoch in np.unique(last[kept]).tolist()]
+        self._logged_granules = kept.size
+        self._max_logged_granules = max(_MAX_LOGGED_GRANULES, 2 * kept.size)
 
-    def _hold_against(self, kind: str, granules: Offsets, verb: str) -> None:
-        for argument in self._overlapping:
-            marks = argument._marks.get(kind)  # noqa: SLF001  (of the same class)
-            if marks is None:
+    def _check_order(self, access: Access, granules: Offsets, verb: str) -> None:
+        """Raise if an unordered program made such an access to one of the granules."""
+        for tensor in self._overlapping:
+            epochs = tensor._epochs.get(access)  # noqa: SLF001  (of the same class)
+            if epochs is None:
                 continue
-            segments = marks[granules]
-            position = self._ordering.first_unordered(segments)
+            position = self._order.first_unordered(epochs[granules])
             if position is None:
                 continue
-            earlier = self._ordering.programs[int(segments[position])]
-            did = {"writes": "wrote", "reads": "read", "atomics": "atomically updated"}[kind]
-            via = "" if argument is self else f" through {argument.name}"
-            raise self._error(
-                "race",
-                self._offset(granules[position]),
-                f"program {self._ordering.program} {verb}",
-                f"which program {earlier} {did}{via}: a race, for nothing orders the two",
-            )
+            earlier = self._order.programs[int(epochs[granules[position]])]
+            through = "" if tensor is self else f" through {tensor.name}"
+            what = f"which program {earlier} {_PAST_TENSE[access]}{through}: a race, no atomic orders the two"
+            raise self._error("race", self._byte_offset(granules[position]), verb, what)
 
-    def _offset(self, granule: np.int64) -> int:
-        return int(granule) * self.memory.granule - self.offset
+    def _byte_offset(self, granule: np.int64) -> int:
+        return int(granule) * self.storage.granule_bytes - self.offset
 
-    def _error(
-        self, kind: Literal["bounds", "race", "unwritten"], offset: int, who: str, what: str
-    ) -> TrafficError:
-        element = offset // self._element_bytes
-        return TrafficError(
-            f"{self.name}: {who} byte offset {offset} (element {element}), {what}",
+    def _error(self, kind: Fault, byte_offset: int, verb: str, what: str) -> SanitizerError:
+        program, element = self._order.program, byte_offset // self._element_bytes
+        return SanitizerError(
+            f"{self.name}: program {program} {verb} byte offset {byte_offset} (element {element}), {what}",
             kind=kind,
             tensor=self.name,
-            program=self._ordering.program,
-            byte_offset=offset,
+            program=program,
+            byte_offset=byte_offset,
         )
 
 
-def _blank(count: int) -> Marks:
+def _zeros(count: int) -> Epochs:
     """Zeros of which only the pages that are written take memory and time."""
-    # numpy asks for huge pages, and the system clears one whole where a program touches a few bytes.
+    # numpy asks for huge pages, and the system clears all 2 MiB of one when a program touches a few bytes.
     if count < _HUGE_PAGE_BYTES // 4:
         return np.zeros(count, np.int32)
     return np.frombuffer(mmap.mmap(-1, 4 * count), np.int32)
 
 
 @functools.lru_cache(maxsize=8)
-def _lanes(count: int) -> Marks:
+def _lane_numbers(count: int) -> Epochs:
     """The numbers from 1 to count."""
     lanes = np.arange(1, count + 1, dtype=np.int32)
-    lanes.flags.writeable = False  # one array for all who ask
+    lanes.flags.writeable = False  # all callers share one array
     return lanes
 
 
-def _pieces(first: Offsets, count: int) -> Offsets:
-    """Each of `first` and the count - 1 that follow it."""
+def _ranges(first: Offsets, count: int) -> Offsets:
+    """Each of `first` and the count - 1 numbers after it."""
     return first if count == 1 else (first[:, None] + np.arange(count)).reshape(-1)

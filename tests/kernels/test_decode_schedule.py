@@ -14,7 +14,7 @@ from decode_checks import (
     live_addresses,
     split,
 )
-from decodetax.harness.offline.traffic import TrafficError, count_traffic
+from decodetax.harness.offline import SanitizerError, count_traffic
 from decodetax.kernels import decode_attention, decode_attention_workspace_bytes, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -273,7 +273,7 @@ SPLIT_FAULTS = {
 def test_a_stray_access_would_be_noticed(monkeypatch, fault):
     inputs = decode_inputs([60, 60], q_heads=1, kv_heads=1, head_dim=16, capacity=48)
     altered(monkeypatch, "_split_kernel", **fault)
-    with pytest.raises(TrafficError), count_traffic():
+    with pytest.raises(SanitizerError), count_traffic():
         decode_attention(**inputs, tiling=split(1))
 
 

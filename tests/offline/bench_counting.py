@@ -14,7 +14,7 @@ import time
 import torch
 import triton
 import triton.language as tl
-from decodetax.harness.offline.traffic import count_traffic
+from decodetax.harness.offline import count_traffic
 from decodetax.kernels import MatmulTiling, decode_attention, prefill_matmul
 
 PROMISED_RATIO = 1.5

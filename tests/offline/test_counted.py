@@ -7,9 +7,8 @@ import torch
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source, draw
 from decodetax.harness.core.work import ELEMENT_BYTES
-from decodetax.harness.offline import counted
+from decodetax.harness.offline import count_traffic, counted
 from decodetax.harness.offline.counted import count_case, default_tiling, tiling_operations, tiling_traffic
-from decodetax.harness.offline.traffic import count_traffic
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention, prefill_matmul
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,8 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from decodetax.harness.offline import sanitizer
-from decodetax.harness.offline.traffic import TrafficError, count_traffic
+from decodetax.harness.offline import SanitizerError, count_traffic, sanitizer
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention, prefill_matmul
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -238,7 +237,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("launch", BOUNDS.values(), ids=BOUNDS.keys())
 def test_finds_a_lane_out_of_bounds(launch):
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         launch()
     assert caught.value.kind == "bounds"
     assert "\n" not in str(caught.value)
@@ -246,13 +245,13 @@ def test_finds_a_lane_out_of_bounds(launch):
 
 def test_a_lane_into_the_next_argument_is_no_lane_of_it():
     both = torch.randn(256)
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         copy_kernel[(2,)](both[:100], both[100:], 0, 101, BLOCK=64)
     assert caught.value.kind == "bounds"
 
 
 def test_tells_tensor_program_and_offset():
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         copy_kernel[(2,)](torch.randn(100), torch.randn(200), 0, 101, BLOCK=64)
     error = caught.value
     assert (error.tensor, error.program, error.byte_offset) == ("x_ptr", (1, 0, 0), 400)
@@ -263,7 +262,7 @@ def test_tells_tensor_program_and_offset():
 
 def test_a_stray_store_writes_nothing():
     memory = torch.zeros(128)
-    with count_traffic(), pytest.raises(TrafficError):
+    with count_traffic(), pytest.raises(SanitizerError):
         shifted_store_kernel[(1,)](torch.ones(64), memory[:64], 1, 64, BLOCK=64)
     assert not memory.any()
 
@@ -309,7 +308,7 @@ RACES = {
 
 @pytest.mark.parametrize("launch", RACES.values(), ids=RACES.keys())
 def test_finds_a_race(launch):
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         launch()
     error = caught.value
     assert error.kind == "race"
@@ -317,17 +316,17 @@ def test_finds_a_race(launch):
 
 
 def test_a_race_names_both_programs_the_tensor_and_the_offset():
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         neighbour_kernel[(3,)](torch.randn(200), BLOCK=64, BACK=False)
     assert str(caught.value) == (
         "x_ptr: program (1, 0, 0) writes byte offset 256 (element 64), which program (0, 0, 0) read: "
-        "a race, for nothing orders the two"
+        "a race, no atomic orders the two"
     )
 
 
 def test_a_read_far_back_in_a_long_program_still_races(monkeypatch):
-    monkeypatch.setattr(sanitizer, "_MOST_LOGGED", 16)
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    monkeypatch.setattr(sanitizer, "_MAX_LOGGED_GRANULES", 16)
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         neighbour_kernel[(3,)](torch.randn(200), BLOCK=64, BACK=False)
     assert caught.value.kind == "race"
 
@@ -335,7 +334,7 @@ def test_a_read_far_back_in_a_long_program_still_races(monkeypatch):
 @needs_atomic_loads
 @pytest.mark.parametrize(("store", "load"), [("relaxed", "acquire"), ("release", "relaxed")])
 def test_finds_a_flag_that_orders_nothing(store, load):
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         flag_kernel[(2,)](zeros(), torch.zeros(1), torch.zeros(1), STORE=store, LOAD=load)
     assert (caught.value.kind, caught.value.tensor) == ("race", "data_ptr")
 
@@ -381,14 +380,14 @@ UNWRITTEN = {
 
 @pytest.mark.parametrize("launch", UNWRITTEN.values(), ids=UNWRITTEN.keys())
 def test_finds_a_read_of_unwritten_memory(launch):
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         launch()
-    assert caught.value.kind == "unwritten"
+    assert caught.value.kind == "uninitialized"
     assert "\n" not in str(caught.value)
 
 
 def test_an_unwritten_read_names_tensor_program_and_offset():
-    with count_traffic(), pytest.raises(TrafficError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError) as caught:
         copy_kernel[(2,)](assigned(torch.empty(100), slice(0, 70)), torch.zeros(100), 0, 100, BLOCK=64)
     assert str(caught.value) == (
         "x_ptr: program (1, 0, 0) reads byte offset 280 (element 70), which nothing has written"
@@ -397,9 +396,9 @@ def test_an_unwritten_read_names_tensor_program_and_offset():
 
 def test_tensors_named_unwritten_are_until_something_writes_them():
     x = torch.randn(64)
-    with count_traffic(unwritten=[x[:32]]):
+    with count_traffic(uninitialized=[x[:32]]):
         read(x[32:])
-        with pytest.raises(TrafficError):
+        with pytest.raises(SanitizerError):
             read(x)
         x[:32].zero_()
         read(x)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from decodetax.harness.offline.traffic import TrafficError, count_traffic
+from decodetax.harness.offline import SanitizerError, count_traffic
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, interpreter_builder
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -372,7 +372,7 @@ def patched():
 
 
 @pytest.mark.parametrize(
-    "fault", [None, ValueError, TrafficError], ids=["no fault", "a fault", "a bad launch"]
+    "fault", [None, ValueError, SanitizerError], ids=["no fault", "a fault", "a bad launch"]
 )
 def test_leaves_triton_as_it_was(fault):
     x, y, out = torch.randn(3, 64)
@@ -384,7 +384,7 @@ def test_leaves_triton_as_it_was(fault):
             add_kernel[(1,)](x, y, out, 64, BLOCK=64)
             if fault is ValueError:
                 raise ValueError
-            if fault is TrafficError:
+            if fault is SanitizerError:
                 add_kernel[(1,)](x, y, out[:63], 64, BLOCK=64)
 
     if fault is None:
@@ -402,7 +402,7 @@ def test_leaves_triton_as_it_was(fault):
 def test_a_failed_launch_leaves_no_record_and_the_next_one_counts():
     x, y, out = torch.randn(3, 64)
     with count_traffic() as traffic:
-        with pytest.raises(TrafficError):
+        with pytest.raises(SanitizerError):
             add_kernel[(1,)](x, y, out[:63], 64, BLOCK=64)
         add_kernel[(1,)](x, y, out, 64, BLOCK=64)
     assert only_launch(traffic).bytes_requested == 512
@@ -440,7 +440,7 @@ def test_a_launch_function_wrapped_inside_stays_and_works_after(monkeypatch):
 
 def test_a_process_that_compiles_its_kernels_is_told_so():
     code = (
-        "from decodetax.harness.offline.traffic import count_traffic\n"
+        "from decodetax.harness.offline import count_traffic\n"
         "try:\n"
         "    with count_traffic(): pass\n"
         "except RuntimeError as error: assert 'TRITON_INTERPRET=1' in str(error)\n"
