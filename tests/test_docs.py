@@ -21,15 +21,15 @@ RUN_BLOCK = re.compile(r"<!-- from (?P<file>\S+\.json) -->\n```text\n(?P<text>.*
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_of_pages_exist(page):
     text = re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8"))
     links = re.findall(r"\[[^\]()]*\]\((?!https?:)([^)#]+)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
 
 
-def test_the_readme_shows_what_its_run_file_holds():
-    block = RUN_BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+def test_method_page_shows_what_the_run_file_holds():
+    block = RUN_BLOCK.search((ROOT / "docs" / "method.md").read_text(encoding="utf-8"))
     assert block is not None
     run = read_run(ROOT / block["file"])
     shown = [
@@ -41,7 +41,36 @@ def test_the_readme_shows_what_its_run_file_holds():
     assert block["text"].split() == "\n".join(shown).split()
 
 
-def test_the_worked_claims_are_what_the_command_prints(monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_readme_gap_table_is_what_predict_and_the_run_file_give(page):
+    mark = re.search(
+        r"<!-- gap table: --context (\d+) --dtype bf16, (\S+), (\S+) -->",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    )
+    context, model, run_file = int(mark[1]), mark[2], mark[3]
+    rows = re.findall(r"(?m)^\| (\d+) \| (.*) \|$", (ROOT / page).read_text(encoding="utf-8"))
+    columns = {
+        gpu: {row["batch"]: row["gap"] for row in predictions(model, gpu, context)}
+        for gpu in ("h100", "h200")
+    }
+    run = read_run(ROOT / run_file)
+    columns["measured"] = {gap.batch: gap.gap for gap in run.gaps if gap.context == context}
+    expected = [
+        (
+            str(batch),
+            " | ".join(f"{column[batch]:.3g}" if batch in column else "-" for column in columns.values()),
+        )
+        for batch in (1, 8, 32, 128)
+    ]
+    assert rows == expected
+
+
+def predictions(model, gpu, context):
+    options = ["--model", model, "--gpu", gpu, "--batch", "1,8,32,128", "--context", str(context), "--json"]
+    return json.loads(CliRunner().invoke(cli, ["predict", *options]).stdout)["predictions"]
+
+
+def test_claims_page_shows_what_the_command_prints(monkeypatch):
     monkeypatch.chdir(ROOT)
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- claims of (?P<file>\S+) -->\n```text\n(?P<text>.*?)```", page, re.DOTALL)
@@ -49,17 +78,15 @@ def test_the_worked_claims_are_what_the_command_prints(monkeypatch):
     assert CliRunner().invoke(cli, ["claims", block["file"]]).stdout == block["text"]
 
 
-def test_every_command_of_the_readme_exists_and_none_is_left_out():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_command_page_lists_every_command():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`decodetax ([a-z]+)", text)) == set(cli.commands)
 
 
-def test_the_translation_has_the_same_commands():
+def test_translation_has_the_same_commands():
     def commands(name):
         text = (ROOT / name).read_text(encoding="utf-8")
-        rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
-        installs = re.findall(r"(?m)^    (pip .*)$", text)
-        return [re.findall(r"`([^`]+)`", row) for row in rows], installs
+        return re.findall(r"(?m)`(decodetax [^`]+)`|^    (pip .*)$", text)
 
     assert commands("README.zh-CN.md") == commands("README.md")
 

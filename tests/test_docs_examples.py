@@ -141,7 +141,7 @@ def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
             assert (folder / place).exists()
 
 
-def test_the_commands_that_are_found_are_those_of_the_readme():
+def test_every_command_is_found_on_a_page():
     found = shown()
     assert "decodetax run" in found
     assert "decodetax price --model gpt-4o-2024-08-06 --input 500 --output 700" in found
