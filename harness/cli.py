@@ -1,39 +1,25 @@
 """The commands. Each imports what it needs when it runs, so that help answers at once."""
 
-import json
 import os
 import sys
-import tempfile
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from .bench.compare_command import compare_command
-from .bench.report_command import Outputs, findings, report_command, with_outputs
-from .bench.resuming import Keeper, device_of, partial_of, read_begun
-from .bench.tune_command import INTERRUPTED, tune_command
-from .core import options
-from .core.errors import FailureError, UsageError, printable
-from .core.files import file_problem, folder_problem, write_text
-from .core.progress import progress_bar
+from .bench.report_command import report_command
+from .bench.run_command import run_command
+from .bench.tune_command import tune_command
+from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
+from .core.options import complain
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
 from .offline.commands import count_command, inspect_command
 
-if TYPE_CHECKING:
-    from .bench.device import Device
-    from .bench.runner import TilingOf
-    from .bench.session import Settings
-    from .core.records import Run
-
-MISUSE, FAILED = 2, 1
-
 
 def main() -> NoReturn:
-    """Run the command line; every misuse becomes one line on stderr and exit code 2."""
+    """Run the command line; misuse becomes one line on stderr and exit code 2."""
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -41,23 +27,15 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except click.exceptions.NoArgsIsHelpError:
-        code = _complain(f"name a command: {', '.join(sorted(cli.commands))}; --help tells more")
-    except click.ClickException as error:
-        code = _complain(error.format_message())
-    except UsageError as error:
-        code = _complain(str(error))
-    except FailureError as error:
-        _complain(str(error))
-        code = FAILED
+        complain(f"name a command: {', '.join(sorted(cli.commands))}; --help tells more")
+        code = MISUSE
+    except (click.ClickException, UsageError, FailureError) as error:
+        complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        code = FAILED if isinstance(error, FailureError) else MISUSE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(message: str) -> int:
-    click.echo(f"decodetax: {printable(message)}", err=True)
-    return MISUSE
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,227 +44,19 @@ def cli() -> None:
     """Measure why an output token costs more than an input token, on this machine."""
 
 
-cli.add_command(claims_command)
-cli.add_command(compare_command)
-cli.add_command(count_command)
-cli.add_command(inspect_command)
-cli.add_command(predict_command)
-cli.add_command(price_command)
-cli.add_command(prices_command)
-cli.add_command(report_command)
-cli.add_command(tune_command)
-
-
-@cli.command("run")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="auto (a CUDA GPU where there is one), cpu, cuda or cuda:INDEX.",
-)
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="A preset (see `decodetax models`) or the path of a Hugging Face "
-    "config.json.  [default: llama-3.1-8b on a GPU, llama-3.2-1b on a CPU]",
-)
-@click.option(
-    "--batch",
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Sequences decoded together.  [default: 1,8,32; with --quick 1,8]",
-)
-@click.option(
-    "--context",
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
-)
-@click.option(
-    "--prompt", callback=options.SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]"
-)
-@click.option(
-    "--prefill-tokens",
-    callback=options.SIZE,
-    metavar="N",
-    help="Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
-)
-@click.option(
-    "--dtype",
-    callback=options.one_of("auto", "bf16", "fp16", "fp32"),
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Of weights and cache: auto (bf16 where it is fast, as measured), bf16, fp16, fp32.",
-)
-@click.option(
-    "--usd-per-hour",
-    callback=options.DOLLARS,
-    metavar="X",
-    help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
-)
-@click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
-@click.option(
-    "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Of the random inputs."
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where the run goes as JSON.  [default: results/run-DATE.json]",
-)
-@options.user_function_option(
-    "A function of your own beside ours, gated and timed alike; repeat for several. It takes "
-    "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes."
-)
-@click.option(
-    "--counters",
-    is_flag=True,
-    help="Read DRAM bytes and matrix-unit activity of each kernel too, from the GPU's hardware counters, "
-    "where nsight-python and the permission are there; else the run says why not.",
-)
-@click.option(
-    "--resume",
-    type=click.Path(path_type=Path),
-    metavar="RUN.json",
-    help="Go on with a run that was interrupted, killed or broke off, in its own file or in --output.",
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
-)
-@with_outputs
-def run_command(device: str, output: Path | None, resume: Path | None, as_json: bool, **asked: Any) -> int:
-    """Measure the gap between an output and an input token on this device.
-
-    Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
-    result or broke, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
-
-    Every case is timed in several rounds of the run. What was measured so far is written as the run goes on,
-    to --output or, where an older file stands there, beside it as FILE.partial until the end.
-    """  # fmt: skip
-    settings, opened, begun = _begun(device, resume, asked)
-    from .bench.session import begin, check_memory, measure
-    from .bench.summary import heading
-    from .core.user_function import load_user_functions
-
-    check_memory(settings, opened)
-    with options.stdout_to_stderr():
-        load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
-    target, outputs = _writable(output or resume), Outputs.of(asked)
-    outputs.require_writable([target, *([resume] if resume else [])])
-    target.parent.mkdir(exist_ok=True)
-    result = begun or begin(settings, opened)
-    so_far = target if target == resume or not target.exists() else partial_of(target)
-    tiling_of = _tuned_tilings(result, opened)
-    if not as_json:
-        click.echo(heading(result))
-    with progress_bar() as progress, options.stdout_to_stderr():
-        measure(result, settings, opened, progress, tiling_of, Keeper(so_far, result))
-    document = json.dumps(result.to_json(), indent=1, allow_nan=False)
-    _write(target, document)
-    if so_far != target:
-        so_far.unlink(missing_ok=True)
-    if as_json:
-        click.echo(document)
-    else:
-        click.echo(findings(result))
-        state = "interrupted, written as far as it came" if result.interrupted else "written"
-        click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
-    for line in outputs.write({target.stem: result}):
-        click.echo(line, err=as_json)
-    if result.interrupted:
-        return INTERRUPTED
-    if result.broken is not None:
-        raise FailureError(f"the run broke off: {result.broken}; what was measured is in {target}")
-    return FAILED if result.failures else 0
-
-
-def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
-    """What is asked for, the device, and the run that goes on, where one does."""
-    if resume is None:
-        return *_settings(device, asked), None
-    run, settings = read_begun(resume)
-    return settings, device_of(run, device), run
-
-
-def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
-    """What is asked for, completed with the device's defaults, and the device."""
-    from .core.language_model import load_timed_model
-
-    named = load_timed_model(asked["model"]) if asked["model"] is not None else None
-    from .bench.session import Settings, choose_device
-
-    opened = choose_device(device)
-    gpu, quick = opened.kind == "cuda", asked["quick"]
-    return (
-        Settings(
-            model=named or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
-            batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
-            contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
-            prompt=asked["prompt"],
-            prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
-            dtype=asked["dtype"],
-            usd_per_hour=asked["usd_per_hour"],
-            row_limit_s=0.05 if quick else 0.4,
-            ceiling_limit_s=0.05 if quick else 0.25,
-            total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
-            seed=asked["seed"],
-            providers=asked["providers"],
-            counters=asked["counters"],
-        ),
-        opened,
-    )
-
-
-def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
-    """What `decodetax tune` found for this GPU; a cache that cannot be used is told of and left alone."""
-    from .bench.runner import no_tiling
-
-    if device.kind != "cuda":
-        return no_tiling
-    from .bench.tiling_cache import open_cache, tuned_tilings
-
-    try:
-        return tuned_tilings(open_cache(device.name, str(run.environment["versions"]["triton"])), device)
-    except UsageError as error:
-        _complain(f"{error}; no tuned tiling is used")
-        return no_tiling
-
-
-def _writable(output: Path | None) -> Path:
-    """Where the run goes; made sure of before anything is measured.
-
-    Raises:
-        UsageError: the place cannot be written to.
-    """
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    target = output or Path("results") / f"run-{now}-{os.getpid()}.json"
-    try:
-        problem = file_problem(target) if output is not None else folder_problem(target.parent)
-    except OSError as error:
-        problem = error.strerror
-    if problem is not None:
-        raise UsageError(
-            f"--output: {str(target)!r} cannot be written ({problem}); name a file in a folder that can"
-        )
-    return target
-
-
-def _write(target: Path, text: str) -> None:
-    """Write under a temporary name in the same folder and rename, so that no half file ever stands there.
-
-    Raises:
-        FailureError: the disk is full or gone by now; the run then goes to the system's temporary folder.
-    """
-    target = target.resolve()  # a link is written through
-    try:
-        write_text(target, text)
-    except OSError as error:
-        refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
-        write_text(refuge, text)
-        raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
+for command in (
+    claims_command,
+    compare_command,
+    count_command,
+    inspect_command,
+    predict_command,
+    price_command,
+    prices_command,
+    report_command,
+    run_command,
+    tune_command,
+):
+    cli.add_command(command)
 
 
 @cli.command("models")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import options
-from ..core.errors import FailureError, UsageError
+from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError
 from ..core.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .tiling_cache import TilingCache
     from .tuning import Tuned
 
-INTERRUPTED = 130
 HEADS = ("q_heads", "kv_heads", "head_dim")
 ATTENTION_OPTIONS = ("context", *HEADS)
 
@@ -138,7 +137,7 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
         raise lost
     if interrupted:
         return INTERRUPTED
-    return 0 if all(tuned.status == "ok" for tuned in found) else 1
+    return 0 if all(tuned.status == "ok" for tuned in found) else FAILED
 
 
 def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":

@@ -1,4 +1,7 @@
-"""The two exceptions that end a command with one line."""
+"""Errors that end a command with one line, exit codes, and values shown in one line."""
+
+FAILED, MISUSE, INTERRUPTED = 1, 2, 130
+"""Exit codes: a check or the machine failed; a wrong argument; Ctrl-C."""
 
 
 class UsageError(ValueError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .errors import UsageError
+from .errors import UsageError, printable
 
 Parser = Callable[[click.Context, click.Parameter, str | None], Any]
 
@@ -24,6 +24,11 @@ def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
             raise UsageError(f"{param.opts[-1]}: {value[:40]!r} is not {expected}") from error
 
     return callback
+
+
+def complain(message: str) -> None:
+    """Print a message of the program on stderr, in one line."""
+    click.echo(f"decodetax: {printable(message)}", err=True)
 
 
 def given() -> dict[str, str]:

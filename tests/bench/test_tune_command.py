@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from decodetax.harness import cli
+from decodetax.harness.bench import run_command
 from decodetax.harness.bench.providers import gpu_limits, tunable_provider
 from decodetax.harness.bench.tiling_cache import open_cache
 from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned
@@ -184,7 +184,7 @@ def test_winners_are_shown_and_kept_and_found_again(folder, at_a_gpu):
     assert f"2 of 2 cases have a tiling better than the default; `decodetax run` takes them from {cache_of(folder).path}" in outcome.out  # fmt: skip  # noqa: E501  (one line of the output)
     run = run_record(device=GPU)
     run.environment["versions"]["triton"] = VERSIONS["triton"]
-    tiling_of = cli._tuned_tilings(run, DEVICE)
+    tiling_of = run_command._tuned_tilings(run, DEVICE)
     for case in at_a_gpu["cases"]:
         assert tiling_of(case) == winning(case).winner
         assert tiling_of(case) != default_of(case)
@@ -239,7 +239,7 @@ def test_products_are_those_that_a_run_times(folder, at_a_gpu):
     assert {entry["kernel"] for entry in kept} == {"prefill_matmul"}
     run = run_record(device=GPU)
     run.environment["versions"]["triton"] = VERSIONS["triton"]
-    tiling_of = cli._tuned_tilings(run, DEVICE)
+    tiling_of = run_command._tuned_tilings(run, DEVICE)
     for case in cases:
         assert tiling_of(case) == winning(case).winner
 
@@ -326,7 +326,7 @@ def test_run_tells_of_a_broken_cache_in_one_line_and_goes_on(folder, name, capsy
     path.write_text(BROKEN[name], encoding="utf-8")
     run = run_record(device=GPU)
     run.environment["versions"]["triton"] = VERSIONS["triton"]
-    tiling_of = cli._tuned_tilings(run, DEVICE)
+    tiling_of = run_command._tuned_tilings(run, DEVICE)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"decodetax: tiling cache: '{path}' ")
     assert line.endswith("; no tuned tiling is used")
@@ -339,7 +339,7 @@ def test_run_on_a_cpu_never_looks_at_the_cache(folder, capsys):
     path.parent.mkdir()
     path.write_text("{", encoding="utf-8")
     cpu = types.SimpleNamespace(kind="cpu", name=GPU["name"], torch_device=torch.device("cpu"))
-    assert cli._tuned_tilings(run_record(), cpu)(None) is None
+    assert run_command._tuned_tilings(run_record(), cpu)(None) is None
     assert capsys.readouterr().err == ""
 
 
