@@ -7,7 +7,6 @@ panels and tiles, and starts empty. Figures are modelled: they rank tile orders,
 """
 
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,14 +54,10 @@ class MatmulShape:
         x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
         return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
 
-    def tile_order(self, tiling: MatmulCut, *, group_m: int | None = None) -> tuple[TileShare, ...]:
+    def tile_order(self, tiling: MatmulCut) -> tuple[TileShare, ...]:
         """The shares of the kernel's programs, in launch order (see `matmul_tile_order`)."""
         return matmul_tile_order(
-            rows=self.rows,
-            out_features=self.out_features,
-            in_features=self.in_features,
-            tiling=tiling,
-            group_m=group_m,
+            rows=self.rows, out_features=self.out_features, in_features=self.in_features, tiling=tiling
         )
 
 
@@ -172,9 +167,6 @@ def matmul_traffic(
     *,
     gpu: SmLimits,
     programs_per_sm: int,
-    l2_bytes: int | None = None,
-    group_m: int | None = None,
-    order: Sequence[TileShare] | None = None,
 ) -> CacheTraffic:
     """Models the traffic of one `prefill_matmul` call at the three levels.
 
@@ -186,87 +178,31 @@ def matmul_traffic(
         tiling: how the kernel cuts it.
         gpu: SM count and L2 size.
         programs_per_sm: how many programs an SM holds at one time.
-        l2_bytes: another L2 size, such as one half where each half of the chip keeps its own copy.
-        group_m: another number of row blocks in a group than the tiling's.
-        order: shares in launch order, each (tile, split) once; the kernel's own when none.
 
     Returns:
         Modelled bytes; nothing is allocated or run.
 
     Raises:
-        ValueError: `programs_per_sm` below 1, or an order that does not hold each share of the product once.
+        ValueError: `programs_per_sm` below 1.
     """
     if programs_per_sm < 1:
         raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
-    own_order = shape.tile_order(tiling, group_m=group_m)
-    if order is not None and sorted(order) != sorted(own_order):
-        raise ValueError(f"order has {len(order)} shares; it must hold each of {len(own_order)} once")
+    order = shape.tile_order(tiling)
     tiles = _Tiles(shape, tiling)
-    cache = LruCache(gpu.l2_bytes if l2_bytes is None else l2_bytes)
-    slots = gpu.sm_count * programs_per_sm
-    for running, steps, finished in _lockstep(own_order if order is None else order, slots):
+    cache = LruCache(gpu.l2_bytes)
+    for running, steps, finished in _lockstep(order, gpu.sm_count * programs_per_sm):
         tiles.read_panels(cache, running, steps)
         tiles.write_tiles(cache, finished)
-    tiles.reduce(cache, sorted(own_order))
+    tiles.reduce(cache, sorted(order))
     cache.flush()
     return CacheTraffic(
         operations=shape.operations,
-        requested_bytes=tiles.bytes_asked_for(own_order, live=True),
-        l2_bytes=tiles.bytes_asked_for(own_order, live=False),
+        requested_bytes=tiles.bytes_asked_for(order, live=True),
+        l2_bytes=tiles.bytes_asked_for(order, live=False),
         dram_read_bytes=cache.read_bytes,
         dram_written_bytes=cache.written_bytes,
-        distinct_bytes=tiles.distinct_bytes(own_order),
+        distinct_bytes=tiles.distinct_bytes(order),
     )
-
-
-def group_m_traffic(
-    shape: MatmulShape,
-    tiling: MatmulCut,
-    *,
-    gpu: SmLimits,
-    programs_per_sm: int,
-    candidates: Iterable[int] | None = None,
-) -> dict[int, CacheTraffic]:
-    """The traffic of one call for each number of row blocks in a group.
-
-    Args:
-        shape: the product.
-        tiling: how the kernel cuts it; its `group_m` is not used.
-        gpu: SM count and L2 size.
-        programs_per_sm: how many programs an SM holds at one time.
-        candidates: values of `group_m`; when none, powers of two and those times 1.5, to all row blocks.
-
-    Returns:
-        Modelled traffic by `group_m`, ascending.
-    """
-    if candidates is None:
-        blocks_m = math.ceil(shape.rows / tiling.block_m)
-        powers = [1 << exponent for exponent in range(blocks_m.bit_length())]
-        candidates = (size for power in powers for size in (power, 3 * power) if size < blocks_m)
-        candidates = (*candidates, blocks_m)
-    return {
-        group_m: matmul_traffic(
-            shape,
-            tiling,
-            gpu=gpu,
-            programs_per_sm=programs_per_sm,
-            group_m=group_m,
-        )
-        for group_m in sorted(set(candidates))
-    }
-
-
-def best_group_m(
-    shape: MatmulShape,
-    tiling: MatmulCut,
-    *,
-    gpu: SmLimits,
-    programs_per_sm: int,
-    candidates: Iterable[int] | None = None,
-) -> int:
-    """The `group_m` of least modelled DRAM bytes, the smallest of equals; arguments of `group_m_traffic`."""
-    traffic = group_m_traffic(shape, tiling, gpu=gpu, programs_per_sm=programs_per_sm, candidates=candidates)
-    return min(traffic, key=lambda group_m: (traffic[group_m].dram_bytes, group_m))
 
 
 def _lockstep(

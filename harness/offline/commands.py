@@ -204,12 +204,6 @@ def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatm
     help="all, bf16, fp16 or fp32; e4m3, e5m2 or int8: of decode attention's cache, of the product's "
     "operands, int8 of its weight alone.",
 )
-@click.option(
-    "--schedule",
-    is_flag=True,
-    help="Instead, simulate how the work is shared out: decode attention's over some 970 calls a GPU; with "
-    "--kernel prefill_matmul, that of the projections of four language models.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 def inspect_command(
     first: str,
@@ -217,7 +211,6 @@ def inspect_command(
     kernels: tuple[str, ...],
     providers: tuple[str, ...],
     dtype: str,
-    schedule: bool,
     as_json: bool,
 ) -> int:
     """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
@@ -229,14 +222,6 @@ def inspect_command(
 
     names = [name for text in (first, *others) for name in text.split(",")]
     limits = {limit.gpu: limit for limit in map(find_gpu, names)}
-    if schedule:
-        if dtype not in {"all", "bf16"} or len(set(kernels)) > 1 or providers:
-            raise UsageError(
-                "--schedule: is of one kernel of ours, in bf16; it goes with no second --kernel, no "
-                "--provider and no other --dtype"
-            )
-        _show_schedule(tuple(limits), kernels[0] if kernels else "decode_attention", as_json=as_json)
-        return 0
     own = compile_providers(providers, list(limits.values()), dtype)
     ours = () if providers and not kernels else (kernels or ("decode_attention", "prefill_matmul"))
     rows = _compiled(tuple(limits), ours, dtype) + own
@@ -267,21 +252,3 @@ def _compiled(gpus: tuple[str, ...], kernels: tuple[str, ...], dtype: str) -> li
             )
 
         return [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]
-
-
-def _show_schedule(gpus: tuple[str, ...], kernel: str, *, as_json: bool) -> None:
-    """Simulates the schedule of a kernel on each GPU, and prints what it finds."""
-    from .decode_suite import suite_rows
-    from .matmul_suite import product_rows
-    from .schedule_text import product_schedule_text, schedule_text
-
-    product = kernel == "prefill_matmul"
-    rows: list[dict[str, Any]] = []
-    with progress_bar() as progress:
-        for done, gpu in enumerate(gpus):
-            progress(done / len(gpus), gpu)
-            rows += product_rows([gpu]) if product else suite_rows([gpu])
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
-    else:
-        click.echo(product_schedule_text(rows) if product else schedule_text(rows))

@@ -119,7 +119,7 @@ class DecodePart(NamedTuple):
 
 
 def matmul_tile_order(
-    *, rows: int, out_features: int, in_features: int, tiling: MatmulCut, group_m: int | None = None
+    *, rows: int, out_features: int, in_features: int, tiling: MatmulCut
 ) -> tuple[TileShare, ...]:
     """The items of `prefill_matmul` in their order: whole tiles, then the shares of K of those that are cut.
 
@@ -131,25 +131,18 @@ def matmul_tile_order(
         out_features: N.
         in_features: K.
         tiling: how the kernel cuts them.
-        group_m: another number of row blocks in a group than the tiling's.
 
     Returns:
         `whole_tiles` of the ceil(M / block_m) x ceil(N / block_columns) tiles, and num_splits shares of each
         other one. With pointers a program takes one; with descriptors program p takes items p, p + programs
         and so on.
-
-    Raises:
-        ValueError: `group_m` below 1.
     """
-    group_m = tiling.group_m if group_m is None else group_m
-    if group_m < 1:
-        raise ValueError(f"group_m is {group_m}; it must be at least 1")
     blocks_m = math.ceil(rows / tiling.block_m)
     blocks_n = math.ceil(out_features / tiling.block_columns)
     k_tiles = math.ceil(in_features / tiling.block_k)
     steps = math.ceil(k_tiles / tiling.num_splits)
     edges = [min(split * steps, k_tiles) for split in range(tiling.num_splits + 1)]
-    tiles = [matmul_tile(tile, blocks_m, blocks_n, group_m) for tile in range(blocks_m * blocks_n)]
+    tiles = [matmul_tile(tile, blocks_m, blocks_n, tiling.group_m) for tile in range(blocks_m * blocks_n)]
     whole = len(tiles) if tiling.num_splits == 1 else min(tiling.whole_tiles, len(tiles))
     items = [TileShare(*tile, 0, 0, k_tiles, True) for tile in tiles[:whole]]
     items += [

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 import torch
 from decodetax.harness.core.gpu_limits import find_gpu
-from decodetax.harness.offline.cache_model import (
-    LruCache,
-    MatmulShape,
-    best_group_m,
-    group_m_traffic,
-    matmul_traffic,
-)
-from decodetax.harness.offline.tile_order import TileShare, matmul_tile_order
+from decodetax.harness.offline.cache_model import LruCache, MatmulShape, matmul_traffic
+from decodetax.harness.offline.tile_order import matmul_tile_order
 from decodetax.kernels import MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from matmul_suite import best_group_m, group_m_traffic
 from triton.runtime.interpreter import interpreter_builder
 
 matmul_kernels = importlib.import_module("decodetax.kernels.prefill_matmul")
@@ -276,7 +271,7 @@ def test_larger_cache_never_moves_more(call, sizes):
 @given(CALLS, st.integers(0, 60_000))
 def test_model_agrees_with_a_plain_simulation(call, l2_bytes):
     product, cut, sms = call
-    traffic = matmul_traffic(product, cut, gpu=gpu(sms), l2_bytes=l2_bytes, programs_per_sm=2)
+    traffic = matmul_traffic(product, cut, gpu=gpu(sms, l2_bytes), programs_per_sm=2)
     assert (traffic.dram_read_bytes, traffic.dram_written_bytes) == plain_simulation(
         product, cut, 2 * sms, l2_bytes
     )
@@ -378,34 +373,6 @@ def test_group_of_equal_merit_is_the_smallest():
     assert best_group_m(product, tiling(16, 16, 16), gpu=gpu(4, l2_bytes=2**30), programs_per_sm=1) == 1
 
 
-def test_another_order_is_judged_by_its_own_traffic():
-    product, cut = shape(64, 64, 16), tiling(16, 16, 16, group_m=4)
-    one = {"gpu": gpu(1, l2_bytes=5 * 512), "programs_per_sm": 1}
-    own = matmul_tile_order(rows=64, out_features=64, in_features=16, tiling=cut)
-    scattered = [own[index] for index in (0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11)]
-    assert matmul_traffic(product, cut, **one, order=own) == matmul_traffic(product, cut, **one)
-    worse = matmul_traffic(product, cut, **one, order=scattered)
-    assert worse.dram_bytes > matmul_traffic(product, cut, **one).dram_bytes
-    assert worse.requested_bytes == matmul_traffic(product, cut, **one).requested_bytes
-
-
-def test_order_that_leaves_out_a_share_is_refused():
-    with pytest.raises(ValueError, match="order has 1 shares; it must hold each of 4 once"):
-        matmul_traffic(
-            shape(32, 32, 16),
-            tiling(16, 16, 16),
-            gpu=gpu(1),
-            programs_per_sm=1,
-            order=[TileShare(0, 0, 0, 0, 1, True)],
-        )
-
-
 def test_no_programs_per_sm_is_refused():
     with pytest.raises(ValueError, match="programs_per_sm is 0; it must be at least 1"):
         matmul_traffic(shape(16, 16, 16), tiling(16, 16, 16), gpu=gpu(1), programs_per_sm=0)
-
-
-def test_no_row_blocks_in_a_group_are_refused():
-    options = {"gpu": gpu(1), "programs_per_sm": 1, "candidates": [0, 1]}
-    with pytest.raises(ValueError, match="group_m is 0; it must be at least 1"):
-        group_m_traffic(shape(16, 16, 16), tiling(16, 16, 16), **options)

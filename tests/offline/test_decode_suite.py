@@ -9,26 +9,25 @@ import os
 from pathlib import Path
 
 import pytest
-from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.gpu_limits import find_gpu
-from decodetax.harness.offline.decode_launch import decode_launch
-from decodetax.harness.offline.decode_suite import (
+from decode_suite import (
     CONTEXTS,
     HEAD_DIM,
     LEAST_BYTES,
+    RAGGED_KINDS,
     RULES,
     SLICE,
     DecodeCall,
     Suite,
     balanced,
+    cells,
     context_lens,
     programs_per_sm,
     simulate_call,
     suite_row,
-    suite_rows,
 )
+from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.offline.decode_launch import decode_launch
 from decodetax.harness.offline.schedule import simulate_launch
-from decodetax.harness.offline.schedule_text import SUITE_COLUMNS, schedule_text
 from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
 
 FULL = bool(os.environ.get("DECODETAX_FULL_MATRIX"))
@@ -45,15 +44,7 @@ EVERYWHERE = {"longest_sm_over_mean": 1.25, "largest_jump": 1.05}
 
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("evidence.md", "kernels/decode_attention.md")
-
-
-def lines_of_docs(first_cell, page="evidence.md"):
-    """Cells of the lines of tables in a page of the docs that begin with this cell."""
-    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
-    lines = (line for line in lines if line.startswith("| "))
-    tables = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [cells for cells in tables if cells[0] == first_cell]
+EVIDENCE = (DOCS / "evidence.md").read_text(encoding="utf-8")
 
 
 def broken_promises(gpu, row):
@@ -64,12 +55,26 @@ def broken_promises(gpu, row):
 
 @pytest.mark.parametrize("gpu", PROMISES)
 def test_balanced_schedule_keeps_its_promises(gpu):
-    [row] = suite_rows([gpu], full=FULL)
-    assert broken_promises(gpu, row) == set(), row
-    if FULL:
-        figures = [f"{row[name]:.3f}" for name in SUITE_COLUMNS.values()]
-        for page in PAGES:
-            assert [row["gpu"], str(row["programs_per_sm"]), *figures] in lines_of_docs(row["gpu"], page)
+    assert broken_promises(gpu, suite_row(find_gpu(gpu), balanced, SLICE)) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="all calls take about a minute")
+@pytest.mark.parametrize("gpu", PROMISES)
+def test_all_calls_keep_the_promises_and_give_the_tables_of_the_docs(gpu):
+    row = suite_row(find_gpu(gpu), balanced, Suite())
+    assert row["calls"] == 968
+    assert broken_promises(gpu, row) == set()
+    for page in (EVIDENCE, (DOCS / "kernels" / "decode_attention.md").read_text(encoding="utf-8")):
+        assert f"| {' | '.join(cells(row))} |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="all calls take minutes")
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "balanced"])
+def test_rules_of_other_libraries_give_the_table_of_the_docs(rule):
+    row = suite_row(H100, RULES[rule], Suite())
+    assert f"(`{rule}`) | {' | '.join(cells(row)[2:])} |" in EVIDENCE
 
 
 @pytest.mark.parametrize(
@@ -89,16 +94,18 @@ def test_worked_calls_of_the_docs(name, lengths):
         ideal_us = one.cache_bytes / H100.memory_bytes_per_s * 1e6
         over = simulated.time_over_ideal
         figures += [f"{ideal_us * over:.1f} us", f"{over:.2f}", f"{simulated.longest_sm_over_mean:.2f}"]
-    kv_bytes, ideal = f"{one.cache_bytes / 1e6:.1f} MB", f"{ideal_us:.1f} us"
-    assert lines_of_docs(name) == [[name, kv_bytes, ideal, *figures[:5]]]
+    line = [name, f"{one.cache_bytes / 1e6:.1f} MB", f"{ideal_us:.1f} us", *figures[:5]]
+    assert f"| {' | '.join(line)} |" in EVIDENCE
 
 
 def test_one_split_of_each_sequence_breaks_them_all():
     def one_split(call, gpu):
         return dataclasses.replace(balanced(call, gpu), num_splits=1)
 
-    row = dataclasses.asdict(suite_row(H100, "one split", one_split, SLICE))
-    assert broken_promises("h100", row) == PROMISES["h100"].keys() | EVERYWHERE.keys()
+    assert (
+        broken_promises("h100", suite_row(H100, one_split, SLICE))
+        == PROMISES["h100"].keys() | EVERYWHERE.keys()
+    )
 
 
 def call(lengths, *, capacity=4096, kv_heads=8):
@@ -137,7 +144,7 @@ def test_random_lengths_are_the_same_each_time_and_spread_to_the_context():
 
 def test_full_suite_spans_batches_and_contexts_within_its_bounds():
     suite = Suite()
-    calls = [*suite.uniform(), *suite.ragged(), *suite.large_capacity()]
+    calls = [*suite.calls("uniform", *RAGGED_KINDS), *suite.large_capacity()]
     assert len(calls) > 900
     assert all(one.cache_bytes >= LEAST_BYTES for one in calls)
     assert {len(one.context_lens) for one in calls} >= {1, 2, 3, 255 + 1}
@@ -177,24 +184,6 @@ def test_programs_of_an_sm_are_those_that_compiled_code_fits(gpu, programs):
 def test_rules_choose_splits_as_documented(rule, batch, kv_heads, context, num_splits):
     chosen = RULES[rule](call([context] * batch, capacity=context, kv_heads=kv_heads), H100)
     assert chosen.num_splits == num_splits
-
-
-def test_unknown_gpu_is_refused():
-    with pytest.raises(UsageError, match="--gpu: 'h1000'"):
-        suite_rows(["h1000"])
-
-
-def test_rows_become_a_table():
-    tiny = Suite(batches=(64,), contexts=(8192,), kv_heads=(8,), neighbours=(64,))
-    row = dataclasses.asdict(suite_row(H100, "balanced", balanced, tiny))
-    assert row["calls"] == 5
-    assert row["provenance"] == "modelled"
-    assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
-    title, headers, _, line = schedule_text([row]).splitlines()
-    assert "modelled" in title
-    assert headers.split()[-2:] == ["largest", "jump"]
-    assert line.split()[:4] == ["H100-SXM5-80GB", "3", "balanced", "5"]
-    assert line.split()[4] == f"{row['uniform']:.3f}"
 
 
 @pytest.mark.parametrize("gpu", PROMISES)

@@ -6,10 +6,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 from decodetax.harness import cli
-from decodetax.harness.core.gpu_limits import find_gpu
-from decodetax.harness.offline import matmul_suite, workers
+from decodetax.harness.offline import workers
 from decodetax.harness.offline.compiled_rows import LaunchName, failed_row
-from decodetax.harness.offline.matmul_suite import product_row
 
 INSPECT_KEYS = {
     *("kernel", "variant", "gpu", "dtype", "tiling", "status", "reason", "registers", "spill_bytes"),
@@ -125,27 +123,6 @@ def test_wrong_argument_of_count_is_named_in_one_line(monkeypatch, capsys, argum
 )
 def test_wrong_gpu_of_inspect_is_named_in_one_line(monkeypatch, capsys, arguments):
     assert "--gpu" in misuse(monkeypatch, capsys, "inspect", *arguments)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--schedule", "--dtype", "fp16"),
-        ("--schedule", "--kernel", "prefill_matmul", "--kernel", "decode_attention"),
-    ],
-    ids=["schedule_of_a_dtype", "schedule_of_two_kernels"],
-)
-def test_what_inspect_would_ignore_is_refused(monkeypatch, capsys, arguments):
-    assert "--schedule" in misuse(monkeypatch, capsys, "inspect", "--gpu", "h100", *arguments)
-
-
-def test_inspect_simulates_the_schedule_of_one_kernel(monkeypatch):
-    row = product_row(find_gpu("h100"), 1, ((4096, 4096),)).to_json()
-    monkeypatch.setattr(matmul_suite, "product_rows", lambda gpus: [row | {"gpu": gpus[0]}])
-    rows = as_json("inspect", "--gpu", "h100", "--kernel", "prefill_matmul", "--schedule")
-    assert rows == [row]
-    text = decodetax("inspect", "--gpu", "h100", "--kernel", "prefill_matmul", "--schedule").stdout
-    assert "least efficiency" in text
 
 
 def test_inspect_bounds_each_launch_of_each_gpu():
