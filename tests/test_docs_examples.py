@@ -16,7 +16,7 @@ from decodetax.harness import cli
 from decodetax.harness.bench import ceilings, device, session
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core import inputs, language_model
-from decodetax.harness.offline import decode_suite, matmul_suite, variants
+from decodetax.harness.offline import variants
 from hand_made import TINY, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ class SmallCpu(device.CpuDevice):
 
 @pytest.fixture
 def _small(monkeypatch):
-    """Runs of a tiny model with one sample a round; few cases to compile, few calls to simulate."""
+    """Runs of a tiny model with one sample a round; few cases to compile."""
     monkeypatch.setattr(language_model, "load_timed_model", lambda _name: TINY)
     monkeypatch.setattr(session, "_round_budget", lambda _limit_s: Budget(
         time_limit_s=1e-4, warm_up_s=1e-4, least_samples=1, enough_samples=1))  # fmt: skip
@@ -101,9 +101,6 @@ def _small(monkeypatch):
     monkeypatch.setattr(inputs, "BLOCK", 65_537)
     few = variants.default_cases()
     monkeypatch.setattr(variants, "default_cases", lambda: (few[0], few[-1]))
-    suite, products = decode_suite.suite_rows, matmul_suite.product_rows
-    monkeypatch.setattr(decode_suite, "suite_rows", lambda gpus: suite(gpus, full=False))
-    monkeypatch.setattr(matmul_suite, "product_rows", lambda gpus: products(gpus, rows=(1, 64)))
 
 
 def prepared(monkeypatch, command):
