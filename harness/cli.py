@@ -63,15 +63,15 @@ for command in (
 def models_command() -> None:
     """List the preset language models, with their source."""
     from .core.language_model import preset_table
-    from .core.tables import plain_table
+    from .core.table import Table
 
-    click.echo(plain_table(preset_table()))
+    click.echo(Table.of(preset_table()).text(wide=True))
 
 
 @cli.command("devices")
 def devices_command() -> None:
     """List the devices whose datasheet peaks are known (dense rates), with their source."""
     from .core.peaks import device_table
-    from .core.tables import plain_table
+    from .core.table import Table
 
-    click.echo(plain_table(device_table()))
+    click.echo(Table.of(device_table()).text(wide=True))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tabulate import tabulate
 
 from .records import COUNTER_NAMES, Ceiling, Row, Run
+from .table import Table
 from .units import number, seconds, si
 
 CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
@@ -178,17 +179,7 @@ def interpreter_table(run: Run) -> str:
 
 def plain_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of data as they are, headed by their keys."""
-    return tabulate(
-        [[_cell(cell) for cell in row.values()] for row in rows],
-        headers=list(rows[0]),
-        disable_numparse=True,
-    )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return number(value)
-    return "-" if value in {None, ""} else str(value)
+    return Table.of(rows).text(wide=True)
 
 
 def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,22 +1,32 @@
-"""Figures as text, for people."""
+"""Numbers as people write them."""
+
+import math
+
+_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
-def si(value: float) -> str:
-    """Four digits and a decimal prefix, for a unit to follow: 1234567 is "1.235 M"."""
-    for prefix, unit in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+def number(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, and every digit before the point: 1,810, 282.4, 0.012.
+
+    Only what rounds to less than 0.0001 has an exponent.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(float(text)) >= 10 ** (digits - 1) else text
+
+
+def si(value: float, digits: int = 4) -> str:
+    """A number with a decimal prefix, for a unit to follow: 1234567 is "1.235 M"."""
+    for prefix, unit in _PREFIXES:
         if abs(value) >= unit:
-            return f"{value / unit:.4g} {prefix}"
-    return f"{value:.4g} "
+            return f"{number(value / unit, digits)} {prefix}"
+    return f"{number(value, digits)} "
 
 
-def number(value: float) -> str:
-    """Four digits, and all of those before the point: never an exponent for a large one."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def seconds(value: float) -> str:
-    """Four digits in s, ms or us."""
+def seconds(value: float, digits: int = 4) -> str:
+    """A time in s, ms or us."""
     for name, unit in (("s", 1.0), ("ms", 1e-3)):
-        if value >= unit:
-            return f"{value / unit:.4g} {name}"
-    return f"{value / 1e-6:.4g} us"
+        if abs(value) >= unit:
+            return f"{number(value / unit, digits)} {name}"
+    return f"{number(value / 1e-6, digits)} us"

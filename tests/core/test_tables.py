@@ -160,14 +160,14 @@ def test_dollars_with_a_price():
     # 3.6 $ an hour: 4 s and 40 s a token are 4000 $ and 40000 $ a million tokens.
     table = tables.gap_table(run_record(gaps=[gap(usd_per_hour=3.6)], usd_per_hour=3.6))
     found = dict(zip(headers(table), cells(table)[0], strict=True))
-    assert (found["$ per 1M input"], found["$ per 1M output"]) == ("4000", "40000")
+    assert (found["$ per 1M input"], found["$ per 1M output"]) == ("4,000", "40,000")
 
 
 def test_rates_of_a_fast_device_are_written_out():
     parts = {"projections": 1.5e-5, "attention": 2e-6, "rest": 2e-6, "lm_head": 1e-6}  # 20 us: 50000 tokens/s
     table = tables.gap_table(run_record(gaps=[gap(input_parts_s=parts, output_parts_s=parts)]))
     found = dict(zip(headers(table), cells(table)[0], strict=True))
-    assert (found["input tokens/s"], found["output tokens/s"]) == ("50000", "50000")
+    assert (found["input tokens/s"], found["output tokens/s"]) == ("50,000", "50,000")
 
 
 def test_triton_gap_has_a_column_where_it_ran():

@@ -137,7 +137,7 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
     served = ("--served-model", "llama-3.2-1b", "--gpu", "b200", "--context", "500")
     plain = printed("prices", *served)
     against = BreakEven(model=load_language_model("llama-3.2-1b"), on=deployment("b200"), context=500)
-    assert line_of(plain, "gpt-4o-2024-08-06")[6] == str(against.modelled_batch(4.0))
+    assert line_of(plain, "gpt-4o-2024-08-06")[6] == f"{against.modelled_batch(4.0):,}"
     assert "measured batch" not in plain
     assert "the gap of llama-3.2-1b on B200, 500 cached tokens" in plain
     measured = printed("prices", *served, "--run", RUN)

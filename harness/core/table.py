@@ -1,0 +1,284 @@
+"""One table type, rendered as text for a terminal, CSV, Markdown, HTML and rows for JSON.
+
+A table holds plain values; its columns say how each is shown. Text may come from a user's file, so every
+renderer passes it through `printable`: control characters become spaces, and no text begins a line of its
+own, ends its cell or becomes markup.
+"""
+
+import csv
+import html
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, Self
+
+import click
+from tabulate import tabulate
+
+from .errors import printable
+from .units import number
+
+TERMINAL_COLUMNS = 80
+BETWEEN_COLUMNS = 2
+LEAST_TEXT_COLUMNS = 8
+LONG_TEXT_CHARACTERS = 32
+
+wide_option = click.option(
+    "--wide", is_flag=True, help="Show all columns of the tables, which are else kept within 80 characters."
+)
+"""The option `--wide` of a command that prints tables; its value goes to `Table.text`."""
+
+
+def shown(value: Any) -> str:
+    """A value as text: a dash for no text, yes or no, numbers as `units.number` writes them."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return number(value) if isinstance(value, float) else str(value) or "-"
+
+
+def percent(value: float) -> str:
+    """A share as a whole percentage."""
+    return f"{value:.0%}"
+
+
+def markdown_escaped(text: str) -> str:
+    """Text in one line in which nothing is markup, neither of HTML nor of Markdown."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def html_escaped(text: str) -> str:
+    """Text in one line in which nothing is markup of HTML."""
+    return html.escape(printable(text))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        heading: for people, with the unit where `show` does not write it.
+        name: for files, with its unit, such as "median_s"; the heading where it is empty.
+        provenance: of its figures, such as "measured"; empty where the column only names a row.
+        show: a value other than None as text.
+        wide: shown in a terminal only with `--wide`.
+    """
+
+    heading: str
+    name: str = ""
+    provenance: str = ""
+    show: Callable[[Any], str] = shown
+    wide: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in CSV and JSON after its provenance, such as "measured_median_s"."""
+        return "_".join((*self.provenance.replace(",", "").split(), self.name or self.heading))
+
+    def text(self, value: Any) -> str:
+        """A value as text in one line; a dash where there is none."""
+        return "-" if value is None else printable(self.show(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of plain values, a value a column; None where a row has none.
+
+    Attributes:
+        title: for people.
+        id: names the table in files and links.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    title: str = ""
+    id: str = ""
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], *, title: str = "", wide: Iterable[str] = ()) -> Self:
+        """A table of mappings that have the same keys, its headings; those in `wide` need `--wide`."""
+        names = tuple(rows[0]) if rows else ()
+        return cls(
+            title=title,
+            columns=tuple(Column(name, wide=name in wide) for name in names),
+            rows=tuple(tuple(row[name] for name in names) for row in rows),
+        )
+
+    def text(self, *, wide: bool = False) -> str:
+        """For a terminal: within 80 characters unless `wide`, which shows all columns and wraps nothing.
+
+        Columns without any value are left out. Numbers stand at the right. Where the first column is wrapped,
+        rows in a row with the same value in it show it once.
+        """
+        table = _with_values(self, [column for column in self.columns if wide or not column.wide])
+        if not table.rows:
+            return "\n".join(filter(None, (printable(self.title), "(none)")))
+        numeric = [_is_numeric(table, at) for at in range(len(table.columns))]
+        cells = _texts(table)
+        widths = [
+            max(map(len, ([column.heading] if wide else column.heading.split()) + [row[at] for row in cells]))
+            for at, column in enumerate(table.columns)
+        ]
+        if not wide:
+            _shrink(widths, [at for at, is_number in enumerate(numeric) if not is_number])
+        wrapped = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+        if any(len(row[0]) > 1 for row in wrapped):
+            wrapped = list(_merged(wrapped))
+        headings = [
+            _wrapped(column.heading, width, indent="")
+            for column, width in zip(table.columns, widths, strict=True)
+        ]
+        grid = tabulate(
+            [["\n".join(cell) for cell in row] for row in (headings, *wrapped)],
+            tablefmt="plain",  # its head is a row like any other, without padding
+            colalign=["right" if is_number else "left" for is_number in numeric],
+            disable_numparse=True,
+        )
+        lines = [line.rstrip() for line in grid.splitlines()]
+        head_lines = max(map(len, headings))
+        columns = zip(headings, *wrapped, strict=True)
+        widths = [max(len(line) for cell in column for line in cell) for column in columns]
+        rule = (" " * BETWEEN_COLUMNS).join("-" * width for width in widths)
+        return "\n".join((*_captions(table, wide=wide), *lines[:head_lines], rule, *lines[head_lines:]))
+
+    def csv(self) -> str:
+        """Comma-separated values with all digits, under the keys of the columns."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_csv_value(column.key) for column in self.columns)
+        writer.writerows(map(_csv_value, row) for row in self.rows)
+        return text.getvalue().removesuffix("\n")
+
+    def markdown(self) -> str:
+        """A Markdown table of all columns that hold a value."""
+        table = _with_values(self, self.columns)
+        if not table.rows:
+            return "None."
+        heads = [f"{c.heading} ({c.provenance})" if c.provenance else c.heading for c in table.columns]
+        rules = ["---:" if _is_numeric(table, at) else "---" for at in range(len(heads))]
+        lines = [map(markdown_escaped, heads), rules, *(map(markdown_escaped, row) for row in _texts(table))]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def html(self) -> str:
+        """An HTML table of all columns that hold a value; each head has a button to sort by."""
+        table, title = _with_values(self, self.columns), html_escaped(self.title)
+        head = "".join(map(_html_head, table.columns))
+        body = "".join(
+            f"<tr>{''.join(_html_cell(*pair) for pair in zip(table.columns, row, strict=True))}</tr>\n"
+            for row in table.rows
+        )
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
+            f'<caption class="unseen">{title}; press a column\'s head to sort by it</caption>'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        )
+
+    def json_rows(self) -> list[dict[str, Any]]:
+        """The rows as JSON objects, under the keys of the columns."""
+        return [{c.key: value for c, value in zip(self.columns, row, strict=True)} for row in self.rows]
+
+
+def _with_values(table: Table, columns: Sequence[Column]) -> Table:
+    """A table of those columns that hold a value in any row."""
+    kept = [
+        at
+        for at, column in enumerate(table.columns)
+        if column in columns and any(row[at] not in (None, "") for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[at] for at in kept),
+        rows=tuple(tuple(row[at] for at in kept) for row in table.rows),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _is_numeric(table: Table, at: int) -> bool:
+    return all(row[at] is None or _is_number(row[at]) for row in table.rows)
+
+
+def _texts(table: Table) -> list[list[str]]:
+    return [[c.text(value) for c, value in zip(table.columns, row, strict=True)] for row in table.rows]
+
+
+def _captions(table: Table, *, wide: bool) -> Iterator[str]:
+    """The title, and the provenance of the columns: beside the title where all have the same."""
+    by_provenance: dict[str, list[str]] = {}
+    for column in table.columns:
+        if column.provenance:
+            by_provenance.setdefault(column.provenance, []).append(column.heading)
+    title = printable(table.title)
+    if len(by_provenance) == 1 and title:
+        yield f"{title} ({next(iter(by_provenance))})"
+        return
+    if title:
+        yield title
+    for provenance, headings in by_provenance.items():
+        line = f"{provenance}: {', '.join(headings)}"
+        yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")
+
+
+def _shrink(widths: list[int], texts: Sequence[int]) -> None:
+    """Narrow the widest columns of text until the table fits a terminal, as far as that goes."""
+    for _ in range(sum(widths) + BETWEEN_COLUMNS * (len(widths) - 1) - TERMINAL_COLUMNS):
+        widest = max(texts, key=lambda at: widths[at], default=None)
+        if widest is None or widths[widest] <= LEAST_TEXT_COLUMNS:
+            return
+        widths[widest] -= 1
+
+
+def _wrapped(text: str, width: int, *, indent: str = " ") -> list[str]:
+    """Lines of at most `width` characters, broken after a space or a slash; longer words after a hyphen too.
+
+    All but the first are indented, so that text of a file begins no line of a terminal.
+    """
+    lines, most = [""], width - len(indent)
+    for word in re.findall(r"[^ /]*[ /]|[^ /]+", text):
+        parts = re.findall(rf"[^-]{{0,{most - 1}}}-|[^-]{{1,{most}}}", word)
+        for part in [word] if len(word.rstrip()) <= most else parts:
+            if len((lines[-1] + part).rstrip()) > width:
+                lines.append(indent)
+            lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def _merged(rows: Sequence[list[list[str]]]) -> Iterator[list[list[str]]]:
+    """Rows of wrapped cells, those with the same first cell as one row."""
+    for first, same in groupby(rows, key=lambda row: row[0]):
+        others: list[list[str]] = [[] for _ in rows[0][1:]]
+        for row in same:
+            height = max(map(len, row[1:]), default=0)
+            for column, cell in zip(others, row[1:], strict=True):
+                column += [*cell, *[""] * (height - len(cell))]
+        yield [first, *others]
+
+
+def _csv_value(value: Any) -> Any:
+    """A value; text that a spreadsheet would take for a formula has an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _html_head(column: Column) -> str:
+    provenance = f"<small>{html_escaped(column.provenance)}</small>" if column.provenance else ""
+    name = f"<span>{html_escaped(column.heading)}</span>"
+    return f'<th scope="col"><button type="button">{name}{provenance}</button></th>'
+
+
+def _html_cell(column: Column, value: Any) -> str:
+    if value is None:
+        return "<td data-none>-</td>"
+    text = html.escape(column.text(value))
+    if _is_number(value):
+        return f'<td class="number" data-value="{value}">{text}</td>'
+    return f'<td class="{"long" if len(text) > LONG_TEXT_CHARACTERS else "key"}">{text}</td>'
