@@ -142,7 +142,7 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
     assert "the gap of llama-3.2-1b on B200, 500 cached tokens" in plain
     measured = printed("prices", *served, "--run", RUN)
     batch = dataclasses.replace(against, gaps=tuple(read_run(RUN).gaps)).measured_batch(4.0)
-    assert line_of(measured, "gpt-4o-2024-08-06")[6:8] == [str(against.modelled_batch(4.0)), f"{batch:.4g}"]
+    assert line_of(measured, "gpt-4o-2024-08-06")[6:8] == [f"{against.modelled_batch(4.0):,}", f"{batch:.4g}"]
 
 
 def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
