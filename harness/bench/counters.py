@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...kernels import DecodeTiling, MatmulTiling
 from ..core.errors import one_line
 from ..core.inputs import Source, draw
 from ..core.records import Row, Run
 from ..core.run_file import run_of
 from .device import Device
 from .library_providers import installed
-from .providers import PROVIDERS, DecodeTiling, MatmulTiling, Provider, user_providers
+from .providers import PROVIDERS, Provider, user_providers
 
 OPERATIONS = ("prefill_matmul", "decode_attention")
 """Whose rows are counted: those that one kernel or two make up."""
@@ -130,7 +131,7 @@ def provider_of(row: Row, own: Mapping[str, Sequence[Provider]]) -> Provider:
     provider = next(each for each in known if each.name == row.provider)
     if row.tiling is not None:
         tilings: Mapping[str, Any] = {"prefill_matmul": MatmulTiling, "decode_attention": DecodeTiling}
-        return provider.cut_by(tilings[operation](**row.tiling))
+        return provider.with_tiling(tilings[operation](**row.tiling))
     if provider.best_of:
         return next(each for each in known if each.variant == row.variant)
     return provider

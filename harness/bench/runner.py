@@ -88,7 +88,9 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
         elif gate is not None:
             tiling = None if provider.tunable is None else bench.tiling_of(case)
             before = earlier.get(provider.name)
-            chosen = provider.cut_by(tiling) if tiling is not None else _best_of(provider, case, rows, before)
+            chosen = (
+                provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
+            )
             if isinstance(chosen, Provider):
                 chosen = run_provider(case, chosen, copies, gate, bench, before)
             rows[provider.name] = chosen

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 
+from ...kernels import interpreting, use_interpreter
 from ..core.cases import Case, Sweep, cases_of
 from ..core.errors import UsageError, one_line
 from ..core.inputs import DTYPES, Source, memory_bytes
@@ -20,7 +21,7 @@ from .counters import read_counters
 from .device import Device, open_device
 from .environment import describe
 from .interpreted import check_twins
-from .providers import interpreting, use_interpreter, user_providers
+from .providers import user_providers
 from .runner import Bench, TilingOf, no_tiling, run_case, to_run
 from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
 from .token_cost import gaps_of

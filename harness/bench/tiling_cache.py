@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError
 from ..core.files import write_text
 from .device import Device
-from .providers import gpu_limits, tunable_provider
 from .runner import TilingOf
-from .tilings import Key
+from .tilings import TUNABLE, Key
 
 SCHEMA_VERSION = 1
 
@@ -145,10 +145,9 @@ def tuned_tilings(cache: TilingCache, device: Device) -> TilingOf:
     entries, limits = cache.read(), gpu_limits(device.torch_device)
 
     def tiling_of(case: Case) -> Any:
-        found = tunable_provider(case.operation)
-        if found is None:
+        tunable = TUNABLE.get(case.operation)
+        if tunable is None:
             return None
-        _, tunable = found
         entry = entries.get(entry_name(case.operation, tunable.key(case)))
         default = tunable.default(case, limits)
         if entry is None or entry["default"] != dataclasses.asdict(default):

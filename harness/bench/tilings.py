@@ -1,30 +1,51 @@
-"""What tuning needs to know of each kernel, from shapes alone: what a tiling depends on, and which to try."""
+"""The search space of each kernel's tilings: cache key, default, candidates, and how one is run."""
 
 import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
+
+from ... import kernels
+from ...kernels import DecodeTiling, GpuLimits, MatmulTiling
+from ...kernels.matmul_tiling import DESCRIPTORS_FROM, Variant, matmul_tilings
 from ..core.cases import DecodeAttention, PrefillMatmul
+from ..core.inputs import DecodeAttentionInputs, MatmulInputs
 from ..core.work import ELEMENT_BYTES
-
-if TYPE_CHECKING:
-    from .providers import DecodeTiling, GpuLimits, MatmulTiling
 
 Key = dict[str, int | str]
 
 MOST_PROGRAMS_PER_SM = 4
+
 LEAST_BLOCK_K = 32
-"""Elements of a step along K: fewer are less than a memory sector of 8-bit elements."""
+"""Elements of K a step; fewer are less than a 32-byte memory sector of 8-bit elements."""
 
 LEAST_BLOCK_N = 16
-"""Tokens of a step: no matrix instruction takes fewer."""
+"""Tokens a step; no tensor-core instruction takes fewer."""
 
 
-def decode_attention_key(case: DecodeAttention) -> Key:
-    """The facts of a case that the choice of its tiling may depend on; lengths stay on the device."""
+@dataclass(frozen=True, kw_only=True)
+class Tunable:
+    """How the tilings of a kernel are searched; tilings are frozen dataclasses of numbers and words.
+
+    Attributes:
+        key: the facts of a case that its best tiling depends on.
+        default: the tiling that the kernel itself chooses for a case on a GPU.
+        candidates: tilings to try, of a case, its default and the GPU; the default first.
+        run: computes the output of the inputs with a tiling.
+    """
+
+    key: Callable[[Any], Key]
+    default: Callable[[Any, GpuLimits], Any]
+    candidates: Callable[[Any, Any, GpuLimits], Sequence[Any]]
+    run: Callable[[Any, Any], Tensor]
+
+
+def _decode_key(case: DecodeAttention) -> Key:
     return {
         "batch": case.batch,
         "capacity": case.capacity,
@@ -36,14 +57,26 @@ def decode_attention_key(case: DecodeAttention) -> Key:
     }
 
 
-def decode_attention_candidates(
-    case: DecodeAttention, default: "DecodeTiling", limits: "GpuLimits"
-) -> Sequence["DecodeTiling"]:
-    """The default tiling, and others in the order of how few fields differ from it, then of their values.
+def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
+    return kernels.choose_decode_tiling(
+        batch=case.batch,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        capacity=case.capacity,
+        page_size=0,
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        limits=limits,
+    )
 
-    Tried are half and twice the tokens of a step, 4 or 8 warps, a stage more or less, and other numbers of
-    programs, each one wave of the GPU. What surely does not fit its shared memory is left out; `num_splits`,
-    on which it depends whether a sequence's result depends on the rest of the batch, is never changed.
+
+def _decode_candidates(
+    case: DecodeAttention, default: DecodeTiling, limits: GpuLimits
+) -> Sequence[DecodeTiling]:
+    """Half and twice the tokens a step, 4 or 8 warps, a stage more or less, other numbers of programs.
+
+    Every number of programs is one wave of the GPU. Tilings whose stages exceed shared memory are left out.
+    `num_splits` never changes: a sequence's result must not start to depend on the rest of the batch.
     """
     found = {
         tiling
@@ -53,9 +86,9 @@ def decode_attention_candidates(
             (default.num_stages - 1, default.num_stages, default.num_stages + 1),
         )
         if block_n >= LEAST_BLOCK_N and num_stages >= 1
-        for programs, min_tiles in _shares(case, default, limits, block_n)
+        for programs, min_tiles in _program_counts(case, default, limits, block_n)
         if _may_fit(case, limits, block_n=block_n, num_stages=num_stages, programs=programs)
-        for tiling in _variant(
+        for tiling in _in_one_wave(
             default,
             limits,
             block_n=block_n,
@@ -65,41 +98,51 @@ def decode_attention_candidates(
             min_tiles=min_tiles,
         )
     }
-    return (default, *sorted(found - {default}, key=lambda tiling: _distance(tiling, default)))
+    return _nearest_first(found, default)
 
 
-def _shares(
-    case: DecodeAttention, default: "DecodeTiling", limits: "GpuLimits", block_n: int
+def _program_counts(
+    case: DecodeAttention, default: DecodeTiling, limits: GpuLimits, block_n: int
 ) -> set[tuple[int, int]]:
-    """Numbers of programs, each with a least share that so many can have; the default's own among them."""
-    if default.num_splits:
-        return {(default.programs, default.min_tiles)}
+    """Numbers of programs, each with the largest `min_tiles` that gives all of them work."""
     blocks = math.ceil(case.q_heads // case.kv_heads / default.block_g)
     tiles = case.batch * case.kv_heads * blocks * math.ceil(case.capacity / block_n)
     waves = (limits.sm_count * per_sm for per_sm in range(1, MOST_PROGRAMS_PER_SM + 1))
-    asked = {default.programs // 2, 2 * default.programs, *waves}
-    numbers = {max(1, min(programs, tiles)) for programs in asked}
+    counts = {max(1, min(n, tiles)) for n in (default.programs // 2, 2 * default.programs, *waves)}
+    others = counts - {default.programs}
     return {
         (default.programs, default.min_tiles),
-        *(
-            (programs, max(1, min(default.min_tiles, tiles // programs)))
-            for programs in numbers - {default.programs}
-        ),
+        *((programs, max(1, min(default.min_tiles, tiles // programs))) for programs in others),
     }
 
 
 def _may_fit(
-    case: DecodeAttention, limits: "GpuLimits", *, block_n: int, num_stages: int, programs: int
+    case: DecodeAttention, limits: GpuLimits, *, block_n: int, num_stages: int, programs: int
 ) -> bool:
-    """Whether the steps on their way, the least that a program keeps in shared memory, leave room for all."""
+    """Whether the stages in flight, a program's least shared memory, fit for all programs of an SM."""
     step_bytes = 2 * block_n * case.head_dim * ELEMENT_BYTES[case.dtype]
     least_bytes = (num_stages - 1) * step_bytes
     per_sm = math.ceil(programs / limits.sm_count)
     return least_bytes <= limits.shared_bytes_per_block and per_sm * least_bytes <= limits.shared_bytes_per_sm
 
 
-def prefill_matmul_key(case: PrefillMatmul) -> Key:
-    """The facts of a case that the choice of its tiling may depend on."""
+def _in_one_wave(default: DecodeTiling, limits: GpuLimits, **changes: int) -> Iterator[DecodeTiling]:
+    """The default with these changes, where a tiling may have them and registers allow one wave."""
+    with contextlib.suppress(ValueError):
+        tiling = dataclasses.replace(default, **changes)
+        one_wave = tiling.in_one_wave(limits.sm_count)
+        yield tiling if tiling == default else one_wave
+
+
+def run_decode_attention(inputs: DecodeAttentionInputs, tiling: DecodeTiling | None = None) -> Tensor:
+    """`decode_attention` with a tiling; None leaves the choice to the kernel."""
+    kernels.decode_attention(
+        inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out, tiling=tiling
+    )
+    return inputs.out
+
+
+def _matmul_key(case: PrefillMatmul) -> Key:
     return {
         "rows": case.rows,
         "in_features": case.in_features,
@@ -108,16 +151,51 @@ def prefill_matmul_key(case: PrefillMatmul) -> Key:
     }
 
 
-def prefill_matmul_candidates(
-    case: PrefillMatmul, default: "MatmulTiling", limits: "GpuLimits", chosen_from: Sequence["MatmulTiling"]
-) -> Sequence["MatmulTiling"]:
-    """The default tiling, and others in the order of how few fields differ from it, then of their values.
+def matmul_options(
+    rows: int, out_features: int, in_features: int, element_bytes: int, limits: GpuLimits
+) -> dict[str, Any]:
+    """Arguments of `choose_matmul_tiling` and `matmul_tilings` for contiguous operands."""
+    tma_rows = in_features * element_bytes % 16 == 0
+    return {
+        "rows": rows,
+        "out_features": out_features,
+        "in_features": in_features,
+        "element_bytes": element_bytes,
+        "aligned": in_features % 16 == 0,
+        "descriptors": tma_rows and limits.compute_capability >= DESCRIPTORS_FROM,
+        "limits": limits,
+    }
 
-    Tried are those that the chooser chooses from, in each variant that GPU and operands allow; and of the
-    default half and twice the elements of a step, 4 or 8 warps, a stage more or less, half and twice the
-    row blocks of a group. What surely does not fit shared memory is left out.
+
+def _options_of(case: PrefillMatmul, limits: GpuLimits) -> dict[str, Any]:
+    element_bytes = ELEMENT_BYTES[case.dtype]
+    return matmul_options(case.rows, case.out_features, case.in_features, element_bytes, limits)
+
+
+def _matmul_default(case: PrefillMatmul, limits: GpuLimits) -> MatmulTiling:
+    return kernels.choose_matmul_tiling(**_options_of(case, limits))
+
+
+def warp_specializes(compute_capability: int) -> bool:
+    """Whether Triton specialises the warps of a matmul on this GPU (90: Hopper, 100: Blackwell)."""
+    return compute_capability // 10 == 10
+
+
+def _matmul_candidates(
+    case: PrefillMatmul, default: MatmulTiling, limits: GpuLimits
+) -> Sequence[MatmulTiling]:
+    """All tilings that the chooser knows, in each variant that runs here, and neighbours of the default.
+
+    Neighbours have half and twice the elements of K a step, 4 or 8 warps, a stage more or less, half and
+    twice the row blocks of a group. Tilings whose stages exceed shared memory are left out.
     """
-    near = {
+    options = _options_of(case, limits)
+    variants: list[Variant] = ["pointers"]
+    if options["descriptors"]:
+        variants.append("descriptors")
+        variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
+    chosen_from = {tiling for variant in variants for tiling in matmul_tilings(**options, variant=variant)}
+    neighbours = {
         dataclasses.replace(default, block_k=block_k, num_warps=warps, num_stages=stages, group_m=group_m)
         for block_k, warps, stages, group_m in itertools.product(
             (default.block_k // 2, default.block_k, 2 * default.block_k),
@@ -127,28 +205,37 @@ def prefill_matmul_candidates(
         )
         if block_k >= LEAST_BLOCK_K and stages >= 2
     }
-    element_bytes = ELEMENT_BYTES[case.dtype]
     found = {
-        tiling
-        for tiling in {*near, *chosen_from}
-        if (tiling.num_stages - 1) * (tiling.block_m + tiling.block_n) * tiling.block_k * element_bytes
+        t
+        for t in neighbours | chosen_from
+        if (t.num_stages - 1) * (t.block_m + t.block_n) * t.block_k * ELEMENT_BYTES[case.dtype]
         <= limits.shared_bytes_per_block
     }
-    return (default, *sorted(found - {default}, key=lambda tiling: _distance(tiling, default)))
+    return _nearest_first(found, default)
 
 
-def _variant(default: "DecodeTiling", limits: "GpuLimits", **changes: int) -> Iterator["DecodeTiling"]:
-    """The default with these changes, where a tiling may have them and there are registers for one wave."""
-    with contextlib.suppress(ValueError):
-        tiling = dataclasses.replace(default, **changes)
-        changed = tiling if default.num_splits else tiling.in_one_wave(limits.sm_count)
-        yield tiling if tiling == default else changed
+def run_matmul(inputs: MatmulInputs, tiling: MatmulTiling | None = None) -> Tensor:
+    """`prefill_matmul` with a tiling; None leaves the choice to the kernel."""
+    return kernels.prefill_matmul(inputs.x, inputs.weight, out=inputs.out, tiling=tiling)
 
 
-def _distance(tiling: Any, default: Any) -> tuple[int, tuple[tuple[bool, int, str], ...]]:
-    """How many fields differ, then their values: numbers in their order, words in theirs."""
-    values = dataclasses.astuple(tiling)
-    ordered = tuple(
-        (isinstance(each, int), each if isinstance(each, int) else 0, str(each)) for each in values
-    )
-    return sum(a != b for a, b in zip(values, dataclasses.astuple(default), strict=True)), ordered
+def _nearest_first(found: set[Any], default: Any) -> tuple[Any, ...]:
+    """The default, then the others by how many fields differ from it, then by their values."""
+
+    def distance(tiling: Any) -> tuple[int, tuple[tuple[bool, int, str], ...]]:
+        values = dataclasses.astuple(tiling)
+        ordered = tuple((isinstance(v, int), v if isinstance(v, int) else 0, str(v)) for v in values)
+        return sum(a != b for a, b in zip(values, dataclasses.astuple(default), strict=True)), ordered
+
+    return (default, *sorted(found - {default}, key=distance))
+
+
+TUNABLE = {
+    "prefill_matmul": Tunable(
+        key=_matmul_key, default=_matmul_default, candidates=_matmul_candidates, run=run_matmul
+    ),
+    "decode_attention": Tunable(
+        key=_decode_key, default=_decode_default, candidates=_decode_candidates, run=run_decode_attention
+    ),
+}
+"""The kernels that take a tiling, by operation."""

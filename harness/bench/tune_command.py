@@ -155,8 +155,8 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     except UsageError as error:
         field, _, problem = str(error).partition(":")
         raise UsageError(f"--{field.replace('_', '-')}:{problem}") from error
-    from .providers import tunable_provider
     from .session import MOST_SEQUENCES
+    from .tilings import TUNABLE
 
     if max(asked["batch"]) > MOST_SEQUENCES:
         raise UsageError(f"--batch: {max(asked['batch'])} is over {MOST_SEQUENCES}, the most sequences timed")
@@ -167,9 +167,7 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         prefill_tokens=8192,  # as `decodetax run` on a GPU
         dtype=asked["dtype"],
     )
-    found = tunable_provider(kernel)
-    assert found is not None  # noqa: S101  (the choices of --kernel are those that have one)
-    key = found[1].key  # the LM head of a prompt and that of one sequence are the same product
+    key = TUNABLE[kernel].key  # the LM head of a prompt and that of one sequence are the same product
     return list({str(key(c)): c for c in cases_of(model, sweep) if c.operation == kernel}.values())
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError
 from ..core.inputs import Source
 from ..core.records import Roof, Row, Status
 from ..core.samples import Summary, summarise
 from .device import Device, open_device
-from .providers import Provider, Tunable, gpu_limits, tunable_provider
+from .providers import tunable_provider
 from .runner import Bench, Blocked, prepare, run_provider
 from .tiling_cache import Entry, entry_name
 from .tilings import Key
@@ -186,7 +187,7 @@ def open_gpu(case: Case) -> Device:
         UsageError: there is none, or Triton cannot run this case compiled on it.
     """
     device = open_device("auto")
-    provider, _ = _tunable(case)
+    provider, _ = tunable_provider(case.operation)
     if device.kind != "cuda":
         problem = "needs a CUDA GPU and torch finds none here"
     elif refusal := provider.refuses(case, device):
@@ -237,7 +238,7 @@ def tune_case(
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Tuned:
     """Search the tilings of one case."""
-    provider, tunable = _tunable(case)
+    provider, tunable = tunable_provider(case.operation)
     limits = gpu_limits(bench.device.torch_device)
     default = tunable.default(case, limits)
     trials = [Trial(tiling=tiling) for tiling in tunable.candidates(case, default, limits)]
@@ -254,7 +255,7 @@ def tune_case(
 
         def run(trial: Trial, budget: Budget) -> None:
             tell(elapsed())
-            cut, at = provider.cut_by(trial.tiling), dataclasses.replace(bench, budget=budget)
+            cut, at = provider.with_tiling(trial.tiling), dataclasses.replace(bench, budget=budget)
             trial.take(run_provider(case, cut, copies, gate, at))
 
         duel = _search(trials, run, elapsed)
@@ -270,13 +271,6 @@ def tune_case(
         trials=trials,
         duel=duel,
     )
-
-
-def _tunable(case: Case) -> tuple[Provider, Tunable]:
-    found = tunable_provider(case.operation)
-    if found is None:
-        raise TypeError(f"case: no tiling is known for {case.operation}")
-    return found
 
 
 Run = Callable[[Trial, Budget], None]

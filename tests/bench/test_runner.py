@@ -10,7 +10,8 @@ import pytest
 import torch
 from decodetax import kernels
 from decodetax.harness.bench import runner
-from decodetax.harness.bench.providers import Provider, Tunable
+from decodetax.harness.bench.providers import Provider
+from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Roof
 from fakes import BRIEF, FakeClocks, FakeDevice, bench, decode_case, layer_case, matmul_case, prompt_case

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-from decodetax.harness.bench.providers import gpu_limits, tunable_provider
 from decodetax.harness.bench.tiling_cache import (
     TilingCache,
     default_folder,
@@ -13,11 +12,13 @@ from decodetax.harness.bench.tiling_cache import (
     open_cache,
     tuned_tilings,
 )
+from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.core.errors import UsageError
+from decodetax.kernels import gpu_limits
 from fakes import CPU, FakeDevice, decode_case, matmul_case
 
 CASE, OTHER = decode_case(), decode_case(context=99)
-_, TUNABLE = tunable_provider("decode_attention")
+DECODE = TUNABLE["decode_attention"]
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def cache(tmp_path):
 
 
 def default_of(case):
-    return TUNABLE.default(case, gpu_limits(CPU))
+    return DECODE.default(case, gpu_limits(CPU))
 
 
 def update(case, **changes):
@@ -34,12 +35,12 @@ def update(case, **changes):
     default = default_of(case)
     entry = {
         "kernel": case.operation,
-        "key": TUNABLE.key(case),
+        "key": DECODE.key(case),
         "tiling": dataclasses.asdict(dataclasses.replace(default, num_stages=default.num_stages + 1)),
         "default": dataclasses.asdict(default),
         **changes,
     }
-    return {entry_name(case.operation, TUNABLE.key(case)): entry}
+    return {entry_name(case.operation, DECODE.key(case)): entry}
 
 
 def tuned(cache, case):

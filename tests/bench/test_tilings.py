@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from decodetax.harness.bench.providers import GpuLimits, gate_of, tunable_provider
-from decodetax.harness.bench.tilings import decode_attention_candidates, decode_attention_key
+from decodetax.harness.bench.providers import gate_of, tunable_provider
 from decodetax.harness.core.inputs import draw
+from decodetax.kernels import GpuLimits
 from fakes import decode_case, matmul_case, source
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,20 +105,11 @@ def test_each_field_that_is_tuned_takes_several_values(gpu):
     assert 20 <= len(found) <= 200
 
 
-def test_fixed_splits_stay_and_take_no_other_number_of_programs():
-    limits = GPUS["H100"]
-    default = dataclasses.replace(TUNABLE.default(LLAMA, limits), num_splits=3)
-    found = decode_attention_candidates(LLAMA, default, limits)
-    assert {(t.num_splits, t.programs, t.min_tiles) for t in found} == {
-        (3, default.programs, default.min_tiles)
-    }
-
-
 def test_key_holds_the_shape_and_no_lengths():
     ragged = dataclasses.replace(LLAMA, contexts=(4096, *[1] * 7))
-    assert decode_attention_key(ragged) == decode_attention_key(LLAMA)
+    assert TUNABLE.key(ragged) == TUNABLE.key(LLAMA)
     for change in ({"contexts": (4096,) * 9}, {"contexts": (4097,) * 8}, {"q_heads": 64}, {"dtype": "fp16"}):
-        assert decode_attention_key(dataclasses.replace(LLAMA, **change)) != decode_attention_key(LLAMA)
+        assert TUNABLE.key(dataclasses.replace(LLAMA, **change)) != TUNABLE.key(LLAMA)
 
 
 def test_candidates_give_the_same_result_within_the_gate_when_interpreted():
@@ -127,12 +118,12 @@ def test_candidates_give_the_same_result_within_the_gate_when_interpreted():
     gate = gate_of(case, inputs)
     default, found = candidates(case)
     for tiling in [found[0], *found[1 :: len(found) // 5]]:
-        cut = PROVIDER.cut_by(tiling)
+        cut = PROVIDER.with_tiling(tiling)
         assert cut.tiling == dataclasses.asdict(tiling)
         inputs.out.fill_(float("nan"))
         verdict = gate.judge(cut.run(inputs))
         assert verdict.passed, f"{tiling}: {verdict.reason}"
-    assert PROVIDER.cut_by(None) is PROVIDER
+    assert PROVIDER.with_tiling(None) is PROVIDER
     assert default == found[0]
 
 

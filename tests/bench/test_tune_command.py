@@ -10,11 +10,12 @@ from unittest import mock
 import pytest
 import torch
 from decodetax.harness.bench import run_command
-from decodetax.harness.bench.providers import gpu_limits, tunable_provider
 from decodetax.harness.bench.tiling_cache import open_cache
+from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned
 from decodetax.harness.core.cases import DecodeAttention
 from decodetax.harness.core.samples import summarise
+from decodetax.kernels import gpu_limits
 from hand_made import GPU, decodetax, ok_row, run_record, strict_json, write_config
 
 TUNING = "decodetax.harness.bench.tuning"
@@ -77,7 +78,7 @@ def default_of(case):
 
 
 def tunable_of(case):
-    return tunable_provider(case.operation)[1]
+    return TUNABLE[case.operation]
 
 
 def winning(case):

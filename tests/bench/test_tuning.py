@@ -10,12 +10,14 @@ import types
 import pytest
 import torch
 from decodetax.harness.bench import providers, runner, torch_forms, tuning
-from decodetax.harness.bench.providers import DecodeTiling, Provider, Tunable, gate_of
+from decodetax.harness.bench.providers import Provider, gate_of
+from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.bench.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import _fields_of
+from decodetax.kernels import DecodeTiling
 from fakes import FakeDevice, bench, decode_case, prompt_case, source
 
 CASE = decode_case()
@@ -292,7 +294,9 @@ def test_cases_share_the_time_and_progress_only_grows(monkeypatch):
 
 
 def test_kernel_without_tilings_is_refused():
-    with pytest.raises(TypeError, match="no tiling is known for prefill_attention"):
+    with pytest.raises(
+        ValueError, match="'prefill_attention' has no tiling; prefill_matmul, decode_attention have"
+    ):
         tune_case(prompt_case(), bench(FakeDevice()), time_limit_s=1)
 
 
@@ -363,7 +367,7 @@ def test_kernel_is_given_the_tiling(monkeypatch):
     inputs = types.SimpleNamespace(
         q=torch.ones(2), k_cache=None, v_cache=None, context_lens=None, out=torch.full((2,), math.nan)
     )
-    assert provider.cut_by(tiling(7)).run(inputs).tolist() == [1, 1]
+    assert provider.with_tiling(tiling(7)).run(inputs).tolist() == [1, 1]
     assert given == [tiling(7)]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from decodetax.harness.bench import runner, session
 from decodetax.harness.bench.device import open_device
-from decodetax.harness.bench.providers import PROVIDERS, Provider, interpreting
+from decodetax.harness.bench.providers import PROVIDERS, Provider
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
@@ -18,6 +18,7 @@ from decodetax.harness.core.inputs import Source
 from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.peaks import peaks_of
 from decodetax.harness.core.records import Roof
+from decodetax.kernels import interpreting
 
 pytestmark = pytest.mark.gpu
 BUDGET = Budget(time_limit_s=0.2, warm_up_s=0.2)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from decodetax.harness.bench import tuning
-from decodetax.harness.bench.providers import gpu_limits, tunable_provider
+from decodetax.harness.bench.providers import tunable_provider
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tiling_cache import open_cache, tuned_tilings
 from decodetax.harness.bench.timer import Budget
@@ -12,6 +12,7 @@ from decodetax.harness.bench.tuning import NOT_TRIED, open_gpu, tune
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source
 from decodetax.harness.core.records import Roof
+from decodetax.kernels import gpu_limits
 
 pytestmark = pytest.mark.gpu
 CASES = [
