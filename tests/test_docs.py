@@ -112,6 +112,7 @@ def test_run_files_are_readable_and_came_from_a_clean_commit(run_file):
     assert re.fullmatch(r"[0-9a-f]{40}", run.environment["commit"])
 
 
+@pytest.mark.slow
 def test_the_example_of_counting_prints_what_the_page_says():
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?)```\n\nprints `([^`]+)`", page, re.DOTALL)
@@ -126,6 +127,7 @@ def test_the_example_of_counting_prints_what_the_page_says():
     assert done.stdout.strip() == example[2]
 
 
+@pytest.mark.slow
 def test_the_counted_figures_of_the_page_are_what_the_command_prints():
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     result = CliRunner().invoke(

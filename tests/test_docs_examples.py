@@ -24,6 +24,8 @@ PAGES = sorted([*ROOT.glob("[RC][EO]*.md"), *ROOT.glob("docs/**/*.md")])
 """README and CONTRIBUTING, and all of docs."""
 COMMAND = re.compile(r"(?m)^    (?:.* && )?(decodetax [^#\n]+?)(?:   .*)?$|`(decodetax [^`]+)`")
 NEEDS_GPU = "tune"
+SLOW = {"run", "inspect", "count"}
+"""Commands that measure, compile or interpret; each has a faster test of its own."""
 
 
 def shown():
@@ -47,6 +49,15 @@ def names_alone(command):
     except Exception:  # noqa: BLE001  (whatever it is, the command shall be run and show it)
         return False
     return False
+
+
+def runnable():
+    """The command lines that are complete, the slow ones marked."""
+    return [
+        pytest.param(command, marks=[pytest.mark.slow] if command.split()[1] in SLOW else [])
+        for command in shown()
+        if not names_alone(command)
+    ]
 
 
 def block(page, mark):
@@ -114,7 +125,7 @@ def prepared(monkeypatch, command):
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("command", [command for command in shown() if not names_alone(command)])
+@pytest.mark.parametrize("command", runnable())
 def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
     if "--provider" not in command:  # twins are run by tests of their own
         monkeypatch.setattr(session, "check_twins", lambda *_arguments, **_options: iter(()))
@@ -145,6 +156,7 @@ def test_every_command_is_found_on_a_page():
     assert {command.split()[1] for command in found} == set(cli.cli.commands)
 
 
+@pytest.mark.slow
 def test_the_example_of_an_own_kernel_prints_what_the_page_says(monkeypatch, capsys, folder):
     assert folder
     assert invoke(monkeypatch, ["count", "--provider", "my_kernel:my_product"]) == 0
@@ -177,6 +189,7 @@ def test_the_kernels_run_as_they_are_called_on_the_page(page):
     assert names["out"].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run the tests of tests/gpu inside this one")
 def test_the_tests_for_a_gpu_skip_where_there_is_none():
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider"]
