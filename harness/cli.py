@@ -15,7 +15,8 @@ from .core.options import complain
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
-from .offline.commands import count_command, inspect_command
+from .offline.count_command import count_command
+from .offline.inspect_command import inspect_command
 
 
 def main() -> NoReturn:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.offline import count_rows
+from decodetax.harness.offline import kernel_traffic
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 EXAMPLE = re.findall(r"```python\n(# my_kernel.py\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
@@ -285,7 +285,7 @@ def test_what_a_function_prints_is_no_part_of_the_json():
 
 
 def test_a_later_provider_that_is_not_there_is_told_of_before_any_is_counted(monkeypatch):
-    monkeypatch.setattr(count_rows, "count_row", lambda *_a, **_k: pytest.fail("it was counted"))
+    monkeypatch.setattr(kernel_traffic, "count_row", lambda *_a, **_k: pytest.fail("it was counted"))
     result = count(
         "--kernel", "prefill_matmul", "--provider", "my_others:breaking", "--provider", "nowhere:f"
     )

@@ -1,0 +1,92 @@
+"""`decodetax inspect`: kernels compiled for GPUs that need not be there, with their modelled limits."""
+
+import json
+from typing import Any
+
+import click
+
+from ..core import options
+from ..core.progress import progress_bar
+
+
+@click.command("inspect")
+@click.option(
+    "--gpu",
+    "first",
+    required=True,
+    metavar="NAME [NAME ...]",
+    help="GPUs to compile for: a100, h100, b200, l40s, rtx3090, rtx5090 or sm_80 to sm_120.",
+)
+@click.argument("others", nargs=-1, metavar="[NAME ...]")
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    type=click.Choice(["decode_attention", "prefill_matmul"]),
+    help="Kernel to compile; repeat for several.  [default: both, without --provider]",
+)
+@options.user_function_option(
+    "A function of your own to compile, as `decodetax run` takes it; repeat for several."
+)
+@click.option(
+    "--dtype",
+    callback=options.one_of("all", "bf16", "fp16", "fp32", "e4m3", "e5m2", "int8"),
+    default="all",
+    show_default=True,
+    metavar="NAME",
+    help="all, bf16, fp16 or fp32; or e4m3, e5m2, int8: KV cache of decode attention, operands of the "
+    "matmul (int8: its weight only).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+def inspect_command(
+    first: str,
+    others: tuple[str, ...],
+    kernels: tuple[str, ...],
+    providers: tuple[str, ...],
+    dtype: str,
+    as_json: bool,
+) -> int:
+    """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
+
+    Registers, spills, loads and loops are read from the machine code; headrooms and limits are modelled from
+    them. Exit code 1 means that a kernel does not compile or does not fit the GPU.
+    """
+    from ..core.gpu_limits import find_gpu
+
+    names = [name for text in (first, *others) for name in text.split(",")]
+    gpus = {gpu.gpu: gpu for gpu in map(find_gpu, names)}
+    user_rows = []
+    if providers:
+        from .user_kernel import compile_user_functions
+
+        compiled = compile_user_functions(providers, list(gpus.values()), dtype)
+        user_rows = [row.to_json() for row in compiled]
+    ours = kernels or (() if providers else ("decode_attention", "prefill_matmul"))
+    rows = _compiled(tuple(gpus), ours, dtype) + user_rows
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
+    else:
+        from .evidence_text import inspect_text
+
+        click.echo(inspect_text(rows))
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def _compiled(gpus: tuple[str, ...], kernels: tuple[str, ...], dtype: str) -> list[dict[str, Any]]:
+    """The rows of this package's kernels."""
+    from .variants import default_cases
+    from .workers import inspect_cases
+
+    cases = [case for case in default_cases() if case.kernel in kernels and dtype in ("all", case.dtype)]
+    if not cases:
+        return []
+    with progress_bar() as progress:
+        done = 0
+
+        def on_row(row: Any) -> None:
+            nonlocal done
+            done += 1
+            share = done / (1.4 * len(cases) * len(gpus))  # a case has one or two launches
+            progress(min(0.99, share), f"{row.gpu} {row.kernel} {row.variant}")
+
+        return [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]

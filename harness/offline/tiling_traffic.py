@@ -1,0 +1,171 @@
+"""Modelled traffic and operations of a tiling: the formulas that counted kernels are compared with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..core.cases import DecodeAttention, PrefillMatmul
+from ..core.work import ELEMENT_BYTES
+from .subjects import (
+    EDGE_TOKENS,
+    MERGE_PROGRAMS,
+    DecodeTiling,
+    GpuLimits,
+    MatmulTiling,
+    choose_decode_tiling,
+    matmul_tiling,
+)
+from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, decode_part_order, matmul_tile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .tile_order import DecodePart
+
+    CountedCase = PrefillMatmul | DecodeAttention
+    Tiling = MatmulTiling | DecodeTiling
+
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingTraffic:
+    """Bytes and operations of a tiling, by its formulas.
+
+    Attributes:
+        read: bytes of the unmasked lanes of all loads, by tensor.
+        written: bytes of the unmasked lanes of all stores, by tensor.
+        operations: of all dots, padding included.
+    """
+
+    read: Mapping[str, int]
+    written: Mapping[str, int]
+    operations: int
+
+
+def chosen_tiling(case: CountedCase, limits: GpuLimits) -> Tiling:
+    """The tiling that the kernel's host function chooses for a case on a GPU."""
+    element_bytes = ELEMENT_BYTES[case.dtype]
+    if isinstance(case, PrefillMatmul):
+        return matmul_tiling(
+            limits,
+            rows=case.rows,
+            out_features=case.out_features,
+            in_features=case.in_features,
+            x_bytes=element_bytes,
+            weight_bytes=element_bytes,
+        )
+    return choose_decode_tiling(
+        batch=case.batch,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        capacity=case.capacity,
+        page_size=0,
+        element_bytes=element_bytes,
+        limits=limits,
+    )
+
+
+def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
+    """Modelled traffic and operations of a case under a tiling.
+
+    Matmul: x is read once per column of output tiles, the weight once per row of output tiles; each tile and
+    step along K is 2 BLOCK_M BLOCK_N BLOCK_K operations. Float32 partial sums of split-K tiles are written
+    and read once.
+
+    Decode attention: a query is read once per chunk of its context, live keys and values once per block of
+    the GQA group. Flash-decoding partials are written and read once. Each token is two dots of
+    2 BLOCK_G BLOCK_D operations per block of the GQA group, BLOCK_D being the head dimension rounded up to a
+    power of two; a context's remainder after tiles of BLOCK_N is rounded up to 16 tokens.
+
+    Raises:
+        ValueError: the tiling is of the other operation.
+    """
+    if isinstance(case, PrefillMatmul) and isinstance(tiling, MatmulTiling):
+        return _matmul_traffic(case, tiling)
+    if isinstance(case, DecodeAttention) and isinstance(tiling, DecodeTiling):
+        return _decode_traffic(case, tiling)
+    raise ValueError(
+        f"tiling is a {type(tiling).__name__}, which does not go with a {type(case).__name__}; it must be a "
+        "MatmulTiling for a PrefillMatmul or a DecodeTiling for a DecodeAttention"
+    )
+
+
+def _matmul_traffic(case: PrefillMatmul, tiling: MatmulTiling) -> TilingTraffic:
+    element_bytes = ELEMENT_BYTES[case.dtype]
+    blocks_m = math.ceil(case.rows / tiling.block_m)
+    blocks_n = math.ceil(case.out_features / tiling.block_columns)
+    read = {
+        "x": case.rows * case.in_features * element_bytes * blocks_n,
+        "weight": case.out_features * case.in_features * element_bytes * blocks_m,
+    }
+    written = {"out": case.rows * case.out_features * element_bytes}
+    split = _split_elements(case, tiling, blocks_m, blocks_n) if tiling.num_splits > 1 else 0
+    if split:
+        read["partial"] = written["partial"] = split * tiling.num_splits * PARTIAL_BYTES
+    steps = blocks_m * blocks_n * math.ceil(case.in_features / tiling.block_k)
+    operations = 2 * steps * tiling.block_m * tiling.block_n * tiling.block_k
+    return TilingTraffic(read=read, written=written, operations=operations)
+
+
+def _split_elements(case: PrefillMatmul, tiling: MatmulTiling, blocks_m: int, blocks_n: int) -> int:
+    """Output elements in the tiles that are split along K; these tiles are few."""
+    elements = 0
+    for tile in range(min(tiling.whole_tiles, blocks_m * blocks_n), blocks_m * blocks_n):
+        block_m, block_n = matmul_tile(tile, blocks_m, blocks_n, tiling.group_m)
+        rows = min(tiling.block_m, case.rows - block_m * tiling.block_m)
+        elements += rows * min(tiling.block_columns, case.out_features - block_n * tiling.block_columns)
+    return elements
+
+
+def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffic:
+    element_bytes, lengths_bytes = ELEMENT_BYTES[case.dtype], case.batch * _LENGTH_BYTES
+    group = case.q_heads // case.kv_heads
+    programs = decode_part_order(
+        context_lens=case.contexts,
+        capacity=case.capacity,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        tiling=tiling,
+    )
+
+    def rows_of(part: DecodePart) -> int:
+        """Query heads of a part's block of the GQA group."""
+        return min(tiling.block_g, group - part.row_block * tiling.block_g)
+
+    parts = [part for parts in programs for part in parts]
+    split_parts = [part for part in parts if not part.whole]
+    split_rows = sum(map(rows_of, split_parts))
+    split_items = {(part.sequence, part.kv_head, part.row_block): part for part in split_parts}
+    combined_rows = sum(map(rows_of, split_items.values()))
+    cache_bytes = sum(part.end - part.begin for part in parts) * case.head_dim * element_bytes
+    # With on-device scheduling a program sums all lengths, finds its chunk among them, and reads two again.
+    length_bytes = _LENGTH_BYTES if tiling.num_splits else 2 * lengths_bytes + 2 * _LENGTH_BYTES
+    read = {
+        "q": sum(map(rows_of, parts)) * case.head_dim * element_bytes,
+        "k_cache": cache_bytes,
+        "v_cache": cache_bytes,
+        "context_lens": len(programs) * length_bytes + (len(parts) + combined_rows) * _LENGTH_BYTES,
+    }
+    written = {"out": case.batch * case.q_heads * case.head_dim * element_bytes}
+    if len(programs) > 1 and tiling.num_splits != 1:
+        block_rows = min(group, tiling.block_g)
+        combine_programs = math.ceil(block_rows / math.ceil(block_rows / MERGE_PROGRAMS))
+        written["parts"] = len(programs) * PART_RECORD_BYTES
+        read["parts"] = written["parts"] * combine_programs
+        read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES
+        read["partial_lse"] = written["partial_lse"] = split_rows * PARTIAL_BYTES
+    return TilingTraffic(read=read, written=written, operations=_decode_operations(case, tiling))
+
+
+def _decode_operations(case: DecodeAttention, tiling: DecodeTiling) -> int:
+    block_d = 1 << (case.head_dim - 1).bit_length()
+    row_blocks = math.ceil(case.q_heads // case.kv_heads / tiling.block_g)
+    tokens = sum(
+        context - context % tiling.block_n + math.ceil(context % tiling.block_n / EDGE_TOKENS) * EDGE_TOKENS
+        for context in case.contexts
+    )
+    return 4 * tokens * case.kv_heads * row_blocks * tiling.block_g * block_d
