@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .sanitizer import SanitizerError
-
 SECTOR_BYTES = 32
 """A sector: the smallest transfer of a GPU's memory."""
 
@@ -92,11 +90,11 @@ class Traffic:
 
     Attributes:
         launches: in order.
-        fault: the last sanitizer error of the block, even if the block's own code caught it; else None.
+        fault: the last `SanitizerError` of the block, even if the block's own code caught it; else None.
     """
 
     launches: list[LaunchTraffic] = field(default_factory=list)
-    fault: SanitizerError | None = None
+    fault: RuntimeError | None = None
 
     @property
     def bytes_requested(self) -> int:
