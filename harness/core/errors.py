@@ -1,5 +1,7 @@
 """Errors that end a command with one line, exit codes, and values shown in one line."""
 
+from decimal import Decimal
+
 FAILED, MISUSE, INTERRUPTED = 1, 2, 130
 """Exit codes: a check or the machine failed; a wrong argument; Ctrl-C."""
 
@@ -32,5 +34,7 @@ def shown(value: object) -> str:
         return f"an object of {len(value)} fields"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    text = repr(value)
+    if isinstance(value, int) and abs(value) > 10**40:
+        return "an integer of over 40 digits"
+    text = str(value) if isinstance(value, Decimal) else repr(value)
     return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"

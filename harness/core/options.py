@@ -103,12 +103,14 @@ def one_of(*words: str) -> Parser:
 MOST_USD_PER_HOUR = 1_000_000
 MOST_SECONDS = 86_400
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 SEED = parsed(
     lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
 )
 SIZE = parsed(_size, "a whole number from 1 to 2147483647")
 SIZES = parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
 LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such as 1000,37")
+TOKENS = parsed(lambda text: _whole(text, least=0, most=2**53), f"a whole number of tokens from 0 to {2**53}")
 GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
 SECONDS = parsed(
     lambda text: _whole(text, least=1, most=MOST_SECONDS),

@@ -1,73 +1,78 @@
-"""At which batch the gap equals a price ratio: modelled for a GPU, and measured in a run."""
+"""The batch at which the gap equals a price ratio: modelled for a GPU, and measured in a run.
+
+The commands that print price ratios are decorated with `break_even_options`.
+"""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..core.language_model import LanguageModel
-from ..core.records import Gap
-from .deployment import Deployment
-from .prediction import break_even_batch, largest_batch
+import click
+
+from ..core import options
+from ..core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..core.language_model import LanguageModel
+    from ..core.records import Gap
+    from .deployment import Deployment
 
 
 @dataclass(frozen=True, kw_only=True)
 class BreakEven:
-    """What price ratios are set against.
+    """The gaps that price ratios are compared with.
 
     Attributes:
         model: the modelled language model.
-        on: where it is served.
-        context: cached tokens, and tokens of a prompt, of both.
-        gaps: of a run; none where no run is given.
+        on: the GPU that serves it.
+        context: cached tokens of a sequence, and tokens of a prompt.
+        gaps: measured gaps of a run; empty without a run.
     """
 
-    model: LanguageModel
-    on: Deployment
+    model: "LanguageModel"
+    on: "Deployment"
     context: int
-    gaps: tuple[Gap, ...] = ()
+    gaps: "tuple[Gap, ...]" = ()
 
     @property
     def where(self) -> str:
-        """The modelled one, in words."""
+        """What is modelled, in words."""
         return f"{self.model.name} on {self.on.peaks.gpu}, {self.context} cached tokens"
 
     def to_json(self) -> dict[str, Any]:
-        """What the batches are those of."""
+        """Model, GPU and context of the modelled batches."""
         return {"model": self.model.name, "gpu": self.on.peaks.gpu, "context": self.context}
 
     def batches(self, ratio: Decimal | None) -> dict[str, float | None]:
-        """The modelled and the measured batch of a price ratio; None where there is no ratio either."""
-        if ratio is None:
-            return {"modelled_batch": None, "measured_batch": None}
+        """The modelled and the measured batch of a price ratio; both None if there is no ratio."""
         return {
-            "modelled_batch": self.modelled_batch(float(ratio)),
-            "measured_batch": self.measured_batch(float(ratio)),
+            "modelled_batch": None if ratio is None else self.modelled_batch(float(ratio)),
+            "measured_batch": None if ratio is None else measured_batch(self.gaps, float(ratio)),
         }
 
     def modelled_batch(self, ratio: float) -> int | None:
-        """The smallest batch at which the modelled gap is at most the ratio; None where none fits."""
+        """The smallest batch at which the modelled gap is at most the ratio; None if no batch that fits."""
         return _modelled_batch(self.model, self.on, self.context, ratio)
-
-    def measured_batch(self, ratio: float) -> float | None:
-        """The batch at which the run's gap equals the ratio; None where no measured batch comes to it."""
-        return measured_batch(self.gaps, ratio)
 
 
 @cache
-def _modelled_batch(model: LanguageModel, on: Deployment, context: int, ratio: float) -> int | None:
+def _modelled_batch(model: "LanguageModel", on: "Deployment", context: int, ratio: float) -> int | None:
+    from .prediction import break_even_batch, largest_batch
+
     fits = largest_batch(model, on, context=context)
     return break_even_batch(model, on, context=context, prompt=context, price_ratio=ratio, largest=fits)
 
 
-def measured_batch(gaps: Sequence[Gap], ratio: float) -> float | None:
-    """The batch at which measured gaps come down to a ratio, at the shortest context that was measured.
+def measured_batch(gaps: "Sequence[Gap]", ratio: float) -> float | None:
+    """The batch at which measured gaps fall to a ratio, at the shortest measured context.
 
-    Between two measured batches the gap is taken as a power of the batch, a line in their logarithms. At or
-    below the ratio from the smallest batch on, it is that batch; above it to the largest, None.
+    Between two measured batches the gap is interpolated as a power of the batch (linear in their
+    logarithms). The smallest measured batch if its gap is at most the ratio; None if no gap is.
     """
     shortest = min((gap.context for gap in gaps), default=0)
     points = sorted((gap.batch, gap.gap) for gap in gaps if gap.context == shortest)
@@ -80,3 +85,66 @@ def measured_batch(gaps: Sequence[Gap], ratio: float) -> float | None:
             share = math.log(above / ratio) / math.log(above / below)
             return float(batch * (next_batch / batch) ** share)
     return None
+
+
+_OPTIONS = (
+    click.option(
+        "--served-model",
+        default="llama-3.1-8b",
+        show_default=True,
+        metavar="NAME",
+        help="Model whose gap is compared with the price ratio: a preset or the path of a config.json.",
+    ),
+    click.option(
+        "--gpu", default="h100", show_default=True, metavar="NAME", help="GPU that serves it in bf16."
+    ),
+    click.option(
+        "--context",
+        default="1024",
+        show_default=True,
+        callback=options.SIZE,
+        metavar="N",
+        help="Cached tokens of a sequence, and tokens of a prompt.",
+    ),
+    click.option(
+        "--run",
+        "run_file",
+        type=click.Path(path_type=Path),
+        metavar="RUN.json",
+        help="A file of `decodetax run`, to compare its measured gap as well.",
+    ),
+)
+
+
+def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options to a command, which takes the `BreakEven` that they name as its argument `against`."""
+
+    @wraps(command)
+    def with_break_even(
+        served_model: str, gpu: str, context: int, run_file: Path | None, **others: Any
+    ) -> None:
+        command(against=_break_even(served_model, gpu, context, run_file), **others)
+
+    for option in reversed(_OPTIONS):
+        with_break_even = option(with_break_even)
+    return with_break_even
+
+
+def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None) -> BreakEven:
+    """The gaps that the options name.
+
+    Raises:
+        UsageError: there is no such model or GPU, or the run cannot be read or holds no gap.
+    """
+    from ..core.language_model import load_language_model
+    from ..core.run_file import read_run
+    from .deployment import deployment
+
+    try:
+        model = load_language_model(served_model)
+    except UsageError as error:
+        raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
+    gaps = () if run_file is None else tuple(read_run(run_file).gaps)
+    if run_file is not None and not gaps:
+        raise UsageError(f"--run: {str(run_file)!r} holds no gap; it must be a run of at least one batch")
+    return BreakEven(model=model, on=deployment(gpu), context=context, gaps=gaps)

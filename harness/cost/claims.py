@@ -381,9 +381,9 @@ def _cost_a_token(facts: Facts) -> Claim:
 
 def _prices_moved(prices: Mapping[str, TokenPrice]) -> Claim:
     old, new = prices["gpt-4o-2024-05-13"], prices["gpt-4o-2024-08-06"]
-    change = next(c for c in price_changes(prices) if (c.earlier, c.later) == (old, new))
+    change = next(c for c in price_changes(prices) if (c.earlier, c.later) == (old.model, new.model))
     ratios = [float(price.output_over_input or 0) for price in (old, new)]
-    fell = [float(change.input_change_percent or 0), float(change.output_change_percent or 0)]
+    fell = [change.input_change_percent or 0.0, change.output_change_percent or 0.0]
     stated = [round(each, 2) for each in (*ratios, *fell)] == [3.0, 4.0, -50.0, -33.33]
     return Claim(
         number=8,

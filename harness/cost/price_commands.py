@@ -1,305 +1,213 @@
-"""The price list and the cost of one request by it; each command imports what it needs when it runs."""
+"""`decodetax prices`, the price list, and `decodetax price`, the cost of one request: options and text."""
 
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import Any
 
 import click
 
 from ..core import options
 from ..core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..core.records import Gap
-    from .break_even import BreakEven
-    from .prices import TokenPrice
-
-MOST_TOKENS = 2**53
-MOST_USD = 1_000_000
-MOST_DECIMALS = 12
-
-
-def _tokens(text: str) -> int:
-    """A whole number of tokens, 0 among them."""
-    if not re.fullmatch(r"[0-9]{1,16}", text) or int(text) > MOST_TOKENS:
-        raise ValueError(text)
-    return int(text)
-
-
-def _usd(text: str) -> Decimal:
-    """An amount from 0 to MOST_USD, exactly as written."""
-    if not re.fullmatch(r"([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})?", text):
-        raise ValueError(text)
-    value = Decimal(text)
-    exponent = value.as_tuple().exponent
-    if value > MOST_USD or not isinstance(exponent, int) or exponent < -MOST_DECIMALS:
-        raise ValueError(text)
-    return value
-
-
-def _per_tokens(text: str) -> int:
-    """A power of ten, so that any price divides by it exactly."""
-    if not re.fullmatch(r"10{0,9}", text):
-        raise ValueError(text)
-    return int(text)
-
-
-TOKENS = options.parsed(_tokens, f"a whole number of tokens from 0 to {MOST_TOKENS}")
-USD = options.parsed(
-    _usd, f"a number of dollars from 0 to {MOST_USD} of at most {MOST_DECIMALS} decimals, such as 0.15"
+from ..core.table import Column, Table, wide_option
+from .break_even import BreakEven, break_even_options
+from .prices import (
+    MTOK,
+    Charge,
+    TokenPrice,
+    exact_text,
+    is_amount,
+    price_changes,
+    price_list,
+    price_of,
+    request_charges,
+    tokens_usd,
+    total_usd,
 )
-PER_TOKENS = options.parsed(_per_tokens, "a power of ten from 1 to 1000000000")
+
+MAX_USD = 1_000_000
+MAX_DECIMALS = 12  # at most MAX_USD per token or 1e-12 per 1e9 tokens, which the price list's bounds hold
 
 PRICES = click.option(
     "--prices",
     "price_file",
     type=click.Path(path_type=Path),
     metavar="FILE.toml",
-    help="Prices of your own, added to the list: tables [[price]] of model, effective, input_usd_per_mtok, "
-    "output_usd_per_mtok, source, and if you like cached_input_usd_per_mtok and family. One of a model that "
-    "the list has takes its place.",
+    help="Your own prices, added to the list or in place of its entries: [[price]] tables of model, "
+    "effective, input_usd_per_mtok, output_usd_per_mtok, source, perhaps cached_input_usd_per_mtok, family.",
 )
-JSON = click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help='Print JSON on stdout, and nothing else there. Money is text with all its digits, such as "2.50"; '
-    "tokens, ratios and percentages are numbers.",
-)
+_PRICE_COLUMNS = {
+    "model": Column("model"),
+    "effective": Column("effective", wide=True),
+    "input_usd_per_mtok": Column("input", show=exact_text),
+    "cached_input_usd_per_mtok": Column("cached input", show=exact_text),
+    "output_usd_per_mtok": Column("output", show=exact_text),
+    "output_over_input": Column("price ratio", show="{:.2f}".format),
+    "modelled_batch": Column("modelled batch"),
+    "measured_batch": Column("measured batch"),
+    "source": Column("source", wide=True),
+}
+_CHANGE_COLUMNS = {
+    "family": Column("family", wide=True),
+    "earlier": Column("from"),
+    "later": Column("to"),
+    "input_change_percent": Column("input change", show="{:+.4g}%".format),
+    "output_change_percent": Column("output change", show="{:+.4g}%".format),
+    "earlier_ratio": Column("ratio before", show="{:.2f}".format),
+    "later_ratio": Column("ratio after", show="{:.2f}".format),
+}
 
 
-SERVED = (
-    click.option(
-        "--served-model",
-        default="llama-3.1-8b",
-        show_default=True,
-        metavar="NAME",
-        help="Whose modelled gap stands beside the price ratio: a preset or the path of a config.json.",
-    ),
-    click.option(
-        "--gpu", default="h100", show_default=True, metavar="NAME", help="Where it is served, in bf16."
-    ),
-    click.option(
-        "--context",
-        default="1024",
-        show_default=True,
-        callback=options.SIZE,
-        metavar="N",
-        help="Its cached tokens, and tokens of a prompt.",
-    ),
-    click.option(
-        "--run",
-        "run_file",
-        type=click.Path(path_type=Path),
-        metavar="RUN.json",
-        help="A run of `decodetax run`, whose measured gap stands beside the price ratio too.",
-    ),
-)
+def _table(title: str, columns: Mapping[str, Column], rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The rows' values under the keys of the columns."""
+    cells = tuple(tuple(row[key] for key in columns) for row in rows)
+    return Table(title=title, columns=tuple(columns.values()), rows=cells)
 
 
-def beside_a_gap(command: "Callable[..., None]") -> "Callable[..., None]":
-    """Gives a command the options of what its price ratios are set against."""
-    for option in reversed(SERVED):
-        command = option(command)
-    return command
+def _usd(text: str) -> Decimal:
+    is_number = re.fullmatch(r"(?=\.?[0-9])[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,2})?", text)
+    if not (is_number and is_amount(Decimal(text), MAX_USD, MAX_DECIMALS)):
+        raise ValueError(text)
+    return Decimal(text)
 
 
-def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None) -> "BreakEven":
-    from ..core.language_model import load_language_model
-    from .break_even import BreakEven
-    from .deployment import deployment
+def _usd_option(name: str, help_text: str) -> Callable[..., Any]:
+    expected = f"a number of dollars from 0 to {MAX_USD} of at most {MAX_DECIMALS} decimals, such as 0.15"
+    return click.option(name, callback=options.parsed(_usd, expected), metavar="X", help=help_text)
 
-    try:
-        model = load_language_model(served_model)
-    except UsageError as error:
-        raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
-    gaps: tuple[Gap, ...] = ()
-    if run_file is not None:
-        from ..core.run_file import read_run
 
-        gaps = tuple(read_run(run_file).gaps)
-        if not gaps:
-            raise UsageError(f"--run: {str(run_file)!r} holds no gap")
-    return BreakEven(model=model, on=deployment(gpu), context=context, gaps=gaps)
+def _tokens_option(name: str, parameter: str, help_text: str) -> Callable[..., Any]:
+    shared: dict[str, Any] = {
+        "default": "0",
+        "show_default": True,
+        "callback": options.TOKENS,
+        "metavar": "N",
+    }
+    return click.option(name, parameter, **shared, help=help_text)
 
 
 @click.command("prices")
 @PRICES
-@beside_a_gap
-@JSON
-def prices_command(
-    price_file: Path | None,
-    served_model: str,
-    gpu: str,
-    context: int,
-    run_file: Path | None,
-    as_json: bool,
-) -> None:
-    """List what APIs charge for input and output tokens, with date and source, and how it changed.
+@break_even_options
+@wide_option
+@options.JSON
+def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_json: bool) -> None:
+    """List published API prices of input and output tokens, and how they changed.
 
-    Prices are published ones, in US dollars per million tokens. "snapshot" marks the day on which a price
-    was read, where it is not known since when it holds. A family is a line of models that replaced one
-    another. Beside each ratio stands the batch at which the gap between an output and an input token of
-    --served-model equals it, modelled on --gpu and, with --run, measured.
+    Prices are in US dollars per million tokens; --wide adds date and source. "snapshot" marks the day on
+    which a price was read, where its first day is unknown. A family is a line of models that replaced one
+    another. The batch is the one at which the gap of --served-model equals the price ratio, modelled on
+    --gpu and, with --run, measured. In JSON, money is text with all its digits, such as "2.50".
     """
-    from .prices import price_changes, price_list
-
     prices = price_list(price_file)
-    against = _break_even(served_model, gpu, context, run_file)
+    rows = [price.to_json() | against.batches(price.output_over_input) for price in prices.values()]
+    changes = [change._asdict() for change in price_changes(prices)]
     if as_json:
-        document = {
-            "schema_version": 1,
-            "break_even": against.to_json(),
-            "prices": [
-                price.to_json() | against.batches(price.output_over_input) for price in prices.values()
-            ],
-            "changes": [change.to_json() for change in price_changes(prices)],
-        }
-        click.echo(json.dumps(document, indent=1, allow_nan=False))
+        _print_json(break_even=against.to_json(), prices=rows, changes=changes)
         return
-    from .price_tables import prices_text
-
-    click.echo(prices_text(prices, against))
+    click.echo(_table("Published prices, $ per 1M tokens", _PRICE_COLUMNS, rows).text(wide=wide))
+    if changes:
+        for change in changes:
+            for name in ("earlier", "later"):
+                change[f"{name}_ratio"] = prices[change[name]].output_over_input
+        title = "Changes from one model of a family to the next"
+        click.echo(f"\n{_table(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
+    note = f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"
+    if against.gaps:
+        note += "; measured batch: where the run's gap equals it"
+    click.echo("\n" + fill(f"{note}; - where no batch reaches it", 80))
 
 
 @click.command("price")
-@click.option(
-    "--input",
-    "input_tokens",
-    default="0",
-    show_default=True,
-    callback=TOKENS,
-    metavar="N",
-    help="Tokens of the request's input, cached ones included.",
-)
-@click.option(
-    "--output",
-    "output_tokens",
-    default="0",
-    show_default=True,
-    callback=TOKENS,
-    metavar="N",
-    help="Tokens of its output.",
-)
-@click.option(
-    "--cached-input",
-    "cached_input_tokens",
-    default="0",
-    show_default=True,
-    callback=TOKENS,
-    metavar="N",
-    help="How many of the --input tokens are charged at the cached price; at most --input.",
-)
-@click.option("--model", metavar="NAME", help="Whose prices: one of `decodetax prices`, or of --prices.")
-@click.option("--input-price", callback=USD, metavar="X", help="In place of --model: $ per --per tokens.")
-@click.option("--output-price", callback=USD, metavar="X", help="In place of --model, beside --input-price.")
-@click.option(
-    "--cached-input-price", callback=USD, metavar="X", help="Beside --input-price, for --cached-input."
-)
+@_tokens_option("--input", "input_tokens", "Input tokens of the request, cached ones included.")
+@_tokens_option("--output", "output_tokens", "Output tokens of the request.")
+@_tokens_option("--cached-input", "cached_input_tokens", "The --input tokens charged at the cached price.")
+@click.option("--model", metavar="NAME", help="Model of the price list (`decodetax prices`), or of --prices.")
+@_usd_option("--input-price", "In place of --model: $ per --per input tokens.")
+@_usd_option("--output-price", "In place of --model: $ per --per output tokens.")
+@_usd_option("--cached-input-price", "In place of --model: $ per --per cached input tokens.")
 @click.option(
     "--per",
-    "per_tokens",
     default="1000000",
     show_default=True,
-    callback=PER_TOKENS,
+    callback=options.one_of(*(str(10**digits) for digits in range(10))),
     metavar="N",
-    help="How many tokens the prices given are for: a power of ten.",
+    help="Number of tokens that the given prices are for: a power of ten.",
 )
 @PRICES
-@beside_a_gap
-@JSON
-def price_command(
-    input_tokens: int,
-    output_tokens: int,
-    cached_input_tokens: int,
-    model: str | None,
-    input_price: Decimal | None,
-    output_price: Decimal | None,
-    cached_input_price: Decimal | None,
-    per_tokens: int,
-    price_file: Path | None,
-    served_model: str,
-    gpu: str,
-    context: int,
-    run_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Tell what one request costs at an API's prices, exactly: nothing is rounded.
+@break_even_options
+@options.JSON
+def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
+    """Compute what one request costs at an API's prices, exactly: nothing is rounded.
 
     The prices are those of --model, or --input-price and --output-price. Cached input tokens are part of
-    --input and charged at the cached price in place of the input price. Beside the price ratio stands the
-    batch at which the gap of --served-model equals it.
+    --input and are charged at the cached price. The batch is the one at which the gap of --served-model
+    equals the price ratio. In JSON, money is text with all its digits, such as "2.50".
     """
-    against = _break_even(served_model, gpu, context, run_file)
-    if model is None:
-        price = _price_given(input_price, output_price, cached_input_price, per_tokens)
-        _refuse_given({"price_file"}, "goes with --model, not with --input-price")
-        if cached_input_tokens and cached_input_price is None:
-            raise UsageError("--cached-input-price: is missing beside --cached-input and --input-price")
-    else:
-        alone = {"input_price", "output_price", "cached_input_price", "per_tokens"}
-        _refuse_given(alone, "stands in place of --model, not beside it")
-        from .prices import price_list, price_of
-
-        price = price_of(model, price_list(price_file))
-    from .prices import exact_text, request_terms, total_usd
-
-    try:
-        terms = request_terms(price, input_tokens, output_tokens, cached_input_tokens)
-    except UsageError as error:
-        field, _, problem = str(error).partition(":")
-        raise UsageError(f"--{field.removesuffix('_tokens').replace('_', '-')}:{problem}") from error
-    if as_json:
-        document = {
-            "schema_version": 1,
-            "price": price.to_json() | ({"model": None, "effective": None} if model is None else {}),
-            "terms": [term.to_json() for term in terms],
-            "usd": exact_text(total_usd(terms)),
-            "break_even": against.to_json() | against.batches(price.output_over_input),
-        }
-        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    price = _asked_price(asked)
+    counts = (asked[name] for name in ("input_tokens", "output_tokens", "cached_input_tokens"))
+    charges = request_charges(price, *counts)
+    if not as_json:
+        click.echo("\n".join(_request_text(price, charges, against, int(asked["per"]))))
         return
-    from .price_tables import request_text
-
-    click.echo(request_text(price, terms, against, per_tokens=per_tokens))
-
-
-def _price_given(
-    input_price: Decimal | None, output_price: Decimal | None, cached_input_price: Decimal | None, per: int
-) -> "TokenPrice":
-    """The prices of the options.
-
-    Raises:
-        UsageError: one of the two that are needed is missing.
-    """
-    if input_price is None and output_price is None:
-        raise UsageError(
-            "--model: is missing; name one of `decodetax prices`, or give --input-price and --output-price"
-        )
-    if input_price is None:
-        raise UsageError("--input-price: is missing beside --output-price")
-    if output_price is None:
-        raise UsageError("--output-price: is missing beside --input-price")
-    from .prices import TokenPrice, scaled_to_mtok
-
-    return TokenPrice(
-        model="prices as given",
-        effective="",
-        input_usd_per_mtok=scaled_to_mtok(input_price, per),
-        cached_input_usd_per_mtok=(
-            None if cached_input_price is None else scaled_to_mtok(cached_input_price, per)
-        ),
-        output_usd_per_mtok=scaled_to_mtok(output_price, per),
-        source="the command line",
+    _print_json(
+        price=price.to_json() | ({"model": None} if price.effective is None else {}),
+        terms=[charge._asdict() | {"usd": charge.usd} for charge in charges],
+        usd=total_usd(charges),
+        break_even=against.to_json() | against.batches(price.output_over_input),
     )
 
 
-def _refuse_given(names: set[str], why: str) -> None:
-    """Raise UsageError where one of these options was given."""
-    for name, option in options.given().items():
-        if name in names:
-            raise UsageError(f"{option}: {why}")
+def _print_json(**document: Any) -> None:
+    click.echo(json.dumps({"schema_version": 1, **document}, indent=1, allow_nan=False, default=exact_text))
+
+
+def _asked_price(asked: Mapping[str, Any]) -> TokenPrice:
+    """The price of --model, or the one that the options give.
+
+    Raises:
+        UsageError: options of both are given, or one is missing.
+    """
+    given = options.given()
+    if asked["model"] is not None:
+        for name in ("input_price", "output_price", "cached_input_price", "per"):
+            if name in given:
+                raise UsageError(f"{given[name]}: stands in place of --model, not beside it")
+        return price_of(asked["model"], price_list(asked["price_file"]))
+    for name in ("input_price", "output_price", "cached_input_price"):
+        if asked[name] is None and (name != "cached_input_price" or asked["cached_input_tokens"]):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: is missing; give it, or --model with a name of `decodetax prices`")
+    if "price_file" in given:
+        raise UsageError("--prices: goes with --model, not with --input-price")
+    usd_per_mtok: dict[str, Any] = {
+        f"{kind}_usd_per_mtok": tokens_usd(MTOK, asked[f"{kind}_price"], int(asked["per"]))
+        for kind in ("input", "cached_input", "output")
+        if asked[f"{kind}_price"] is not None
+    }
+    return TokenPrice(model="prices as given", effective=None, source="the command line", **usd_per_mtok)
+
+
+def _request_text(
+    price: TokenPrice, charges: Sequence[Charge], against: BreakEven, per_tokens: int
+) -> Iterator[str]:
+    """What one request costs, charge by charge with all digits; prices are per `per_tokens` tokens."""
+    name = price.model if price.effective is None else f"{price.model}, effective {price.effective}"
+    unit = {1: "token", 1000: "1K", MTOK: "1M"}.get(per_tokens, str(per_tokens))
+    money = (Column(f"$ per {unit}", show=exact_text), Column("$", show=exact_text))
+    rows = tuple((c.kind, c.tokens, tokens_usd(per_tokens, c.usd_per_mtok), c.usd) for c in charges)
+    columns = (Column("kind"), Column("tokens"), *money)
+    yield Table(title=f"{name} ({price.source})", columns=columns, rows=rows).text()
+    yield f"\nThe request costs ${exact_text(total_usd(charges))}."
+    if price.output_over_input is None:
+        return
+    yield f"An output token is priced at {price.output_over_input:.2f} times an input token."
+    modelled, measured = against.batches(price.output_over_input).values()
+    at = "at no batch that fits" if modelled is None else f"from batch {modelled} on"
+    yield f"The gap of {against.where}, is at most that {at} (modelled)."
+    if against.gaps:
+        at = "at no measured batch" if measured is None else f"at batch {measured:.3g}"
+        yield f"The run's gap equals that {at} (measured)."

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.language_model import load_language_model
@@ -73,7 +74,7 @@ def test_verdict_follows_its_figures(number, changes, verdict):
 def test_prices_that_moved_otherwise_do_not_hold():
     prices = dict(price_list())
     new = prices["gpt-4o-2024-08-06"]
-    prices[new.model] = dataclasses.replace(new, output_usd_per_mtok=2 * new.output_usd_per_mtok)
+    prices[new.model] = msgspec.structs.replace(new, output_usd_per_mtok=2 * new.output_usd_per_mtok)
     claims = check_claims(FACTS, prices)
     assert claims[7].verdict == "does not hold"
     without = {name: price for name, price in prices.items() if price.output_over_input != 1}

@@ -1,11 +1,11 @@
 """`decodetax predict` from the command line, and the names by which it finds a GPU."""
 
-import dataclasses
 import itertools
 import math
 from decimal import Decimal
 from unittest import mock
 
+import msgspec
 import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.peaks import device_table, find_device
@@ -315,7 +315,7 @@ def test_price_ratio_of_an_unknown_model_names_the_nearest():
 
 def test_price_ratio_of_a_model_with_free_input_is_named_in_one_line():
     prices = dict(price_list())
-    free = dataclasses.replace(prices["gpt-5"], input_usd_per_mtok=Decimal(0))
+    free = msgspec.structs.replace(prices["gpt-5"], input_usd_per_mtok=Decimal(0))
     with mock.patch("decodetax.harness.cost.prices.price_list", return_value={**prices, "gpt-5": free}):
         assert_misuse(decodetax(*PREDICT, "--price-ratio", "gpt-5"), "--price-ratio", "gpt-5", "free")
 
