@@ -401,7 +401,7 @@ def canned():
     with (
         mock.patch(f"{SESSION}.measure_ceilings", canned_ceilings),
         mock.patch(f"{SESSION}.run_case", canned_rows),
-        mock.patch(f"{SESSION}.check_twins", canned_checks),
+        mock.patch(f"{SESSION}.check_in_interpreter", canned_checks),
     ):
         yield made
 

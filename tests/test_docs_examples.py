@@ -128,7 +128,7 @@ def prepared(monkeypatch, command):
 @pytest.mark.parametrize("command", runnable())
 def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
     if "--provider" not in command:  # twins are run by tests of their own
-        monkeypatch.setattr(session, "check_twins", lambda *_arguments, **_options: iter(()))
+        monkeypatch.setattr(session, "check_in_interpreter", lambda *_arguments, **_options: iter(()))
     words = prepared(monkeypatch, command)
     if words[0] == "inspect" and "--provider" in words:  # it compiles, and this process interprets
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""One whole decoder layer in PyTorch, so that what is neither projection nor attention is measured too.
+"""A decoder layer in PyTorch, so that norms, rotary embedding and activations are measured too.
 
-Pre-norm, gated (SiLU) and with rotary embedding, as Llama, Qwen and Mistral have it; rotary pairs are
+Pre-norm with a gated MLP (SiLU) and rotary embedding, as in Llama, Qwen and Mistral. Rotary pairs are
 (i, i + head_dim / 2), as in Hugging Face's implementation.
 """
 
@@ -13,9 +13,9 @@ from ..core.gate import Gate, sampled_tokens, tolerance
 from ..core.inputs import DTYPES, DecoderLayerInputs
 
 ROUNDINGS = 4
-"""Of the storage dtype between a layer's input and output. There are 14, one after another (norm, QKV, two
+"""Roundings to the storage dtype between a layer's input and output. There are 14 in sequence (norm, QKV, two
 rotary products and their sum, probabilities, attention, O, residual; norm, gate+up, SiLU, product, down,
-residual), and their errors are independent, so they add like the square root: sqrt(14) < 4."""
+residual); their errors are independent and add as a square root: sqrt(14) < 4."""
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def decoder_layer(inputs: DecoderLayerInputs) -> Tensor:
-    """The layer's output, shaped as its hidden states; writes the new keys and values to the caches."""
+    """The layer's output, of the shape of its hidden states; writes the new keys and values to the caches."""
     case, model, weights = inputs.case, inputs.case.model, inputs.weights
     width = (model.hidden_size,)
     rows = inputs.hidden.flatten(0, 1)
@@ -52,12 +52,12 @@ def decoder_layer(inputs: DecoderLayerInputs) -> Tensor:
 
 
 def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
-    """The layer's output at some positions of each sequence's new tokens, exact, one token at a time.
+    """The layer's output in float64 at some of the new tokens, one token at a time.
 
-    Written apart from `decoder_layer`: rotations are of complex numbers, and each query looks its keys up.
+    Shares no code with `decoder_layer`: it rotates complex numbers and slices the keys of each query.
 
     Args:
-        inputs: of the layer, before or after it ran (the cache's new entries are computed, not read).
+        inputs: of the layer, before or after it ran: the cache's new entries are computed, not read.
         tokens: int64 [n], positions among the query tokens.
 
     Returns:

@@ -1,6 +1,6 @@
-"""The one interface behind which a device is timed, and its two implementations.
+"""The devices that are timed: a CPU, or a CUDA GPU with its clocks.
 
-Every line that needs a CUDA GPU stands here or in `clocks.py`; tests put a fake of `torch.cuda` in its place.
+Every line that needs a CUDA GPU is in this module; tests pass a fake of `torch.cuda` and of NVML.
 """
 
 import ctypes
@@ -10,25 +10,97 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import pynvml
 import torch
 
 from ..core.errors import UsageError
-from .clocks import Clocks, NoClocks, NvmlClocks
 
 Call = Callable[[], object]
 
 HEAD_START_CYCLES = 1_000_000
-"""Clock cycles that the GPU spins before each timed call, so that the call is enqueued by then: about 0.5 ms,
-the time Python needs to launch the twenty kernels of a decoder layer."""
+"""Clock cycles that the GPU spins before each timed call, about 0.5 ms, so that launch overhead is not timed:
+Python needs that time to launch the twenty kernels of a decoder layer."""
+
+THROTTLE_REASONS = {
+    "power cap": pynvml.nvmlClocksThrottleReasonSwPowerCap,
+    "thermal, software": pynvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+    "thermal, hardware": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+    "power brake": pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+    "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
+}
+
+
+class Clocks:
+    """The clocks of a device that reports none."""
+
+    def clock_hz(self) -> float | None:
+        """The SM clock now; None if unknown."""
+        return None
+
+    def throttle_reasons(self) -> tuple[str, ...]:
+        """Why the clock is held down now; empty if it is not, or if unknown."""
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        """Driver, clocks and power limit, as far as they are known."""
+        return {}
+
+
+class NvmlClocks(Clocks):
+    """The clocks of a GPU, read through NVML.
+
+    Args:
+        handle: NVML's handle of the GPU.
+        nvml: replaces `pynvml` in tests.
+    """
+
+    def __init__(self, handle: Any, *, nvml: Any = pynvml) -> None:
+        self._handle, self._nvml = handle, nvml
+
+    @classmethod
+    def of(cls, uuid: str, *, nvml: Any = pynvml) -> Clocks:
+        """The clocks of the GPU with torch's `uuid`; unknown ones if NVML is missing or does not find it."""
+        try:
+            nvml.nvmlInit()
+            return cls(nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}"), nvml=nvml)
+        except nvml.NVMLError:
+            return Clocks()
+
+    def clock_hz(self) -> float | None:  # noqa: D102  (inherited, as below)
+        clock_hz: float | None = self._ask(
+            lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6
+        )
+        return clock_hz
+
+    def throttle_reasons(self) -> tuple[str, ...]:  # noqa: D102
+        mask = self._ask(lambda n: n.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)) or 0
+        return tuple(name for name, bit in THROTTLE_REASONS.items() if int(mask) & bit)
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        questions = {
+            "driver": lambda n: n.nvmlSystemGetDriverVersion(),
+            "sm_clock_hz": lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6,
+            "sm_clock_max_hz": lambda n: n.nvmlDeviceGetMaxClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6,
+            "memory_clock_hz": lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_MEM) * 1e6,
+            "power_limit_w": lambda n: n.nvmlDeviceGetEnforcedPowerLimit(self._handle) * 1e-3,
+        }
+        answers = {name: self._ask(question) for name, question in questions.items()}
+        return {name: answer for name, answer in answers.items() if answer is not None}
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        try:
+            return question(self._nvml)
+        except self._nvml.NVMLError:
+            return None
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is short; on a CPU PyTorch raises a RuntimeError."""
+    """Whether an error means that memory ran out; on a CPU PyTorch raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 class Device(Protocol):
-    """What measuring needs of a device."""
+    """A device that runs and times calls."""
 
     kind: str
     name: str
@@ -38,36 +110,37 @@ class Device(Protocol):
     memory_bytes: int
 
     def free_bytes(self) -> int:
-        """Memory that inputs may take, in bytes."""
+        """Bytes of memory that are free for inputs."""
 
     def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; device seconds of each."""
+        """Run the calls one after another; seconds of each on the device."""
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
-        """One call that replays all of `calls` without the host in between; None where that cannot be."""
+        """A CUDA graph of all calls, as one call; None if they cannot be captured."""
 
     def release(self) -> None:
-        """Give unused memory back."""
+        """Return unused memory to the system or the driver."""
 
 
 class CpuDevice:
-    """The processor this runs on, timed with `time.perf_counter_ns`."""
+    """The CPU, timed with `time.perf_counter_ns`."""
 
     kind = "cpu"
 
     def __init__(self) -> None:
         self.name = cpu_name()
         self.torch_device = torch.device("cpu")
-        self.clocks: Clocks = NoClocks()
+        self.clocks = Clocks()
         self.cache_bytes = last_level_cache_bytes()
         self.memory_bytes = _meminfo_bytes("MemTotal")
 
     def free_bytes(self) -> int:
-        """Memory available to this process: the machine's, or less where a control group sets a limit."""
-        return min([_meminfo_bytes("MemAvailable"), *_control_group_free_bytes()])
+        """Bytes available to this process: of the machine, or fewer under a cgroup limit."""
+        limits = (_meminfo_bytes("MemAvailable"), _cgroup_free_bytes())
+        return min(limit for limit in limits if limit is not None)
 
     def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; seconds of each."""
+        """Run the calls one after another; seconds of each by the wall clock."""
         samples = []
         for call in calls:
             start_ns = time.perf_counter_ns()
@@ -76,12 +149,12 @@ class CpuDevice:
         return samples
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
-        """A CPU call has no launch to take out."""
+        """None: a CPU has no graphs."""
         del calls
         return None
 
     def release(self) -> None:
-        """Give freed memory back to the system, so that what is free is known."""
+        """Return freed memory to the system, so that `free_bytes` counts it."""
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -92,9 +165,9 @@ class CudaDevice:
     """A CUDA GPU, timed with events.
 
     Args:
-        index: of the device, as torch counts.
-        cuda: stands in for `torch.cuda` in tests.
-        clocks: stands in for NVML in tests.
+        index: torch's index of the device.
+        cuda: replaces `torch.cuda` in tests.
+        clocks: replaces NVML in tests.
     """
 
     kind = "cuda"
@@ -112,11 +185,11 @@ class CudaDevice:
         cuda.set_device(index)
 
     def free_bytes(self) -> int:
-        """Memory free on the GPU, in bytes."""
+        """Bytes free on the GPU."""
         return int(self._cuda.mem_get_info(self.torch_device)[0])
 
     def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; seconds of each between two events, launches not counted."""
+        """Run the calls one after another; seconds of each between two CUDA events, without launch."""
         pairs = []
         for call in calls:
             start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
@@ -129,7 +202,7 @@ class CudaDevice:
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
-        """A CUDA graph of the calls; None where one of them synchronises or cannot be captured else."""
+        """A CUDA graph of the calls; None if one of them synchronises or cannot be captured."""
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(stream):
@@ -148,7 +221,7 @@ class CudaDevice:
         return replay
 
     def release(self) -> None:
-        """Give cached memory back."""
+        """Return cached memory to the driver."""
         gc.collect()
         self._cuda.empty_cache()
 
@@ -157,7 +230,7 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     """The device that `--device` names: auto, cpu, cuda or cuda:INDEX.
 
     Raises:
-        UsageError: another word, or a CUDA device that is not there.
+        UsageError: another word, or a CUDA device that does not exist.
     """
     kind, _, index = argument.partition(":")
     count = cuda.device_count() if cuda.is_available() else 0
@@ -174,14 +247,14 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the kernel tells it."""
+    """The CPU's model name in /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), "unknown CPU")
 
 
 def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Bytes of all last-level caches together; 32 MiB where the system does not tell."""
+    """Bytes of all last-level caches together; 32 MiB if /sys does not list them."""
     caches: dict[tuple[int, str], int] = {}
     for folder in root.glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
@@ -203,30 +276,20 @@ def _meminfo_bytes(key: str, path: Path = Path("/proc/meminfo")) -> int:
     raise RuntimeError(f"{path}: has no line {key}")
 
 
-def _reclaimable(stat: Path, key: str) -> int:
-    """Bytes of file cache that give way when memory is asked for; 0 where the group does not tell."""
-    try:
-        lines = stat.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.removeprefix(key)) for line in lines if line.startswith(key)), 0)
-
-
-def _control_group_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Bytes left under the control group's limit, in a list that is empty where none is set."""
-    names = (
+def _cgroup_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left under the cgroup's limit, file cache that can be evicted included; None without a limit."""
+    old = "memory/memory."  # the files of cgroup version 1
+    for limit, usage, stat, evictable in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file "),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file ",
-        ),
-    )
-    for limit, usage, stat, cached in names:
+        (f"{old}limit_in_bytes", f"{old}usage_in_bytes", f"{old}stat", "total_inactive_file "),
+    ):
         try:
-            most, used = (int((root / name).read_text(encoding="ascii")) for name in (limit, usage))
-            return [most - used + _reclaimable(root / stat, cached)]
+            free = int((root / limit).read_text("ascii")) - int((root / usage).read_text("ascii"))
         except (OSError, ValueError):  # not mounted, or "max"
             continue
-    return []
+        try:
+            lines = (root / stat).read_text("ascii").splitlines()
+        except OSError:
+            return free
+        return free + sum(int(line.removeprefix(evictable)) for line in lines if line.startswith(evictable))
+    return None

@@ -1,6 +1,6 @@
-"""Decode attention by libraries that may be installed: FlashInfer, FlashAttention; and by FlexAttention.
+"""Decode attention by FlashInfer, FlashAttention and FlexAttention.
 
-Each runs on CUDA GPUs alone, in 16 bits. Where one is missing, or does not take a shape, its row says so.
+They run on CUDA GPUs only, in 16 bits. If a library is missing or does not take a shape, its row says so.
 """
 
 import functools
@@ -20,7 +20,7 @@ from .device import Device
 Bound = Callable[[], Tensor]
 
 WORKSPACE_BYTES = 128 * 2**20
-"""Of FlashInfer's partial results; as its documentation has it."""
+"""FlashInfer's workspace for split-KV partials, of the size that its documentation gives."""
 
 
 def installed(library: str) -> bool:
@@ -29,7 +29,7 @@ def installed(library: str) -> bool:
 
 
 def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Device], str | None]:
-    """Why a library does not run a case on a device, or None; `ragged`: whether it takes unequal contexts."""
+    """Refuses other devices, dtypes and, unless `ragged`, unequal contexts; and a library that is missing."""
 
     def refuses(case: Case, device: Device) -> str | None:
         if device.kind != "cuda":
@@ -48,7 +48,7 @@ def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Dev
 def or_unsupported(
     bind: Callable[[DecodeAttentionInputs], Bound],
 ) -> Callable[[DecodeAttentionInputs], Bound]:
-    """A library's complaint about a shape or a GPU is no failure of what is measured."""
+    """Make a library's error about a shape or a GPU a NotImplementedError: it is no failed result."""
 
     def bound(inputs: DecodeAttentionInputs) -> Bound:
         try:
@@ -65,7 +65,7 @@ def or_unsupported(
 
 @or_unsupported
 def flashinfer(inputs: DecodeAttentionInputs) -> Bound:
-    """FlashInfer's paged decode, each sequence's cache being one page; planned once."""
+    """FlashInfer's paged decode, planned once; the cache of each sequence is one page."""
     library: Any = importlib.import_module("flashinfer")
     batch, capacity, kv_heads, head_dim = inputs.k_cache.shape
     wrapper = library.BatchDecodeWithPagedKVCacheWrapper(_workspace(inputs.q.device), "HND")
@@ -106,7 +106,7 @@ def flash_attn(inputs: DecodeAttentionInputs) -> Bound:
 
 @or_unsupported
 def flex_attention(inputs: DecodeAttentionInputs) -> Bound:
-    """PyTorch's FlexAttention, compiled, with the group's heads sharing keys and values."""
+    """PyTorch's FlexAttention, compiled, with GQA."""
     compiled = _compiled_flex_attention()
     q, k, v = inputs.q[:, :, None], inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
 

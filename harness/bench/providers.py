@@ -16,7 +16,7 @@ from ..core.gate import Gate
 from ..core.inputs import DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
 from ..core.work import ELEMENT_BYTES
-from . import decoder_layer, library_providers, torch_forms
+from . import decoder_layer, library_providers, torch_providers
 from .device import Device
 from .tilings import (
     TUNABLE,
@@ -121,13 +121,15 @@ def _library(
 
 PROVIDERS: Mapping[str, Sequence[Provider]] = {
     "prefill_matmul": (
-        Provider(name="torch", run=torch_forms.matmul),
+        Provider(name="torch", run=torch_providers.matmul),
         Provider(
             name="torch-weight-first",
-            run=torch_forms.matmul_weight_first,
-            refuses=torch_forms.few_rows_on_cpu,
+            run=torch_providers.matmul_weight_first,
+            refuses=torch_providers.few_rows_on_cpu,
         ),
-        Provider(name="torch-batched", run=torch_forms.matmul_batched, refuses=torch_forms.batched_on_cpu),
+        Provider(
+            name="torch-batched", run=torch_providers.matmul_batched, refuses=torch_providers.batched_on_cpu
+        ),
         *(_matmul_variant(variant) for variant in VARIANTS),
         Provider(
             name="triton",
@@ -138,16 +140,16 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         ),
     ),
     "decode_attention": (
-        Provider(name="torch", run=torch_forms.decode_attention, refuses=torch_forms.ragged),
+        Provider(name="torch", run=torch_providers.decode_attention, refuses=torch_providers.ragged),
         Provider(
             name="torch-matmul",
-            run=torch_forms.decode_attention_by_matmul,
-            refuses=torch_forms.ragged_or_not_cpu,
+            run=torch_providers.decode_attention_by_matmul,
+            refuses=torch_providers.ragged_or_not_cpu,
         ),
         Provider(
             name="torch-key-first",
-            run=torch_forms.decode_attention_key_first,
-            refuses=torch_forms.ragged_or_not_cpu,
+            run=torch_providers.decode_attention_key_first,
+            refuses=torch_providers.ragged_or_not_cpu,
         ),
         Provider(
             name="triton",
@@ -159,7 +161,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         _library("flash_attn", library_providers.flash_attn),
         _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
-    "prefill_attention": (Provider(name="torch", run=torch_forms.prefill_attention),),
+    "prefill_attention": (Provider(name="torch", run=torch_providers.prefill_attention),),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
 }
 

@@ -20,7 +20,7 @@ from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device, open_device
 from .environment import describe
-from .interpreted import check_twins
+from .interpreter_checks import check_in_interpreter
 from .providers import user_providers
 from .runner import Bench, TilingOf, no_tiling, run_case, to_run
 from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
@@ -273,7 +273,9 @@ def _fill(
         progress(0.95, "Triton kernels in the interpreter")
         # Of the user's own those that are not timed while Triton interprets.
         kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
-        result.interpreter_checks += check_twins(settings.model, dtype, seed=settings.seed, more=kernels)
+        result.interpreter_checks += check_in_interpreter(
+            settings.model, dtype, seed=settings.seed, more=kernels
+        )
     if settings.counters:
         result.counters_reason = read_counters(
             result, device, lambda share, what: progress(0.95 + 0.05 * share, f"counters of {what}")

@@ -4,8 +4,7 @@ import contextlib
 import types
 
 import torch
-from decodetax.harness.bench.clocks import NoClocks
-from decodetax.harness.bench.device import CpuDevice
+from decodetax.harness.bench.device import Clocks, CpuDevice
 from decodetax.harness.bench.runner import Bench
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
@@ -46,7 +45,7 @@ class FakeDevice:
         clocks=None,
     ):
         self.kind, self.cache_bytes, self.memory_bytes = kind, cache_bytes, memory_bytes
-        self.clocks = clocks or NoClocks()
+        self.clocks = clocks or Clocks()
         self.clock = Clock()
         self.captured, self.blocks, self.released = None, [], 0
         self._seconds_of, self._graphs, self._free_bytes = seconds_of, graphs, free_bytes

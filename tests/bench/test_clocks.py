@@ -2,7 +2,7 @@
 
 import pynvml
 import pytest
-from decodetax.harness.bench.clocks import THROTTLE_REASONS, NoClocks, NvmlClocks
+from decodetax.harness.bench.device import THROTTLE_REASONS, Clocks, NvmlClocks
 
 
 class FakeNvml:
@@ -52,14 +52,14 @@ def clocks(**options):
 
 
 @pytest.mark.parametrize("uuid", ["1234", "GPU-1234"])
-def test_gpu_is_found_by_the_uuid_that_torch_tells(uuid):
+def test_gpu_is_found_by_torchs_uuid(uuid):
     assert isinstance(NvmlClocks.of(uuid, nvml=FakeNvml()), NvmlClocks)
 
 
 @pytest.mark.parametrize("options", [{"lost": {"init"}}, {"uuid": "GPU-9"}], ids=["no driver", "another GPU"])
 def test_gpu_that_nvml_does_not_know_has_no_clocks(options):
     found = clocks(**options)
-    assert isinstance(found, NoClocks)
+    assert type(found) is Clocks
     assert (found.clock_hz(), found.throttle_reasons(), found.facts()) == (None, (), {})
 
 
@@ -84,12 +84,8 @@ def test_facts_are_in_base_units():
     ],
     ids=lambda value: "+".join(sorted(value)) or "nothing",
 )
-def test_facts_leave_out_what_the_gpu_does_not_tell(lost, left):
+def test_facts_leave_out_what_nvml_cannot_read(lost, left):
     assert clocks(lost=lost).facts().keys() == left
-
-
-def test_clock_that_is_not_told_is_none():
-    assert clocks(lost={"clock"}).clock_hz() is None
 
 
 NAMED = [
@@ -119,5 +115,6 @@ def test_every_reason_has_a_bit_of_its_own():
     assert len(set(THROTTLE_REASONS.values())) == len(THROTTLE_REASONS) == len(NAMED)
 
 
-def test_throttling_that_is_not_told_is_none():
-    assert clocks(lost={"throttling"}).throttle_reasons() == ()
+def test_clock_and_throttling_that_nvml_cannot_read_are_unknown():
+    found = clocks(lost={"clock", "throttling"})
+    assert (found.clock_hz(), found.throttle_reasons()) == (None, ())

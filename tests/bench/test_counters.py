@@ -83,7 +83,7 @@ class NCUNotAvailableError(Exception):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
-    monkeypatch.setattr(session, "check_twins", lambda *_args, **_options: iter(()))
+    monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
 
 
 @pytest.fixture

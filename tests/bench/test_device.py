@@ -1,4 +1,4 @@
-"""Devices behind the one interface: the CUDA lines on a fake of `torch.cuda`, the CPU on itself."""
+"""Devices: CudaDevice on a fake of `torch.cuda`, CpuDevice on this CPU."""
 
 import re
 import time
@@ -7,22 +7,27 @@ import types
 import pytest
 import torch
 from decodetax.harness.bench import device as module
-from decodetax.harness.bench.clocks import NoClocks
-from decodetax.harness.bench.device import CpuDevice, CudaDevice, last_level_cache_bytes, open_device
+from decodetax.harness.bench.device import (
+    Clocks,
+    CpuDevice,
+    CudaDevice,
+    last_level_cache_bytes,
+    open_device,
+)
 from decodetax.harness.core.errors import UsageError
 from fakes import FakeCuda
 
 
 def cuda_device(**options):
     cuda = FakeCuda(**options)
-    device = CudaDevice(0, cuda=cuda, clocks=NoClocks())
+    device = CudaDevice(0, cuda=cuda, clocks=Clocks())
     cuda.log.clear()
     return device, cuda.log
 
 
-def test_gpu_tells_what_torch_tells():
+def test_gpu_reports_what_torch_reports():
     cuda = FakeCuda(count=2, major=10, minor=3)
-    device = CudaDevice(1, cuda=cuda, clocks=NoClocks())
+    device = CudaDevice(1, cuda=cuda, clocks=Clocks())
     assert device.name == "NVIDIA H100 80GB HBM3"
     assert device.torch_device == torch.device("cuda", 1)
     assert device.cache_bytes == 50 * 2**20
@@ -56,7 +61,7 @@ def test_call_that_cannot_be_captured_is_timed_without_a_graph():
             raise error
 
     cuda = FakeCuda()
-    assert CudaDevice(0, cuda=cuda, clocks=NoClocks()).capture([synchronising]) is None
+    assert CudaDevice(0, cuda=cuda, clocks=Clocks()).capture([synchronising]) is None
     assert cuda.log[-1] == "synchronize"
 
 
@@ -122,7 +127,7 @@ NO_WORD = "is not auto, cpu, cuda or cuda:INDEX"
         *((word, 1, NO_WORD) for word in ("", ":", "auto:0", "cpu:0", "CUDA", "cuda0", "cuda:0:0", " cpu")),
     ],
 )
-def test_device_argument_is_refused_by_name(argument, gpus, reason):
+def test_rejects_bad_device_argument_in_one_line(argument, gpus, reason):
     with pytest.raises(UsageError, match=re.escape(f"--device: {argument!r} {reason}")) as caught:
         open_device(argument, cuda=FakeCuda(count=gpus))
     assert "\n" not in str(caught.value)
@@ -154,7 +159,7 @@ def test_cpu_reads_nanoseconds(monkeypatch):
     assert samples == pytest.approx([2501e-9, 4e-9])
 
 
-def test_cpu_has_no_graphs_and_releases_quietly():
+def test_cpu_has_no_graphs():
     device = CpuDevice()
     assert device.capture([lambda: None]) is None
     device.release()
@@ -204,19 +209,19 @@ def test_last_level_cache_is_the_sum_of_all(files, expected, tmp_path):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        pytest.param({"memory.max": "1000\n", "memory.current": "400\n"}, [600], id="version 2"),
-        pytest.param({"memory.max": "max\n", "memory.current": "400\n"}, [], id="version 2, no limit"),
+        pytest.param({"memory.max": "1000\n", "memory.current": "400\n"}, 600, id="version 2"),
+        pytest.param({"memory.max": "max\n", "memory.current": "400\n"}, None, id="version 2, no limit"),
         pytest.param(
             {"memory/memory.limit_in_bytes": "1000\n", "memory/memory.usage_in_bytes": "1\n"},
-            [999],
+            999,
             id="version 1",
         ),
-        pytest.param({}, [], id="none"),
-        pytest.param({"memory.max": "1000\n"}, [], id="usage missing"),
+        pytest.param({}, None, id="none"),
+        pytest.param({"memory.max": "1000\n"}, None, id="usage missing"),
     ],
 )
-def test_control_group_tells_what_is_left_of_its_limit(files, expected, tmp_path):
-    assert module._control_group_free_bytes(write(tmp_path, files)) == expected
+def test_cgroup_free_bytes_are_limit_less_usage(files, expected, tmp_path):
+    assert module._cgroup_free_bytes(write(tmp_path, files)) == expected
 
 
 def test_memory_that_only_caches_files_counts_as_free(tmp_path):
@@ -225,14 +230,14 @@ def test_memory_that_only_caches_files_counts_as_free(tmp_path):
         "memory.current": "900\n",
         "memory.stat": "anon 200\nfile 700\ninactive_file 650\nactive_file 50\n",
     }
-    [free] = module._control_group_free_bytes(write(tmp_path, files))
+    free = module._cgroup_free_bytes(write(tmp_path, files))
     assert free >= 700
 
 
-@pytest.mark.parametrize(("groups", "expected"), [([], 5000), ([3000], 3000), ([9000], 5000)])
-def test_free_memory_is_the_least_that_anyone_tells(groups, expected, monkeypatch):
+@pytest.mark.parametrize(("cgroup", "expected"), [(None, 5000), (3000, 3000), (9000, 5000)])
+def test_free_memory_is_the_least_of_machine_and_cgroup(cgroup, expected, monkeypatch):
     monkeypatch.setattr(module, "_meminfo_bytes", lambda _key: 5000)
-    monkeypatch.setattr(module, "_control_group_free_bytes", lambda: groups)
+    monkeypatch.setattr(module, "_cgroup_free_bytes", lambda: cgroup)
     assert CpuDevice().free_bytes() == expected
 
 

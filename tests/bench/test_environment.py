@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from decodetax.harness.bench import environment
-from decodetax.harness.bench.clocks import NoClocks
-from decodetax.harness.bench.device import CudaDevice
+from decodetax.harness.bench.device import Clocks, CudaDevice
 from decodetax.harness.bench.environment import describe
 from fakes import FakeClocks, FakeCuda, FakeDevice
 
@@ -45,7 +44,7 @@ def test_gpu_is_described_with_its_clocks():
 
 
 def test_gpu_that_tells_no_clocks_has_none():
-    device = CudaDevice(0, cuda=FakeCuda(), clocks=NoClocks())
+    device = CudaDevice(0, cuda=FakeCuda(), clocks=Clocks())
     assert not {"driver", "power_limit_w"} & describe(device)["device"].keys()
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from decodetax.harness.bench import providers as module
-from decodetax.harness.bench import torch_forms
+from decodetax.harness.bench import torch_providers
 from decodetax.harness.bench.decoder_layer import decoder_layer, oracle
 from decodetax.harness.bench.providers import PROVIDERS, gate_of, user_providers
 from decodetax.harness.core.gate import COLUMN_STEP, SAMPLED_TOKENS
@@ -327,7 +327,7 @@ def test_skipped_part_of_a_reduction_is_turned_down(dtype, skipped):
 
 
 def run_attention(inputs, **changes):
-    return torch_forms.decode_attention(dataclasses.replace(inputs, **changes))
+    return torch_providers.decode_attention(dataclasses.replace(inputs, **changes))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -387,7 +387,7 @@ def test_wrong_prefill_attention_is_turned_down(wrong, dtype):
 def test_one_wrong_token_of_prefill_attention_is_turned_down(at):
     case = prompt_case(prompt=100)
     inputs, gate = gated(case)
-    wrong = torch_forms.prefill_attention(inputs)
+    wrong = torch_providers.prefill_attention(inputs)
     wrong[1, 3, tokens_seen(case)[at]] *= 1.01
     assert not gate.judge(wrong).passed
 

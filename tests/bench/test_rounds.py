@@ -12,7 +12,7 @@ from test_session import run, settings, small_device
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,), "cuda": (8,)})
-    monkeypatch.setattr(session, "check_twins", lambda *_args, **_options: iter(()))
+    monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
 
 
 @pytest.fixture

@@ -360,7 +360,7 @@ def test_provider_broken_on_purpose_has_failed_rows_without_figures(quickly, ope
     changed = {**providers.PROVIDERS, operation: (broken, *others)}
     with (
         mock.patch("decodetax.harness.bench.runner.PROVIDERS", changed),
-        mock.patch(f"{SESSION}.check_twins", return_value=iter(())),
+        mock.patch(f"{SESSION}.check_in_interpreter", return_value=iter(())),
     ):
         outcome = decodetax("run", *SMALLEST)
     failed = failed_of(quickly, "rows")

@@ -37,7 +37,7 @@ def settings(**changes):
 def _small(monkeypatch):
     """Ceilings of small matrices, and no interpreter: its checks have tests of their own."""
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,), "cuda": (8,)})
-    monkeypatch.setattr(session, "check_twins", lambda *_args, **_options: iter(()))
+    monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
 
 
 def small_device(**options):
@@ -101,7 +101,7 @@ def test_kernels_are_checked_where_the_interpreter_runs(monkeypatch, interpretin
         case=MODEL, provider="triton", status="failed", reason="no", relative_error=None, tolerance=None
     )
     monkeypatch.setattr(session, "interpreting", lambda: interpreting)
-    monkeypatch.setattr(session, "check_twins", lambda *_args, **_options: iter([check]))
+    monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter([check]))
     result = run(batches=(1,), contexts=(3,))
     assert result.interpreter_checks == ([check] if interpreting else [])
     assert result.failures == ([check] if interpreting else [])

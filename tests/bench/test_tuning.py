@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from decodetax.harness.bench import providers, runner, torch_forms, tuning
+from decodetax.harness.bench import providers, runner, torch_providers, tuning
 from decodetax.harness.bench.providers import Provider, gate_of
 from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
@@ -30,7 +30,7 @@ def tiling(programs):
 
 
 def right(inputs):
-    inputs.out.copy_(torch_forms.decode_attention(inputs))
+    inputs.out.copy_(torch_providers.decode_attention(inputs))
     return inputs.out
 
 

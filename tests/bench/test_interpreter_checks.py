@@ -1,10 +1,10 @@
-"""The Triton kernels in the interpreter on small twins: they agree, and faults in them are seen."""
+"""The Triton kernels in the interpreter on small cases: they agree, and planted faults are found."""
 
 import math
 
 import pytest
 from decodetax import kernels
-from decodetax.harness.bench.interpreted import check_twins, twins_of
+from decodetax.harness.bench.interpreter_checks import check_in_interpreter, small_cases_of
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.work import ELEMENT_BYTES
@@ -19,7 +19,7 @@ MATMUL_PROVIDERS = ("triton-pointers", "triton-descriptors", "triton-warp-specia
 
 
 def checks(dtype="fp32", model=MODEL):
-    return list(check_twins(model, dtype, seed=0))
+    return list(check_in_interpreter(model, dtype, seed=0))
 
 
 def statuses(found):
@@ -38,23 +38,23 @@ def test_kernels_agree_with_the_oracle(dtype):
 
 
 @pytest.mark.parametrize(
-    ("q_heads", "kv_heads", "twin_heads"), [(8, 2, (8, 2)), (32, 8, (8, 2)), (3, 1, (3, 1)), (5, 5, (2, 2))]
+    ("q_heads", "kv_heads", "small_heads"), [(8, 2, (8, 2)), (32, 8, (8, 2)), (3, 1, (3, 1)), (5, 5, (2, 2))]
 )
-def test_twins_have_the_group_and_head_dimension_of_the_model(q_heads, kv_heads, twin_heads):
+def test_small_cases_have_the_group_and_head_dimension_of_the_model(q_heads, kv_heads, small_heads):
     model = tiny_model(q_heads=q_heads, kv_heads=kv_heads, head_dim=80)
-    *products, attention = twins_of(model, "bf16")
+    *products, attention = small_cases_of(model, "bf16")
     assert all(isinstance(case, PrefillMatmul) for case in products)
     assert isinstance(attention, DecodeAttention)
-    assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (*twin_heads, 80)
+    assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (*small_heads, 80)
     assert {0, 1} < set(attention.contexts)
-    assert {case.dtype for case in twins_of(model, "bf16")} == {"bf16"}
+    assert {case.dtype for case in small_cases_of(model, "bf16")} == {"bf16"}
 
 
 def planted(change):
     """`decode_attention` with a fault."""
     plain = kernels.decode_attention
 
-    def faulty(q, k_cache, v_cache, context_lens, *, out):
+    def faulty(q, k_cache, v_cache, context_lens, *, out, **_):
         change(plain, q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, out=out)
         return out
 
@@ -151,7 +151,7 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
     "name", [row["model"] for row in preset_table() if row["can_run"] == "yes"], ids=lambda name: name
 )
 def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dtype):
-    case = twins_of(load_language_model(name), dtype)[-1]
+    case = small_cases_of(load_language_model(name), dtype)[-1]
     tiling = choose_decode_tiling(
         batch=case.batch,
         q_heads=case.q_heads,

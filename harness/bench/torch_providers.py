@@ -1,4 +1,4 @@
-"""Formulations through PyTorch alone: which is fastest depends on the processor, so several run and count."""
+"""Providers in plain PyTorch. Which one is fastest depends on the CPU, so several run."""
 
 import torch
 from torch import Tensor
@@ -9,26 +9,26 @@ from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionI
 from .device import Device
 
 FEW_ROWS = 64
-"""From here on both orders of a product are equally fast on a CPU."""
+"""Above this many rows both orders of a product are equally fast on a CPU."""
 
 PARTS = 8
-"""Of a weight, for threads to share."""
+"""Parts of a weight that threads share in `matmul_batched`."""
 
 
 def matmul(inputs: MatmulInputs) -> Tensor:
-    """The product as it is written."""
+    """The product x @ weight.T."""
     return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
 
 
 def matmul_weight_first(inputs: MatmulInputs) -> Tensor:
-    """The transposed product, transposed."""
+    """The product as (weight @ x.T).T."""
     return torch.matmul(inputs.weight, inputs.x.t()).t()
 
 
 def matmul_batched(inputs: MatmulInputs) -> Tensor:
-    """The product by a batch of parts of the weight: libraries may share out parts where they share no rows.
+    """A batched matmul over parts of the weight: libraries that cannot split one row can split a batch.
 
-    Measured by `decodetax run --quick --dtype fp32` on 2 cores, a product of one row is 1.6 times as fast.
+    With `decodetax run --quick --dtype fp32` on 2 cores, a product of one row is 1.6 times as fast.
     """
     parts = inputs.weight.view(PARTS, -1, inputs.weight.shape[1])
     out = torch.bmm(inputs.x.expand(PARTS, *inputs.x.shape), parts.transpose(1, 2))
@@ -43,19 +43,19 @@ def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def decode_attention(inputs: DecodeAttentionInputs) -> Tensor:
-    """PyTorch's fused attention, the query heads of a key-value head as its rows."""
+    """PyTorch's fused attention with the query heads of each GQA group as its rows."""
     return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
 
 
 def decode_attention_by_matmul(inputs: DecodeAttentionInputs) -> Tensor:
-    """Two products and a softmax, queries on the left."""
+    """Unfused: softmax(q @ k.T) @ v."""
     q, k, v = _grouped(inputs)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     return torch.matmul(scores.softmax(-1), v).flatten(1, 2)
 
 
 def decode_attention_key_first(inputs: DecodeAttentionInputs) -> Tensor:
-    """The same, keys on the left."""
+    """Unfused: softmax((k @ q.T).T) @ v."""
     q, k, v = _grouped(inputs)
     scores = torch.matmul(k, (q * q.shape[-1] ** -0.5).transpose(-1, -2))
     return torch.matmul(scores.transpose(-1, -2).softmax(-1), v).flatten(1, 2)
@@ -67,31 +67,31 @@ def prefill_attention(inputs: PrefillAttentionInputs) -> Tensor:
 
 
 def ragged(case: Case, _device: Device) -> str | None:
-    """Why contexts of unequal lengths are not run; None where they are equal."""
+    """Refuses contexts of unequal lengths."""
     if isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
         return "takes contexts of one length"
     return None
 
 
 def cpu_only(_case: Case, device: Device) -> str | None:
-    """Why a formulation is not run on a device that is no CPU."""
+    """Refuses any device but a CPU."""
     return None if device.kind == "cpu" else "a formulation for CPUs"
 
 
 def ragged_or_not_cpu(case: Case, device: Device) -> str | None:
-    """Either of both reasons."""
+    """Refuses for either of these reasons."""
     return ragged(case, device) or cpu_only(case, device)
 
 
 def few_rows_on_cpu(case: Case, device: Device) -> str | None:
-    """Why a product is not run so: of many rows, or on another device."""
+    """Refuses many rows, and any device but a CPU."""
     if isinstance(case, PrefillMatmul) and case.rows > FEW_ROWS:
         return f"a formulation for at most {FEW_ROWS} rows"
     return cpu_only(case, device)
 
 
 def batched_on_cpu(case: Case, device: Device) -> str | None:
-    """Why a product is not cut into parts; None where it is."""
+    """Refuses weights that do not split into equal parts, many rows, and any device but a CPU."""
     if isinstance(case, PrefillMatmul) and case.out_features % PARTS:
         return f"a formulation for a multiple of {PARTS} columns"
     return few_rows_on_cpu(case, device)

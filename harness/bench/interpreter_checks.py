@@ -1,0 +1,70 @@
+"""Correctness of the Triton kernels without a GPU: small cases in Triton's interpreter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+
+from ..core.cases import Case, DecodeAttention, PrefillMatmul
+from ..core.errors import one_line
+from ..core.inputs import Source, draw
+from ..core.language_model import LanguageModel
+from ..core.records import InterpreterCheck
+from ..core.work import ELEMENT_BYTES
+from .providers import PROVIDERS, Provider, gate_of
+
+
+def small_cases_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
+    """Small ragged cases with the model's GQA group and head dimension.
+
+    A matmul of few rows, which takes the split-K path, and one of more rows than a tile. An attention over
+    contexts that are empty, of one token, within a tile, and long enough for several splits in any dtype.
+    """
+    kv_heads = min(2, model.kv_heads)
+    # Nine tiles of the kernel; a tile holds at most 128 tokens and 32 KiB of keys and values.
+    several_splits = 9 * min(128, 32 * 1024 // (2 * model.head_dim * ELEMENT_BYTES[dtype])) - 50
+    return (
+        PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
+        PrefillMatmul(phase="prefill", part="twin", rows=130, in_features=72, out_features=150, dtype=dtype),
+        DecodeAttention(
+            contexts=(0, 1, 70, several_splits),
+            q_heads=kv_heads * model.group,
+            kv_heads=kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        ),
+    )
+
+
+def check_in_interpreter(
+    model: LanguageModel,
+    dtype: str,
+    *,
+    seed: int,
+    more: Mapping[str, Sequence[Provider]] = MappingProxyType({}),
+) -> Iterator[InterpreterCheck]:
+    """Compare each Triton kernel with its oracle, on the CPU. Triton must run interpreted in this process.
+
+    `more` holds the user's own providers by operation; they are checked too.
+    """
+    source = Source(torch.device("cpu"), seed)
+    for case in small_cases_of(model, dtype):
+        # An alias of several variants is left out: it runs one of them.
+        ours = [p for p in PROVIDERS[case.operation] if p.name.startswith("triton") and not p.best_of]
+        for provider in (*ours, *more.get(case.operation, ())):
+            inputs = draw(case, source)
+            relative_error = tolerance = None
+            try:
+                gate = gate_of(case, inputs, all_columns=True)
+                verdict = gate.judge(provider.run(inputs))
+                reason, relative_error, tolerance = verdict.reason, verdict.relative_error, verdict.tolerance
+            except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
+                reason = one_line(error)
+            yield InterpreterCheck(
+                case=case,
+                provider=provider.name,
+                status="failed" if reason else "ok",
+                reason=reason,
+                relative_error=relative_error,
+                tolerance=tolerance,
+            )
