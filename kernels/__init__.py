@@ -15,14 +15,17 @@ from .interpreter import interpreting, use_interpreter
 
 if TYPE_CHECKING:
     from .decode_attention import decode_attention, decode_attention_workspace_bytes
+    from .decode_tiling import DecodeTiling, choose_decode_tiling
+    from .gpu_limits import GpuLimits, gpu_limits
+    from .matmul_tile_tables import MatmulProblem
     from .matmul_tiling import MatmulTiling, choose_matmul_tiling
     from .merge_states import merge_states
     from .prefill_matmul import prefill_matmul, prefill_matmul_workspace_bytes
-    from .tiling import DecodeTiling, GpuLimits, choose_decode_tiling, gpu_limits
 
 __all__ = [
     "DecodeTiling",
     "GpuLimits",
+    "MatmulProblem",
     "MatmulTiling",
     "choose_decode_tiling",
     "choose_matmul_tiling",
@@ -37,14 +40,15 @@ __all__ = [
 ]
 
 _HOME = {
-    "DecodeTiling": "tiling",
-    "GpuLimits": "tiling",
+    "DecodeTiling": "decode_tiling",
+    "GpuLimits": "gpu_limits",
+    "MatmulProblem": "matmul_tile_tables",
     "MatmulTiling": "matmul_tiling",
-    "choose_decode_tiling": "tiling",
+    "choose_decode_tiling": "decode_tiling",
     "choose_matmul_tiling": "matmul_tiling",
     "decode_attention": "decode_attention",
     "decode_attention_workspace_bytes": "decode_attention",
-    "gpu_limits": "tiling",
+    "gpu_limits": "gpu_limits",
     "merge_states": "merge_states",
     "prefill_matmul": "prefill_matmul",
     "prefill_matmul_workspace_bytes": "prefill_matmul",

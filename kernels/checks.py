@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from .decode_tiling import MAX_SPLITS, DecodeTiling
 from .interpreter import interpreting
 from .matmul_tiling import MatmulTiling
-from .tiling import MOST_SPLITS, DecodeTiling
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit; a split's range is rounded up past the last token.
@@ -181,7 +181,7 @@ def check_decode_attention(
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; it must be positive")
     _check_count("window", window)
-    _check_count("num_splits", num_splits, at_most=MOST_SPLITS)
+    _check_count("num_splits", num_splits, at_most=MAX_SPLITS)
     if sinks is not None:
         _check_floating("sinks", sinks)
         _check_shape("sinks", sinks, (q_heads,), "[q_heads]")

@@ -27,23 +27,23 @@ import triton
 import triton.language as tl
 
 from . import checks
-from .decode_call import DecodeCall, decode_call
-from .decode_result import finished, store_result
-from .decode_shares import LENGTHS_BLOCK, balanced_share, live_tokens, split_share
-from .decode_tile import as_float16, attend
-from .interpreter import mend_interpreter
-from .tiling import EDGE_TOKENS, MERGE_PROGRAMS, PART_TILES, DecodeTiling, gpu_limits
+from .decode_plan import DecodePlan, plan_decode
+from .decode_schedule import LENGTHS_BLOCK, balanced_chunk, live_tokens, split_chunk
+from .decode_tile import as_float16, attend, finished, store_result
+from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, DecodeTiling
+from .gpu_limits import gpu_limits
+from .interpreter import patch_interpreter
 
-mend_interpreter()
+patch_interpreter()
 
 _LOG2_E = 1.0 / math.log(2.0)
-_MERGE_PARTS = 16
+_COMBINE_BLOCK_PARTS = 16
 _E4M3_BITS_FACTOR = 256.0
 """By how much bits of float8 e4m3 are too small as float16: the biases of their exponents differ by 8."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from top to bottom)
+def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from top to bottom)
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
@@ -93,7 +93,7 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
     PRECISION: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     MIN_TILES: tl.constexpr,
-    PART_TILES: tl.constexpr,
+    ITEM_COST_TILES: tl.constexpr,
     LENGTHS_BLOCK: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -115,14 +115,14 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
     programs = tl.num_programs(0)
     items_per_sequence = kv_heads * ROW_BLOCKS
     if NUM_SPLITS > 0:
-        first_item, share_first, stop_item, last_item, share_last, parts = split_share(
+        first_item, share_first, stop_item, last_item, share_last, parts = split_chunk(
             program, context_lens_ptr, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, NUM_SPLITS, BLOCK_N,
         )  # fmt: skip
     else:
-        first_item, share_first, stop_item, last_item, share_last, parts = balanced_share(
+        first_item, share_first, stop_item, last_item, share_last, parts = balanced_chunk(
             program, programs, context_lens_ptr, batch, capacity, window, items_per_sequence,
-            QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, PART_TILES, LENGTHS_BLOCK,
+            QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, ITEM_COST_TILES, LENGTHS_BLOCK,
         )  # fmt: skip
     if parts_ptr is not None:
         tl.store(parts_ptr + 2 * program.to(tl.int64), last_item)
@@ -226,7 +226,7 @@ def _split_kernel(  # noqa: C901, PLR0915  (one item after another, read from to
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _merge_kernel(
+def _combine_kernel(
     partial_ptr: tl.tensor,
     partial_lse_ptr: tl.tensor,
     parts_ptr: tl.tensor,
@@ -246,12 +246,12 @@ def _merge_kernel(
     QUERY_TOKENS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    MERGE_ROWS: tl.constexpr,
+    COMBINE_ROWS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """MERGE_ROWS rows of the item that one program of the split kernel began and did not end.
+    """COMBINE_ROWS rows of the item that one program of the split kernel began and did not end.
 
     The parts are added in their order, BLOCK_S at a time.
     """
@@ -262,9 +262,9 @@ def _merge_kernel(
     programs = tl.num_programs(0)
     item = tl.load(parts_ptr + 2 * first_program)
     parts = tl.load(parts_ptr + 2 * first_program + 1)
-    first_row = tl.program_id(1) * MERGE_ROWS
+    first_row = tl.program_id(1) * COMBINE_ROWS
     item_rows = tl.minimum(ROWS - item % ROW_BLOCKS * BLOCK_G, SLOT_ROWS)
-    last_row = tl.where(parts > 0, tl.minimum(first_row + MERGE_ROWS, item_rows), first_row)
+    last_row = tl.where(parts > 0, tl.minimum(first_row + COMBINE_ROWS, item_rows), first_row)
 
     offs_v = tl.arange(0, BLOCK_V)
     live_v = offs_v < V_HEAD_DIM
@@ -391,8 +391,8 @@ def decode_attention(
         out=out,
         tiling=tiling,
     )
-    call = decode_call(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
-    workspace_bytes = call.workspace_bytes
+    plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("q", q))
     elif workspace_bytes:
@@ -404,7 +404,7 @@ def decode_attention(
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     _launch(
-        call,
+        plan,
         q=q,
         k_cache=k_cache,
         v_cache=v_cache,
@@ -463,13 +463,13 @@ def decode_attention_workspace_bytes(
         out=None,
         tiling=tiling,
     )
-    return decode_call(
+    return plan_decode(
         q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device)
     ).workspace_bytes
 
 
 def _launch(
-    call: DecodeCall,
+    plan: DecodePlan,
     *,
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -488,16 +488,16 @@ def _launch(
     workspace: torch.Tensor | None,
 ) -> None:
     """Launches the split kernel and, where it may leave parts, the merge kernel."""
-    tiling, kv_heads = call.tiling, k_cache.shape[2]
-    if call.e4m3_bits:
+    tiling, kv_heads = plan.tiling, k_cache.shape[2]
+    if plan.e4m3_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
         scale, v_factor = scale * _E4M3_BITS_FACTOR, v_factor * _E4M3_BITS_FACTOR
     partials = partial_lses = parts = None
-    if call.slots:
+    if plan.slots:
         assert workspace is not None  # noqa: S101  (what the caller has just made)
-        partials, partial_lses, parts = call.workspace_parts(workspace)
+        partials, partial_lses, parts = plan.workspace_parts(workspace)
     unit = _stride_unit(k_cache, v_cache)
-    block_v = triton.next_power_of_2(call.v_head_dim)
+    block_v = triton.next_power_of_2(plan.v_head_dim)
     results = {
         "context_lens_ptr": context_lens,
         "out_ptr": out,
@@ -509,21 +509,21 @@ def _launch(
         "v_scale_ptr": v_scale,
         "v_factor": v_factor,
         "kv_heads": kv_heads,
-        "capacity": call.capacity,
+        "capacity": plan.capacity,
         "stride_out_batch": out.stride(0),
         "stride_out_token": out.stride(1) if out.dim() == 4 else 0,
         "stride_out_head": out.stride(-2),
         "stride_v_scale": 0 if v_scale is None or v_scale.numel() == 1 else v_scale.stride(0),
-        "GROUP": call.group,
-        "QUERY_TOKENS": call.query_tokens,
-        "V_HEAD_DIM": call.v_head_dim,
+        "GROUP": plan.group,
+        "QUERY_TOKENS": plan.query_tokens,
+        "V_HEAD_DIM": plan.v_head_dim,
         "NUM_SPLITS": tiling.num_splits,
         "BLOCK_G": tiling.block_g,
         "BLOCK_V": block_v,
         "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        _split_kernel[(call.programs,)](
+        _split_kv_kernel[(plan.programs,)](
             **results,
             q_ptr=q,
             k_ptr=k_cache,
@@ -532,7 +532,7 @@ def _launch(
             k_scale_ptr=k_scale,
             score_factor=scale * _LOG2_E if softcap is None else scale / softcap,
             softcap_log2=0.0 if softcap is None else softcap * _LOG2_E,
-            window=0 if window is None else min(window, call.capacity),
+            window=0 if window is None else min(window, plan.capacity),
             batch=q.shape[0],
             stride_q_batch=q.stride(0),
             stride_q_token=q.stride(1) if q.dim() == 4 else 0,
@@ -544,18 +544,18 @@ def _launch(
             stride_table=0 if block_table is None else block_table.stride(0),
             stride_k_scale=0 if k_scale is None or k_scale.numel() == 1 else k_scale.stride(0),
             HEAD_DIM=q.shape[-1],
-            PAGE_SIZE=call.page_size,
+            PAGE_SIZE=plan.page_size,
             K_STRIDE_TOKEN=k_cache.stride(1),
-            K_STRIDE_PAGE=k_cache.stride(0) if call.page_size else 0,
+            K_STRIDE_PAGE=k_cache.stride(0) if plan.page_size else 0,
             V_STRIDE_TOKEN=v_cache.stride(1),
-            V_STRIDE_PAGE=v_cache.stride(0) if call.page_size else 0,
+            V_STRIDE_PAGE=v_cache.stride(0) if plan.page_size else 0,
             STRIDE_UNIT=unit,
             HAS_WINDOW=window is not None,
             HAS_SOFTCAP=softcap is not None,
-            E4M3_BITS=call.e4m3_bits,
+            E4M3_BITS=plan.e4m3_bits,
             PRECISION="ieee",
             MIN_TILES=tiling.min_tiles,
-            PART_TILES=PART_TILES,
+            ITEM_COST_TILES=ITEM_COST_TILES,
             LENGTHS_BLOCK=LENGTHS_BLOCK,
             BLOCK_D=triton.next_power_of_2(q.shape[-1]),
             BLOCK_N=tiling.block_n,
@@ -565,12 +565,12 @@ def _launch(
             maxnreg=tiling.max_registers,
             num_stages=tiling.num_stages,
         )
-        if call.slots:
-            merge_rows = math.ceil(call.slot_rows / MERGE_PROGRAMS)
-            _merge_kernel[(call.programs, math.ceil(call.slot_rows / merge_rows))](
+        if plan.slots:
+            combine_rows = math.ceil(plan.slot_rows / COMBINE_PROGRAMS)
+            _combine_kernel[(plan.programs, math.ceil(plan.slot_rows / combine_rows))](
                 **results,
-                MERGE_ROWS=merge_rows,
-                BLOCK_S=_MERGE_PARTS,
+                COMBINE_ROWS=combine_rows,
+                BLOCK_S=_COMBINE_BLOCK_PARTS,
                 num_warps=4,
                 maxnreg=128,  # more than it takes: left alone, the compiler may spill to take fewer
             )

@@ -36,11 +36,11 @@ def use_interpreter() -> None:
             "use_interpreter() first, or set TRITON_INTERPRET=1 before Python starts"
         )
     os.environ["TRITON_INTERPRET"] = "1"
-    mend_interpreter()
+    patch_interpreter()
 
 
-def mend_interpreter() -> None:
-    """Mend Triton's interpreter (see `mending`), once; nothing where kernels are compiled.
+def patch_interpreter() -> None:
+    """Mend Triton's interpreter (see `interpreter_patches`), once; nothing where kernels are compiled.
 
     Raises:
         RuntimeError: `TRITON_INTERPRET` changed after triton was imported, so that new kernels
@@ -54,6 +54,6 @@ def mend_interpreter() -> None:
             f"TRITON_INTERPRET was {now} after triton was imported; set it before Python starts"
         )
     if interpreting():
-        from . import mending  # noqa: PLC0415  (it needs the interpreter)
+        from . import interpreter_patches  # noqa: PLC0415  (it needs the interpreter)
 
-        mending.apply()
+        interpreter_patches.apply()

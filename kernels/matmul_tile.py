@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .interpreter import mend_interpreter
+from .interpreter import patch_interpreter
 
-mend_interpreter()
+patch_interpreter()
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""How `prefill_matmul` cuts its work, and the pure function that chooses it from shapes and a GPU."""
+"""Tile sizes, tile order and split-K of `prefill_matmul`, and the function that chooses them."""
 
 from __future__ import annotations
 
@@ -8,57 +8,63 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .matmul_blocks import SM_RATES, Block, Product, few_row_block, generation_of, kind_of, many_row_blocks
-from .tiling import require_positive, require_powers_of_two
+from .gpu_limits import require_max_registers, require_positive, require_powers_of_two
+from .matmul_tile_tables import (
+    SM_RATES,
+    MatmulProblem,
+    TileConfig,
+    few_row_tile,
+    generation_of,
+    many_row_tiles,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .tiling import GpuLimits
+    from .gpu_limits import GpuLimits
 
 Variant = Literal["pointers", "descriptors", "warp_specialized"]
 VARIANTS: tuple[Variant, ...] = ("pointers", "descriptors", "warp_specialized")
 
-DESCRIPTORS_FROM = 90
-"""Compute capability (major and minor in one number) from which a GPU has tensor descriptors."""
+TMA_FROM_CAPABILITY = 90
+"""Compute capability (major and minor in one number) from which a GPU has the TMA."""
 
 FEW_ROWS = 64
-"""Up to here one tile holds all rows, so that each weight is requested once."""
+"""Up to this many rows one tile holds all of x, so that each weight is requested once."""
 
-# What the estimates below, and the simulation of a schedule, count beside bytes and operations. Stated, not
-# measured: to start and end a program, and to launch a second kernel.
-PROGRAM_S = 1.5e-6
+# Fixed costs in the estimates below and in the schedule simulation, assumed and not measured: starting and
+# ending a CTA, and launching a second kernel.
+PROGRAM_OVERHEAD_S = 1.5e-6
 SECOND_KERNEL_S = 3e-6
 
 SM_MEMORY_SHARE = 1.6
-"""One SM cannot take all of the bandwidth that idle ones leave: at most so many times its fair share."""
+"""One SM draws at most this many times its fair share of DRAM bandwidth while others are idle."""
 
-_FULL_GRID = 0.9  # of the SMs must have a program
+_FULL_GRID = 0.9  # fraction of the SMs that must have a CTA
 _GOOD_EFFICIENCY = 0.91
-_LEAST_STEPS = 4  # of a share of K: fewer only fill the pipeline
-_MOST_SPLITS = 8  # of the tiles that a last wave leaves over
+_LEAST_STEPS = 4  # K steps of a split: fewer only fill the pipeline
+_MOST_SPLITS = 8  # K splits of the tiles of a tail wave
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatmulTiling:
-    """How a product is cut.
+    """Tile sizes, tile order and split-K of one matmul.
 
     Attributes:
         block_m: rows of a tile.
-        block_n: columns of a tile: rows of the weight; for "swiglu" half of them are the gate's.
-        block_k: elements of K in a step.
-        group_m: row blocks of a group of tiles.
-        num_splits: shares of K that tiles are cut into, but for the first `whole_tiles`.
-        num_warps: of a program.
-        num_stages: of its pipeline.
-        variant: how operands are loaded; "pointers" where the others do not go. "warp_specialized" takes no
-            splits.
-        whole_tiles: so many tiles, the first ones, are not cut.
-        columns: of a tile's columns the first so many are its own; all when none. With "pointers" alone.
-        programs: that the GPU holds at one time; where the variant is not "pointers" there are no more, and
-            they take one item after another.
-        weight_first: whether the transposed product is computed, rows of the weight on top.
-        max_registers: of a thread; as many as the compiler likes when none.
+        block_n: columns of a tile (rows of the weight); for "swiglu" half of them are the gate's.
+        block_k: elements of K per step.
+        group_m: row blocks of a group in the grouped (swizzled) tile order.
+        num_splits: split-K: chunks of K for all tiles after the first `whole_tiles`.
+        num_warps: warps per CTA.
+        num_stages: stages of the software pipeline.
+        variant: "pointers" loads through pointers; "descriptors" loads with the TMA in a persistent kernel;
+            "warp_specialized" also specialises warps and takes no splits.
+        whole_tiles: leading tiles that are not split along K; the others are a stream-K-like tail.
+        columns: leading columns that a tile computes; None means block_n. Only with "pointers".
+        programs: CTAs resident on the GPU at once: the grid of a persistent kernel.
+        weight_first: swap the operands (swap AB): rows of the weight become rows of the dot.
+        max_registers: registers per thread at most; None leaves it to the compiler.
     """
 
     block_m: int
@@ -78,6 +84,7 @@ class MatmulTiling:
     def __post_init__(self) -> None:
         require_powers_of_two(self, "block_m", "block_n", "block_k", "num_warps")
         require_positive(self, "group_m", "num_splits", "num_stages", "programs")
+        require_max_registers(self.max_registers)
         if self.variant not in VARIANTS:
             raise ValueError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
         if type(self.whole_tiles) is not int or self.whole_tiles < 0:
@@ -88,13 +95,11 @@ class MatmulTiling:
             if self.columns % 2 or not 2 <= self.columns <= self.block_n:
                 raise ValueError(f"columns is {self.columns}; it must be even, from 2 to block_n, or None")
             if self.variant != "pointers":
-                raise ValueError(
-                    f"columns is {self.columns}; it must be None where the variant is not pointers"
-                )
+                raise ValueError(f"columns is {self.columns}; it must be None unless the variant is pointers")
         if self.variant == "warp_specialized" and self.num_splits > 1:
-            raise ValueError(f"num_splits is {self.num_splits}; it must be 1 where warps are specialised")
-        if self.max_registers is not None and not 32 <= self.max_registers <= 255:
-            raise ValueError(f"max_registers is {self.max_registers}; it must be from 32 to 255, or None")
+            raise ValueError(
+                f"num_splits is {self.num_splits}; it must be 1 where the variant is warp_specialized"
+            )
 
     @property
     def block_columns(self) -> int:
@@ -104,219 +109,137 @@ class MatmulTiling:
 
 @functools.cache
 def choose_matmul_tiling(
-    *,
-    rows: int,
-    out_features: int,
-    in_features: int,
-    element_bytes: int,
-    aligned: bool,
-    limits: GpuLimits,
-    weight_element_bytes: int | None = None,
-    batch: int = 1,
-    tf32: bool = False,
-    descriptors: bool = False,
-    variant: Variant | None = None,
+    problem: MatmulProblem, limits: GpuLimits, variant: Variant | None = None
 ) -> MatmulTiling:
-    """The tiling of [rows, in_features] times [out_features, in_features] transposed.
-
-    Of those of `matmul_tilings` the first that should come near the roof; where none does, the fastest by
-    the same estimate.
+    """The first of `matmul_tilings` whose estimate is near the roof; if none is, the fastest estimate.
 
     Args:
-        rows: M, the tokens; of each batch.
-        out_features: N, rows of the weight.
-        in_features: K.
-        element_bytes: size of an element of x.
-        aligned: whether both operands can be loaded 16 bytes at a time.
+        problem: M, N, K and operand types.
         limits: the GPU to run on.
-        weight_element_bytes: size of an element of the weight; that of x when none.
-        batch: products, each with rows of its own.
-        tf32: whether elements of 4 bytes are multiplied as tf32; as IEEE float32 when not.
-        descriptors: whether both operands can be loaded by tensor descriptors.
-        variant: the only one to choose; when none, "descriptors" for many rows where they can be and pay,
-            else "pointers".
+        variant: the only variant to choose; None means "descriptors" for many rows where operands and GPU
+            allow it and it pays, else "pointers".
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
     """
-    product = _product_of(
-        batch,
-        rows,
-        out_features,
-        in_features,
-        element_bytes,
-        weight_element_bytes,
-        tf32=tf32,
-        aligned=aligned,
-    )
     found: MatmulTiling | None = None
     shortest = math.inf
-    for tiling in _tilings(product, limits, variant, descriptors=descriptors):
-        seconds = _estimated_s(product, tiling, limits)
-        # The largest tile asks L2 for the least: a smaller one, or splits, must be needed to fill the GPU.
-        if _roof_s(product, limits) >= _GOOD_EFFICIENCY * seconds:
+    for tiling in _tilings(problem, limits, variant):
+        seconds = _estimated_s(problem, tiling, limits)
+        # The largest tile reads least from L2: a smaller one, or split-K, must be needed to fill the GPU.
+        if _roof_s(problem, limits) >= _GOOD_EFFICIENCY * seconds:
             return tiling
         if seconds < shortest:
             found, shortest = tiling, seconds
-    assert found is not None  # noqa: S101  (there is a tiling for every product)
+    assert found is not None  # noqa: S101  (there is a tiling for every problem)
     return found
 
 
 def matmul_tilings(
-    *,
-    rows: int,
-    out_features: int,
-    in_features: int,
-    element_bytes: int,
-    aligned: bool,
-    limits: GpuLimits,
-    weight_element_bytes: int | None = None,
-    batch: int = 1,
-    tf32: bool = False,
-    descriptors: bool = False,
-    variant: Variant | None = None,
+    problem: MatmulProblem, limits: GpuLimits, variant: Variant | None = None
 ) -> tuple[MatmulTiling, ...]:
-    """All tilings that `choose_matmul_tiling` chooses from by the same arguments, the largest tiles first."""
-    product = _product_of(
-        batch,
-        rows,
-        out_features,
-        in_features,
-        element_bytes,
-        weight_element_bytes,
-        tf32=tf32,
-        aligned=aligned,
-    )
-    return tuple(_tilings(product, limits, variant, descriptors=descriptors))
+    """All tilings that `choose_matmul_tiling` considers for the same arguments, the largest tiles first."""
+    return tuple(_tilings(problem, limits, variant))
 
 
-def _product_of(
-    batch: int,
-    rows: int,
-    features: int,
-    in_features: int,
-    x_bytes: int,
-    weight_bytes: int | None,
-    *,
-    tf32: bool,
-    aligned: bool,
-) -> Product:
-    weight_bytes = weight_bytes or x_bytes
-    return Product(
-        batch=batch,
-        rows=rows,
-        features=features,
-        in_features=in_features,
-        x_bytes=x_bytes,
-        weight_bytes=weight_bytes,
-        kind=kind_of(x_bytes, weight_bytes, tf32=tf32),
-        aligned=aligned,
-    )
-
-
-def _tilings(
-    product: Product, limits: GpuLimits, variant: Variant | None, *, descriptors: bool
-) -> Iterator[MatmulTiling]:
+def _tilings(problem: MatmulProblem, limits: GpuLimits, variant: Variant | None) -> Iterator[MatmulTiling]:
     if variant is None:
-        # A few rows stream their weights: nothing is used twice that a copy engine would help with. On
-        # sm_120, whose matrix instructions take registers, loops through pointers have fewer instructions.
-        better = product.rows > FEW_ROWS and generation_of(limits) != 120
-        variant = "descriptors" if descriptors and better else "pointers"
-    if product.rows <= FEW_ROWS and variant == "pointers":
-        yield from _few_row_tilings(product, limits)
+        # Few rows stream their weights: there is no reuse for the TMA to help with. On sm_120, whose mma
+        # instructions take operands from registers, the pointer loop has fewer instructions.
+        pays = problem.rows > FEW_ROWS and generation_of(limits) != 120
+        has_tma = limits.compute_capability >= TMA_FROM_CAPABILITY
+        variant = "descriptors" if problem.tma and has_tma and pays else "pointers"
+    if problem.rows <= FEW_ROWS and variant == "pointers":
+        yield from _few_row_tilings(problem, limits)
         return
-    for block in many_row_blocks(product, limits):
-        yield from _cuts(product, block, limits, variant)
+    for tile in many_row_tiles(problem, limits):
+        yield from _with_tail_splits(problem, tile, limits, variant)
 
 
-def _few_row_tilings(product: Product, limits: GpuLimits) -> list[MatmulTiling]:
-    """All rows in one tile, and tiles so narrow that there is one for every SM.
+def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTiling]:
+    """One tile holds all rows, and is so narrow that every SM gets one.
 
-    The weights are the bill: what counts is bytes on their way, so pipelines fill the shared memory.
+    DRAM bandwidth on the weights is the bound: bytes in flight matter, so pipelines fill shared memory.
     """
-    block = few_row_block(product, max(16, 1 << (product.rows - 1).bit_length()), limits)
-    whole = MatmulTiling(
-        block_m=block.m,
-        block_n=block.n,
-        block_k=block.k,
-        group_m=1,
-        num_splits=1,
-        num_warps=block.warps,
-        num_stages=block.stages,
-        programs=limits.sm_count * block.per_sm,
-        weight_first=block.weight_first,
-        max_registers=block.max_registers,
+    tile = few_row_tile(problem, max(16, 1 << (problem.rows - 1).bit_length()), limits)
+    whole = _unsplit(tile, limits, group_m=1)
+    # Converting int8 weights, and a tcgen05 tile, cost the same whether or not all columns are used.
+    costly = problem.kind == "int8_weight" or (
+        generation_of(limits) == 100 and (tile.m == 64 or tile.weight_first)
     )
-    # Converted weights, and tiles of sm_100's products, cost the same whether their columns are used.
-    costly = product.kind == "int8_weight" or (
-        generation_of(limits) == 100 and (block.m == 64 or block.weight_first)
-    )
-    least_columns = block.n * (4 if costly else 2) // 5
-    most_splits = max(1, math.ceil(product.in_features / block.k) // _LEAST_STEPS)
+    least_columns = tile.n * (4 if costly else 2) // 5
+    most_splits = max(1, math.ceil(problem.in_features / tile.k) // _LEAST_STEPS)
     filling = []
     for splits in range(1, most_splits + 1):
-        tiles = math.ceil(_FULL_GRID * limits.sm_count / (product.batch * splits))
-        columns = block.n if tiles <= 1 else min(block.n, _multiple_below(product.features / (tiles - 1), 2))
+        tiles = math.ceil(_FULL_GRID * limits.sm_count / (problem.batch * splits))
+        columns = tile.n if tiles <= 1 else min(tile.n, _even_below(problem.out_features / (tiles - 1)))
         if columns >= least_columns:
-            own = None if columns == block.n else columns
-            filling.append(dataclasses.replace(whole, num_splits=splits, columns=own))
-        if columns == block.n:
+            live = None if columns == tile.n else columns
+            filling.append(dataclasses.replace(whole, num_splits=splits, columns=live))
+        if columns == tile.n:
             break
     if not filling:  # too few weights for all SMs
         filling = [dataclasses.replace(whole, num_splits=most_splits)]
     return filling
 
 
-def _cuts(product: Product, block: Block, limits: GpuLimits, variant: Variant) -> Iterator[MatmulTiling]:
-    """Whole tiles, and those of a last wave that leaves SMs idle cut along K."""
-    slots = limits.sm_count * block.per_sm
-    tiles = product.batch * math.ceil(product.rows / block.m) * math.ceil(product.features / block.n)
-    tiling = MatmulTiling(
-        block_m=block.m,
-        block_n=block.n,
-        block_k=block.k,
-        group_m=_group_m(product, block, slots, limits),
-        num_splits=1,
-        num_warps=block.warps,
-        num_stages=block.stages,
-        variant=variant,
-        programs=slots,
-        weight_first=block.weight_first,
-        max_registers=block.max_registers if variant != "warp_specialized" else None,
-    )
-    yield tiling
+def _with_tail_splits(
+    problem: MatmulProblem, tile: TileConfig, limits: GpuLimits, variant: Variant
+) -> Iterator[MatmulTiling]:
+    """Tiles without split-K, then with the tiles of a tail wave split along K, so that it fills the GPU."""
+    slots = limits.sm_count * tile.per_sm
+    tiles = problem.batch * math.ceil(problem.rows / tile.m) * math.ceil(problem.out_features / tile.n)
+    tiling = _unsplit(tile, limits, group_m=_group_m(problem, tile, slots, limits))
     if variant == "warp_specialized":
+        yield dataclasses.replace(tiling, variant=variant, max_registers=None)
         return
-    steps = math.ceil(product.in_features / block.k)
+    tiling = dataclasses.replace(tiling, variant=variant)
+    yield tiling
+    steps = math.ceil(problem.in_features / tile.k)
     for left in sorted({tiles % slots, tiles % limits.sm_count} - {0}):
         most = min(max(_MOST_SPLITS, slots // left), steps // _LEAST_STEPS)
         for splits in range(2, most + 1):
             yield dataclasses.replace(tiling, num_splits=splits, whole_tiles=tiles - left)
 
 
-def _group_m(product: Product, block: Block, slots: int, limits: GpuLimits) -> int:
-    """Row blocks of a group, of those that leave DRAM the least to serve.
+def _unsplit(tile: TileConfig, limits: GpuLimits, *, group_m: int) -> MatmulTiling:
+    return MatmulTiling(
+        block_m=tile.m,
+        block_n=tile.n,
+        block_k=tile.k,
+        group_m=group_m,
+        num_splits=1,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        programs=limits.sm_count * tile.per_sm,
+        weight_first=tile.weight_first,
+        max_registers=tile.max_registers,
+    )
 
-    A wave of tiles covers `group` row blocks and `wave / group` column blocks. Its rows of x are read once
-    where the L2 cache holds them until the next wave of the group, and else again by each; the weights once
-    where it holds all of them, and else again by each group. Of equals the one that L2 holds most easily.
+
+def _group_m(problem: MatmulProblem, tile: TileConfig, slots: int, limits: GpuLimits) -> int:
+    """Group size of the tile order with the least DRAM traffic; of equals, the smallest L2 footprint.
+
+    A wave of tiles covers `group` row blocks and `wave / group` column blocks. Rows of x are read once if L2
+    keeps them until the next wave of the group, else once per wave. Weights are read once if L2 keeps all of
+    them, else once per group.
     """
-    blocks_m = math.ceil(product.rows / block.m)
-    blocks_n = math.ceil(product.features / block.n)
+    blocks_m = math.ceil(problem.rows / tile.m)
+    blocks_n = math.ceil(problem.out_features / tile.n)
     wave = min(slots, blocks_m * blocks_n)
-    x_block = block.m * product.in_features * product.x_bytes
-    weight_block = block.n * product.in_features * product.weight_bytes
-    tile = block.m * block.n * 2  # of the result
+    x_block = tile.m * problem.in_features * problem.x_bytes
+    weight_block = tile.n * problem.in_features * problem.weight_bytes
+    result_tile = tile.m * tile.n * 2
     l2_bytes = SM_RATES[generation_of(limits)][2]
 
     def read_bytes(group: int) -> tuple[float, float]:
-        """Bytes from DRAM, and what L2 must hold for them."""
+        """Bytes read from DRAM, and the bytes that L2 must hold for that."""
         wave_n = min(blocks_n, max(1.0, wave / group))
         wave_m = max(group, wave / wave_n)
-        # From one wave to the next, and from one group to the next, with the blocks that both only touch.
-        for_x = wave_m * x_block + (wave_n + 1) * weight_block + wave * tile
+        # The footprint between two waves, and between two groups, partly covered blocks included.
+        for_x = wave_m * x_block + (wave_n + 1) * weight_block + wave * result_tile
         pass_m = max(group, wave / blocks_n)
-        for_weight = max(2 * group, wave / blocks_n + 1) * x_block + pass_m * blocks_n * tile
+        for_weight = max(2 * group, wave / blocks_n + 1) * x_block + pass_m * blocks_n * result_tile
         for_weight += blocks_n * weight_block
         groups = math.ceil(blocks_m / group)
         keeps_weight = groups > 1 and for_weight <= l2_bytes
@@ -330,53 +253,53 @@ def _group_m(product: Product, block: Block, slots: int, limits: GpuLimits) -> i
     return min(sorted(sizes), key=read_bytes)
 
 
-def _estimated_s(product: Product, tiling: MatmulTiling, limits: GpuLimits) -> float:
-    """Seconds of a product by its bytes, its operations on the fullest SM, and the costs stated above."""
-    flop_per_s, bytes_per_s = _rates(product, limits)
+def _estimated_s(problem: MatmulProblem, tiling: MatmulTiling, limits: GpuLimits) -> float:
+    """Estimated seconds: the larger of DRAM time and tensor-core time of the fullest SM, plus fixed costs."""
+    flop_per_s, bytes_per_s = _rates(problem, limits)
     per_sm = max(1, tiling.programs // limits.sm_count)
     slots = limits.sm_count * per_sm
-    tiles = product.batch * math.ceil(product.rows / tiling.block_m)
-    tiles *= math.ceil(product.features / tiling.block_columns)
+    tiles = problem.batch * math.ceil(problem.rows / tiling.block_m)
+    tiles *= math.ceil(problem.out_features / tiling.block_columns)
     whole = tiles if tiling.num_splits == 1 else min(tiling.whole_tiles, tiles)
-    shares = (tiles - whole) * tiling.num_splits
-    k_steps = math.ceil(product.in_features / tiling.block_k)
+    splits = (tiles - whole) * tiling.num_splits
+    k_steps = math.ceil(problem.in_features / tiling.block_k)
     step_s = 2.0 * tiling.block_m * tiling.block_n * tiling.block_k / flop_per_s
 
     def most_on_an_sm(items: int) -> int:
         rounds, left = divmod(items, slots)
         return rounds * per_sm + min(per_sm, math.ceil(left / limits.sm_count))
 
-    wholes, cuts = most_on_an_sm(whole), most_on_an_sm(shares)
-    matrix_s = step_s * (wholes * k_steps + cuts * math.ceil(k_steps / tiling.num_splits))
-    partial_bytes = 4.0 * (tiles - whole) / tiles * tiling.num_splits * product.rows * product.features
-    partial_bytes *= product.batch
-    moved = product.input_bytes + product.result_bytes * whole / tiles + partial_bytes
-    # Items as many on each SM draw on all of the bandwidth, the others on what their SMs can take.
-    items = whole + shares
+    most_whole, most_split = most_on_an_sm(whole), most_on_an_sm(splits)
+    tensor_core_s = step_s * (most_whole * k_steps + most_split * math.ceil(k_steps / tiling.num_splits))
+    partial_bytes = 4.0 * (tiles - whole) / tiles * tiling.num_splits * problem.rows * problem.out_features
+    partial_bytes *= problem.batch
+    moved = problem.input_bytes + problem.result_bytes * whole / tiles + partial_bytes
+    # Full waves draw the whole DRAM bandwidth; a tail wave only what its SMs can draw.
+    items = whole + splits
     last = items % limits.sm_count
     busy = min(1.0, SM_MEMORY_SHARE * last / limits.sm_count)
     memory_s = moved / (bytes_per_s * limits.sm_count) * (1.0 + (last / busy - last if last else 0.0) / items)
-    fixed_s = PROGRAM_S * math.ceil((wholes + cuts) / per_sm)
-    if shares:
-        result_bytes = product.result_bytes * (tiles - whole) / tiles
+    fixed_s = PROGRAM_OVERHEAD_S * math.ceil((most_whole + most_split) / per_sm)
+    if splits:
+        result_bytes = problem.result_bytes * (tiles - whole) / tiles
         fixed_s += SECOND_KERNEL_S + (partial_bytes + result_bytes) / (bytes_per_s * limits.sm_count)
-    return max(matrix_s, memory_s) + fixed_s
+    return max(tensor_core_s, memory_s) + fixed_s
 
 
-def _roof_s(product: Product, limits: GpuLimits) -> float:
-    """Seconds that the product takes at least."""
-    flop_per_s, bytes_per_s = _rates(product, limits)
-    memory_s = (product.input_bytes + product.result_bytes) / bytes_per_s
-    return max(product.operations / flop_per_s, memory_s) / limits.sm_count
+def _roof_s(problem: MatmulProblem, limits: GpuLimits) -> float:
+    """Roofline time: no schedule is faster."""
+    flop_per_s, bytes_per_s = _rates(problem, limits)
+    memory_s = (problem.input_bytes + problem.result_bytes) / bytes_per_s
+    return max(problem.operations / flop_per_s, memory_s) / limits.sm_count
 
 
-def _rates(product: Product, limits: GpuLimits) -> tuple[float, float]:
-    """Operations and bytes of an SM in a second."""
+def _rates(problem: MatmulProblem, limits: GpuLimits) -> tuple[float, float]:
+    """Operations and DRAM bytes per second and SM."""
     flop_per_s, bytes_per_s, _ = SM_RATES[generation_of(limits)]
-    factor = {"float8": 2.0, "tf32": 0.5, "float32": 0.0625}.get(product.kind, 1.0)
+    factor = {"float8": 2.0, "tf32": 0.5, "float32": 0.0625}.get(problem.kind, 1.0)
     return flop_per_s * factor, bytes_per_s
 
 
-def _multiple_below(limit: float, unit: int) -> int:
-    """The largest multiple of a unit that is less than a limit."""
-    return (math.ceil(limit / unit) - 1) * unit
+def _even_below(limit: float) -> int:
+    """The largest even number below `limit`."""
+    return 2 * (math.ceil(limit / 2) - 1)

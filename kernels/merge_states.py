@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from . import checks
-from .interpreter import mend_interpreter
+from .interpreter import patch_interpreter
 
-mend_interpreter()
+patch_interpreter()
 
 _BLOCK_ELEMENTS = 4096
 

@@ -26,15 +26,15 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import checks
-from .interpreter import mend_interpreter
-from .matmul_call import MatmulCall, matmul_call, result_matrices
+from .gpu_limits import gpu_limits
+from .interpreter import patch_interpreter
+from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import item_of, load_tile, multiplied, store_item, store_result
-from .tiling import gpu_limits
 
 if TYPE_CHECKING:
     from .matmul_tiling import MatmulTiling
 
-mend_interpreter()
+patch_interpreter()
 
 _REDUCE_ELEMENTS = 1024
 _SLICE_COLUMNS = 64
@@ -43,7 +43,7 @@ _E4M3_FACTOR = 256.0
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _tile_kernel(
+def _matmul_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     bias_ptr: tl.tensor,
@@ -144,7 +144,7 @@ def _tile_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _descriptor_kernel(
+def _persistent_tma_kernel(
     x_desc: tl.tensor,
     weight_desc: tl.tensor,
     bias_ptr: tl.tensor,
@@ -216,7 +216,7 @@ def _descriptor_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _reduce_kernel(
+def _split_k_reduce_kernel(
     partial_ptr: tl.tensor,
     bias_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
@@ -329,17 +329,17 @@ def prefill_matmul(
         out=out,
         tiling=tiling,
     )
-    call = matmul_call(x, weight, activation, precision, tiling, gpu_limits(x.device))
-    workspace_bytes = call.workspace_bytes
+    plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device))
+    workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("x", x))
     elif workspace_bytes:
         workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     if out is None:
         dtype = out_dtype or checks.default_out_dtype(x)
-        out = torch.empty((*x.shape[:-1], call.out_features), dtype=dtype, device=x.device)
+        out = torch.empty((*x.shape[:-1], plan.out_features), dtype=dtype, device=x.device)
     _launch(
-        call,
+        plan,
         bias=bias,
         activation=activation,
         x_scale=x_scale,
@@ -380,11 +380,11 @@ def prefill_matmul_workspace_bytes(
         out=None,
         tiling=tiling,
     )
-    return matmul_call(x, weight, activation, precision, tiling, gpu_limits(x.device)).workspace_bytes
+    return plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device)).workspace_bytes
 
 
 def _launch(
-    call: MatmulCall,
+    plan: MatmulPlan,
     *,
     bias: torch.Tensor | None,
     activation: str | None,
@@ -395,13 +395,13 @@ def _launch(
     workspace: torch.Tensor | None,
 ) -> None:
     """Launches the product's kernel and, where tiles were cut, the kernel that adds their shares."""
-    x, weight, tiling = call.x, call.weight, call.tiling
-    matrices = result_matrices(out, call)
+    x, weight, tiling = plan.x, plan.weight, plan.tiling
+    matrices = result_matrices(out, plan)
     factor = math.prod(scale for scale in (x_scale, weight_scale) if isinstance(scale, float | int))
     x_scales, weight_scales = (
         scale if isinstance(scale, torch.Tensor) else None for scale in (x_scale, weight_scale)
     )
-    if call.float8_bits:
+    if plan.float8_bits:
         x, weight = _e4m3_codes(x), _e4m3_codes(weight)
         factor *= _E4M3_FACTOR ** sum(operand.dtype == torch.uint8 for operand in (x, weight))
     epilogue = {
@@ -409,13 +409,13 @@ def _launch(
         "x_scale_ptr": x_scales,
         "weight_scale_ptr": weight_scales,
         "out_ptr": matrices,
-        "partial_ptr": workspace.view(-1).view(torch.uint8)[: call.workspace_bytes].view(torch.float32)
-        if workspace is not None and call.split_tiles
+        "partial_ptr": workspace.view(-1).view(torch.uint8)[: plan.workspace_bytes].view(torch.float32)
+        if workspace is not None and plan.split_tiles
         else None,
         "factor": float(factor),
         "rows": x.shape[1],
-        "features": call.features,
-        "whole_tiles": call.whole_tiles,
+        "features": plan.features,
+        "whole_tiles": plan.whole_tiles,
         "stride_bias": 0 if bias is None else bias.stride(-1),
         "stride_x_scale": _per_row(x_scales),
         "stride_weight_scale": _per_row(weight_scales),
@@ -436,9 +436,9 @@ def _launch(
     product = {
         "in_features": x.shape[2],
         "PRECISION": precision,
-        "IMPRECISE": call.imprecise_sums,
+        "IMPRECISE": plan.imprecise_sums,
         "BLOCK_K": tiling.block_k,
-        "NUM_SPLITS": tiling.num_splits if call.split_tiles else 1,
+        "NUM_SPLITS": tiling.num_splits if plan.split_tiles else 1,
         "WEIGHT_FIRST": tiling.weight_first,
         "SLICES": 1 if tiling.columns or tiling.weight_first else max(1, tiling.block_n // _SLICE_COLUMNS),
         "num_warps": tiling.num_warps,
@@ -447,7 +447,7 @@ def _launch(
     }
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if tiling.variant == "pointers":
-            _tile_kernel[(call.items,)](
+            _matmul_kernel[(plan.items,)](
                 **epilogue,
                 **batches,
                 **product,
@@ -459,29 +459,29 @@ def _launch(
                 stride_weight_batch=weight.stride(0),
                 stride_weight_row=weight.stride(1),
                 stride_weight_k=weight.stride(2),
-                FLOAT8_BITS=call.float8_bits,
+                FLOAT8_BITS=plan.float8_bits,
                 EVEN_M=x.shape[1] % tiling.block_m == 0,
-                EVEN_N=call.features % tiling.block_n == 0 and tiling.columns is None,
+                EVEN_N=plan.features % tiling.block_n == 0 and tiling.columns is None,
                 EVEN_K=x.shape[2] % tiling.block_k == 0,
-                WIDE=call.wide,
+                WIDE=plan.wide,
             )
         else:
             specialized = tiling.variant == "warp_specialized"
-            _descriptor_kernel[(min(tiling.programs, call.items),)](
+            _persistent_tma_kernel[(min(tiling.programs, plan.items),)](
                 **epilogue,
                 **product,
                 x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, tiling.block_k]),
-                weight_desc=_weight_descriptor(weight[0], tiling, gated=call.gated),
-                items=call.items,
+                weight_desc=_weight_descriptor(weight[0], tiling, gated=plan.gated),
+                items=plan.items,
                 # One loop of items and steps needs items of equally many steps.
-                FLATTEN=specialized or (call.flattens and not call.split_tiles),
+                FLATTEN=specialized or (plan.flattens and not plan.split_tiles),
                 WARP_SPECIALIZE=specialized,
                 NUM_STAGES=tiling.num_stages,
             )
-        if call.split_tiles:
+        if plan.split_tiles:
             live_rows = min(tiling.block_m, triton.next_power_of_2(x.shape[1]))
             reduce_m = max(1, min(live_rows, _REDUCE_ELEMENTS // tiling.block_n))
-            _reduce_kernel[(call.split_tiles, triton.cdiv(live_rows, reduce_m))](
+            _split_k_reduce_kernel[(plan.split_tiles, triton.cdiv(live_rows, reduce_m))](
                 **epilogue,
                 **batches,
                 NUM_SPLITS=tiling.num_splits,

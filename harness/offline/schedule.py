@@ -15,12 +15,12 @@ from typing import Literal
 
 from ..core.gpu_limits import SmLimits
 from .cache_model import MatmulShape
-from .subjects import PROGRAM_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
+from .subjects import PROGRAM_OVERHEAD_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
 from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare
 
-# A stated assumption, not a measurement, as are those that the choosers of tilings count with: PROGRAM_S to
-# start a program and end it, and for each further sequence and head or item inside one; SECOND_KERNEL_S;
-# SM_MEMORY_SHARE.
+# A stated assumption, not a measurement, as are those that the choosers of tilings count with:
+# PROGRAM_OVERHEAD_S to start a program and end it, and for each further sequence and head or item inside
+# one; SECOND_KERNEL_S; SM_MEMORY_SHARE.
 LENGTHS_S = 0.5e-6  # for a program that works out its share from all lengths of the batch
 
 _TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots are filled in their order
@@ -28,7 +28,7 @@ _TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots
 
 def fixed_time_s(parts: int = 1, *, reads_lengths: bool = False) -> float:
     """Seconds of a program beside its work: `parts` sequences and heads, none counting as one."""
-    return max(parts, 1) * PROGRAM_S + (LENGTHS_S if reads_lengths else 0.0)
+    return max(parts, 1) * PROGRAM_OVERHEAD_S + (LENGTHS_S if reads_lengths else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class ProgramWork:
     """
 
     work: float
-    fixed_s: float = PROGRAM_S
+    fixed_s: float = PROGRAM_OVERHEAD_S
 
     def __post_init__(self) -> None:
         for name in ("work", "fixed_s"):

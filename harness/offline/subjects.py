@@ -1,38 +1,36 @@
 """What is inspected: the kernels of this package. Of inspecting, this module alone names them."""
 
-from typing import Any
-
 from ... import kernels
+from ...kernels.decode_tiling import (
+    COMBINE_PROGRAMS,
+    EDGE_TOKENS,
+    ITEM_COST_TILES,
+    DecodeTiling,
+    choose_decode_tiling,
+)
+from ...kernels.gpu_limits import H100_LIMITS, GpuLimits
+from ...kernels.matmul_tile_tables import MatmulProblem
 from ...kernels.matmul_tiling import (
-    DESCRIPTORS_FROM,
-    PROGRAM_S,
+    PROGRAM_OVERHEAD_S,
     SECOND_KERNEL_S,
     SM_MEMORY_SHARE,
+    TMA_FROM_CAPABILITY,
     MatmulTiling,
     Variant,
     choose_matmul_tiling,
     matmul_tilings,
 )
-from ...kernels.tiling import (
-    EDGE_TOKENS,
-    H100_LIMITS,
-    MERGE_PROGRAMS,
-    PART_TILES,
-    DecodeTiling,
-    GpuLimits,
-    choose_decode_tiling,
-)
 from ..core.gpu_limits import SmLimits
 
 __all__ = [
-    "DESCRIPTORS_FROM",
+    "COMBINE_PROGRAMS",
     "EDGE_TOKENS",
     "H100_LIMITS",
-    "MERGE_PROGRAMS",
-    "PART_TILES",
-    "PROGRAM_S",
+    "ITEM_COST_TILES",
+    "PROGRAM_OVERHEAD_S",
     "SECOND_KERNEL_S",
     "SM_MEMORY_SHARE",
+    "TMA_FROM_CAPABILITY",
     "DecodeTiling",
     "GpuLimits",
     "MatmulTiling",
@@ -76,29 +74,25 @@ def matmul_tiling(
         weight_bytes: of an element of the weight.
         variant: the only one to choose; any when none.
     """
-    return choose_matmul_tiling(
-        **_product(limits, rows, out_features, in_features, x_bytes, weight_bytes), variant=variant
+    problem = MatmulProblem.contiguous(
+        rows=rows,
+        out_features=out_features,
+        in_features=in_features,
+        x_bytes=x_bytes,
+        weight_bytes=weight_bytes,
     )
+    return choose_matmul_tiling(problem, limits, variant)
 
 
 def matmul_tiling_set(
     limits: GpuLimits, *, rows: int, out_features: int, in_features: int, x_bytes: int, weight_bytes: int
 ) -> tuple[MatmulTiling, ...]:
     """All tilings that it chooses from, with the same arguments."""
-    return matmul_tilings(**_product(limits, rows, out_features, in_features, x_bytes, weight_bytes))
-
-
-def _product(
-    limits: GpuLimits, rows: int, out_features: int, in_features: int, x_bytes: int, weight_bytes: int
-) -> dict[str, Any]:
-    by_descriptors = all(in_features * size % 16 == 0 for size in (x_bytes, weight_bytes))
-    return {
-        "rows": rows,
-        "out_features": out_features,
-        "in_features": in_features,
-        "element_bytes": x_bytes,
-        "weight_element_bytes": weight_bytes,
-        "aligned": in_features % 16 == 0,
-        "descriptors": by_descriptors and limits.compute_capability >= DESCRIPTORS_FROM,
-        "limits": limits,
-    }
+    problem = MatmulProblem.contiguous(
+        rows=rows,
+        out_features=out_features,
+        in_features=in_features,
+        x_bytes=x_bytes,
+        weight_bytes=weight_bytes,
+    )
+    return matmul_tilings(problem, limits)

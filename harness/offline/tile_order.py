@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from .subjects import PART_TILES
+from .subjects import ITEM_COST_TILES
 
 
 class MatmulCut(Protocol):
@@ -169,7 +169,7 @@ def decode_part_order(
     tiling: DecodeCut,
     query_tokens: int = 1,
     window: int | None = None,
-    part_tiles: int = PART_TILES,
+    item_cost_tiles: int = ITEM_COST_TILES,
 ) -> tuple[tuple[DecodePart, ...], ...]:
     """The parts of items that each program of `decode_attention`'s split kernel does, in launch order.
 
@@ -184,7 +184,7 @@ def decode_part_order(
         tiling: how the kernel cuts the work.
         query_tokens: of a sequence.
         window: tokens that a query token sees; all when none.
-        part_tiles: what beginning an item counts, in tiles.
+        item_cost_tiles: what beginning an item counts, in tiles.
 
     Returns:
         The parts of each program, none for one without a share. With `num_splits` above 0 there are
@@ -199,7 +199,7 @@ def decode_part_order(
         items += [_Item(sequence, *head, start, stop, tiling.block_n) for head in heads]
     if tiling.num_splits:
         return tuple(parts for item in items for parts in _split_parts(item, tiling.num_splits))
-    return _balanced_parts(items, tiling.programs, tiling.min_tiles, part_tiles)
+    return _balanced_parts(items, tiling.programs, tiling.min_tiles, item_cost_tiles)
 
 
 class _Item(NamedTuple):
@@ -237,19 +237,19 @@ def _split_parts(item: _Item, num_splits: int) -> Iterator[tuple[DecodePart, ...
 
 
 def _balanced_parts(
-    items: Sequence[_Item], programs: int, min_tiles: int, part_tiles: int
+    items: Sequence[_Item], programs: int, min_tiles: int, item_cost_tiles: int
 ) -> tuple[tuple[DecodePart, ...], ...]:
-    """Walks along the units of all items: `part_tiles` and then the tiles of each."""
-    total = sum(item.tiles + part_tiles for item in items)
+    """Walks along the units of all items: `item_cost_tiles` and then the tiles of each."""
+    total = sum(item.tiles + item_cost_tiles for item in items)
     share = max(-(-total // programs), min_tiles)
     parts: list[list[DecodePart]] = [[] for _ in range(programs)]
     before = 0
     for item in items:
         tiles = item.tiles
-        units = tiles + part_tiles
+        units = tiles + item_cost_tiles
         for program in range(before // share, -(-(before + units) // share)):
-            first = max(program * share - before - part_tiles, 0)
-            last = min((program + 1) * share - before, units) - part_tiles
+            first = max(program * share - before - item_cost_tiles, 0)
+            last = min((program + 1) * share - before, units) - item_cost_tiles
             # A share that ends among what an item's beginning counts leaves the item to the next program.
             if last > first or last == tiles == 0:
                 parts[program].append(item.part(first, last))

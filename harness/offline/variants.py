@@ -7,7 +7,7 @@ from typing import Any
 
 from .cache_model import MatmulShape
 from .headroom import Workload
-from .subjects import DESCRIPTORS_FROM, GpuLimits, MatmulTiling, Variant, matmul_tiling
+from .subjects import TMA_FROM_CAPABILITY, GpuLimits, MatmulTiling, Variant, matmul_tiling
 
 DTYPES = ("bf16", "fp16", "fp32")
 NARROW_DTYPES = ("e4m3", "e5m2", "int8")
@@ -66,7 +66,7 @@ class CompileCase:
         """Whether a GPU of this compiler target has what the case's variant loads with."""
         if self.loads == "warp_specialized":
             return sm // 10 == 10
-        return self.loads != "descriptors" or sm >= DESCRIPTORS_FROM
+        return self.loads != "descriptors" or sm >= TMA_FROM_CAPABILITY
 
 
 def default_cases() -> tuple[CompileCase, ...]:

@@ -10,7 +10,7 @@ from decodetax.harness.core.language_model import load_language_model, preset_ta
 from decodetax.harness.core.work import ELEMENT_BYTES
 from decodetax.harness.offline.tile_order import decode_part_order
 from decodetax.kernels import choose_decode_tiling
-from decodetax.kernels.tiling import H100_LIMITS
+from decodetax.kernels.gpu_limits import H100_LIMITS
 from fakes import tiny_model
 
 MODEL = tiny_model(q_heads=8, kv_heads=2, head_dim=64)

@@ -44,9 +44,9 @@ def assert_close(actual, expected, *, reduction, roundings):
 def test_kernels_are_compiled_not_interpreted():
     assert not interpreting()
     for module, names in {
-        "decode_attention": ("_split_kernel", "_merge_kernel"),
+        "decode_attention": ("_split_kv_kernel", "_combine_kernel"),
         "merge_states": ("_merge_states_kernel",),
-        "prefill_matmul": ("_tile_kernel", "_descriptor_kernel", "_reduce_kernel"),
+        "prefill_matmul": ("_matmul_kernel", "_persistent_tma_kernel", "_split_k_reduce_kernel"),
     }.items():
         for name in names:
             kernel = getattr(sys.modules[f"decodetax.kernels.{module}"], name)

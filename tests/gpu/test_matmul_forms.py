@@ -7,6 +7,7 @@ import pytest
 import torch
 from decodetax.harness.core.gate import row_errors, tolerance
 from decodetax.kernels import (
+    MatmulProblem,
     choose_matmul_tiling,
     gpu_limits,
     prefill_matmul,
@@ -42,19 +43,14 @@ def normal(*shape, dtype=torch.bfloat16):
     return ((values / INT8_UNIT).round().clamp(-128, 127) if dtype == torch.int8 else values).to(dtype)
 
 
-def options_of(x, weight, **options):
-    """What choosers of tilings are told of contiguous operands."""
-    return {
-        "rows": x.shape[-2],
-        "out_features": weight.shape[-2],
-        "in_features": x.shape[-1],
-        "element_bytes": x.element_size(),
-        "weight_element_bytes": weight.element_size(),
-        "aligned": x.shape[-1] % 16 == 0,
-        "limits": gpu_limits(DEVICE),
-        "descriptors": True,
-        **options,
-    }
+def problem_of(x, weight):
+    return MatmulProblem.contiguous(
+        rows=x.shape[-2],
+        out_features=weight.shape[-2],
+        in_features=x.shape[-1],
+        x_bytes=x.element_size(),
+        weight_bytes=weight.element_size(),
+    )
 
 
 def assert_right(x, weight, *, out_dtype=None, tiling=None, **options):
@@ -96,7 +92,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_variant_agrees_with_the_oracle(variant, shape, dtype):
     rows, features, in_features = shape
     x, weight = normal(rows, in_features, dtype=dtype), normal(features, in_features, dtype=dtype)
-    tiling = choose_matmul_tiling(**options_of(x, weight, variant=variant))
+    tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
     assert_right(x, weight, tiling=tiling)
 
 
@@ -104,14 +100,14 @@ def test_each_variant_agrees_with_the_oracle(variant, shape, dtype):
 @pytest.mark.parametrize("rows", [3, 64, 333])
 def test_scales_bias_and_activation_are_applied_in_each_variant(variant, rows, activation):
     x, weight = normal(rows, 1000), normal(514, 1000)
-    tiling = choose_matmul_tiling(**options_of(x, weight, variant=variant))
+    tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
     assert_right(x, weight, tiling=tiling, **epilogue(rows, 514, activation))
 
 
 @pytest.mark.parametrize("rows", [1, 64, 333])
 def test_every_tiling_to_choose_from_is_right(variant, rows):
     x, weight = normal(rows, 4096), normal(6144, 4096)
-    tilings = matmul_tilings(**options_of(x, weight, variant=variant))
+    tilings = matmul_tilings(problem_of(x, weight), gpu_limits(DEVICE), variant)
     for tiling in dict.fromkeys((tilings[0], *tilings[:: max(1, len(tilings) // 8)])):
         assert_right(x, weight, tiling=tiling)
 
@@ -180,7 +176,7 @@ def test_a_call_with_output_and_workspace_neither_allocates_nor_waits(rows):
 def test_a_product_in_each_variant_replays_in_a_cuda_graph(variant):
     x, weight = normal(200, 4096), normal(1024, 4096)
     out = torch.empty(200, 1024, dtype=torch.bfloat16, device=DEVICE)
-    tiling = choose_matmul_tiling(**options_of(x, weight, variant=variant))
+    tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
     size = prefill_matmul_workspace_bytes(x, weight, tiling=tiling)
     call = {"out": out, "workspace": torch.full((size // 4,), NAN, device=DEVICE), "tiling": tiling}
     prefill_matmul(x, weight, **call)  # compiles outside the capture
@@ -197,5 +193,5 @@ def test_a_product_in_each_variant_replays_in_a_cuda_graph(variant):
 
 def test_a_variant_that_the_operands_do_not_allow_falls_back():
     x, weight = normal(100, 1001), normal(300, 1001)
-    tiling = choose_matmul_tiling(**options_of(x, weight))
+    tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE))
     assert_right(x, weight, tiling=dataclasses.replace(tiling, variant="descriptors"))

@@ -45,15 +45,15 @@ def tile_ranges(lengths, capacity, window=None):
     return [(begin // BLOCK_N, -(-end // BLOCK_N)) for begin, end in ranges]
 
 
-def balanced_tiles(lengths, *, kv_heads, capacity, programs, min_tiles, part_tiles, window=None):
+def balanced_tiles(lengths, *, kv_heads, capacity, programs, min_tiles, item_cost_tiles, window=None):
     """The tiles (sequence, head, tile) of each program: equal shares of one row of units.
 
-    An item counts part_tiles units before its first tile.
+    An item counts item_cost_tiles units before its first tile.
     """
     row = []
     for sequence, (first, last) in enumerate(tile_ranges(lengths, capacity, window)):
         for head in range(kv_heads):
-            row += [None] * part_tiles + [(sequence, head, tile) for tile in range(first, last)]
+            row += [None] * item_cost_tiles + [(sequence, head, tile) for tile in range(first, last)]
     share = max(-(-len(row) // programs), min_tiles)
     shares = [row[program * share :][:share] for program in range(programs)]
     return {at: {unit for unit in units if unit} for at, units in enumerate(shares) if any(units)}
@@ -88,10 +88,12 @@ def tiles_read(seen, keys):
     }
 
 
-def check_schedule(monkeypatch, lengths, tiling, *, kv_heads=1, capacity=80, window=None, part_tiles=None):
+def check_schedule(
+    monkeypatch, lengths, tiling, *, kv_heads=1, capacity=80, window=None, item_cost_tiles=None
+):
     """Who reads, who leaves partial results and who finishes, as a plain model has it."""
-    part_tiles = part_tiles or module.PART_TILES
-    altered(monkeypatch, "_split_kernel", PART_TILES=lambda _: part_tiles)
+    item_cost_tiles = item_cost_tiles or module.ITEM_COST_TILES
+    altered(monkeypatch, "_split_kv_kernel", ITEM_COST_TILES=lambda _: item_cost_tiles)
     inputs = decode_inputs(
         lengths, q_heads=kv_heads, kv_heads=kv_heads, head_dim=16, capacity=capacity, window=window
     )
@@ -107,7 +109,11 @@ def check_schedule(monkeypatch, lengths, tiling, *, kv_heads=1, capacity=80, win
     if tiling.num_splits:
         expected = split_tiles(lengths, num_splits=tiling.num_splits, **shape)
     else:
-        programs = {"programs": tiling.programs, "min_tiles": tiling.min_tiles, "part_tiles": part_tiles}
+        programs = {
+            "programs": tiling.programs,
+            "min_tiles": tiling.min_tiles,
+            "item_cost_tiles": item_cost_tiles,
+        }
         expected = balanced_tiles(lengths, **programs, **shape)
     assert tiles_read(seen, inputs["k_cache"]) == expected
     ranges = [live_range(length, capacity, window) for length in lengths]
@@ -130,14 +136,16 @@ def check_schedule(monkeypatch, lengths, tiling, *, kv_heads=1, capacity=80, win
     programs=st.integers(1, 9),
     min_tiles=st.integers(1, 7),
     window=st.sampled_from([None, None, 1, 20, 33]),
-    part_tiles=st.integers(1, 3),
+    item_cost_tiles=st.integers(1, 3),
 )
 def test_balanced_programs_take_equal_shares_of_all_tiles(
-    lengths, kv_heads, programs, min_tiles, window, part_tiles
+    lengths, kv_heads, programs, min_tiles, window, item_cost_tiles
 ):
     with pytest.MonkeyPatch.context() as patch:
         tiling = balanced(programs, min_tiles=min_tiles)
-        check_schedule(patch, lengths, tiling, kv_heads=kv_heads, window=window, part_tiles=part_tiles)
+        check_schedule(
+            patch, lengths, tiling, kv_heads=kv_heads, window=window, item_cost_tiles=item_cost_tiles
+        )
 
 
 @pytest.mark.parametrize("programs", [1, 2, 3, 7, 12, 30])
@@ -148,7 +156,7 @@ def test_balanced_programs_share_one_long_sequence(monkeypatch, programs):
 @pytest.mark.parametrize("batch", [3, 4, 5, 8, 9])
 @pytest.mark.parametrize("programs", [2, 5])
 def test_balanced_programs_read_lengths_a_block_at_a_time(monkeypatch, batch, programs):
-    altered(monkeypatch, "_split_kernel", LENGTHS_BLOCK=lambda _: 4)
+    altered(monkeypatch, "_split_kv_kernel", LENGTHS_BLOCK=lambda _: 4)
     check_schedule(monkeypatch, [0, 33, 17, 0, 49, 0, 0, 1, 16][-batch:], balanced(programs))
 
 
@@ -256,7 +264,7 @@ MERGE_FAULTS = {
 @pytest.mark.parametrize("cut", [split(3), balanced(3)], ids=["split", "balanced"])
 def test_a_merge_gone_wrong_would_be_noticed(monkeypatch, fault, cut):
     inputs = decode_inputs([96, 50], q_heads=1, kv_heads=1, head_dim=16, capacity=96)
-    altered(monkeypatch, "_merge_kernel", **fault)
+    altered(monkeypatch, "_combine_kernel", **fault)
     workspace = torch.zeros(decode_attention_workspace_bytes(**inputs, tiling=cut), dtype=torch.uint8)
     output = decode_attention(**inputs, tiling=cut, v_scale=1.1, workspace=workspace)
     assert decode_error(output, reference.decode_attention(**inputs, v_scale=1.1)[0], inputs) > 1
@@ -272,19 +280,19 @@ SPLIT_FAULTS = {
 @pytest.mark.parametrize("fault", SPLIT_FAULTS.values(), ids=SPLIT_FAULTS.keys())
 def test_a_stray_access_would_be_noticed(monkeypatch, fault):
     inputs = decode_inputs([60, 60], q_heads=1, kv_heads=1, head_dim=16, capacity=48)
-    altered(monkeypatch, "_split_kernel", **fault)
+    altered(monkeypatch, "_split_kv_kernel", **fault)
     with pytest.raises(SanitizerError), count_traffic():
         decode_attention(**inputs, tiling=split(1))
 
 
 @pytest.mark.parametrize("cut", [split(3), balanced(3)], ids=["split", "balanced"])
 def test_a_schedule_that_leaves_out_a_tile_would_be_noticed(monkeypatch, cut):
-    altered(monkeypatch, "_split_kernel", context_lens_ptr=lambda lengths: lengths - 16)
+    altered(monkeypatch, "_split_kv_kernel", context_lens_ptr=lambda lengths: lengths - 16)
     with pytest.raises(AssertionError):
         check_schedule(monkeypatch, [80, 33], cut)
 
 
 def test_a_merge_that_never_runs_would_be_noticed(monkeypatch):
-    altered(monkeypatch, "_merge_kernel", parts_ptr=torch.zeros_like)
+    altered(monkeypatch, "_combine_kernel", parts_ptr=torch.zeros_like)
     with pytest.raises(AssertionError):
         assert_right(decode_inputs([60], capacity=60), tiling=split(2))

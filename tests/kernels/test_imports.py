@@ -30,7 +30,7 @@ IMPORTS = {
     "the_module_first": "import decodetax.kernels.NAME",
     "a_name_of_the_module_first": "from decodetax.kernels.NAME import NAME as first",
     "by_import_module": "import importlib; importlib.import_module('decodetax.kernels.NAME')",
-    "another_module_first": "import decodetax.kernels.tiling, decodetax.kernels.checks",
+    "another_module_first": "import decodetax.kernels.decode_tiling, decodetax.kernels.checks",
     "the_function_first": "from decodetax.kernels import NAME as first",
     "everything": "from decodetax.kernels import *",
 }

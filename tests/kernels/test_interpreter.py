@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 from decodetax.kernels import interpreting, prefill_matmul, use_interpreter
-from decodetax.kernels.interpreter import mend_interpreter
+from decodetax.kernels.interpreter import patch_interpreter
 from kernel_inputs import normal
 from triton.runtime.interpreter import InterpreterBuilder, interpreter_builder
 
-mend_interpreter()
+patch_interpreter()
 
 
 @triton.jit
@@ -194,7 +194,7 @@ def test_wrapped_methods_of_the_builder_object_are_called(monkeypatch):
 
 def test_mending_again_changes_nothing():
     before = dict(vars(InterpreterBuilder))
-    mend_interpreter()
+    patch_interpreter()
     use_interpreter()
     assert dict(vars(InterpreterBuilder)) == before
     assert interpreting()
@@ -203,7 +203,7 @@ def test_mending_again_changes_nothing():
 def test_changed_environment_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET was unset after triton was imported"):
-        mend_interpreter()
+        patch_interpreter()
 
 
 def test_without_the_mending_bfloat16_is_wrong(tmp_path):

@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 from decodetax.kernels import prefill_matmul, prefill_matmul_workspace_bytes, reference
-from decodetax.kernels.tiling import H100_LIMITS
+from decodetax.kernels.gpu_limits import H100_LIMITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_inputs import NAN, dtype_name, normal, poisoned
@@ -82,14 +82,14 @@ def test_every_code_of_e4m3_is_decoded_where_a_gpu_has_no_instruction_for_it(oth
 def test_tf32_is_said_explicitly():
     x, weight = operands(17, 33, 75, torch.float32)
     seen = []
-    kernel = module._tile_kernel
+    kernel = module._matmul_kernel
 
     class Spy:
         def __getitem__(self, grid):
             return lambda **named: (seen.append(named["PRECISION"]), kernel[grid](**named))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_tile_kernel", Spy())
+        patch.setattr(module, "_matmul_kernel", Spy())
         for precision in ("ieee", "tf32"):
             assert_right(x, weight, precision=precision, tiling=tiling())
     assert seen == ["ieee", "tf32"]
@@ -161,10 +161,10 @@ def test_what_descriptors_cannot_load_is_loaded_through_pointers(layout, request
     x = layout(normal(19, 64, dtype=torch.bfloat16, seed=1))
     weight = normal(33, 64, dtype=torch.bfloat16, seed=2)[:, : x.shape[1]]
     launched = []
-    for name in ("_tile_kernel", "_descriptor_kernel"):
+    for name in ("_matmul_kernel", "_persistent_tma_kernel"):
         monkeypatch.setattr(module, name, Recorded(name, getattr(module, name), launched))
     assert_right(x, weight, tiling=CUTS["descriptors"])
-    expected = "_descriptor_kernel" if "[descriptors]" in request.node.name else "_tile_kernel"
+    expected = "_persistent_tma_kernel" if "[descriptors]" in request.node.name else "_matmul_kernel"
     assert launched == [expected]
 
 
@@ -217,7 +217,7 @@ def test_a_fault_of_the_epilogue_would_be_noticed(fault, monkeypatch):
     elif fault == "up":
         weight = weight.roll(1, 0)
     else:
-        monkeypatch.setattr(module, "_reduce_kernel", SkipsAShare(module._reduce_kernel))
+        monkeypatch.setattr(module, "_split_k_reduce_kernel", SkipsAShare(module._split_k_reduce_kernel))
     out = multiply(x, weight, **wrong)
     original = operands(5, 34, 64)[1]
     assert error(out, x, original, **options) > 1

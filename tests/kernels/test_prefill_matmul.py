@@ -139,13 +139,13 @@ def test_offset_passes_32_bits(monkeypatch, num_splits):
 
 def test_a_reduction_that_skips_a_split_would_be_noticed(monkeypatch):
     x, weight = operands(3, 5, 64)
-    reduce = module._reduce_kernel
+    reduce = module._split_k_reduce_kernel
 
     class SkipsLastSplit:
         def __getitem__(self, grid):
             return lambda **named: reduce[grid](**named | {"NUM_SPLITS": named["NUM_SPLITS"] - 1})
 
-    monkeypatch.setattr(module, "_reduce_kernel", SkipsLastSplit())
+    monkeypatch.setattr(module, "_split_k_reduce_kernel", SkipsLastSplit())
     assert error(prefill_matmul(x, weight, tiling=tiling(4)), x, weight) > 1
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from decodetax.kernels import GpuLimits, choose_decode_tiling, choose_matmul_tiling
+from decodetax.kernels import GpuLimits, MatmulProblem, choose_decode_tiling, choose_matmul_tiling
 from decodetax.kernels.matmul_tiling import matmul_tilings
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,6 @@ any_gpu = pytest.mark.parametrize(
 )
 
 
-PRODUCT = {"element_bytes": 2, "aligned": True}
 WEIGHTS = [(4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240), (5120, 51200)]
 
 
@@ -37,9 +36,9 @@ WEIGHTS = [(4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240), (5120, 5120
 @pytest.mark.parametrize("rows", [1, 16, 17, 64])
 def test_a_few_rows_are_one_tile_high_and_fill_the_gpu(rows, limits):
     for in_features, out_features in WEIGHTS:
-        tiling = choose_matmul_tiling(
-            rows=rows, out_features=out_features, in_features=in_features, limits=limits, **PRODUCT
-        )
+        shape = {"rows": rows, "out_features": out_features, "in_features": in_features}
+        problem = MatmulProblem.contiguous(**shape, x_bytes=2, weight_bytes=2)
+        tiling = choose_matmul_tiling(problem, limits)
         assert tiling.block_m >= rows
         assert tiling.variant == "pointers"
         assert -(-out_features // tiling.block_columns) * tiling.num_splits >= 0.9 * limits.sm_count
@@ -47,12 +46,13 @@ def test_a_few_rows_are_one_tile_high_and_fill_the_gpu(rows, limits):
 
 @any_gpu
 def test_descriptors_are_chosen_where_operands_allow_them_and_they_pay(limits):
-    shape = {"rows": 4096, "out_features": 4096, "in_features": 4096, "limits": limits, **PRODUCT}
-    assert choose_matmul_tiling(**shape).variant == "pointers"
-    chosen = "pointers" if limits.compute_capability == 120 else "descriptors"
-    assert choose_matmul_tiling(**shape, descriptors=True).variant == chosen
-    assert choose_matmul_tiling(**shape, descriptors=True, variant="descriptors").variant == "descriptors"
-    specialised = choose_matmul_tiling(**shape, descriptors=True, variant="warp_specialized")
+    shape = {"rows": 4096, "out_features": 4096, "in_features": 4096}
+    problem = MatmulProblem.contiguous(**shape, x_bytes=2, weight_bytes=2)
+    assert choose_matmul_tiling(dataclasses.replace(problem, tma=False), limits).variant == "pointers"
+    chosen = "descriptors" if limits.compute_capability in {90, 100} else "pointers"
+    assert choose_matmul_tiling(problem, limits).variant == chosen
+    assert choose_matmul_tiling(problem, limits, "descriptors").variant == "descriptors"
+    specialised = choose_matmul_tiling(problem, limits, "warp_specialized")
     assert (specialised.variant, specialised.num_splits) == ("warp_specialized", 1)
 
 
@@ -68,9 +68,9 @@ def test_descriptors_are_chosen_where_operands_allow_them_and_they_pay(limits):
 )
 def test_any_product_has_a_tiling_of_its_set(limits, sizes, **product):
     x_bytes, weight_bytes = sizes
-    options = {"element_bytes": x_bytes, "weight_element_bytes": weight_bytes, "limits": limits, **product}
-    tiling = choose_matmul_tiling(**options)
-    assert tiling in matmul_tilings(**options)
+    problem = MatmulProblem(x_bytes=x_bytes, weight_bytes=weight_bytes, **product)
+    tiling = choose_matmul_tiling(problem, limits)
+    assert tiling in matmul_tilings(problem, limits)
     assert tiling.num_stages >= 2
     tiles = product["batch"] * -(-product["rows"] // tiling.block_m)
     tiles *= -(-product["out_features"] // tiling.block_columns)

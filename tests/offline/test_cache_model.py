@@ -105,7 +105,7 @@ def test_matmul_programs_compute_the_shares_of_the_tile_order(
     cut = tiling(16, 32, 16, group_m=group_m, num_splits=num_splits, whole_tiles=whole_tiles, columns=columns)
     out = torch.empty(rows, out_features)
     workspace = torch.empty(max(1, prefill_matmul_workspace_bytes(x, weight, tiling=cut) // 4))
-    monkeypatch.setattr(matmul_kernels, "_reduce_kernel", NoKernel())
+    monkeypatch.setattr(matmul_kernels, "_split_k_reduce_kernel", NoKernel())
     with recorded(monkeypatch) as log:
         prefill_matmul(x, weight, out=out, workspace=workspace, tiling=cut)
     order = matmul_tile_order(rows=rows, out_features=out_features, in_features=in_features, tiling=cut)

@@ -15,7 +15,7 @@ from decodetax.harness.offline.cache_model import MatmulShape
 from decodetax.harness.offline.decode_launch import decode_launch
 from decodetax.harness.offline.schedule import (
     LENGTHS_S,
-    PROGRAM_S,
+    PROGRAM_OVERHEAD_S,
     SECOND_KERNEL_S,
     Launch,
     ProgramWork,
@@ -27,7 +27,7 @@ from decodetax.harness.offline.schedule import (
     simulate_launch,
 )
 from decodetax.harness.offline.scheduled import schedule_efficiency
-from decodetax.harness.offline.subjects import PART_TILES
+from decodetax.harness.offline.subjects import ITEM_COST_TILES
 from decodetax.harness.offline.tile_order import decode_part_order
 from decodetax.harness.offline.variants import CompileCase
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention
@@ -123,7 +123,7 @@ def test_fixed_time_passes_without_drawing():
 
 @pytest.mark.parametrize(("programs", "waves"), [(1, 1), (10, 1), (11, 2), (25, 3)])
 def test_empty_programs_cost_their_fixed_time(programs, waves):
-    schedule = simulated([0.0] * programs, fixed_s=PROGRAM_S)
+    schedule = simulated([0.0] * programs, fixed_s=PROGRAM_OVERHEAD_S)
     assert schedule.time_s == about(waves * 1.5e-6)
     assert schedule.efficiency == 0
 
@@ -205,7 +205,7 @@ def plain_rates(drawing, sms, resource):
 def test_ten_thousand_unequal_programs_take_about_a_second():
     works = [index * 7919 % 10_007 * 200.0 for index in range(10_000)]
     start = time.process_time()
-    schedule = simulated(works, gpu=H100, programs_per_sm=3, fixed_s=PROGRAM_S)
+    schedule = simulated(works, gpu=H100, programs_per_sm=3, fixed_s=PROGRAM_OVERHEAD_S)
     assert time.process_time() - start < 5
     assert schedule.time_s >= math.fsum(works) / H100.memory_bytes_per_s
     assert schedule.efficiency > 0.95
@@ -217,7 +217,7 @@ def test_ten_thousand_unequal_programs_take_about_a_second():
 )
 def test_fixed_time_counts_parts_and_the_reading_of_lengths(parts, reads_lengths, time_s):
     assert fixed_time_s(parts, reads_lengths=reads_lengths) == about(time_s)
-    assert (PROGRAM_S, LENGTHS_S, SECOND_KERNEL_S) == (1.5e-6, 0.5e-6, 3e-6)
+    assert (PROGRAM_OVERHEAD_S, LENGTHS_S, SECOND_KERNEL_S) == (1.5e-6, 0.5e-6, 3e-6)
 
 
 def test_second_kernel_costs_its_launch_and_its_bytes():
@@ -290,12 +290,16 @@ def test_programs_of_one_group_share_its_keys_and_values():
 
 
 def test_equal_shares_cross_sequences_and_pay_for_each_part():
-    # Two items of 8 + PART_TILES tiles: three shares end in the first, in the second and at its end.
-    tiles = 8 + PART_TILES
-    share = -(-2 * (tiles + PART_TILES) // 3)
+    # Two items of 8 + ITEM_COST_TILES tiles: three shares end in the first, in the second and at its end.
+    tiles = 8 + ITEM_COST_TILES
+    share = -(-2 * (tiles + ITEM_COST_TILES) // 3)
     launch = decode([64 * tiles] * 2, decode_tiling(programs=3), q_heads=4, kv_heads=1)
     partial = 4 * (128 + 1) * 4
-    held = [share - PART_TILES, share - PART_TILES, 2 * (tiles - share + PART_TILES)]
+    held = [
+        share - ITEM_COST_TILES,
+        share - ITEM_COST_TILES,
+        2 * (tiles - share + ITEM_COST_TILES),
+    ]
     assert [program.work for program in launch.programs] == [
         held[0] * 64 * 512 + partial,
         held[1] * 64 * 512 + 2 * partial,
@@ -350,7 +354,7 @@ def test_parts_by_hand():
         q_heads=1,
         kv_heads=1,
         tiling=decode_tiling(programs=3, block_n=16),
-        part_tiles=2,
+        item_cost_tiles=2,
     )
     assert [[(part.sequence, part.begin, part.end, part.whole) for part in own] for own in parts] == [
         [(0, 0, 40, True), (1, 0, 0, True)],
@@ -367,7 +371,7 @@ def test_share_that_ends_in_a_beginning_leaves_the_item_to_the_next():
         q_heads=1,
         kv_heads=1,
         tiling=decode_tiling(programs=2, block_n=16),
-        part_tiles=2,
+        item_cost_tiles=2,
     )
     assert [[(part.sequence, part.end, part.whole) for part in own] for own in parts] == [
         [(0, 16, True)],
@@ -402,7 +406,7 @@ def test_decode_programs_read_their_parts(name, monkeypatch):
     q = torch.zeros(len(lengths), query_tokens, q_heads, 16, dtype=torch.float16)
     caches = [torch.zeros(len(lengths), capacity, kv_heads, 16, dtype=torch.float16) for _ in range(2)]
     out = torch.empty_like(q)
-    monkeypatch.setattr(decode_kernels, "_merge_kernel", NoKernel())
+    monkeypatch.setattr(decode_kernels, "_combine_kernel", NoKernel())
     with recorded(monkeypatch) as log:
         decode_attention(
             q, *caches, torch.tensor(lengths, dtype=torch.int32), window=window, out=out, tiling=tiling

@@ -1,31 +1,35 @@
-"""One call of decode attention: its shapes, how it is cut, and what memory that takes. Touches no device."""
+"""The launch plan of a `decode_attention` call: shapes, tiling, grid and workspace. Touches no device."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from .tiling import DecodeTiling, GpuLimits, choose_decode_tiling
+from .decode_tiling import DecodeTiling, choose_decode_tiling
+
+if TYPE_CHECKING:
+    from .gpu_limits import GpuLimits
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeCall:
-    """The shapes of a call, and how it is cut.
+class DecodePlan:
+    """Shapes, tiling, grid and workspace of one `decode_attention` call.
 
     Attributes:
-        tiling: of the split kernel.
-        programs: of the split kernel.
-        slots: partial results that it may leave.
-        slot_rows: rows of each.
+        tiling: tiling of the split-KV kernel.
+        programs: CTAs of the split-KV kernel.
+        slots: split-KV partials that it may leave in the workspace.
+        slot_rows: rows of each partial.
         v_head_dim: elements of a value.
-        query_tokens: of a sequence.
-        group: query heads of a key-value head.
-        page_size: tokens; 0 for a contiguous cache.
-        capacity: tokens of a sequence.
-        e4m3_bits: whether the cache's elements are decoded from their bits.
+        query_tokens: query tokens per sequence.
+        group: query heads of a GQA group.
+        page_size: tokens of a page; 0 for a contiguous cache.
+        capacity: tokens that the cache of one sequence can hold.
+        e4m3_bits: whether float8 e4m3 is decoded from its bits, for lack of instructions.
     """
 
     tiling: DecodeTiling
@@ -41,20 +45,20 @@ class DecodeCall:
 
     @property
     def workspace_bytes(self) -> int:
-        """Float32 rows of partial results and their log-sum-exps, and two int32 a program."""
+        """Float32 partials and their log-sum-exps, and two int32 per CTA."""
         if not self.slots:
             return 0
         return 4 * (self.slots * self.slot_rows * (self.v_head_dim + 1) + 2 * self.programs)
 
     def workspace_parts(self, workspace: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Partial results [slots, slot_rows, v_head_dim], their log-sum-exps, and [programs, 2] int32."""
+        """Partials [slots, slot_rows, v_head_dim], their log-sum-exps, and [programs, 2] int32."""
         words = workspace.view(-1).view(torch.uint8)[: self.workspace_bytes].view(torch.float32)
         rows = self.slots * self.slot_rows
         lses = rows * self.v_head_dim
         return words[:lses], words[lses : lses + rows], words[lses + rows :].view(torch.int32)
 
 
-def decode_call(
+def plan_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -62,8 +66,8 @@ def decode_call(
     num_splits: int | None,
     tiling: DecodeTiling | None,
     limits: GpuLimits,
-) -> DecodeCall:
-    """Cuts a call whose arguments have been checked, as the chooser says where `tiling` is none."""
+) -> DecodePlan:
+    """The plan of a call with checked arguments; `choose_decode_tiling` fills in a missing tiling."""
     query_tokens = q.shape[1] if q.dim() == 4 else 1
     kv_heads, head_dim, v_head_dim = k_cache.shape[2], q.shape[-1], v_cache.shape[-1]
     page_size = 0 if block_table is None else k_cache.shape[1]
@@ -87,10 +91,10 @@ def decode_call(
     rows = q.shape[-2] // kv_heads * query_tokens
     items = q.shape[0] * kv_heads * math.ceil(rows / tiling.block_g)
     programs = items * tiling.num_splits or tiling.programs
-    return DecodeCall(
+    return DecodePlan(
         tiling=tiling,
         programs=programs,
-        # A program of the balanced schedule may leave two: of what it went on with, and of what it began.
+        # A CTA with an equal chunk may leave two partials: of the item it continues and of the one it begins.
         slots=0 if programs == 1 or tiling.num_splits == 1 else programs * (1 if tiling.num_splits else 2),
         slot_rows=min(rows, tiling.block_g),
         v_head_dim=v_head_dim,

@@ -1,0 +1,229 @@
+"""Tile sizes and CTA count of `decode_attention`, and the function that chooses them from shapes and GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from .gpu_limits import (
+    GpuLimits,
+    registers_for,
+    require_max_registers,
+    require_positive,
+    require_powers_of_two,
+)
+
+ITEM_COST_TILES = 1
+"""Cost of starting a work item (loading q, filling the pipeline), in KV tiles, for balancing the CTAs."""
+
+EDGE_TOKENS = 16
+"""Tokens of a masked tile at either end of a context: the smallest dimension of `tl.dot`."""
+
+COMBINE_PROGRAMS = 16
+"""At most this many CTAs combine the split-KV partials of one work item."""
+
+MAX_SPLITS = 1 << 16
+"""Most KV splits of one sequence."""
+
+_MIN_CHUNK_TILES = 5
+_MAX_ACCUMULATOR_ELEMENTS = 16384  # a larger accumulator spills
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeTiling:
+    """Tile sizes and CTA count of one decode attention.
+
+    Attributes:
+        block_g: rows of the q tile: query tokens times the heads of a GQA group.
+        block_n: KV tokens per tile.
+        num_splits: split-KV: chunks that each sequence is split into by its own length; 0 gives `programs`
+            CTAs equal chunks of all KV tiles of the batch.
+        programs: CTAs of the split-KV kernel, where `num_splits` is 0.
+        min_tiles: fewest KV tiles of a CTA's chunk.
+        num_warps: warps per CTA.
+        num_stages: stages of the software pipeline.
+        max_registers: registers per thread at most; None leaves it to the compiler.
+    """
+
+    block_g: int
+    block_n: int
+    num_splits: int = 0
+    programs: int = 1
+    min_tiles: int = 1
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+
+    def __post_init__(self) -> None:
+        require_powers_of_two(self, "block_g", "block_n", "num_warps")
+        require_positive(self, "programs", "min_tiles", "num_stages")
+        require_max_registers(self.max_registers)
+        if self.block_n < EDGE_TOKENS:
+            raise ValueError(f"block_n is {self.block_n}; it must be at least {EDGE_TOKENS}")
+        if type(self.num_splits) is not int or not 0 <= self.num_splits <= MAX_SPLITS:
+            raise ValueError(f"num_splits is {self.num_splits!r}; it must be an int from 0 to {MAX_SPLITS}")
+
+    def in_one_wave(self, sm_count: int) -> Self:
+        """This tiling with a register limit at which all CTAs are resident at once on `sm_count` SMs.
+
+        Raises:
+            ValueError: an SM has too few registers for that.
+        """
+        registers = registers_for(self.num_warps, math.ceil(self.programs / sm_count))
+        return dataclasses.replace(self, max_registers=registers)
+
+
+@functools.cache
+def choose_decode_tiling(
+    *,
+    batch: int,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    capacity: int,
+    page_size: int,
+    element_bytes: int,
+    limits: GpuLimits,
+    query_tokens: int = 1,
+    v_head_dim: int | None = None,
+    query_element_bytes: int | None = None,
+) -> DecodeTiling:
+    """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
+
+    One wave of CTAs takes equal chunks of all live KV tiles. Only `programs` depends on batch and capacity.
+
+    Args:
+        batch: sequences.
+        q_heads: query heads.
+        kv_heads: key-value heads.
+        head_dim: elements of a query and a key.
+        capacity: tokens that the cache of one sequence can hold.
+        page_size: tokens of a page; 0 for a contiguous cache.
+        element_bytes: bytes of a cache element.
+        limits: the GPU to run on.
+        query_tokens: query tokens per sequence.
+        v_head_dim: elements of a value; None means `head_dim`.
+        query_element_bytes: bytes of a query element; None means those of the cache, but at least 2.
+
+    Returns:
+        A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
+    """
+    v_head_dim = v_head_dim or head_dim
+    rows = q_heads // kv_heads * query_tokens
+    block_d, block_v = _next_power_of_two(head_dim), _next_power_of_two(v_head_dim)
+    dot_bytes = max(2, element_bytes, query_element_bytes or 0)
+    block_g = _block_g(rows, max(head_dim, v_head_dim), dot_bytes)
+    # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened to 16
+    # bits in registers, and 32-bit ones take two registers' worth: both leave room for half the tile.
+    tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
+    tile_bytes //= 1 if element_bytes == dot_bytes == 2 else 2
+    token_bytes = (block_d + block_v) * (element_bytes if dot_bytes == 2 else 4)
+    tokens = min(128, tile_bytes // token_bytes, max(32, 8192 // block_g))
+    block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
+    shared = functools.partial(
+        _shared_bytes,
+        block_d=block_d,
+        block_v=block_v,
+        element_bytes=element_bytes,
+        dot_bytes=dot_bytes,
+        limits=limits,
+    )
+    # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
+    block_g, block_n, depth = next(
+        (fewer_rows, fewer_tokens, depth)
+        for fewer_rows in _halved(block_g, 1)
+        for fewer_tokens in _halved(block_n, EDGE_TOKENS)
+        for depth in range(3 if element_bytes == 2 else 4, 1, -1)  # 8-bit and 32-bit tiles are half as large
+        if shared(block_g=fewer_rows, block_n=fewer_tokens, depth=depth) <= limits.shared_bytes_per_block
+    )
+    warps = _num_warps(block_g, max(block_d, block_v), block_n, dot_bytes)
+    by_registers = _ctas_per_sm_by_registers(
+        block_g, max(block_d, block_v), block_n, warps, element_bytes, dot_bytes
+    )
+    by_shared = limits.shared_bytes_per_sm // (shared(block_g=block_g, block_n=block_n, depth=depth) + 1024)
+    per_sm = max(1, min(by_shared, by_registers))
+    items = batch * kv_heads * math.ceil(rows / block_g)
+    most_tiles = items * (math.ceil(capacity / block_n) + ITEM_COST_TILES)
+    return DecodeTiling(
+        block_g=block_g,
+        block_n=block_n,
+        programs=min(limits.sm_count * per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES)),
+        min_tiles=_MIN_CHUNK_TILES,
+        num_warps=warps,
+        # All CTAs must be resident at once. Without a limit the compiler uses more registers, or spills to
+        # use fewer than it needs to.
+        max_registers=registers_for(warps, by_registers),
+        # Page ids are prefetched as far ahead of the K and V loads as those are of their use.
+        num_stages=depth if page_size == 0 else 2 * depth - 1,
+    )
+
+
+def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:
+    """Rows of one CTA; further rows are items of their own and read the same K and V from the L2 cache."""
+    if rows * head_dim > _MAX_ACCUMULATOR_ELEMENTS:
+        return _MAX_ACCUMULATOR_ELEMENTS // _next_power_of_two(head_dim)
+    if dot_bytes == 4:
+        # IEEE float32 products use the FMA units, not tensor cores: no padding of rows.
+        return _next_power_of_two(rows)
+    return max(16, _next_power_of_two(rows))  # an mma instruction of the tensor cores has 16 rows
+
+
+def _num_warps(block_g: int, block_d: int, block_n: int, dot_bytes: int) -> int:
+    """Enough warps to hold scores and accumulator in registers."""
+    if block_g * block_d > _MAX_ACCUMULATOR_ELEMENTS:
+        return 16  # a head_dim that is not a power of two
+    if dot_bytes == 4 and block_d > 128:
+        return 8  # the FMA units need both operands in registers
+    return 4 if block_g * (block_d + block_n) <= 8192 else 8
+
+
+def _ctas_per_sm_by_registers(
+    block_g: int, block_d: int, block_n: int, warps: int, element_bytes: int, dot_bytes: int
+) -> int:
+    """Occupancy: CTAs per SM that leave each thread the registers that its loop needs."""
+    if warps == 4:
+        small = block_g <= 16 and block_d <= 128 and block_n <= 64
+        return 3 if small and element_bytes == dot_bytes else 2
+    return 2 if warps == 8 and dot_bytes == 4 and block_g <= 16 else 1
+
+
+def _shared_bytes(
+    *,
+    block_g: int,
+    block_d: int,
+    block_v: int,
+    block_n: int,
+    depth: int,
+    element_bytes: int,
+    dot_bytes: int,
+    limits: GpuLimits,
+) -> int:
+    """Upper bound of the shared memory that Triton 3.6 to 3.9 allocate for a CTA of the split-KV kernel."""
+    if dot_bytes == 4:
+        # The FMA path passes all operands through shared memory, widened tiles and scores too. A tenth more
+        # covers alignment gaps.
+        widened = 0 if element_bytes == 4 else 4 * block_n * max(block_d, block_v)
+        tiles = depth * block_n * (block_d + block_v) * element_bytes + widened
+        return (tiles + 4 * block_g * (block_d + 2 * block_n)) * 11 // 10
+    # wgmma and tcgen05 (64 rows) read operands from shared memory; mma.sync copies a tile to registers first.
+    in_place = block_g >= 64 and limits.compute_capability // 10 in {9, 10}
+    tiles = (depth if in_place else depth - 1) * block_n * (block_d + block_v) * element_bytes
+    queries_and_probabilities = block_g * (block_d + block_n) * dot_bytes
+    # The epilogue stages the result in shared memory to store it row by row.
+    return max(tiles + queries_and_probabilities, 4 * block_g * block_v) + 2048
+
+
+def _halved(value: int, least: int) -> tuple[int, ...]:
+    """A power of two, its half, its quarter, ..., down to `least`."""
+    return tuple(value >> by for by in range((value // least).bit_length()))
+
+
+def _power_of_two_within(value: int) -> int:
+    return 1 << (value.bit_length() - 1)
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
