@@ -144,7 +144,7 @@ def _matmul_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _persistent_tma_kernel(
+def _tma_kernel(
     x_desc: tl.tensor,
     weight_desc: tl.tensor,
     bias_ptr: tl.tensor,
@@ -467,7 +467,7 @@ def _launch(
             )
         else:
             specialized = tiling.variant == "warp_specialized"
-            _persistent_tma_kernel[(min(tiling.programs, plan.items),)](
+            _tma_kernel[(min(tiling.programs, plan.items),)](
                 **epilogue,
                 **product,
                 x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, tiling.block_k]),

@@ -34,7 +34,7 @@ class LaunchName:
 
     Attributes:
         kernel: the operation, "decode_attention" or "prefill_matmul"; for other kernels the function's name.
-        variant: what of it, such as "pages_16:split"; after the colon, the launch.
+        variant: what of it, such as "pages_16:split_kv"; after the colon, the launch.
         gpu: name in the table of GPU limits.
         dtype: of the operands, such as "bf16".
         tiling: the launch's compile-time sizes, warps and stages.

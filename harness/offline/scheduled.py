@@ -55,7 +55,7 @@ def schedule_efficiency(
 
     Args:
         case: the call.
-        launch: which of its launches: "split", "tile"; the second kernels are part of these.
+        launch: which of its launches: "split_kv", "matmul"; the second kernels are part of these.
         constants: the launch's compile-time sizes, in lower case.
         gpu: the GPU.
         programs_per_sm: that an SM holds at one time.
@@ -68,7 +68,7 @@ def schedule_efficiency(
         return simulate_launch(grid, gpu, programs_per_sm, resource=resource).efficiency
 
     try:
-        if launch == "split":
+        if launch == "split_kv":
             capacity, batch = case.shape["capacity"], case.shape["batch"]
             cut = _Cut({**constants, "programs": _programs(case, gpu)})
             uniform, ragged = (
@@ -76,7 +76,7 @@ def schedule_efficiency(
                 for lengths in ([capacity] * batch, [capacity // (i + 1) for i in range(batch)])
             )
             return ScheduleEfficiency(uniform=uniform, ragged=ragged)
-        if launch in {"tile", "descriptor"}:
+        if launch in {"matmul", "tma"}:
             return ScheduleEfficiency(uniform=efficiency(*_product(case, constants, gpu)))
     except AttributeError:  # a kernel whose sizes have other names has no grid that is known here
         pass

@@ -183,7 +183,7 @@ def workload(case: CompileCase, launch: str, constants: Mapping[str, Any], sm: i
 
     Args:
         case: the call.
-        launch: which of its launches: "split", "merge", "tile", "descriptor", ...
+        launch: which of its launches: "split_kv", "combine", "matmul", "tma", ...
         constants: its compile-time sizes.
         sm: the compiler target.
 
@@ -191,9 +191,9 @@ def workload(case: CompileCase, launch: str, constants: Mapping[str, Any], sm: i
         The workload; None for a launch that this module does not know, or without the sizes that it needs.
     """
     try:
-        if launch in {"tile", "descriptor"}:
+        if launch in {"matmul", "tma"}:
             return _tile(case, constants, sm)
-        known = {"split": _split, "merge": _merge}.get(launch)
+        known = {"split_kv": _split, "combine": _merge}.get(launch)
         return known(case, constants) if known else None
     except KeyError:  # a kernel whose sizes have other names is judged by its code alone
         return None

@@ -46,7 +46,7 @@ def test_kernels_are_compiled_not_interpreted():
     for module, names in {
         "decode_attention": ("_split_kv_kernel", "_combine_kernel"),
         "merge_states": ("_merge_states_kernel",),
-        "prefill_matmul": ("_matmul_kernel", "_persistent_tma_kernel", "_split_k_reduce_kernel"),
+        "prefill_matmul": ("_matmul_kernel", "_tma_kernel", "_split_k_reduce_kernel"),
     }.items():
         for name in names:
             kernel = getattr(sys.modules[f"decodetax.kernels.{module}"], name)

@@ -161,10 +161,10 @@ def test_what_descriptors_cannot_load_is_loaded_through_pointers(layout, request
     x = layout(normal(19, 64, dtype=torch.bfloat16, seed=1))
     weight = normal(33, 64, dtype=torch.bfloat16, seed=2)[:, : x.shape[1]]
     launched = []
-    for name in ("_matmul_kernel", "_persistent_tma_kernel"):
+    for name in ("_matmul_kernel", "_tma_kernel"):
         monkeypatch.setattr(module, name, Recorded(name, getattr(module, name), launched))
     assert_right(x, weight, tiling=CUTS["descriptors"])
-    expected = "_persistent_tma_kernel" if "[descriptors]" in request.node.name else "_matmul_kernel"
+    expected = "_tma_kernel" if "[descriptors]" in request.node.name else "_matmul_kernel"
     assert launched == [expected]
 
 

@@ -78,9 +78,9 @@ COMMON_SHAPE = {
 # Instructions a warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
 # compiled the same way with Triton 3.9.0.
 TUTORIALS = {
-    "A100-SXM4-80GB": {"tile": 282},
-    "H100-SXM5-80GB": {"tile": 130, "descriptor": 105},
-    "B200": {"tile": 138, "descriptor": 102},
+    "A100-SXM4-80GB": {"matmul": 282},
+    "H100-SXM5-80GB": {"matmul": 130, "tma": 105},
+    "B200": {"matmul": 138, "tma": 102},
 }
 # Issue headroom of up to 64 rows at least, on the weights' bytes alone, and latency headroom at the wait.
 FEW_ROWS = {"bf16": (1.5, 2.0), "fp16": (1.5, 2.0), "int8": (1.1, 2.0)}
@@ -115,16 +115,16 @@ def broken_promises(row):
         "shared memory": row.shared_bytes <= row.shared_limit_bytes,
     }
     launch = row.variant.partition(":")[2]
-    if launch in {"split", "tile", "descriptor"} and row.dtype in {"bf16", "fp16"}:
+    if launch in {"split_kv", "matmul", "tma"} and row.dtype in {"bf16", "fp16"}:
         promises["16-byte asynchronous loads"] = (row.load_bytes, row.asynchronous) == (16, True)
-        rows = row.tiling["block_g" if launch == "split" else "block_m"]
+        rows = row.tiling["block_g" if launch == "split_kv" else "block_m"]
         fastest = FASTEST.get(row.gpu, "HMMA") if rows >= 64 else "HMMA"
         promises[f"{fastest}, not {row.matrix_instruction}"] = row.matrix_instruction == fastest
-    if launch in {"tile", "descriptor"}:
+    if launch in {"matmul", "tma"}:
         promises |= product_promises(row, launch)
-    if launch == "split" and row.dtype in {"bf16", "fp16"}:
+    if launch == "split_kv" and row.dtype in {"bf16", "fp16"}:
         promises[f"limited by memory, not {row.limit.which}"] = row.limit.which == "memory"
-    if launch == "split":
+    if launch == "split_kv":
         promises |= decode_promises(row)
     return [promise for promise, kept in promises.items() if not kept]
 
@@ -175,8 +175,8 @@ def decode_promises(row):
     elif row.dtype in NARROW_DTYPES:
         promises[f"memory as its limit, not {row.limit.which}"] = row.limit.which == "memory"
     contiguous, paged, at_wait = COMMON_SHAPE[row.gpu]
-    if row.dtype == "bf16" and row.variant in {"contiguous:split", "pages_16:split"}:
-        issue = contiguous if row.variant == "contiguous:split" else paged
+    if row.dtype == "bf16" and row.variant in {"contiguous:split_kv", "pages_16:split_kv"}:
+        issue = contiguous if row.variant == "contiguous:split_kv" else paged
         promises[f"{at_wait} at the wait"] = row.latency_headroom_at_wait >= at_wait
     promises[f"an issue headroom of {issue}"] = row.issue_headroom >= issue
     promises[f"a latency headroom of {latency}"] = row.latency_headroom >= latency
@@ -218,10 +218,10 @@ def documented(kernel, table):
 def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
     documented = documented_headrooms()
     decode = [case for case in cases() if case.kernel == "decode_attention" and case in default_cases()]
-    rows = [row for row in inspect_cases([gpu], decode, processes=1) if row.variant.endswith(":split")]
+    rows = [row for row in inspect_cases([gpu], decode, processes=1) if row.variant.endswith(":split_kv")]
     assert len(rows) == len(decode) > 0
     for row in rows:
-        shown = documented[row.variant.removesuffix(":split"), row.dtype][SLICE_GPUS.index(gpu)]
+        shown = documented[row.variant.removesuffix(":split_kv"), row.dtype][SLICE_GPUS.index(gpu)]
         made = (row.issue_headroom, row.latency_headroom_at_wait)
         assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
 
@@ -233,7 +233,7 @@ def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
     rows = {
         (row.variant.partition(":")[0], row.dtype): row
         for row in inspect_cases([gpu], products, processes=1)
-        if row.variant.endswith((":tile", ":descriptor"))
+        if row.variant.endswith((":matmul", ":tma"))
     }
     at = SLICE_GPUS.index(gpu)
     checked = 0
@@ -244,7 +244,7 @@ def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
             continue
         made = "{block_m} x {block_n} x {block_k}, {num_warps} warps".format(**row.tiling)
         assert (tile, counts.split(" / ")[at]) == (made, str(row.loop_instructions))
-        launch = {"(03)": "tile", "(09)": "descriptor"}.get(peers[-4:])
+        launch = {"(03)": "matmul", "(09)": "tma"}.get(peers[-4:])
         if launch:
             most = TUTORIALS[row.gpu].get(launch, "-")
             assert peers.removesuffix(peers[-4:]).strip().split(" / ")[at] == str(most)
@@ -262,7 +262,7 @@ def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
 def test_all_options_at_once_compile_and_fit(gpu):
     rows = inspect_cases([gpu], feature_cases(), processes=None if FULL else 1)
     assert [row.reason for row in rows if row.status != "ok"] == []
-    assert sum(row.variant.endswith(":merge") for row in rows) == len(feature_cases())
+    assert sum(row.variant.endswith(":combine") for row in rows) == len(feature_cases())
 
 
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
@@ -281,13 +281,13 @@ def test_default_tilings_keep_their_promises(gpu):
 def test_descriptors_compile_and_fit_where_they_are_not_the_default():
     case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")
     (row,) = inspect_cases(["rtx5090"], [replace(case, loads="descriptors")], processes=1)
-    assert (row.status, row.variant.partition(":")[2]) == ("ok", "descriptor"), row.reason
+    assert (row.status, row.variant.partition(":")[2]) == ("ok", "tma"), row.reason
     assert row.shared_bytes <= row.shared_limit_bytes
 
 
 GOOD = CompiledRow(
     kernel="decode_attention",
-    variant="contiguous:split",
+    variant="contiguous:split_kv",
     gpu="H100-SXM5-80GB",
     dtype="bf16",
     tiling={"block_g": 16},
@@ -315,7 +315,7 @@ GOOD = CompiledRow(
 MANY_ROWS = replace(
     GOOD,
     kernel="prefill_matmul",
-    variant="rows_8192:descriptor",
+    variant="rows_8192:tma",
     tiling={"block_m": 128, "block_n": 256, "block_k": 64, "num_warps": 8},
     matrix_instruction="HGMMA",
     loop_instructions=105,
@@ -324,7 +324,7 @@ MANY_ROWS = replace(
 FEW = replace(
     GOOD,
     kernel="prefill_matmul",
-    variant="rows_1:tile",
+    variant="rows_1:matmul",
     tiling={"block_m": 16, "block_n": 32, "block_k": 128, "num_warps": 4},
 )
 BY_MEMORY = Limit(which="memory", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)
@@ -335,7 +335,7 @@ BY_ISSUE = Limit(which="issue", bandwidth_bytes_per_s=1.0, flop_per_s=None, shar
     ("good", "change", "promise"),
     [
         (MANY_ROWS, {"loop_instructions": 106}, "105 instructions"),
-        (MANY_ROWS, {"variant": "rows_8192:tile", "gpu": "B200", "matrix_instruction": "UTCHMMA",
+        (MANY_ROWS, {"variant": "rows_8192:matmul", "gpu": "B200", "matrix_instruction": "UTCHMMA",
                      "loop_instructions": 139}, "138 instructions"),
         (MANY_ROWS, {"matrix_instruction": "HMMA"}, "HGMMA"),
         (MANY_ROWS, {"limit": BY_MEMORY}, "limited by matrix"),
@@ -365,8 +365,8 @@ def test_every_planted_fault_of_a_product_breaks_one_promise(good, change, promi
         ({"latency_headroom_at_wait": 4.0, "latency_headroom": 9.0}, "in flight"),
         ({"latency_headroom_at_wait": 3.9, "latency_headroom": 7.0}, "at the wait"),
         ({"issue_headroom": 8.3}, "issue headroom of 8.4"),
-        ({"variant": "pages_16:split", "issue_headroom": 6.9}, "issue headroom of 7.0"),
-        ({"variant": "pages_16_d64_g4:split", "issue_headroom": 1.4}, "issue headroom of 1.5"),
+        ({"variant": "pages_16:split_kv", "issue_headroom": 6.9}, "issue headroom of 7.0"),
+        ({"variant": "pages_16_d64_g4:split_kv", "issue_headroom": 1.4}, "issue headroom of 1.5"),
         ({"dtype": "int8", "issue_headroom": 1.0}, "issue headroom of 1.1"),
         ({"dtype": "int8", "gpu": "B200", "issue_headroom": 0.8}, "issue headroom of 0.85"),
         ({"dtype": "e4m3", "load_bytes": 4}, "8-byte"),
@@ -417,10 +417,10 @@ def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_gr
         "block_n": 64,
         "block_g": 16,
     }
-    work = workload(case, "split", constants)
+    work = workload(case, "split_kv", constants)
     assert (work.useful_bytes, work.tile_bytes) == (16384, 32768)
     assert work.flop == 4 * 16 * 64 * 128
-    assert workload(case, "split", {"head_dim": 128}) is None
+    assert workload(case, "split_kv", {"head_dim": 128}) is None
     assert workload(case, "unheard_of", constants) is None
 
 
@@ -438,7 +438,7 @@ def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_gr
 )
 def test_useful_bytes_of_a_matmul_step_are_the_weights_or_a_share_of_both(variant, block_m, useful, streamed):
     case = next(case for case in default_cases() if case.variant == variant and case.dtype == "bf16")
-    work = workload(case, "tile", {"block_m": block_m, "block_n": 64, "block_k": 64})
+    work = workload(case, "matmul", {"block_m": block_m, "block_n": 64, "block_k": 64})
     assert (work.useful_bytes, work.streamed_bytes) == (useful, streamed)
 
 

@@ -131,7 +131,7 @@ def test_inspect_bounds_each_launch_of_each_gpu():
     for row in rows:
         assert row.keys() >= INSPECT_KEYS
         assert (row["status"], row["reason"], row["spill_bytes"]) == ("ok", None, 0)
-    whole = [row for row in rows if row["variant"] == "contiguous:split"]
+    whole = [row for row in rows if row["variant"] == "contiguous:split_kv"]
     assert [row["limit"]["which"] for row in whole] == ["memory", "memory"]
     assert all(row["asynchronous"] and row["load_bytes"] == 16 for row in whole)
     assert all(0 < row["schedule_efficiency_ragged"] < row["schedule_efficiency"] <= 1 for row in whole)

@@ -493,9 +493,9 @@ DECODE_CASE = CompileCase(
 
 def test_compiled_decode_is_simulated_with_its_grid():
     constants = {"block_g": 16, "block_n": 64, "num_splits": 0, "min_tiles": 6}
-    efficiency = schedule_efficiency(DECODE_CASE, "split", constants, H100, 3)
+    efficiency = schedule_efficiency(DECODE_CASE, "split_kv", constants, H100, 3)
     assert 0.85 < efficiency.ragged < efficiency.uniform < 1
-    assert schedule_efficiency(DECODE_CASE, "split", {"block": 16}, H100, 3) is None
+    assert schedule_efficiency(DECODE_CASE, "split_kv", {"block": 16}, H100, 3) is None
 
 
 def matmul_tiling(num_splits=1):
