@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import gpu_limits, interpreting, reference
-from ...kernels.matmul_tiling import DESCRIPTORS_FROM, VARIANTS, Variant
+from ...kernels import MatmulProblem, gpu_limits, interpreting, reference
+from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
 from ..core.cases import Case, DecoderLayer, PrefillMatmul
 from ..core.gate import Gate
@@ -21,7 +21,6 @@ from .device import Device
 from .tilings import (
     TUNABLE,
     Tunable,
-    matmul_options,
     run_decode_attention,
     run_matmul,
     warp_specializes,
@@ -83,17 +82,23 @@ def _matmul_variant(variant: Variant) -> Provider:
     """One variant of the matmul kernel, with the tiling that the kernel chooses for that variant."""
 
     def run(inputs: MatmulInputs) -> Tensor:
-        rows, in_features = inputs.x.shape
-        limits = gpu_limits(inputs.x.device)
-        options = matmul_options(rows, len(inputs.weight), in_features, inputs.x.element_size(), limits)
-        return run_matmul(inputs, kernels.choose_matmul_tiling(**options, variant=variant))
+        (rows, in_features), size = inputs.x.shape, inputs.x.element_size()
+        problem = MatmulProblem.contiguous(
+            rows=rows,
+            out_features=len(inputs.weight),
+            in_features=in_features,
+            x_bytes=size,
+            weight_bytes=size,
+        )
+        tiling = kernels.choose_matmul_tiling(problem, gpu_limits(inputs.x.device), variant)
+        return run_matmul(inputs, tiling)
 
     def refuses(case: Case, device: Device) -> str | None:
         reason = _needs_compiled_triton(case, device)
         if reason is not None or variant == "pointers":
             return reason
         capability = float(getattr(device, "compute_capability", 0))
-        if capability < DESCRIPTORS_FROM / 10:
+        if capability < TMA_FROM_CAPABILITY / 10:
             return "tensor descriptors need compute capability 9.0 or newer"
         if variant == "warp_specialized" and not warp_specializes(round(10 * capability)):
             return "warps are specialised on compute capability 10 alone"

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import DecodeTiling, GpuLimits, MatmulTiling
-from ...kernels.matmul_tiling import DESCRIPTORS_FROM, Variant, matmul_tilings
+from ...kernels import DecodeTiling, GpuLimits, MatmulProblem, MatmulTiling
+from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, Variant, matmul_tilings
 from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.inputs import DecodeAttentionInputs, MatmulInputs
 from ..core.work import ELEMENT_BYTES
@@ -151,29 +151,20 @@ def _matmul_key(case: PrefillMatmul) -> Key:
     }
 
 
-def matmul_options(
-    rows: int, out_features: int, in_features: int, element_bytes: int, limits: GpuLimits
-) -> dict[str, Any]:
-    """Arguments of `choose_matmul_tiling` and `matmul_tilings` for contiguous operands."""
-    tma_rows = in_features * element_bytes % 16 == 0
-    return {
-        "rows": rows,
-        "out_features": out_features,
-        "in_features": in_features,
-        "element_bytes": element_bytes,
-        "aligned": in_features % 16 == 0,
-        "descriptors": tma_rows and limits.compute_capability >= DESCRIPTORS_FROM,
-        "limits": limits,
-    }
-
-
-def _options_of(case: PrefillMatmul, limits: GpuLimits) -> dict[str, Any]:
+def _matmul_problem(case: PrefillMatmul) -> MatmulProblem:
+    """M, N, K and dtypes of a case, as `choose_matmul_tiling` and `matmul_tilings` take them."""
     element_bytes = ELEMENT_BYTES[case.dtype]
-    return matmul_options(case.rows, case.out_features, case.in_features, element_bytes, limits)
+    return MatmulProblem.contiguous(
+        rows=case.rows,
+        out_features=case.out_features,
+        in_features=case.in_features,
+        x_bytes=element_bytes,
+        weight_bytes=element_bytes,
+    )
 
 
 def _matmul_default(case: PrefillMatmul, limits: GpuLimits) -> MatmulTiling:
-    return kernels.choose_matmul_tiling(**_options_of(case, limits))
+    return kernels.choose_matmul_tiling(_matmul_problem(case), limits)
 
 
 def warp_specializes(compute_capability: int) -> bool:
@@ -189,12 +180,12 @@ def _matmul_candidates(
     Neighbours have half and twice the elements of K a step, 4 or 8 warps, a stage more or less, half and
     twice the row blocks of a group. Tilings whose stages exceed shared memory are left out.
     """
-    options = _options_of(case, limits)
+    problem = _matmul_problem(case)
     variants: list[Variant] = ["pointers"]
-    if options["descriptors"]:
+    if problem.tma and limits.compute_capability >= TMA_FROM_CAPABILITY:
         variants.append("descriptors")
         variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
-    chosen_from = {tiling for variant in variants for tiling in matmul_tilings(**options, variant=variant)}
+    chosen_from = {tiling for variant in variants for tiling in matmul_tilings(problem, limits, variant)}
     neighbours = {
         dataclasses.replace(default, block_k=block_k, num_warps=warps, num_stages=stages, group_m=group_m)
         for block_k, warps, stages, group_m in itertools.product(

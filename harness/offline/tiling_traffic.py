@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.work import ELEMENT_BYTES
 from .subjects import (
+    COMBINE_PROGRAMS,
     EDGE_TOKENS,
-    MERGE_PROGRAMS,
     DecodeTiling,
     GpuLimits,
     MatmulTiling,
@@ -153,7 +153,7 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     written = {"out": case.batch * case.q_heads * case.head_dim * element_bytes}
     if len(programs) > 1 and tiling.num_splits != 1:
         block_rows = min(group, tiling.block_g)
-        combine_programs = math.ceil(block_rows / math.ceil(block_rows / MERGE_PROGRAMS))
+        combine_programs = math.ceil(block_rows / math.ceil(block_rows / COMBINE_PROGRAMS))
         written["parts"] = len(programs) * PART_RECORD_BYTES
         read["parts"] = written["parts"] * combine_programs
         read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES

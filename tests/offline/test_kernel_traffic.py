@@ -161,7 +161,7 @@ def test_figures_of_a_counted_matmul_by_hand():
         "operations_per_requested_byte": useful / (requested + written),
         "operations_per_distinct_byte": useful / distinct,
     }
-    assert [launch.kernel for launch in counted.launches] == ["_tile_kernel", "_reduce_kernel"]
+    assert [launch.kernel for launch in counted.launches] == ["_matmul_kernel", "_split_k_reduce_kernel"]
     assert counted.tensors["x"].sectors == 1600 // 32
 
 

@@ -21,7 +21,7 @@ from decodetax.harness.offline.schedule import (
     simulate_launch,
 )
 from decodetax.harness.offline.subjects import matmul_tiling_set
-from decodetax.kernels.matmul_blocks import SM_RATES
+from decodetax.kernels.matmul_tile_tables import SM_RATES
 from matmul_suite import (
     FEW,
     MANY,
