@@ -1,16 +1,20 @@
-"""`decodetax claims`: the article, checked."""
+"""`decodetax claims`: the article's claims, checked; options and text."""
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
 
 from ..core import options
 from ..core.errors import UsageError
+from ..core.units import number, seconds
 
 if TYPE_CHECKING:
-    from .claims import Facts
+    from .claims import Claim, Facts, Figure
 
 
 @click.command("claims")
@@ -18,43 +22,39 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     metavar="NAME",
-    help="Modelled without a run: a preset or the path of a config.json.  [default: llama-3.1-8b]",
+    help="Model without a run: a preset or the path of a config.json.  [default: llama-3.1-8b]",
 )
-@click.option(
-    "--gpu", metavar="NAME", help="Modelled without a run: see `decodetax devices`.  [default: h100]"
-)
+@click.option("--gpu", metavar="NAME", help="GPU without a run: see `decodetax devices`.  [default: h100]")
 @click.option(
     "--context",
     callback=options.SIZE,
     metavar="N",
-    help="Modelled without a run: cached tokens, and tokens of a prompt.  [default: 1024]",
+    help="Without a run: cached tokens, and tokens of a prompt.  [default: 1024]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 def claims_command(
     run_file: Path | None, model: str | None, gpu: str | None, context: int | None, as_json: bool
 ) -> None:
     """Check the article's claims on why output tokens cost more, with numbers.
 
-    From a run that `decodetax run` wrote where one is named, else modelled. Each claim holds, holds in part
-    or does not hold, under the condition that is said.
+    The numbers come from RUN.json, a file of `decodetax run`; without one they are modelled. Each claim
+    holds, holds in part or does not hold, under the stated condition.
     """
     from .claims import check_claims
     from .prices import price_list
 
     facts = _facts(run_file, model, gpu, context)
-    claims = check_claims(facts, price_list(None))
-    if as_json:
-        document = {
-            "schema_version": 1,
-            "where": facts.where,
-            "provenance": facts.provenance,
-            "claims": [claim.to_json() for claim in claims],
-        }
-        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    claims = check_claims(facts, price_list())
+    if not as_json:
+        click.echo("\n\n".join(_blocks(facts, claims)))
         return
-    from .claims_page import claims_text
-
-    click.echo(claims_text(facts, claims))
+    document = {
+        "schema_version": 1,
+        "where": facts.where,
+        "provenance": facts.provenance,
+        "claims": [asdict(claim) for claim in claims],
+    }
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
 
 
 def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: int | None) -> "Facts":
@@ -63,17 +63,36 @@ def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: i
     if run_file is not None:
         for name, given in (("--model", model), ("--gpu", gpu), ("--context", context)):
             if given is not None:
-                raise UsageError(f"{name}: is of claims that are modelled; it goes with no RUN.json")
+                raise UsageError(f"{name}: is for modelled claims; it must not stand beside RUN.json")
         from ..core.run_file import read_run
 
-        run = read_run(run_file)
-        try:
-            return measured_facts(run)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            kind = type(error).__name__
-            raise UsageError(f"run file: {str(run_file)!r} is not a whole run ({kind}: {error})") from error
+        return measured_facts(read_run(run_file))
     from ..core.language_model import load_language_model
     from .deployment import deployment
 
     on = deployment(gpu or "h100")
     return modelled_facts(load_language_model(model or "llama-3.1-8b"), on, context=context or 1024)
+
+
+def _blocks(facts: "Facts", claims: "Sequence[Claim]") -> Iterator[str]:
+    """A heading, then each claim with its verdict, its condition and its figures."""
+    verdicts = [claim.verdict for claim in claims]
+    yield (
+        f"The article's claims, {facts.provenance} for {facts.where}:\n{verdicts.count('holds')} hold, "
+        f"{verdicts.count('holds in part')} hold in part, {verdicts.count('does not hold')} do not hold"
+    )
+    for claim in claims:
+        width = max(len(figure.what) for figure in claim.figures)
+        figures = (f"{each.what:<{width}}  {_value(each)} ({each.provenance})" for each in claim.figures)
+        title = wrap(f"{claim.number}. {claim.claim}", 77)
+        yield "\n   ".join((*title, claim.verdict.upper(), *wrap(claim.condition, 77), *figures))
+
+
+def _value(figure: "Figure") -> str:
+    if figure.unit == "s":
+        return seconds(figure.value)
+    if figure.unit == "of the roof":
+        return f"{figure.value:.1%} of the roof"
+    if figure.unit == "ratio":
+        return f"{figure.value:.3g}"
+    return f"{number(figure.value)} {figure.unit}"
