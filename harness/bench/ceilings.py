@@ -1,7 +1,7 @@
-"""The rates that a device reaches at its best, measured: reading, copying, and dense matmul per dtype.
+"""Measured ceilings of a device: read bandwidth, copy bandwidth, and dense matmul FLOP/s per dtype.
 
-A ceiling is what cannot be passed, so the fastest call of each measurement makes it; all samples are kept.
-Timed again in each round of a run, ceilings tell what the machine did meanwhile.
+A ceiling is the rate of the fastest sample; all samples are kept. Ceilings are timed again in each round of a
+run, which shows how the machine drifts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,31 +19,31 @@ READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "max": torch.amax,
     "dot": lambda x: torch.dot(*x.chunk(2)),
 }
-"""Ways to read a whole buffer once; which is fastest depends on the device."""
+"""Ways to read a buffer once; which is fastest depends on the device."""
 
 SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
 LEAST_LIMIT_S = 0.1
-"""Seconds that a call of the next size may take at least: small sizes say little on a busy machine."""
+"""Larger sizes are tried up to this many seconds a call, whatever the time limit: small ones are noisy."""
 
 LEAST_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""On a GPU a shorter read would end before its ramp-up is little against it."""
+"""Least bytes to read; on a GPU the ramp-up is too large a share of a shorter read."""
 
-PERSISTENT = 8
-"""The buffer is at least this many times the last-level cache."""
+CACHE_MULTIPLE = 8
+"""The buffer is at least this many times as large as the last-level cache."""
 
 
 def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
-    """Measure one ceiling after another; yields what was measured, in words, and the ceiling.
+    """Measure one ceiling after another; yields its name for the progress bar, and the ceiling.
 
     Args:
-        device: to be measured.
+        device: what is measured.
         source: of random numbers on that device.
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
     size = min(
-        max(PERSISTENT * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
+        max(CACHE_MULTIPLE * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
     )
     buffer = source.normal(size // 8 * 2, dtype=torch.float32)
     yield "read bandwidth", _read_bandwidth(device, buffer, budget)
@@ -56,9 +56,9 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
 
 
 def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget, *, number: int) -> Ceiling:
-    """A measured ceiling with samples of its call in a later round, `number` from 1.
+    """A measured ceiling with samples of the same call in a later round, `number` from 1.
 
-    As it was where there is no rate, no memory for it now, or no call that is known (in files of before).
+    Unchanged if it has no rate, if memory is short now, or if an old file does not name its call.
     """
     if ceiling.rate is None or not ceiling.samples_s:
         return ceiling
@@ -74,7 +74,7 @@ def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget,
 
 
 def _call_of(ceiling: Ceiling, source: Source) -> Callable[[], object]:
-    """What a ceiling's samples time."""
+    """The call that a ceiling's samples time."""
     work = ceiling.work or {}
     if ceiling.kind == "matmul":
         size = round((work["operations"] / 2) ** (1 / 3))
@@ -123,7 +123,7 @@ def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
 
 
 def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceiling:
-    """The best square size; sizes grow until one would pass the time limit, or no longer fits."""
+    """The fastest square size; sizes grow until one would exceed the time limit or free memory."""
     best: tuple[float, int, tuple[float, ...]] | None = None
     for size in SQUARE_SIZES[device.kind]:
         operations = 2 * size**3

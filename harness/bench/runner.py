@@ -1,4 +1,4 @@
-"""Runs cases on a device: gate, then time, row by row."""
+"""Runs the providers of a case: each is gated against the oracle, then timed, and becomes a row."""
 
 import dataclasses
 import functools
@@ -21,10 +21,10 @@ from .providers import PROVIDERS, Provider, gate_of
 from .timer import Budget, measure
 
 LONGEST_CALL_S = 20.0
-"""A case of which the ceilings say that one call takes longer is skipped."""
+"""A case is skipped if one call takes longer by the measured ceilings."""
 
 TilingOf = Callable[[Case], Any]
-"""Tells the tiling that a tunable provider is to run a case with; None leaves the choice to the provider."""
+"""The tuned tiling of a case; None leaves the choice to the provider."""
 
 
 def no_tiling(_case: Case) -> None:
@@ -33,10 +33,16 @@ def no_tiling(_case: Case) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where and how cases are run: device, source of inputs on it, budget of each row, measured roof.
+    """Where and how cases are run.
 
-    `tiling_of` gives the tuned tiling of a case, where there is one; `round` is the round of the run; `more`
-    holds providers of the user's own by operation.
+    Attributes:
+        device: runs and times them.
+        source: draws their inputs on that device.
+        budget: of each row's samples.
+        roof: measured ceilings.
+        tiling_of: the tuned tiling of a case.
+        round: number of the run's round, from 0.
+        more: providers of the user's own, by operation.
     """
 
     device: Device
@@ -47,13 +53,9 @@ class Bench:
     round: int = 0
     more: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
 
-    def providers(self, case: Case) -> tuple[Provider, ...]:
-        """All that run a case."""
-        return (*PROVIDERS[case.operation], *self.more.get(case.operation, ()))
 
-
-class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
-    """A case that cannot be run here."""
+class Blocked(Exception):  # noqa: N818  (not an error: it becomes the status and reason of rows)
+    """No provider can run this case here."""
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -61,81 +63,83 @@ class Blocked(Exception):  # noqa: N818  (not an error: the row says why)
 
 
 def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxyType({})) -> Iterator[Row]:
-    """A row for each provider of the case, in turn; whatever keeps one from running becomes its reason.
+    """A row for each provider of the case in turn; whatever keeps one from running becomes its reason.
 
     Args:
         case: what to run.
         bench: where and how.
-        earlier: the rows so far, by provider (see `to_run`).
+        earlier: rows of earlier rounds, by provider (see `to_run`).
     """
     providers = to_run(case, bench, earlier)
-    refusals = {p.name: p.refuses(case, bench.device) for p in providers}
-    blocked: tuple[Status, str] | None = None
+    reasons: dict[str, tuple[Status, str]] = {}
+    for provider in providers:
+        refusal = provider.refuses(case, bench.device)
+        if refusal is not None:
+            reasons[provider.name] = ("unsupported", refusal)
     copies: list[Inputs] = []
     gate: Gate | None = None
-    rows: dict[str, Row] = {}
-    try:
-        if None in refusals.values():
+    if len(reasons) < len(providers):
+        try:
             copies, gate = prepare(case, bench)
-    except Blocked as reason:
-        blocked = reason.status, reason.reason
+        except Blocked as blocked:
+            for provider in providers:
+                reasons.setdefault(provider.name, (blocked.status, blocked.reason))
+    rows: dict[str, Row] = {}
     for provider in providers:
-        refusal = refusals[provider.name]
-        if refusal is not None:
-            yield Row(case=case, provider=provider.name, status="unsupported", reason=refusal)
-        elif blocked is not None:
-            yield Row(case=case, provider=provider.name, status=blocked[0], reason=blocked[1])
-        elif gate is not None:
-            tiling = None if provider.tunable is None else bench.tiling_of(case)
-            before = earlier.get(provider.name)
-            chosen = (
-                provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
-            )
-            if isinstance(chosen, Provider):
-                chosen = run_provider(case, chosen, copies, gate, bench, before)
-            rows[provider.name] = chosen
-            yield chosen
+        if gate is None or provider.name in reasons:
+            status, reason = reasons[provider.name]
+            yield Row(case=case, provider=provider.name, status=status, reason=reason)
+            continue
+        before = earlier.get(provider.name)
+        tiling = None if provider.tunable is None else bench.tiling_of(case)
+        chosen = (
+            provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
+        )
+        if isinstance(chosen, Provider):
+            chosen = run_provider(case, chosen, copies, gate, bench, before)
+        rows[provider.name] = chosen
+        yield chosen
     del copies, gate
     bench.device.release()
 
 
 def to_run(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
-    """The providers that a case lacks in a round: not those that were not ok, nor those that have had it."""
+    """The providers that still need this round: not those that have had it, nor those that were not ok."""
     return [
         provider
-        for provider in bench.providers(case)
+        for provider in (*PROVIDERS[case.operation], *bench.more.get(case.operation, ()))
         if provider.name not in earlier
         or (earlier[provider.name].status == "ok" and bench.round not in earlier[provider.name].rounds)
     ]
 
 
 def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row], before: Row | None) -> Provider | Row:
-    """A provider that stands for the best of several, as the fastest of them that passed the gate.
+    """The fastest correct variant of an alias, under the alias's name; other providers stay as they are.
 
-    It takes samples of its own: those of the fastest are biased by having been picked. Where none passed, the
-    row says why. In later rounds it stays what it was in the first.
+    The alias takes samples of its own: those of the fastest variant are biased by the choice. It keeps its
+    variant in later rounds. If no variant passed the gate, the result is a row that says why.
     """
     if not provider.best_of:
         return provider
     if before is not None:
-        run = next(p.run for p in PROVIDERS[case.operation] if p.variant == before.variant)
-        return dataclasses.replace(provider, run=run, variant=before.variant)
-    tried = [rows[name] for name in provider.best_of if name in rows]
-    passed = [row for row in tried if row.status == "ok"]
-    if not passed:
-        first = tried[0]
-        reason = f"none of its variants passed; {first.provider}: {first.reason}"
-        return Row(case=case, provider=provider.name, status=first.status, reason=reason)
-    fastest = min(passed, key=lambda row: row.time_s.median)
-    run = next(each.run for each in PROVIDERS[case.operation] if each.name == fastest.provider)
-    return dataclasses.replace(provider, run=run, variant=fastest.variant)
+        variant = before.variant
+    else:
+        tried = [rows[name] for name in provider.best_of if name in rows]
+        passed = [row for row in tried if row.status == "ok"]
+        if not passed:
+            first = tried[0]
+            reason = f"none of its variants passed; {first.provider}: {first.reason}"
+            return Row(case=case, provider=provider.name, status=first.status, reason=reason)
+        variant = min(passed, key=lambda row: row.time_s.median).variant
+    run = next(p.run for p in PROVIDERS[case.operation] if p.variant == variant)
+    return dataclasses.replace(provider, run=run, variant=variant)
 
 
 def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     """Copies of the inputs, and the gate on the first of them.
 
     Raises:
-        Blocked: the case cannot be run here; says why.
+        Blocked: the case cannot run here.
     """
     if bench.roof.flop_per_s is None:
         raise Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
@@ -160,9 +164,9 @@ def run_provider(
     bench: Bench,
     before: Row | None = None,
 ) -> Row:
-    """Gate a provider on the first copy, time it on all in turn, and look at what the last samples left.
+    """Gate a provider on the first copy, time it on all copies in turn, and gate the last samples again.
 
-    `before` is its row of earlier rounds, in which it has passed and told how long a call takes.
+    `before` is its row of earlier rounds, which passed the gate; its median says how long a call takes.
     """
     for inputs in copies:
         poison(inputs)
@@ -175,7 +179,7 @@ def run_provider(
 
     def before_sampling() -> None:
         nonlocal clock_before_hz
-        clock_before_hz = clocks.clock_hz()  # warmed up by now
+        clock_before_hz = clocks.clock_hz()  # of the warm GPU
         _poison_outputs(calls)
 
     try:
@@ -190,13 +194,7 @@ def run_provider(
                 first_s = 0.0  # a GPU's first call compiles
         else:
             first_s = before.time_s.median
-        timing = measure(
-            bench.device,
-            calls,
-            bench.budget,
-            first_s=first_s,
-            before_sampling=before_sampling,
-        )
+        timing = measure(bench.device, calls, bench.budget, first_s=first_s, before_sampling=before_sampling)
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
         verdict = gate.judge(calls[0].output)
         if not verdict.passed:
@@ -227,7 +225,7 @@ class BoundCall:
         self.output = torch.empty(0)
 
     def bind(self) -> None:
-        """Plan what the provider plans once; afterwards outputs are poison again."""
+        """Let the provider plan; planning may run the kernel, so the outputs are poisoned again."""
         if self._provider.bind is not None:
             self._call = self._provider.bind(self._inputs)
             poison(self._inputs)
@@ -237,7 +235,7 @@ class BoundCall:
 
 
 def _poison_outputs(calls: Sequence[BoundCall]) -> None:
-    """Make every last output NaN, so that a sample that computes nothing is seen."""
+    """Make every last output NaN, so that a sample that computes nothing is found."""
     for call in calls:
         call.output.fill_(math.nan)
 
@@ -252,11 +250,11 @@ def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
 
 
 def _explain(error: Exception) -> tuple[Status, str]:
-    """The status of a row whose provider raised, and why in one line."""
+    """Status and one-line reason of a row whose provider raised."""
     text = one_line(error)
-    said = text.removeprefix(f"{type(error).__name__}: ")
+    message = text.removeprefix(f"{type(error).__name__}: ")
     if out_of_memory(error):
-        return "skipped", f"out of memory: {said}"
+        return "skipped", f"out of memory: {message}"
     if isinstance(error, NotImplementedError) or "not implemented for" in text:
-        return "unsupported", said
+        return "unsupported", message
     return "failed", text

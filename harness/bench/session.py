@@ -1,4 +1,4 @@
-"""One whole run: ceilings, cases, gaps, and the Triton kernels in the interpreter where there is no GPU."""
+"""A run: ceilings, the rounds of all cases, cost gaps, interpreter checks and hardware counters."""
 
 import gc
 import math
@@ -27,38 +27,38 @@ from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
 from .token_cost import gaps_of
 
 Progress = Callable[[float, str], None]
-"""Told the share that is done, 0 to 1, and what comes next."""
+"""Takes the share that is done, 0 to 1, and what comes next."""
 
 MOST_SEQUENCES = 65_536
-"""Of a batch: the oracle of decode attention takes one at a time."""
+"""Most sequences of a batch: the oracle of decode attention takes one at a time."""
 
 LATE_ROW_LIMIT_S = 0.05
-"""Seconds of sampling for a row, in all of its rounds, once the run's time is over."""
+"""Seconds of sampling for a row, in all of its rounds together, after the run's time limit."""
 
 CEILINGS_SHARE = 0.15
-"""Of the progress bar."""
+"""Share of the progress bar."""
 
 ROUNDS = 5
-"""Machines drift: every case is timed in so many rounds of the run, one after another."""
+"""Rounds of a run; each times every case once, because machines drift."""
 
 LEAST_ROUNDS = 3
-"""No round begins after these once the run's time is over."""
+"""After the run's time limit, no round begins beyond these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is asked for.
+    """The options of a run.
 
     Attributes:
         batches, contexts, prompt, prefill_tokens: as in `Sweep`.
-        dtype: of weights, activations and cache; "auto" takes the faster of bf16 and fp32 on a CPU, as
+        dtype: of weights, activations and cache; "auto" is the faster of bf16 and fp32 on a CPU, as
             measured, and bf16 on a GPU that has it.
-        usd_per_hour: price of the device; None takes the cited default, where there is one.
+        usd_per_hour: price of the device; None means the cited default, if there is one.
         row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
-        total_limit_s: seconds after which rows are given the fewest samples.
+        total_limit_s: seconds after which rows get the fewest samples.
         seed: of the inputs.
-        providers: of the user's own, each "module:function".
-        counters: whether hardware counters are read of the rows, once they are timed.
+        providers: the user's own functions, each MODULE:FUNCTION.
+        counters: whether to read hardware counters after the timing.
     """
 
     model: LanguageModel
@@ -87,7 +87,7 @@ class Settings:
 
 
 def choose_device(argument: str) -> Device:
-    """The device that `--device` names; on a CPU, Triton kernels run in the interpreter from here on.
+    """The device that `--device` names; on a CPU, this process runs Triton's interpreter from here on.
 
     Raises:
         UsageError: see `open_device`.
@@ -95,17 +95,17 @@ def choose_device(argument: str) -> Device:
     device = open_device(argument)
     if device.kind == "cpu":
         use_interpreter()
-    # Accumulation is in float32 everywhere here, so cuBLAS must not reduce in a narrower dtype either.
+    # All other kernels accumulate in float32, so cuBLAS must not reduce in a narrower dtype.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return device
 
 
 def check_memory(settings: Settings, device: Device) -> None:
-    """Turn down a sweep of which even the smallest case does not fit.
+    """Reject a sweep whose smallest case does not fit in memory.
 
     Raises:
-        UsageError: names the option, what its smallest case needs and what the device has.
+        UsageError: names the option, what its smallest case needs and what is free.
     """
     model, free = settings.model, device.free_bytes()
     sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
@@ -132,7 +132,7 @@ def check_memory(settings: Settings, device: Device) -> None:
 
 
 def begin(settings: Settings, device: Device) -> Run:
-    """A run in which nothing is measured yet: the environment, the settings, what the datasheet names."""
+    """A run before any measurement: its environment, settings and datasheet ceilings."""
     peaks = peaks_of(device.name, device.memory_bytes) if device.kind == "cuda" else None
     price, price_source = _price(settings, peaks)
     return Run(
@@ -168,10 +168,10 @@ def settings_of(run: Run) -> Settings:
 
 
 def require_same_machine(run: Run, device: Device) -> None:
-    """Make sure that a run goes on where it began: its samples would not be of one machine.
+    """Make sure that a run continues on the machine and versions that it began on.
 
     Raises:
-        UsageError: the device or a version is another.
+        UsageError: the device or a version differs.
     """
     here = describe(device)
     for part in ("device", "versions"):
@@ -192,11 +192,18 @@ def measure(
     tiling_of: TilingOf = no_tiling,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure everything that is asked for, into a run that was begun, with the tuned tilings there are.
+    """Measure what the settings ask for and the run does not hold yet, into the run.
 
-    What the run holds already is not measured again. `save` is called at first and after each case, the run
-    being marked as interrupted until the end. Ctrl-C ends it early, as does a device that breaks down: what
-    was measured until then is kept, and the run is marked as interrupted or broken.
+    The run is marked as interrupted until the end. Ctrl-C or a device that breaks down end it early: what was
+    measured so far is kept, and the run stays marked as interrupted, or is marked as broken.
+
+    Args:
+        result: from `begin`, or a run to continue.
+        settings: of that run.
+        device: measures.
+        progress: takes the share that is done and what comes next.
+        tiling_of: the tuned tiling of a case.
+        save: called at the start and after each case.
     """
     start_s, before_s = time.perf_counter(), result.elapsed_s
 
@@ -206,13 +213,13 @@ def measure(
 
     result.interrupted, result.broken = True, None
     gc.collect()
-    gc.freeze()  # what is loaded by now stays, and need not be looked through again after each case
+    gc.freeze()  # collections after each case then skip what is loaded by now
     try:
         _fill(result, settings, device, progress, tiling_of, save_so_far)
         result.interrupted = False
     except KeyboardInterrupt:
         pass
-    except Exception as error:  # noqa: BLE001  (a device that broke: what was measured until then is kept)
+    except Exception as error:  # noqa: BLE001  (the device broke; what was measured so far is kept)
         result.interrupted = False
         result.broken = one_line(error)
     finally:
@@ -221,7 +228,7 @@ def measure(
 
 
 def _finish(result: Run, settings: Settings, elapsed_s: float) -> None:
-    """What follows from the rows so far."""
+    """Derive the gaps from the rows so far."""
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
     result.elapsed_s = elapsed_s
@@ -271,7 +278,7 @@ def _fill(
         save()
     if interpreting() and not result.interpreter_checks:
         progress(0.95, "Triton kernels in the interpreter")
-        # Of the user's own those that are not timed while Triton interprets.
+        # Of the user's own functions, those with Triton kernels: they are not timed here.
         kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
         result.interpreter_checks += check_in_interpreter(
             settings.model, dtype, seed=settings.seed, more=kernels
@@ -286,7 +293,7 @@ def _fill(
 def _measure_ceilings(
     result: Run, settings: Settings, device: Device, source: Source, progress: Progress
 ) -> None:
-    """Measures all of them, unless the run has all: one that goes on never mixes two sets."""
+    """Measure all ceilings, unless the run holds all: a run that continues never mixes two sets."""
     count = 2 + len(DTYPES)
     if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
         return
@@ -302,7 +309,7 @@ def _measure_ceilings(
 def _time_ceilings_again(
     result: Run, settings: Settings, device: Device, source: Source, number: int
 ) -> None:
-    """In each round but the first, which measures them, those that bear on the run's rows."""
+    """Time the ceilings of the run's dtype again in a later round; the first round measured them."""
     budget = _round_budget(settings.ceiling_limit_s)
     due = [
         place
@@ -318,12 +325,12 @@ def _time_ceilings_again(
 
 
 def _budget(settings: Settings, *, late: bool) -> Budget:
-    """A row's share of its budget in one round."""
+    """The budget of a row in one round."""
     return _round_budget(min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s)
 
 
 def _round_budget(limit_s: float) -> Budget:
-    """The share of one round in a budget of so many seconds of sampling."""
+    """The budget of one round, of a limit for all rounds."""
     return Budget(
         time_limit_s=limit_s / ROUNDS,
         warm_up_s=limit_s / 2 / ROUNDS,
@@ -334,7 +341,7 @@ def _round_budget(limit_s: float) -> Budget:
 
 
 def merge_row(rows: list[Row], found: Row) -> None:
-    """Puts the row of a round together with that of earlier rounds, in its place."""
+    """Append a round to the row of earlier rounds, or add a new row."""
     for place, row in enumerate(rows):
         if (row.case, row.provider) == (found.case, found.provider):
             rows[place] = row.with_round(found)
@@ -343,7 +350,7 @@ def merge_row(rows: list[Row], found: Row) -> None:
 
 
 def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
-    """Seconds that a case takes, about, for the progress bar: a few calls, or the time limit if longer."""
+    """Expected seconds of a case, for the progress bar: five calls, or the time limit if longer."""
     least = roof.least_time_s(case.work())
     return max(settings.row_limit_s, 5 * least[0] if least else 0.0)
 
@@ -357,7 +364,7 @@ def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:
 
 
 def _price(settings: Settings, peaks: DevicePeaks | None) -> tuple[float | None, str | None]:
-    """Dollars per hour of the device, and who says so."""
+    """Dollars per hour of the device, and their source."""
     if settings.usd_per_hour is not None:
         return settings.usd_per_hour, "--usd-per-hour"
     rental = default_rental(peaks.gpu) if peaks else None
@@ -365,7 +372,7 @@ def _price(settings: Settings, peaks: DevicePeaks | None) -> tuple[float | None,
 
 
 def datasheet_ceilings(peaks: DevicePeaks | None) -> list[Ceiling]:
-    """The rates that the datasheet names; none for a device that the table does not hold."""
+    """The datasheet's ceilings; none for an unknown device."""
     if peaks is None:
         return []
 

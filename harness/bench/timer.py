@@ -1,4 +1,4 @@
-"""Takes samples of a case until they say enough, and keeps every one."""
+"""Samples the time of a call until the median is precise enough; every sample is kept."""
 
 import itertools
 import math
@@ -10,16 +10,16 @@ from ..core.samples import summarise
 from .device import Call, Device
 
 GRAPH_BELOW_S = 50e-6
-"""Calls shorter than this are replayed from a graph: launching one takes several microseconds."""
+"""Calls shorter than this are replayed from a CUDA graph: a launch takes several microseconds."""
 
 GRAPH_CALLS = 20
-"""At least this many calls a graph, so that an event's resolution of 0.5 us is little against it."""
+"""Least calls in a graph, so that the 0.5 us resolution of an event is small against the graph's time."""
 
 ENOUGH_SAMPLES, MOST_SAMPLES = 10, 1000
-"""Of a row: not to stop before so many when within the time limit, and to stop at so many."""
+"""Samples of a row: sampling within the time limit goes on to the first, and stops at the second."""
 
 SETTLED = 0.02
-"""Warm-up ends when two medians in a row differ by less than this."""
+"""Warm-up ends when two successive medians differ by less than this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,12 @@ class Budget:
     """When to stop taking samples.
 
     Attributes:
-        time_limit_s: of sampling; at least `least_samples` are taken even when they take longer.
+        time_limit_s: of sampling.
         warm_up_s: no call of the warm-up begins later.
-        enough_samples: not to stop before, when within the time limit.
-        most_samples: stop at this many.
-        noise: stop when half the median's 95% interval falls under this share of it.
+        least_samples: taken even after the time limit.
+        enough_samples: taken within the time limit even when the noise is low.
+        most_samples: sampling stops at this many.
+        noise: sampling stops when half of the median's 95% interval is below this share of the median.
     """
 
     time_limit_s: float
@@ -44,7 +45,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Samples in the order they were taken, in seconds of one call, and how they were taken."""
+    """Seconds of one call, by sample in order, and how they were taken."""
 
     samples_s: tuple[float, ...]
     method: str
@@ -59,15 +60,15 @@ def measure(
     before_sampling: Callable[[], None] = lambda: None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `calls`, the same work on copies of its inputs, turn by turn, so that the caches are cold.
+    """Time `calls`, the same work on different copies of its inputs in turn, so that caches are cold.
 
     Args:
         device: runs and times the calls.
         calls: each runs the work once on a copy of its own.
         budget: when to stop.
-        first_s: what a call took already; one as long as the whole warm-up is warm-up enough.
+        first_s: seconds of a call before; no warm-up follows one longer than `warm_up_s`.
         before_sampling: runs after warm-up and capture, before the first sample; poisons the outputs.
-        now_s: the wall clock in seconds, for the limits alone.
+        now_s: the wall clock in seconds, for the limits only.
     """
     estimate_s = first_s if first_s > budget.warm_up_s else _warm_up(device, calls, budget, now_s)
     unit: Sequence[Call] = calls
@@ -84,7 +85,7 @@ def measure(
 
 
 def _warm_up(device: Device, calls: Sequence[Call], budget: Budget, now_s: Callable[[], float]) -> float:
-    """Call until the time of a call settles or the warm-up's time is over; seconds of a call by then."""
+    """Call until the time of a call settles or the warm-up is over; seconds of a call at the end."""
     turns = itertools.cycle(calls)
     start_s = now_s()
     median_s = device.time_each([next(turns)])[0]  # compiles, allocates, starts threads
@@ -106,7 +107,7 @@ def _sample(
     now_s: Callable[[], float],
     estimate_s: float,
 ) -> list[float]:
-    """Seconds of each call, until the budget says that they are enough."""
+    """Seconds of each call, until the budget is used or the noise is low."""
     turns = itertools.cycle(unit)
     block = min(50, max(1, int(budget.time_limit_s / 10 / max(estimate_s, 1e-9))))
     samples: list[float] = []

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from decodetax.harness.bench import ceilings as module
-from decodetax.harness.bench.ceilings import PERSISTENT, measure_ceilings, time_again
+from decodetax.harness.bench.ceilings import CACHE_MULTIPLE, measure_ceilings, time_again
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Ceiling
 from fakes import FakeDevice, SmallCpu, source
@@ -69,7 +69,7 @@ def test_buffer_is_far_larger_than_the_cache(cache_bytes, free_bytes, expected):
     with pytest.raises(Drawn):
         list(measure_ceilings(device, Numbers(), time_limit_s=1.0))
     assert asked == [expected]
-    assert PERSISTENT >= 8
+    assert CACHE_MULTIPLE >= 8
 
 
 @pytest.mark.usefixtures("_small")
