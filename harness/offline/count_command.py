@@ -1,13 +1,16 @@
 """`decodetax count`: the traffic of kernels, counted in Triton's interpreter. Needs no GPU."""
 
 import json
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core import options
-from ..core.errors import FailureError, UsageError
+from ..core.errors import FailureError, UsageError, printable
+from ..core.table import TERMINAL_COLUMNS, Column, Table, wide_option
+from ..core.units import number, si
 
 if TYPE_CHECKING:
     from ..core.cases import DecodeAttention, PrefillMatmul
@@ -15,6 +18,18 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1_000_000
 MAX_SEQUENCES = 4096
 MAX_CACHE_ELEMENTS = 2**28
+
+_TENSOR_COLUMNS = (
+    Column("requested B", "bytes_requested", "counted"),
+    Column("written B", "bytes_written", "counted"),
+    Column("distinct B", "bytes_distinct", "counted"),
+    Column("sectors", "sectors", "counted", wide=True),
+    Column("minimum B", "modelled_work_bytes", "modelled"),
+    Column("requested by tiling B", "modelled_bytes_requested", "modelled", wide=True),
+    Column("written by tiling B", "modelled_bytes_written", "modelled", wide=True),
+    Column("counted/modelled", "counted_over_modelled", show="{:.4f}".format),
+)
+_COUNTED_COLUMNS = _TENSOR_COLUMNS[:4]
 
 
 def _size_option(
@@ -72,8 +87,11 @@ def _size_option(
 @click.option(
     "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Seed of the inputs."
 )
+@wide_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
-def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json: bool, **asked: Any) -> int:
+def count_command(
+    kernels: tuple[str, ...], providers: tuple[str, ...], wide: bool, as_json: bool, **asked: Any
+) -> int:
     """Count bytes and operations of kernels in Triton's interpreter; needs no GPU.
 
     Shows the bytes of each tensor that unmasked lanes request and write and the distinct bytes (counted),
@@ -104,9 +122,8 @@ def count_command(kernels: tuple[str, ...], providers: tuple[str, ...], as_json:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": [*rows, *user_rows]}, indent=1, allow_nan=False))
     else:
-        from .evidence_text import count_text, own_count_text
-
-        click.echo("\n\n".join([*map(count_text, rows), *map(own_count_text, user_rows)]))
+        texts = [_text(row, wide=wide) for row in rows] + [_user_text(row, wide=wide) for row in user_rows]
+        click.echo("\n\n".join(texts))
     return 1 if any(row["status"] == "failed" for row in user_rows) else 0
 
 
@@ -148,3 +165,74 @@ def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatm
             dtype=asked["dtype"],
         ),
     }
+
+
+def _text(row: Mapping[str, Any], *, wide: bool) -> str:
+    """A case of this package's kernels: its tensors, its operations, ops:bytes at each level."""
+    title = f"{row['case']} on {row['gpu']}"
+    tiling = ", ".join(f"{name} {value}" for name, value in row["tiling"].items() if value is not None)
+    lines = {"tiling": tiling}
+    if row["status"] == "counted":
+        cells = tuple(
+            (name, *(tensor[column.name] for column in _TENSOR_COLUMNS))
+            for name, tensor in row["tensors"].items()
+        )
+        title = Table(columns=(Column("tensor"), *_TENSOR_COLUMNS), rows=cells, title=title).text(wide=wide)
+        useful, ratio = row["useful_share_of_operations"], row["operations_counted_over_modelled"]
+        requested, distinct = row["operations_per_requested_byte"], row["operations_per_distinct_byte"]
+        programs = (f"{launch['kernel']} {launch['programs']:,}" for launch in row["launches"])
+        lines["operations (counted)"] = (
+            f"{_operations(row)}; {useful:.1%} useful; counted/modelled {ratio:.4f}"
+        )
+        lines["ops:bytes (counted)"] = f"{number(requested)} requested, {number(distinct)} distinct"
+        lines["programs (counted)"] = ", ".join(programs)
+    else:
+        requested, written = si(row["modelled_bytes_requested"]), si(row["modelled_bytes_written"])
+        operations = f"{row['modelled_operations']:,} operations with padding"
+        lines["modelled only"] = row["reason"]
+        lines["modelled"] = f"{requested}B requested, {written}B written, {operations}"
+    cache = row["modelled_cache"]
+    if cache is not None:
+        requested, l2, dram = (
+            number(cache[f"{level}_operations_per_byte"]) for level in ("requested", "l2", "dram")
+        )
+        l2_mib = cache["l2_capacity_bytes"] / 2**20
+        lines[f"L2 of {l2_mib:.0f} MiB (modelled, programs per SM: {cache['programs_per_sm']})"] = (
+            f"{si(cache['dram_bytes'])}B of DRAM traffic; "
+            f"ops:bytes {requested} requested, {l2} L2, {dram} DRAM"
+        )
+    return "\n".join((title, *_wrapped(lines, wide=wide)))
+
+
+def _user_text(row: Mapping[str, Any], *, wide: bool) -> str:
+    """A user's function: the tensors of each launch by parameter, and totals."""
+    title = f"{row['kernel']}: {row['case']}"
+    if row["status"] != "counted":
+        return "\n".join((title, *_wrapped({row["status"]: row["reason"]}, wide=wide)))
+    cells = tuple(
+        (launch["kernel"], launch["programs"], name, *(tensor[column.name] for column in _COUNTED_COLUMNS))
+        for launch in row["launches"]
+        for name, tensor in launch["tensors"].items()
+    )
+    columns = (Column("launch"), Column("programs", "", "counted"), Column("tensor"), *_COUNTED_COLUMNS)
+    lines = {
+        "result": "correct",
+        "operations (counted)": _operations(row),
+        "minimum (modelled)": f"{row['modelled_work_operations']:,} operations, "
+        f"{row['modelled_work_bytes']:,} bytes",
+        "bytes requested and written over the minimum": number(row["bytes_counted_over_work"]),
+        "minimum operations per byte requested and written": number(row["operations_per_counted_byte"]),
+    }
+    table = Table(columns=columns, rows=cells, title=title).text(wide=wide)
+    return "\n".join((table, *_wrapped(lines, wide=wide)))
+
+
+def _operations(row: Mapping[str, Any]) -> str:
+    return "; ".join(f"{count:,} in {types}" for types, count in row["operations"].items()) or "none"
+
+
+def _wrapped(lines: Mapping[str, str], *, wide: bool) -> Iterator[str]:
+    """A line "name: value" for each, of at most 80 characters unless `wide`."""
+    for name, value in lines.items():
+        line = printable(f"{name}: {value}")
+        yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")

@@ -1,12 +1,43 @@
 """`decodetax inspect`: kernels compiled for GPUs that need not be there, with their modelled limits."""
 
 import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
 
 from ..core import options
+from ..core.errors import printable
 from ..core.progress import progress_bar
+from ..core.table import Column, Table, percent, wide_option
+from ..core.units import number
+
+
+def _ratio(value: float) -> str:
+    return number(value, 3)
+
+
+_COLUMNS = (
+    Column("variant", "variant"),
+    Column("dtype", "dtype"),
+    Column("registers", "registers", "compiled"),
+    Column("spill B", "spill_bytes", "compiled"),
+    Column("shared B", "shared_bytes", "compiled", wide=True),
+    Column("tensor-core instruction", "matrix_instruction", "compiled", wide=True),
+    Column("load B", "load_bytes", "compiled", wide=True),
+    Column("async loads", "asynchronous", "compiled", wide=True),
+    Column("loop instructions", "loop_instructions", "compiled", wide=True),
+    Column("programs/SM", "programs_per_sm", "modelled"),
+    Column("issue headroom", "issue_headroom", "modelled", show=_ratio, wide=True),
+    Column("latency headroom", "latency_headroom", "modelled", show=_ratio, wide=True),
+    Column("latency headroom at wait", "latency_headroom_at_wait", "modelled", show=_ratio, wide=True),
+    Column("tensor-core share", "matrix_share", "modelled", show=_ratio, wide=True),
+    Column("schedule efficiency", "schedule_efficiency", "modelled", show=_ratio, wide=True),
+    Column("ragged schedule", "schedule_efficiency_ragged", "modelled", show=_ratio, wide=True),
+    Column("limit", "limit", "modelled"),
+    Column("of peak", "share_of_peak", "modelled", show=percent),
+)
 
 
 @click.command("inspect")
@@ -37,6 +68,7 @@ from ..core.progress import progress_bar
     help="all, bf16, fp16 or fp32; or e4m3, e5m2, int8: KV cache of decode attention, operands of the "
     "matmul (int8: its weight only).",
 )
+@wide_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 def inspect_command(
     first: str,
@@ -44,6 +76,7 @@ def inspect_command(
     kernels: tuple[str, ...],
     providers: tuple[str, ...],
     dtype: str,
+    wide: bool,
     as_json: bool,
 ) -> int:
     """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
@@ -66,9 +99,7 @@ def inspect_command(
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
     else:
-        from .evidence_text import inspect_text
-
-        click.echo(inspect_text(rows))
+        click.echo(_text(rows, wide=wide))
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
@@ -90,3 +121,22 @@ def _compiled(gpus: tuple[str, ...], kernels: tuple[str, ...], dtype: str) -> li
             progress(min(0.99, share), f"{row.gpu} {row.kernel} {row.variant}")
 
         return [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]
+
+
+def _text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
+    """A table for each GPU and kernel, and a line for each row that is not ok."""
+    tables = []
+    compiled = (row for row in rows if row["status"] == "ok")
+    for (kernel, gpu), group in groupby(compiled, key=lambda row: (row["kernel"], row["gpu"])):
+        cells = []
+        for row in group:
+            limit = row["limit"] or {}
+            flat = {**row, "limit": limit.get("which"), "share_of_peak": limit.get("share_of_peak")}
+            cells.append(tuple(flat[column.name] for column in _COLUMNS))
+        tables.append(Table(columns=_COLUMNS, rows=tuple(cells), title=f"{kernel} on {gpu}").text(wide=wide))
+    others = [
+        f"{row['status']}: {row['gpu']} {row['kernel']} {row['variant']} {row['dtype']}: {row['reason']}"
+        for row in rows
+        if row["status"] != "ok"
+    ]
+    return "\n\n".join([*tables, *(["\n".join(map(printable, others))] if others else [])])

@@ -1,6 +1,5 @@
 """`--provider` of `decodetax count` and `decodetax inspect`: a user's own Triton kernel."""
 
-import json
 import os
 import re
 import subprocess
@@ -8,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from decodetax.harness.cli import cli
-from decodetax.harness.core.errors import UsageError
 from decodetax.harness.offline import kernel_traffic
+from hand_made import assert_misuse, decodetax, strict_json
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 EXAMPLE = re.findall(r"```python\n(# my_kernel.py\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
@@ -161,49 +158,46 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_others.py").write_text(OTHERS, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("my_kernel", "my_others"):
+    for name in ("my_kernel", "my_others", "my_bad"):
         sys.modules.pop(name, None)
     return tmp_path
 
 
-def count(*arguments):
-    return CliRunner().invoke(cli, ["count", *arguments, "--json"], standalone_mode=False)
+def count(function, *arguments):
+    """Exit code, the rows, and standard error."""
+    outcome = decodetax("count", "--provider", function, *arguments, *SIZES, "--json")
+    return outcome.code, strict_json(outcome.out)["rows"], outcome.err
 
 
-def rows_of(result):
-    assert result.exception is None
-    return json.loads(result.stdout)["rows"]
-
-
-def test_an_own_kernel_is_counted_by_its_parameters():
-    result = count("--provider", "my_kernel:my_product", *SIZES)
-    [row] = rows_of(result)
-    assert (result.return_value, row["status"], row["kernel"]) == (0, "counted", "my_kernel:my_product")
+def test_counts_each_parameter_of_a_user_kernel():
+    code, [row], _ = count("my_kernel:my_product")
+    assert (code, row["status"], row["kernel"]) == (0, "counted", "my_kernel:my_product")
     [launch] = row["launches"]
     assert (launch["kernel"], launch["grid"], launch["programs"]) == ("_product_kernel", [3, 4, 1], 12)
     element = 4
     x, weight, out = (launch["tensors"][name] for name in ("x_ptr", "weight_ptr", "out_ptr"))
-    assert x["bytes_requested"] == 4 * 130 * 72 * element  # once for each of 4 tiles of columns
+    assert x["bytes_requested"] == 4 * 130 * 72 * element  # once for each of 4 columns of tiles
     assert weight["bytes_requested"] == 3 * 200 * 72 * element
     assert (x["bytes_distinct"], weight["bytes_distinct"]) == (130 * 72 * element, 200 * 72 * element)
     assert out["bytes_written"] == 130 * 200 * element
     moved = x["bytes_requested"] + weight["bytes_requested"] + out["bytes_written"]
-    needed = (130 * 72 + 200 * 72 + 130 * 200) * element
-    assert row["modelled_work_bytes"] == needed
-    assert row["bytes_counted_over_work"] == pytest.approx(moved / needed)
+    minimum = (130 * 72 + 200 * 72 + 130 * 200) * element
+    assert row["modelled_work_bytes"] == minimum
+    assert row["bytes_counted_over_work"] == pytest.approx(moved / minimum)
     assert row["operations"] == {"fp32 x fp32": 2 * (3 * 64) * (4 * 64) * (3 * 32)}  # tiles, padding included
     assert row["modelled_work_operations"] == 2 * 130 * 200 * 72
 
 
-def test_own_kernels_stand_beside_ours_where_asked_for():
-    both = count("--provider", "my_kernel:my_product", "--kernel", "prefill_matmul", *SIZES)
-    assert [row["kernel"] for row in rows_of(both)] == ["prefill_matmul", "my_kernel:my_product"]
+def test_counts_our_kernel_too_if_asked():
+    _, rows, _ = count("my_kernel:my_product", "--kernel", "prefill_matmul")
+    assert [row["kernel"] for row in rows] == ["prefill_matmul", "my_kernel:my_product"]
 
 
-def test_counts_are_shown_as_text():
-    result = CliRunner().invoke(cli, ["count", "--provider", "my_kernel:my_product", *SIZES])
-    assert result.exit_code == 0
-    assert re.search(r"_product_kernel +12 +x_ptr +149760 +0 +37440 ", result.stdout)
+def test_shows_counts_as_text():
+    outcome = decodetax("count", "--provider", "my_kernel:my_product", *SIZES)
+    assert outcome.code == 0
+    assert re.search(r"_product_kernel +12 +x_ptr +149,760 +0 +37,440\n", outcome.out)
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -226,70 +220,62 @@ def test_counts_are_shown_as_text():
         ("bare", "AssertionError"),
     ],
 )
-def test_wrong_results_are_failed_rows_without_figures(function, reason):
-    result = count("--provider", f"my_others:{function}", *SIZES)
-    [row] = rows_of(result)
-    assert (result.return_value, row["status"]) == (1, "failed")
+def test_a_wrong_function_is_a_failed_row_without_figures(function, reason):
+    code, [row], _ = count(f"my_others:{function}")
+    assert (code, row["status"]) == (1, "failed")
     assert reason in row["reason"]
     assert not [name for name in row if "bytes" in name or "operations" in name]
-    shown = CliRunner().invoke(cli, ["count", "--provider", f"my_others:{function}", *SIZES])
-    assert reason in shown.stdout
+
+
+def test_shows_the_reason_of_a_failed_row():
+    outcome = decodetax("count", "--provider", "my_others:breaking", *SIZES)
+    assert (outcome.code, outcome.out.splitlines()[1]) == (1, "failed: OSError: no luck")
 
 
 @pytest.mark.parametrize("function", ["tuned_product", "benched_product", "hooked_product"])
-def test_an_autotuned_kernel_is_counted_by_its_first_configuration(function):
-    [row] = rows_of(count("--provider", f"my_others:{function}", *SIZES))
+def test_an_autotuned_kernel_is_counted_in_its_first_configuration(function):
+    _, [row], _ = count(f"my_others:{function}")
     assert [launch["grid"] for launch in row["launches"]] == [[5, 7, 1]]
     assert row["status"] == "counted"
 
 
+def test_output_of_a_function_goes_to_stderr():
+    _, [row], err = count("my_others:talking")
+    assert row["status"] == "counted"
+    assert "a word on standard output" in err
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         pytest.param(
-            (
-                "--provider",
-                "my_kernel:my_product",
-                "--rows",
-                "5000000",
-                *("--in-features", "1", "--out-features", "1"),
-            ),
+            ("my_kernel:my_product", "--rows", 5000000, "--in-features", 1, "--out-features", 1),
             "--rows: 5e+06 results are over 4.19e+06, too many to interpret",
             id="too many programs",
         ),
         pytest.param(
-            ("--provider", "my_others:later"),
-            "--provider: my_others:later is asynchronous; it must give its result when it is called",
-            id="asynchronous",
-        ),
-        pytest.param(
-            ("--provider", "my_kernel:my_product", "--rows", "100000"),
+            ("my_kernel:my_product", "--rows", 100000),
             "--rows: 5.24e+10 operations are over 3e+09, too many to interpret",
             id="too large",
         ),
         pytest.param(
-            ("--provider", "my_kernel:none"), "--provider: my_kernel has no function 'none'", id="unknown"
+            ("my_others:later",),
+            "--provider: my_others:later is asynchronous; it must give its result when it is called",
+            id="asynchronous",
+        ),
+        pytest.param(
+            ("my_kernel:none",), "--provider: my_kernel has no function 'none'", id="no such function"
+        ),
+        pytest.param(
+            ("my_others:breaking", "--kernel", "prefill_matmul", "--provider", "nowhere:f"),
+            "--provider: 'nowhere' cannot be imported",
+            id="a later provider",
         ),
     ],
 )
-def test_what_cannot_be_counted_is_named(arguments, words):
-    error = count(*arguments).exception
-    assert isinstance(error, UsageError)
-    assert words in str(error)
-
-
-def test_what_a_function_prints_is_no_part_of_the_json():
-    result = count("--provider", "my_others:talking", *SIZES)
-    assert rows_of(result)[0]["status"] == "counted"
-    assert "a word on standard output" in result.stderr
-
-
-def test_a_later_provider_that_is_not_there_is_told_of_before_any_is_counted(monkeypatch):
+def test_rejects_what_cannot_be_counted_before_counting(monkeypatch, arguments, message):
     monkeypatch.setattr(kernel_traffic, "count_row", lambda *_a, **_k: pytest.fail("it was counted"))
-    result = count(
-        "--kernel", "prefill_matmul", "--provider", "my_others:breaking", "--provider", "nowhere:f"
-    )
-    assert "'nowhere' cannot be imported" in str(result.exception)
+    assert_misuse(decodetax("count", "--provider", *arguments), message)
 
 
 @pytest.mark.parametrize(
@@ -301,72 +287,63 @@ def test_a_later_provider_that_is_not_there_is_told_of_before_any_is_counted(mon
     ],
     ids=["leaves", "syntax", "control characters"],
 )
-def test_a_module_that_cannot_be_imported_is_told_in_one_line(folder, text, words):
+def test_rejects_a_module_that_cannot_be_imported(folder, text, words):
     (folder / "my_bad.py").write_text(text, encoding="utf-8")
-    sys.modules.pop("my_bad", None)
-    error = count("--provider", "my_bad:f").exception
-    assert isinstance(error, UsageError)
-    assert str(error) == f"--provider: 'my_bad' cannot be imported ({words})"
+    outcome = decodetax("count", "--provider", "my_bad:f")
+    assert_misuse(outcome)
+    assert outcome.err == f"decodetax: --provider: 'my_bad' cannot be imported ({words})\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dtype", "e4m3"), "--dtype: 'e4m3' does not go with --provider; all, bf16, fp16, fp32 do"),
+        ((), "my_kernel:my_product sets TRITON_INTERPRET before it imports Triton"),  # as this process does
+    ],
+    ids=["dtype", "interpreter"],
+)
+def test_rejects_what_cannot_be_compiled(monkeypatch, arguments, message):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the command removes it
+    assert_misuse(
+        decodetax("inspect", "--gpu", "h100", "--provider", "my_kernel:my_product", *arguments), message
+    )
 
 
 def inspect(*arguments, interpret="1"):
-    """In a process of its own: one that interprets compiles nothing."""
+    """Exit code and rows of a process of its own: a process that interprets cannot compile."""
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "decodetax.harness", "inspect", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "decodetax.harness", "inspect", *arguments, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.returncode, strict_json(done.stdout)["rows"]
 
 
-def test_an_own_kernel_is_compiled_for_gpus_that_are_not_there():
-    done = inspect("--gpu", "a100", "h100", "--provider", "my_kernel:my_product", "--dtype", "bf16", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = json.loads(done.stdout)["rows"]
-    shapes = ["rows_8192", "rows_64", "rows_1"]
-    assert [(row["gpu"], row["variant"]) for row in rows] == [
-        (gpu, f"{shape}:_product_kernel") for gpu in ("A100-SXM4-80GB", "H100-SXM5-80GB") for shape in shapes
+def test_compiles_a_user_kernel_for_each_gpu_and_shape():
+    functions = ("my_kernel:my_product", "my_others:breaking", "my_others:idle", "my_others:attention")
+    providers = [word for function in functions for word in ("--provider", function)]
+    code, rows = inspect("--gpu", "a100", "h100", *providers, "--dtype", "bf16")
+    assert code == 1
+    shapes, gpus = ["rows_8192", "rows_64", "rows_1"], ("A100-SXM4-80GB", "H100-SXM5-80GB")
+    compiled = [row for row in rows if row["kernel"] == "my_kernel:my_product"]
+    assert [(row["gpu"], row["variant"]) for row in compiled] == [
+        (gpu, f"{shape}:_product_kernel") for gpu in gpus for shape in shapes
     ]
-    for row in rows:
-        assert (row["kernel"], row["dtype"], row["status"]) == ("my_kernel:my_product", "bf16", "ok")
-        assert row["tiling"]["block_m"] == 64
+    for row in compiled:
+        assert (row["dtype"], row["status"], row["tiling"]["block_m"]) == ("bf16", "ok", 64)
         assert row["registers"] > 0
-    assert {row["matrix_instruction"] for row in rows if row["gpu"].startswith("A100")} == {"HMMA"}
-
-
-def test_each_configuration_of_an_autotuned_kernel_is_compiled():
-    done = inspect(
-        "--gpu", "sm_80", "--provider", "my_others:tuned_product", "--dtype", "fp16", "--json", interpret="0"
-    )
-    rows = json.loads(done.stdout)["rows"]
-    assert [row["tiling"]["block_m"] for row in rows] == [32, 64] * 3
-    assert rows[1]["variant"].startswith("rows_8192:_product_kernel(block_m 64, block_n 64, block_k 32")
-    hooked = inspect("--gpu", "sm_80", "--provider", "my_others:hooked_product", "--dtype", "fp16", "--json")
-    assert [row["status"] for row in json.loads(hooked.stdout)["rows"]] == ["ok"] * 3
-
-
-def test_a_module_that_has_triton_interpret_is_told_in_one_line(folder):
-    text = 'import os\nos.environ["TRITON_INTERPRET"] = "1"\n' + EXAMPLE
-    (folder / "my_interpreted.py").write_text(text, encoding="utf-8")
-    done = inspect("--gpu", "h100", "--provider", "my_interpreted:my_product")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "my_interpreted:my_product sets TRITON_INTERPRET before it imports Triton" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_functions_that_cannot_be_compiled_are_failed_rows():
-    providers = [
-        word for name in ("breaking", "idle", "attention") for word in ("--provider", f"my_others:{name}")
-    ]
-    done = inspect("--gpu", "h100", *providers, "--dtype", "bf16", "--json")
-    assert done.returncode == 1
-    reasons = [(row["kernel"], row["status"], row["reason"]) for row in json.loads(done.stdout)["rows"]]
-    assert reasons == [
-        *[("my_others:breaking", "failed", "OSError: no luck")] * 3,
-        *[("my_others:idle", "failed", "launches no Triton kernel")] * 3,
-        ("my_others:attention", "failed", "launches no Triton kernel"),
+    assert {row["matrix_instruction"] for row in compiled if row["gpu"].startswith("A100")} == {"HMMA"}
+    assert [(row["kernel"], row["status"], row["reason"]) for row in rows[len(compiled) :]] == [
+        *[("my_others:breaking", "failed", "OSError: no luck")] * 6,
+        *[("my_others:idle", "failed", "launches no Triton kernel")] * 6,
+        *[("my_others:attention", "failed", "launches no Triton kernel")] * 2,
     ]
 
 
-def test_dtype_that_does_not_go_with_a_provider_is_named():
-    done = inspect("--gpu", "h100", "--provider", "my_kernel:my_product", "--dtype", "e4m3")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--dtype: 'e4m3' does not go with --provider; all, bf16, fp16, fp32 do" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.slow
+def test_compiles_each_configuration_of_an_autotuned_kernel():
+    providers = ("--provider", "my_others:tuned_product", "--provider", "my_others:hooked_product")
+    _, rows = inspect("--gpu", "sm_80", *providers, "--dtype", "fp16", interpret="0")
+    tuned = [row for row in rows if row["kernel"] == "my_others:tuned_product"]
+    assert [row["tiling"]["block_m"] for row in tuned] == [32, 64] * 3
+    assert tuned[1]["variant"].startswith("rows_8192:_product_kernel(block_m 64, block_n 64, block_k 32")
+    assert [row["status"] for row in rows[len(tuned) :]] == ["ok"] * 3
