@@ -72,7 +72,7 @@ def models_command() -> None:
 @cli.command("devices")
 def devices_command() -> None:
     """List the devices whose datasheet peaks are known (dense rates), with their source."""
-    from .core.peaks import device_table
+    from .core.gpus import datasheet_rows
     from .core.table import Table
 
-    click.echo(Table.of(device_table()).text(wide=True))
+    click.echo(Table.of(datasheet_rows()).text(wide=True))

@@ -11,8 +11,8 @@ from unittest import mock
 
 import pytest
 from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.gpus import datasheet_rows
 from decodetax.harness.core.language_model import preset_table
-from decodetax.harness.core.peaks import device_table
 from hand_made import (
     CPU,
     TINY,
@@ -359,7 +359,7 @@ def test_devices_lists_every_gpu_with_its_source():
     lines = outcome.out.splitlines()
     for column in ("memory_gb_per_s", "bf16_dense_tflops", "source"):
         assert column in lines[0]
-    devices = device_table()
+    devices = datasheet_rows()
     assert len(lines) == 2 + len(devices)
     for device, line in zip(devices, lines[2:], strict=True):
         assert line.startswith(device["gpu"])

@@ -11,11 +11,10 @@ import torch
 from ...kernels import interpreting, use_interpreter
 from ..core.cases import Case, Sweep, cases_of
 from ..core.errors import UsageError, one_line
+from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES, Source, memory_bytes
 from ..core.language_model import LanguageModel
-from ..core.peaks import DevicePeaks, peaks_of
 from ..core.records import Ceiling, Roof, Row, Run
-from ..core.rental import default_rental
 from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device, open_device
@@ -133,8 +132,8 @@ def check_memory(settings: Settings, device: Device) -> None:
 
 def begin(settings: Settings, device: Device) -> Run:
     """A run before any measurement: its environment, settings and datasheet ceilings."""
-    peaks = peaks_of(device.name, device.memory_bytes) if device.kind == "cuda" else None
-    price, price_source = _price(settings, peaks)
+    gpu = gpu_of_device(device.name, device.memory_bytes) if device.kind == "cuda" else None
+    price, price_source = _price(settings, gpu)
     return Run(
         environment=describe(device),
         settings={
@@ -144,7 +143,7 @@ def begin(settings: Settings, device: Device) -> Run:
             "usd_per_hour": price,
             "usd_per_hour_source": price_source,
         },
-        ceilings=datasheet_ceilings(peaks),
+        ceilings=datasheet_ceilings(gpu),
     )
 
 
@@ -363,27 +362,28 @@ def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:
     return "bf16" if (rates["bf16"] or 0.0) >= (rates["fp32"] or 0.0) else "fp32"
 
 
-def _price(settings: Settings, peaks: DevicePeaks | None) -> tuple[float | None, str | None]:
+def _price(settings: Settings, gpu: Gpu | None) -> tuple[float | None, str | None]:
     """Dollars per hour of the device, and their source."""
     if settings.usd_per_hour is not None:
         return settings.usd_per_hour, "--usd-per-hour"
-    rental = default_rental(peaks.gpu) if peaks else None
-    return (float(rental.usd_per_hour), f"{rental.basis}, {rental.source}") if rental else (None, None)
+    if gpu is None or gpu.usd_per_hour is None:
+        return None, None
+    return gpu.usd_per_hour, gpu.usd_source
 
 
-def datasheet_ceilings(peaks: DevicePeaks | None) -> list[Ceiling]:
+def datasheet_ceilings(gpu: Gpu | None) -> list[Ceiling]:
     """The datasheet's ceilings; none for an unknown device."""
-    if peaks is None:
+    if gpu is None:
         return []
 
     def detail(field: str) -> str:
-        mark = peaks.marks.get(field)
-        return f"{peaks.gpu}, {peaks.source}" + (f" ({mark})" if mark else "")
+        mark = gpu.marks.get(field)
+        return f"{gpu.name}, {gpu.source}" + (f" ({mark})" if mark else "")
 
     bandwidth = Ceiling(
         kind="read_bandwidth",
         provenance="datasheet",
-        bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
         detail=detail("bandwidth_bytes_per_s"),
     )
     return [
@@ -397,6 +397,6 @@ def datasheet_ceilings(peaks: DevicePeaks | None) -> list[Ceiling]:
                 detail=detail(f"flop_per_s.{dtype}"),
             )
             for dtype in DTYPES
-            if (rate := peaks.flop_per_s[dtype]) is not None
+            if (rate := gpu.flop_per_s[dtype]) is not None
         ),
     ]

@@ -1,1 +1,1 @@
-"""Arithmetic alone, on the standard library: cases, work, peaks, records and token cost."""
+"""Arithmetic alone, on the standard library: cases, work, GPUs, records and token cost."""

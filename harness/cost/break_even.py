@@ -42,11 +42,11 @@ class BreakEven:
     @property
     def where(self) -> str:
         """What is modelled, in words."""
-        return f"{self.model.name} on {self.on.peaks.gpu}, {self.context} cached tokens"
+        return f"{self.model.name} on {self.on.gpu.name}, {self.context} cached tokens"
 
     def to_json(self) -> dict[str, Any]:
         """Model, GPU and context of the modelled batches."""
-        return {"model": self.model.name, "gpu": self.on.peaks.gpu, "context": self.context}
+        return {"model": self.model.name, "gpu": self.on.gpu.name, "context": self.context}
 
     def batches(self, ratio: Decimal | None) -> dict[str, float | None]:
         """The modelled and the measured batch of a price ratio; both None if there is no ratio."""

@@ -119,7 +119,7 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
     """
     fits = largest_batch(model, on, context=context)
     if not fits:
-        raise UsageError(f"--gpu: {model.name} with {context} cached tokens does not fit {on.peaks.gpu}")
+        raise UsageError(f"--gpu: {model.name} with {context} cached tokens does not fit {on.gpu.name}")
     batches = sorted({*(b for b in (1, 8, 32, 128, 512) if b < fits), fits})
     input_s = sum(input_split_s(model, on, prompt=context).values())
     output_s = {b: sum(output_split_s(model, on, batch=b, context=context).values()) for b in batches}
@@ -127,17 +127,17 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
     rows = sequences * context
     prefill = prefill_forward(model, sequences=sequences, prompt=context, rows=rows)
     decode = {b: decode_forward(model, batch=b, context=context) for b in batches}
-    peak = on.peaks.flop_per_s["bf16"] or on.peaks.flop_per_s["fp16"] or 0.0
+    peak = on.gpu.flop_per_s["bf16"] or on.gpu.flop_per_s["fp16"] or 0.0
     first, step_s = decode[batches[0]], output_s[batches[0]] * batches[0]
     return Facts(
-        where=f"{model.name} on {on.peaks.gpu}",
+        where=f"{model.name} on {on.gpu.name}",
         provenance="modelled",
         model=model,
         context=context,
-        balance_ops_per_byte=peak / on.peaks.bandwidth_bytes_per_s,
+        balance_ops_per_byte=peak / on.gpu.bandwidth_bytes_per_s,
         prefill_ops_per_byte=prefill.operations / _bytes_moved(prefill, on),
         decode_ops_per_byte={b: step.operations / _bytes_moved(step, on) for b, step in decode.items()},
-        bandwidth_share=_bytes_moved(first, on) / step_s / on.peaks.bandwidth_bytes_per_s,
+        bandwidth_share=_bytes_moved(first, on) / step_s / on.gpu.bandwidth_bytes_per_s,
         flop_share=first.operations / step_s / peak,
         prefill_flop_share=prefill.operations / (input_s * rows) / peak,
         input_s_per_token=input_s,

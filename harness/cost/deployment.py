@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..core.data_table import data_table
-from ..core.peaks import DevicePeaks, find_device
+from ..core.gpus import Gpu, find_gpu
 from .forward import ACTIVATION_BYTES, STORED_BYTES, Attention, Elementwise, Forward, Matmul, Part
 from .kernel_time import KernelTime, decode_attention_time, gemm_time, prefill_attention_time
 
@@ -24,37 +23,18 @@ COMPONENTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """What joins the GPUs of a tensor-parallel group.
-
-    Attributes:
-        bytes_per_s: of one GPU, in each direction.
-        latency_s: of an all-reduce of nothing.
-    """
-
-    bytes_per_s: float
-    latency_s: float
-
-    def all_reduce_s(self, reduced_bytes: float, gpus: int) -> float:
-        """Seconds of a ring: each GPU sends 2 (n - 1) / n of the bytes."""
-        return self.latency_s + 2.0 * (gpus - 1) / gpus * reduced_bytes / self.bytes_per_s
-
-
-@dataclass(frozen=True, kw_only=True)
 class Deployment:
     """GPUs, and how a model is stored on them.
 
     Attributes:
-        peaks: of each GPU.
-        link: between them.
+        gpu: each of them; its link joins them.
         tensor_parallel: how many GPUs share each layer.
         dtype: of weights; "fp8" is multiplied as it is where the GPU can, "int8" and "int4" as bf16.
         cache_dtype: of the KV cache.
         usd_per_hour: of one GPU; None where it is not known.
     """
 
-    peaks: DevicePeaks
-    link: Link
+    gpu: Gpu
     tensor_parallel: int
     dtype: str
     cache_dtype: str
@@ -67,18 +47,10 @@ class Deployment:
         return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.tensor_parallel
 
 
-def link_of(peaks: DevicePeaks) -> Link:
-    """What joins GPUs of this kind: the bandwidth of its datasheet, and a stated latency."""
-    row = next(row for row in data_table("links.csv") if row["gpu"] == peaks.gpu)
-    return Link(bytes_per_s=float(row["gb_per_s"]) * 1e9, latency_s=float(row["latency_us"]) * 1e-6)
-
-
 def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> Deployment:
     """One GPU without a price."""
-    peaks = find_device(gpu)
     return Deployment(
-        peaks=peaks,
-        link=link_of(peaks),
+        gpu=find_gpu(gpu),
         tensor_parallel=1,
         dtype=dtype,
         cache_dtype=cache_dtype,
@@ -90,13 +62,13 @@ def communication_s(forward: Forward, on: Deployment) -> float:
     """Seconds of all all-reduces of a forward."""
     if not forward.all_reduces:
         return 0.0
-    return forward.all_reduces * on.link.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
+    return forward.all_reduces * on.gpu.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
 
 
 def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
     """Seconds of all runs of a part in a forward, by component."""
     if isinstance(part, Elementwise):
-        moved_s = part.activation_bytes / on.peaks.bandwidth_bytes_per_s
+        moved_s = part.activation_bytes / on.gpu.bandwidth_bytes_per_s
         return {
             "activations": part.times * moved_s,
             "launch": part.times * part.kernels * ELEMENTWISE_LAUNCH_S,
@@ -118,7 +90,7 @@ def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
     # Each expert has an input of its own; bytes of all but one go with the weights.
     inputs = (part.groups - 1) * part.rows * ACTIVATION_BYTES / part.out_features
     return gemm_time(
-        on.peaks,
+        on.gpu,
         rows=max(1, math.ceil(part.rows)),
         out_features=max(1, round(part.out_features)),
         in_features=part.in_features,
@@ -132,7 +104,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
     """Seconds of one run of attention; caches of 8 and 4 bits are read as fast as those of fp8."""
     if part.decode:
         return decode_attention_time(
-            on.peaks,
+            on.gpu,
             sequences=part.sequences,
             kv_heads=part.kv_heads,
             kv_bytes=part.cached * STORED_BYTES[on.cache_dtype],
@@ -141,7 +113,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
             group=part.q_heads // part.kv_heads,
         )
     whole = prefill_attention_time(
-        on.peaks,
+        on.gpu,
         sequences=part.sequences,
         q_heads=part.q_heads,
         kv_heads=part.kv_heads,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..core.data_table import data_table
 from ..core.errors import UsageError
-from ..core.peaks import DevicePeaks
+from ..core.gpus import Gpu
 
 Quantity: TypeAlias = Any  # a float, or an array of floats with one element a case
 
@@ -151,19 +151,19 @@ KIND_OF: Mapping[str, type[GemmConstants] | type[DecodeConstants] | type[Prefill
 }
 
 
-def constants_for(peaks: DevicePeaks) -> KernelConstants:
+def constants_for(gpu: Gpu) -> KernelConstants:
     """Gives a GPU's constants.
 
     A GPU with measurements has its own. Any other takes the efficiencies and costs of H100 if it multiplies
     fp8, of A100 if not, applied to its own datasheet. Prefill attention was measured on H100 alone.
     """
-    fitted, has_fp8 = _fitted(), peaks.flop_per_s["fp8"] is not None
-    gpu = min(fitted, key=lambda g: (g != peaks.gpu, (("gemm", "fp8") in fitted[g]) != has_fp8))
-    prefill_gpu = min(fitted, key=lambda g: (("prefill_attention", "bf16") not in fitted[g], g != gpu))
-    own = fitted[gpu]
+    fitted, has_fp8 = _fitted(), gpu.flop_per_s["fp8"] is not None
+    measured = min(fitted, key=lambda g: (g != gpu.name, (("gemm", "fp8") in fitted[g]) != has_fp8))
+    prefill_gpu = min(fitted, key=lambda g: (("prefill_attention", "bf16") not in fitted[g], g != measured))
+    own = fitted[measured]
     return KernelConstants(
-        gpu=gpu,
-        basis=f"calibrated on {gpu}" if gpu == peaks.gpu else "derived from the datasheet",
+        gpu=measured,
+        basis=f"calibrated on {measured}" if measured == gpu.name else "derived from the datasheet",
         prefill_attention_gpu=prefill_gpu,
         gemm={dtype: c for (kernel, dtype), c in own.items() if kernel == "gemm"},
         decode_attention={key: c for key, c in own.items() if key[0] in (SINGLE, GROUPED)},
@@ -172,7 +172,7 @@ def constants_for(peaks: DevicePeaks) -> KernelConstants:
 
 
 def gemm_time(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     *,
     rows: int,
     out_features: int,
@@ -184,7 +184,7 @@ def gemm_time(
     """Models x [rows, in_features] times weight [out_features, in_features] transposed.
 
     Args:
-        peaks: the GPU.
+        gpu: the GPU.
         rows: rows of x.
         out_features: columns of the result.
         in_features: length of the sum.
@@ -200,15 +200,15 @@ def gemm_time(
         weight_bytes_per_element=weight_bytes_per_element,
         activation_bytes_per_element=activation_bytes_per_element,
     )
-    gemm, dtype = constants_for(peaks).gemm, multiplied_in(peaks, dtype)
+    gemm, dtype = constants_for(gpu).gemm, multiplied_in(gpu, dtype)
     constants = gemm[dtype]
     if activation_bytes_per_element <= 1:  # they come quantised: no pass, and not its launch
         constants = replace(constants, fixed_s=gemm["bf16"].fixed_s, quantise_share=None)
-    return _kernel_time(gemm_terms(peaks, constants, dtype=dtype, **sizes))
+    return _kernel_time(gemm_terms(gpu, constants, dtype=dtype, **sizes))
 
 
 def decode_attention_time(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     *,
     sequences: int,
     kv_heads: int,
@@ -220,7 +220,7 @@ def decode_attention_time(
     """Models one layer's attention of one query token a sequence.
 
     Args:
-        peaks: the GPU.
+        gpu: the GPU.
         sequences: of about equal lengths.
         kv_heads: heads of the cache.
         kv_bytes: live keys and values of all sequences.
@@ -231,13 +231,13 @@ def decode_attention_time(
     sizes = _positive(
         sequences=sequences, kv_heads=kv_heads, kv_bytes=kv_bytes, operations=operations, group=group
     )
-    dtype = multiplied_in(peaks, dtype)
-    constants = constants_for(peaks).decode_attention[GROUPED if group > 1 else SINGLE, dtype]
-    return _kernel_time(decode_attention_terms(peaks, constants, dtype=dtype, **sizes))
+    dtype = multiplied_in(gpu, dtype)
+    constants = constants_for(gpu).decode_attention[GROUPED if group > 1 else SINGLE, dtype]
+    return _kernel_time(decode_attention_terms(gpu, constants, dtype=dtype, **sizes))
 
 
 def prefill_attention_time(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     *,
     sequences: int,
     q_heads: int,
@@ -253,12 +253,12 @@ def prefill_attention_time(
     sizes = _positive(
         sequences=sequences, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, prompt=prompt
     )
-    constants, dtype = constants_for(peaks).prefill_attention, multiplied_in(peaks, dtype)
-    return _kernel_time(prefill_attention_terms(peaks, constants, dtype=dtype, **sizes))
+    constants, dtype = constants_for(gpu).prefill_attention, multiplied_in(gpu, dtype)
+    return _kernel_time(prefill_attention_terms(gpu, constants, dtype=dtype, **sizes))
 
 
 def gemm_terms(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     constants: GemmConstants,
     *,
     rows: Quantity,
@@ -270,7 +270,7 @@ def gemm_terms(
     least: Callable[[Sequence[Quantity]], Quantity] = min,
 ) -> Terms:
     """The matrix product's formula; `least` takes the smallest of several, elementwise for arrays."""
-    bandwidth, pass_s, x_bytes = peaks.bandwidth_bytes_per_s, 0.0, activation_bytes_per_element
+    bandwidth, pass_s, x_bytes = gpu.bandwidth_bytes_per_s, 0.0, activation_bytes_per_element
     if constants.quantise_share is not None:
         x_bytes = 1.0
         pass_bytes = rows * in_features * (activation_bytes_per_element + x_bytes)
@@ -278,14 +278,14 @@ def gemm_terms(
     moved = weight_bytes_per_element * out_features * in_features
     moved = moved + x_bytes * rows * in_features + activation_bytes_per_element * rows * out_features
     memory_s = moved / (bandwidth * constants.memory_share)
-    sm_rate = rate_of(peaks, dtype) / peaks.sm_count * constants.compute_share
+    sm_rate = rate_of(gpu, dtype) / gpu.sm_count * constants.compute_share
     ways = []
     for tile_rows, tile_columns in _TILES:
         area = tile_rows * tile_columns
         tile_s = 2 * area * in_features / (sm_rate * (area / _LARGEST_TILE) ** constants.tile_exponent)
         tiles = _pieces(rows, tile_rows) * _pieces(out_features, tile_columns)
         for parts in _SPLITS:
-            way_s = _pieces(tiles * parts, peaks.sm_count) * tile_s / parts
+            way_s = _pieces(tiles * parts, gpu.sm_count) * tile_s / parts
             if parts > 1:
                 exchanged = _PARTIAL_BYTES * parts * rows * out_features
                 way_s = way_s + exchanged / (bandwidth * constants.split_bandwidth_share) + constants.split_s
@@ -296,7 +296,7 @@ def gemm_terms(
 
 
 def decode_attention_terms(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     constants: DecodeConstants,
     *,
     sequences: Quantity,
@@ -307,9 +307,9 @@ def decode_attention_terms(
     group: Quantity,
 ) -> Terms:
     """Decode attention's formula; an item is a kv head of a sequence."""
-    bandwidth, sm_count, items = peaks.bandwidth_bytes_per_s, peaks.sm_count, sequences * kv_heads
+    bandwidth, sm_count, items = gpu.bandwidth_bytes_per_s, gpu.sm_count, sequences * kv_heads
     memory_s = kv_bytes / (bandwidth * constants.memory_share)
-    compute_s = operations / (rate_of(peaks, dtype) * constants.compute_share)
+    compute_s = operations / (rate_of(gpu, dtype) * constants.compute_share)
     items_s = items / sm_count * (constants.item_s + constants.item_row_s * group)
     overlapping = [memory_s, compute_s, items_s]
     if constants.unsplit_share is not None:
@@ -320,7 +320,7 @@ def decode_attention_terms(
 
 
 def prefill_attention_terms(
-    peaks: DevicePeaks,
+    gpu: Gpu,
     constants: PrefillConstants,
     *,
     sequences: Quantity,
@@ -333,27 +333,27 @@ def prefill_attention_terms(
     """Prefill attention's formula: whole tiles of queries and keys, and no end before the last tile's."""
     size = 1 if dtype == "fp8" else 2
     moved = 2 * size * sequences * prompt * head_dim * (q_heads + kv_heads)
-    memory_s = moved / (peaks.bandwidth_bytes_per_s * constants.memory_share)
-    rate = rate_of(peaks, dtype) * constants.compute_share
+    memory_s = moved / (gpu.bandwidth_bytes_per_s * constants.memory_share)
+    rate = rate_of(gpu, dtype) * constants.compute_share
     tiles = _pieces(prompt, _PREFILL_TILE)
     step = 4 * _PREFILL_TILE**2 * head_dim
     all_s = sequences * q_heads * tiles * (tiles + 1) / 2 * step / rate
-    last_s = tiles * step / (rate / peaks.sm_count)
-    programs_s = sequences * q_heads * tiles / peaks.sm_count * constants.tile_s
+    last_s = tiles * step / (rate / gpu.sm_count)
+    programs_s = sequences * q_heads * tiles / gpu.sm_count * constants.tile_s
     time_s = memory_s + _smooth_maximum(all_s + programs_s, last_s) + constants.fixed_s
     return Terms(time_s, memory_s, _smooth_maximum(all_s, last_s), constants.fixed_s + programs_s)
 
 
-def multiplied_in(peaks: DevicePeaks, dtype: str) -> str:
+def multiplied_in(gpu: Gpu, dtype: str) -> str:
     """What a GPU multiplies in where it is asked for a dtype."""
     if dtype not in _DTYPES:
         raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
-    return "bf16" if peaks.flop_per_s[dtype] is None else dtype
+    return "bf16" if gpu.flop_per_s[dtype] is None else dtype
 
 
-def rate_of(peaks: DevicePeaks, dtype: str) -> float:
+def rate_of(gpu: Gpu, dtype: str) -> float:
     """The datasheet's operations per second; those of fp16, as fast, on a GPU without bf16."""
-    return peaks.flop_per_s[dtype] or peaks.flop_per_s["fp16"] or math.nan
+    return gpu.flop_per_s[dtype] or gpu.flop_per_s["fp16"] or math.nan
 
 
 def constants_from(kernel: str, cells: Mapping[str, str]) -> Any:

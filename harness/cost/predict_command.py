@@ -189,28 +189,26 @@ def _show_published(*, as_json: bool) -> None:
 
 def _deployments(asked: dict[str, Any]) -> "list[Deployment]":
     """Each GPU that is named, once, with how the model lies on it."""
-    from ..core.peaks import find_device
-    from ..core.rental import default_rental
-    from .deployment import Deployment, Link, link_of
+    from dataclasses import replace
 
-    found = []
-    for peaks in dict.fromkeys(find_device(name.strip()) for name in asked["gpus"].split(",")):
-        link, rental = link_of(peaks), default_rental(peaks.gpu)
-        bandwidth, latency_us = asked["link_gb_per_s"], asked["link_latency_us"]
-        found.append(
-            Deployment(
-                peaks=peaks,
-                link=Link(
-                    bytes_per_s=link.bytes_per_s if bandwidth is None else bandwidth * 1e9,
-                    latency_s=link.latency_s if latency_us is None else latency_us * 1e-6,
-                ),
-                tensor_parallel=asked["tensor_parallel"],
-                dtype=asked["dtype"],
-                cache_dtype=asked["cache_dtype"],
-                usd_per_hour=asked["usd_per_hour"] or (float(rental.usd_per_hour) if rental else None),
-            )
+    from ..core.gpus import find_gpu
+    from .deployment import Deployment
+
+    link: dict[str, float] = {}
+    if asked["link_gb_per_s"] is not None:
+        link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
+    if asked["link_latency_us"] is not None:
+        link["link_latency_s"] = asked["link_latency_us"] * 1e-6
+    return [
+        Deployment(
+            gpu=replace(gpu, **link),  # type: ignore[arg-type]
+            tensor_parallel=asked["tensor_parallel"],
+            dtype=asked["dtype"],
+            cache_dtype=asked["cache_dtype"],
+            usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,
         )
-    return found
+        for gpu in dict.fromkeys(find_gpu(name.strip()) for name in asked["gpus"].split(","))
+    ]
 
 
 def _price_ratio(text: str) -> float:

@@ -82,7 +82,7 @@ class Prediction:
         return {
             "provenance": "modelled",
             "model": self.model.name,
-            "gpu": on.peaks.gpu,
+            "gpu": on.gpu.name,
             "tensor_parallel": on.tensor_parallel,
             "batch": self.batch,
             "context": self.context,
@@ -133,7 +133,7 @@ class Prediction:
             "weight_bytes": weights,
             "kv_bytes": caches,
             "needed_bytes": weights + caches,
-            "usable_bytes": USABLE_MEMORY * on.peaks.memory_bytes,
+            "usable_bytes": USABLE_MEMORY * on.gpu.memory_bytes,
             "kv_bytes_per_token": token,
         }
 
@@ -195,7 +195,7 @@ def predict(
 def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
     """The most sequences of a context whose caches fit beside the weights; 0 where the weights do not."""
     weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
-    free = USABLE_MEMORY * on.peaks.memory_bytes - weights
+    free = USABLE_MEMORY * on.gpu.memory_bytes - weights
     each = cache_bytes_per_sequence(
         model, context=context, dtype=on.cache_dtype, tensor_parallel=on.tensor_parallel
     )
@@ -203,8 +203,8 @@ def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
 
 
 def _too_large(model: LanguageModel, on: Deployment, batch: int, context: int, fits: int) -> str:
-    gpus = f"{on.tensor_parallel} x {on.peaks.gpu}" if on.tensor_parallel > 1 else on.peaks.gpu
-    usable = f"{USABLE_MEMORY:.0%} of {on.peaks.memory_bytes / 2**30:.0f} GiB"
+    gpus = f"{on.tensor_parallel} x {on.gpu.name}" if on.tensor_parallel > 1 else on.gpu.name
+    usable = f"{USABLE_MEMORY:.0%} of {on.gpu.memory_bytes / 2**30:.0f} GiB"
     if not fits:
         weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
         return (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare, matmul_tile_order
 
 # What L2 and DRAM move at least. CUDA C++ programming guide, device memory accesses.
@@ -165,7 +165,7 @@ def matmul_traffic(
     shape: MatmulShape,
     tiling: MatmulCut,
     *,
-    gpu: SmLimits,
+    gpu: Gpu,
     programs_per_sm: int,
 ) -> CacheTraffic:
     """Models the traffic of one `prefill_matmul` call at the three levels.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 from . import headroom
 from .headroom import Limit, Workload
 from .hot_loop import HotLoop, find_hot_loops
@@ -127,7 +127,7 @@ def compiled_row(
     *,
     shared_bytes: int,
     warps: int,
-    gpu: SmLimits,
+    gpu: Gpu,
     stages: int | None = None,
     tensor_memory_columns: int = 0,
     workload: Workload | None = None,
@@ -160,16 +160,16 @@ def compiled_row(
         "registers": usage.registers,
         "spill_bytes": _spill_bytes(code, usage),
         "shared_bytes": shared_bytes,
-        "shared_limit_bytes": gpu.shared_bytes_per_block,
+        "shared_limit_bytes": gpu.limits.shared_bytes_per_block,
         "programs_per_sm": residency.programs,
         "programs_limited_by": residency.limited_by,
     }
     loops = find_hot_loops(code)
     if residency.programs == 0:
-        reason = f"an SM of {gpu.gpu} holds no program of it: {residency.limited_by}"
-        if shared_bytes > gpu.shared_bytes_per_block:
-            most = gpu.shared_bytes_per_block
-            reason = f"needs {shared_bytes} bytes of shared memory; {gpu.gpu} gives a program {most}"
+        reason = f"an SM of {gpu.name} holds no program of it: {residency.limited_by}"
+        if shared_bytes > gpu.limits.shared_bytes_per_block:
+            most = gpu.limits.shared_bytes_per_block
+            reason = f"needs {shared_bytes} bytes of shared memory; {gpu.name} gives a program {most}"
         return CompiledRow(**vars(name), status="unsupported", reason=reason, **resources)
     if not loops:
         return CompiledRow(**vars(name), status="ok", **resources)
@@ -221,7 +221,7 @@ def _spill_bytes(code: MachineCode, usage: ResourceUsage) -> int:
 
 
 def _loop_figures(
-    hot: HotLoop, loading: HotLoop, warps: int, gpu: SmLimits, tile_bytes: float | None
+    hot: HotLoop, loading: HotLoop, warps: int, gpu: Gpu, tile_bytes: float | None
 ) -> dict[str, Any]:
     main = _main_loads(loading, warps, tile_bytes)
     return {

@@ -34,7 +34,7 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
 from ..core.errors import one_line
-from ..core.gpu_limits import SmLimits, find_gpu
+from ..core.gpus import Gpu, find_gpu
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
 from .headroom import Workload
 from .machine_code import disassemble
@@ -110,7 +110,7 @@ class CompiledLaunch:
     error: str
 
 
-def compile_launches(call: Callable[[], object], gpu: SmLimits) -> tuple[CompiledLaunch, ...]:
+def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaunch, ...]:
     """Compiles every Triton launch that a callable makes, for one GPU, and runs none.
 
     Host functions of this package choose their tilings as on that GPU; a kernel under `triton.autotune` is
@@ -191,22 +191,22 @@ def inspect_launch(
         UsageError: no GPU of that name.
         RuntimeError: this process runs Triton's interpreter.
     """
-    limits = find_gpu(gpu)
+    found = find_gpu(gpu, with_limits=True)
     rows = []
-    for launch in compile_launches(kernel_call, limits):
+    for launch in compile_launches(kernel_call, found):
         dtype = next(iter(launch.dtypes), "")
         name = LaunchName(
             kernel=launch.function,
             variant="",
-            gpu=limits.gpu,
+            gpu=found.name,
             dtype=dtype,
             tiling=launch.constants,
         )
-        rows.append(_row(launch, name, limits, useful(launch.function, launch.constants)))
+        rows.append(_row(launch, name, found, useful(launch.function, launch.constants)))
     return tuple(rows)
 
 
-def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
+def inspect_case(case: CompileCase, gpu: Gpu) -> tuple[CompiledRow, ...]:
     """Compiles one call of a host function of this package for one GPU.
 
     Returns:
@@ -219,14 +219,14 @@ def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
     try:
         launches = compile_launches(lambda: _CALLS[case.kernel](case, gpu), gpu)
     except Exception as caught:  # noqa: BLE001  (a case that breaks is a row, and the others still come)
-        name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.gpu, dtype=case.dtype, tiling={})
+        name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={})
         return (failed_row(name, one_line(caught)),)
     for launch in launches:
         role = launch.function.removeprefix("_").removesuffix("_kernel")
         name = LaunchName(
             kernel=case.kernel,
             variant=f"{case.variant}:{role}",
-            gpu=gpu.gpu,
+            gpu=gpu.name,
             dtype=case.dtype,
             tiling=launch.constants,
         )
@@ -238,7 +238,7 @@ def inspect_case(case: CompileCase, gpu: SmLimits) -> tuple[CompiledRow, ...]:
 def _row(
     launch: CompiledLaunch,
     name: LaunchName,
-    gpu: SmLimits,
+    gpu: Gpu,
     work: Workload | None,
     schedule: Callable[[int], ScheduleEfficiency | None] = lambda _programs: None,
 ) -> CompiledRow:
@@ -265,7 +265,7 @@ def _row(
         return failed_row(name, one_line(caught))
 
 
-def _call_decode(case: CompileCase, _gpu: SmLimits) -> None:
+def _call_decode(case: CompileCase, _gpu: Gpu) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
     query_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
     batch, capacity, page_size = shape["batch"], shape["capacity"], shape["page_size"]
@@ -298,7 +298,7 @@ def _decode_options(shape: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _call_matmul(case: CompileCase, gpu: SmLimits) -> None:
+def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
     swiglu = bool(shape["swiglu"])
     features = shape["out_features"] * (2 if swiglu else 1)

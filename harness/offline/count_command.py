@@ -98,9 +98,9 @@ def count_command(
     beside the tiling's formula and the case's minimum (modelled). A large matmul is modelled only. Exit code
     1 means a wrong result or a faulty memory access.
     """
-    from ..core.gpu_limits import find_gpu
+    from ..core.gpus import find_gpu
 
-    gpu, cases = find_gpu(asked["gpu"]), _cases(asked)
+    gpu, cases = find_gpu(asked["gpu"], with_limits=True), _cases(asked)
     from .kernel_traffic import count_row
     from .sanitizer import SanitizerError
 

@@ -7,8 +7,7 @@ Every figure bounds what the code can reach; none is a time. An iteration is one
 import math
 from dataclasses import dataclass
 
-from ..core.gpu_limits import SmLimits
-from ..core.peaks import peaks_of
+from ..core.gpus import Gpu
 from .hot_loop import HotLoop
 
 SCHEDULERS = 4
@@ -96,7 +95,7 @@ class Limit:
 
 
 def resident_programs(
-    *, registers: int, shared_bytes: int, warps: int, gpu: SmLimits, tensor_memory_columns: int = 0
+    *, registers: int, shared_bytes: int, warps: int, gpu: Gpu, tensor_memory_columns: int = 0
 ) -> Residency:
     """Programs that an SM holds: the least of what registers, shared memory, warps and blocks allow.
 
@@ -111,15 +110,15 @@ def resident_programs(
         tensor_memory_columns: of a program, where the GPU has tensor memory.
     """
     warp_registers = math.ceil(max(1, registers) * 32 / _REGISTER_UNIT) * _REGISTER_UNIT
-    by_registers = gpu.registers_per_sm // warp_registers // _WARP_UNIT * _WARP_UNIT
+    by_registers = gpu.limits.registers_per_sm // warp_registers // _WARP_UNIT * _WARP_UNIT
     taken = math.ceil((shared_bytes + _SHARED_RESERVED_BYTES) / _SHARED_UNIT) * _SHARED_UNIT
     bounds = {
         "registers": by_registers // warps,
         "shared_memory": gpu.shared_bytes_per_sm // taken
-        if shared_bytes <= gpu.shared_bytes_per_block
+        if shared_bytes <= gpu.limits.shared_bytes_per_block
         else 0,
-        "warps": gpu.max_warps_per_sm // warps,
-        "blocks": gpu.max_blocks_per_sm,
+        "warps": gpu.limits.max_warps_per_sm // warps,
+        "blocks": gpu.limits.max_blocks_per_sm,
     }
     if tensor_memory_columns:
         bounds["tensor_memory"] = _TENSOR_MEMORY_COLUMNS // tensor_memory_columns
@@ -212,7 +211,7 @@ def _groups_left(opcode: str, operands: str) -> int | None:
     return int(count, 16) if count.startswith("0x") else 0
 
 
-def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: SmLimits) -> float:
+def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: Gpu) -> float:
     """Bandwidth at which issue slots run out, over the memory's.
 
     useful_bytes / (instructions x warps) x SMs x 4 x clock / memory bandwidth. Below 1 the kernel cannot use
@@ -225,11 +224,11 @@ def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: S
         gpu: the GPU.
     """
     bytes_per_slot = useful_bytes / (instructions * warps)
-    return bytes_per_slot * gpu.sm_count * SCHEDULERS * gpu.clock_hz / gpu.memory_bytes_per_s
+    return bytes_per_slot * gpu.sm_count * SCHEDULERS * gpu.limits.clock_hz / gpu.bandwidth_bytes_per_s
 
 
 def latency_headroom(
-    *, bytes_per_program: float, programs: int, gpu: SmLimits, latency_s: float = MEMORY_LATENCY_S
+    *, bytes_per_program: float, programs: int, gpu: Gpu, latency_s: float = MEMORY_LATENCY_S
 ) -> float:
     """Bytes in flight on an SM over what Little's law asks for.
 
@@ -241,10 +240,10 @@ def latency_headroom(
         gpu: the GPU.
         latency_s: from a load's issue to its data.
     """
-    return bytes_per_program * programs / (gpu.memory_bytes_per_s / gpu.sm_count * latency_s)
+    return bytes_per_program * programs / (gpu.bandwidth_bytes_per_s / gpu.sm_count * latency_s)
 
 
-def multiply_adds_per_clock(matrix_name: str, opcode: str, gpu: SmLimits) -> float | None:
+def multiply_adds_per_clock(matrix_name: str, opcode: str, gpu: Gpu) -> float | None:
     """Multiply-adds that the matrix units of an SM do in a clock with one kind of instruction.
 
     The datasheet's dense rate / (2 x SMs x boost clock): about 1024 in bf16 on A100, 2048 on H100, 3870 on
@@ -258,20 +257,17 @@ def multiply_adds_per_clock(matrix_name: str, opcode: str, gpu: SmLimits) -> flo
     Returns:
         The rate, or None where the datasheet has none.
     """
-    peaks = peaks_of(gpu.gpu)
     kind = matrix_name.removeprefix("UTC")[0]
-    if peaks is None or peaks.boost_hz is None:
-        return None
-    peak = peaks.flop_per_s[{"Q": "fp8", "I": "int8", "O": "fp4"}.get(kind, "fp16")]
+    peak = gpu.flop_per_s[{"Q": "fp8", "I": "int8", "O": "fp4"}.get(kind, "fp16")]
     if peak is None:
         return None
     share = 0.5 if "TF32" in opcode else 1.0
     if "G" not in matrix_name and not matrix_name.startswith("UTC"):
         share *= _WARP_PRODUCT_SHARE.get(gpu.sm, 1.0)
-    return share * peak / (2 * peaks.sm_count * peaks.boost_hz)
+    return share * peak / (2 * gpu.sm_count * gpu.limits.clock_hz)
 
 
-def matrix_cycles(loop: HotLoop, *, warps: int, gpu: SmLimits) -> float | None:
+def matrix_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
     """Clocks that the matrix units of an SM need for one iteration of a program.
 
     Multiply-adds of the program / multiply-adds of an SM in a clock. 0 without matrix instructions; None
@@ -292,12 +288,12 @@ def issue_cycles(instructions: int, warps: int) -> float:
     return instructions * warps / SCHEDULERS
 
 
-def float_cycles(loop: HotLoop, *, warps: int, gpu: SmLimits) -> float:
+def float_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float:
     """Clocks that the float32 units of an SM need for one iteration: 32 lanes of each instruction."""
     return loop.by_class().get("float", 0) * warps * 32 / _FLOAT_LANES[gpu.sm]
 
 
-def matrix_share(loop: HotLoop, *, warps: int, gpu: SmLimits) -> float | None:
+def matrix_share(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
     """Clocks that the matrix instructions need over the clocks that issuing an iteration needs.
 
     Above 1, the matrix units can be kept busy; below, issue slots run out first.
@@ -306,12 +302,11 @@ def matrix_share(loop: HotLoop, *, warps: int, gpu: SmLimits) -> float | None:
     return None if cycles is None else cycles / issue_cycles(loop.count, warps)
 
 
-def peak_flop_per_s(dtype: str, gpu: SmLimits) -> float | None:
+def peak_flop_per_s(dtype: str, gpu: Gpu) -> float | None:
     """The datasheet's dense rate of a dtype; for fp32 the plain units', lanes x 2 x SMs x clock."""
     if dtype == "fp32":
-        return 2.0 * _FLOAT_LANES[gpu.sm] * gpu.sm_count * gpu.clock_hz
-    peaks = peaks_of(gpu.gpu)
-    return peaks.flop_per_s.get(dtype) if peaks else None
+        return 2.0 * _FLOAT_LANES[gpu.sm] * gpu.sm_count * gpu.limits.clock_hz
+    return gpu.flop_per_s.get(dtype)
 
 
 def modelled_limit(
@@ -322,7 +317,7 @@ def modelled_limit(
     flight: Flight | None,
     loaded_bytes: float,
     workload: Workload,
-    gpu: SmLimits,
+    gpu: Gpu,
     schedule_efficiency: float = 1.0,
     latency_s: float = MEMORY_LATENCY_S,
 ) -> Limit:
@@ -350,20 +345,20 @@ def modelled_limit(
         schedule_efficiency: share of the roof that the schedule of the grid can reach; 1 where unknown.
         latency_s: of memory.
     """
-    memory_s = programs * workload.useful_bytes * gpu.sm_count / gpu.memory_bytes_per_s
+    memory_s = programs * workload.useful_bytes * gpu.sm_count / gpu.bandwidth_bytes_per_s
     peak = peak_flop_per_s(workload.dtype, gpu)
     arithmetic_s = programs * workload.flop * gpu.sm_count / peak if peak else 0.0
     roof_s = max(memory_s, arithmetic_s)
     times = {
         "memory": memory_s,
-        "matrix": programs * (matrix_cycles(loop, warps=warps, gpu=gpu) or 0.0) / gpu.clock_hz,
-        "float": programs * float_cycles(loop, warps=warps, gpu=gpu) / gpu.clock_hz,
-        "issue": programs * issue_cycles(loop.count, warps) / gpu.clock_hz,
+        "matrix": programs * (matrix_cycles(loop, warps=warps, gpu=gpu) or 0.0) / gpu.limits.clock_hz,
+        "float": programs * float_cycles(loop, warps=warps, gpu=gpu) / gpu.limits.clock_hz,
+        "issue": programs * issue_cycles(loop.count, warps) / gpu.limits.clock_hz,
     }
     if flight is not None and flight.ahead_bytes:
         useful = min(1.0, workload.useful_bytes / loaded_bytes)
         mean_latency_s = latency_s * useful + min(L2_LATENCY_S, latency_s) * (1.0 - useful)
-        refill_s = flight.slots_to_refill * math.ceil(warps / SCHEDULERS) / gpu.clock_hz
+        refill_s = flight.slots_to_refill * math.ceil(warps / SCHEDULERS) / gpu.limits.clock_hz
         times["latency"] = (mean_latency_s + refill_s) * loaded_bytes / flight.ahead_bytes
     which = max(times, key=lambda name: times[name])
     longest_s = times[which] / schedule_efficiency

@@ -84,10 +84,10 @@ def inspect_command(
     Registers, spills, loads and loops are read from the machine code; headrooms and limits are modelled from
     them. Exit code 1 means that a kernel does not compile or does not fit the GPU.
     """
-    from ..core.gpu_limits import find_gpu
+    from ..core.gpus import find_gpu
 
     names = [name for text in (first, *others) for name in text.split(",")]
-    gpus = {gpu.gpu: gpu for gpu in map(find_gpu, names)}
+    gpus = {gpu.name: gpu for gpu in (find_gpu(name, with_limits=True) for name in names)}
     user_rows = []
     if providers:
         from .user_kernel import compile_user_functions

@@ -19,7 +19,7 @@ from .tiling_traffic import TilingTraffic, chosen_tiling, tiling_traffic
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..core.gpu_limits import SmLimits
+    from ..core.gpus import Gpu
     from .tiling_traffic import CountedCase, Tiling
     from .traffic import LaunchTraffic
 
@@ -147,7 +147,7 @@ def count_case(
     )
 
 
-def count_row(case: CountedCase, gpu: SmLimits, *, programs_per_sm: int, seed: int) -> dict[str, Any]:
+def count_row(case: CountedCase, gpu: Gpu, *, programs_per_sm: int, seed: int) -> dict[str, Any]:
     """A counted case as a JSON object.
 
     Args:
@@ -167,7 +167,7 @@ def count_row(case: CountedCase, gpu: SmLimits, *, programs_per_sm: int, seed: i
     row: dict[str, Any] = {
         "kernel": case.operation,
         "case": case.id,
-        "gpu": gpu.gpu,
+        "gpu": gpu.name,
         "tiling": asdict(tiling),
         "status": "counted",
         "reason": None,
@@ -237,7 +237,7 @@ def _tensors(
 
 
 def _cache_row(
-    case: CountedCase, tiling: Tiling, modelled: TilingTraffic, gpu: SmLimits, programs_per_sm: int
+    case: CountedCase, tiling: Tiling, modelled: TilingTraffic, gpu: Gpu, programs_per_sm: int
 ) -> dict[str, Any] | None:
     """A matmul's modelled traffic through the GPU's L2.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 from .cache_model import MatmulShape
 from .subjects import PROGRAM_OVERHEAD_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
 from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare
@@ -46,13 +46,13 @@ class SharedResource:
     sm_share: float
 
 
-def memory_of(gpu: SmLimits) -> SharedResource:
+def memory_of(gpu: Gpu) -> SharedResource:
     """DRAM bandwidth, of which an SM gets at most 1.6 times its fair share."""
-    return SharedResource(unit="bytes", rate_per_s=gpu.memory_bytes_per_s, sm_share=SM_MEMORY_SHARE)
+    return SharedResource(unit="bytes", rate_per_s=gpu.bandwidth_bytes_per_s, sm_share=SM_MEMORY_SHARE)
 
 
 def matrix_units_of(flop_per_s: float) -> SharedResource:
-    """Matrix units at a peak of `flop_per_s` (see `core.peaks`); each SM has its own."""
+    """Matrix units at a peak of `flop_per_s` (see `core.gpus`); each SM has its own."""
     return SharedResource(unit="operations", rate_per_s=flop_per_s, sm_share=1.0)
 
 
@@ -124,7 +124,7 @@ class Schedule:
 
 def simulate(
     programs: Sequence[ProgramWork],
-    gpu: SmLimits,
+    gpu: Gpu,
     programs_per_sm: int,
     *,
     resource: SharedResource | None = None,
@@ -189,7 +189,7 @@ def simulate(
 
 
 def simulate_launch(
-    launch: Launch, gpu: SmLimits, programs_per_sm: int, *, resource: SharedResource | None = None
+    launch: Launch, gpu: Gpu, programs_per_sm: int, *, resource: SharedResource | None = None
 ) -> Schedule:
     """Simulates a whole call: its programs, then the second kernel at full bandwidth.
 
@@ -209,7 +209,7 @@ def simulate_launch(
     grid = simulate(launch.programs, gpu, programs_per_sm, resource=resource, in_turn=launch.in_turn)
     second_kernel_s = 0.0
     if launch.second_kernel_bytes is not None:
-        second_kernel_s = SECOND_KERNEL_S + launch.second_kernel_bytes / gpu.memory_bytes_per_s
+        second_kernel_s = SECOND_KERNEL_S + launch.second_kernel_bytes / gpu.bandwidth_bytes_per_s
     return Schedule(
         time_s=grid.time_s + second_kernel_s,
         ideal_s=launch.useful_work / resource.rate_per_s,

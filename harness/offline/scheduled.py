@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 from .cache_model import MatmulShape
 from .decode_launch import decode_launch
 from .headroom import peak_flop_per_s
@@ -49,7 +49,7 @@ class _Cut:
 
 
 def schedule_efficiency(
-    case: CompileCase, launch: str, constants: Mapping[str, Any], gpu: SmLimits, programs_per_sm: int
+    case: CompileCase, launch: str, constants: Mapping[str, Any], gpu: Gpu, programs_per_sm: int
 ) -> ScheduleEfficiency | None:
     """Simulates the grid of one launch of a case.
 
@@ -83,7 +83,7 @@ def schedule_efficiency(
     return None
 
 
-def _programs(case: CompileCase, gpu: SmLimits) -> int:
+def _programs(case: CompileCase, gpu: Gpu) -> int:
     """Shares of the balanced schedule: the launch's grid, which is none of its compile-time sizes."""
     shape = case.shape
     return choose_decode_tiling(
@@ -111,7 +111,7 @@ def _decode(case: CompileCase, cut: _Cut, lengths: list[int]) -> Launch:
     )
 
 
-def _product(case: CompileCase, constants: Mapping[str, Any], gpu: SmLimits) -> tuple[Launch, SharedResource]:
+def _product(case: CompileCase, constants: Mapping[str, Any], gpu: Gpu) -> tuple[Launch, SharedResource]:
     """The grid under the roof that holds: the one under which all the useful work takes longer."""
     shape = product_shape(case)
     cut = _Cut(
@@ -125,11 +125,9 @@ def _product(case: CompileCase, constants: Mapping[str, Any], gpu: SmLimits) -> 
     return product_grid(shape, cut, gpu, multiplied_dtype(case, gpu.sm))
 
 
-def product_grid(
-    shape: MatmulShape, cut: MatmulCut, gpu: SmLimits, dtype: str
-) -> tuple[Launch, SharedResource]:
+def product_grid(shape: MatmulShape, cut: MatmulCut, gpu: Gpu, dtype: str) -> tuple[Launch, SharedResource]:
     """A product's grid, by the matrix units or by memory, whichever needs longer for the useful work."""
     peak = peak_flop_per_s(dtype, gpu)
-    if peak is None or shape.operations / peak < shape.least_bytes / gpu.memory_bytes_per_s:
+    if peak is None or shape.operations / peak < shape.least_bytes / gpu.bandwidth_bytes_per_s:
         return matmul_memory_launch(shape, cut), memory_of(gpu)
     return matmul_matrix_launch(shape, cut), matrix_units_of(peak)

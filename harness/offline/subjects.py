@@ -20,7 +20,7 @@ from ...kernels.matmul_tiling import (
     choose_matmul_tiling,
     matmul_tilings,
 )
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 
 __all__ = [
     "COMBINE_PROGRAMS",
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 
-def kernel_limits(gpu: SmLimits) -> GpuLimits:
+def kernel_limits(gpu: Gpu) -> GpuLimits:
     """What the kernels' choosers need to know of a GPU of the table."""
     return GpuLimits(
         compute_capability=gpu.sm,
         sm_count=gpu.sm_count,
-        shared_bytes_per_block=gpu.shared_bytes_per_block,
+        shared_bytes_per_block=gpu.limits.shared_bytes_per_block,
         shared_bytes_per_sm=gpu.shared_bytes_per_sm,
     )
 

@@ -17,7 +17,7 @@ from ..core import options
 from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.errors import UsageError, one_line
 from ..core.gate import gate_of
-from ..core.gpu_limits import SmLimits
+from ..core.gpus import Gpu
 from ..core.inputs import BlankSource, Source, draw
 from ..core.user_function import UserFunction, load_user_functions
 from .compiled_rows import CompiledRow, LaunchName, failed_row
@@ -120,7 +120,7 @@ def count_user_function(
     }
 
 
-def compile_user_functions(names: Sequence[str], gpus: Sequence[SmLimits], dtype: str) -> list[CompiledRow]:
+def compile_user_functions(names: Sequence[str], gpus: Sequence[Gpu], dtype: str) -> list[CompiledRow]:
     """Compile the kernels of functions for each GPU, in each dtype; call it before anything imports Triton.
 
     Args:
@@ -154,14 +154,14 @@ def compile_user_functions(names: Sequence[str], gpus: Sequence[SmLimits], dtype
 
 
 def _compile_case(
-    function: UserFunction, case_name: str, case: PrefillMatmul | DecodeAttention, gpu: SmLimits
+    function: UserFunction, case_name: str, case: PrefillMatmul | DecodeAttention, gpu: Gpu
 ) -> Iterator[CompiledRow]:
     from .compiler import inspect_launch  # noqa: PLC0415  (imports Triton, which the caller prepared)
 
-    name = LaunchName(kernel=function.name, variant=case_name, gpu=gpu.gpu, dtype=case.dtype, tiling={})
+    name = LaunchName(kernel=function.name, variant=case_name, gpu=gpu.name, dtype=case.dtype, tiling={})
     inputs = draw(case, BlankSource(torch.device("cpu"), 0))
     try:
-        rows = inspect_launch(partial(function, inputs), gpu.gpu)
+        rows = inspect_launch(partial(function, inputs), gpu.name)
     except Exception as error:  # noqa: BLE001  (the function is the user's and may raise anything)
         yield failed_row(name, one_line(error))
         return

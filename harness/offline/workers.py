@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import IO
 
-from ..core.gpu_limits import SmLimits, find_gpu
+from ..core.gpus import Gpu, find_gpu
 from .compiled_rows import CompiledRow, LaunchName, failed_row
 from .variants import CompileCase
 
@@ -45,10 +45,10 @@ def inspect_cases(
         UsageError: no GPU of that name.
         ValueError: processes is less than 1.
     """
-    limits = [find_gpu(name) for name in gpus]
+    found = [find_gpu(name, with_limits=True) for name in gpus]
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    jobs = [(gpu, case) for gpu in limits for case in cases]
+    jobs = [(gpu, case) for gpu in found for case in cases]
     pending: queue.SimpleQueue[int] = queue.SimpleQueue()
     for at in range(len(jobs)):
         pending.put(at)
@@ -100,19 +100,19 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
-    def rows(self, gpu: SmLimits, case: CompileCase) -> tuple[CompiledRow, ...]:
+    def rows(self, gpu: Gpu, case: CompileCase) -> tuple[CompiledRow, ...]:
         process = self._process or self._start()
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker has no pipes")
         try:
-            process.stdin.write(json.dumps({"gpu": gpu.gpu, "case": asdict(case)}) + "\n")
+            process.stdin.write(json.dumps({"gpu": gpu.name, "case": asdict(case)}) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
         if answer:
             return tuple(CompiledRow.from_json(row) for row in json.loads(answer))
-        name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.gpu, dtype=case.dtype, tiling={})
+        name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={})
         return (failed_row(name, self._why_it_died(process)),)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from decodetax.harness.bench import ceilings, device, runner, session
 from decodetax.harness.bench.session import Settings, check_memory, datasheet_ceilings
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.core.gpus import gpu_of_device
 from decodetax.harness.core.records import SCHEMA_VERSION, Ceiling, InterpreterCheck, Row
 from fakes import FakeDevice, tiny_model
 
@@ -276,11 +276,11 @@ def test_case_that_does_not_fit_is_skipped_and_the_others_are_run():
 
 def test_unknown_device_has_no_datasheet():
     assert datasheet_ceilings(None) == []
-    assert peaks_of(FakeDevice.name) is None
+    assert gpu_of_device(FakeDevice.name) is None
 
 
 def test_datasheet_stands_beside_what_is_measured():
-    found = datasheet_ceilings(peaks_of(H100))
+    found = datasheet_ceilings(gpu_of_device(H100))
     assert [(c.kind, c.dtype) for c in found] == [
         ("read_bandwidth", None),
         ("matmul", "bf16"),
@@ -295,7 +295,7 @@ def test_datasheet_stands_beside_what_is_measured():
 
 
 def test_marks_of_the_datasheet_are_told():
-    peaks = peaks_of("H800-SXM")
+    peaks = gpu_of_device("H800-SXM")
     bandwidth, bf16, *_ = datasheet_ceilings(peaks)
     assert bandwidth.detail.endswith("(assumed as H100 SXM, unverified)")
     assert bf16.detail.endswith("(assumed as H100 SXM, unverified)")

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decodetax.harness.core.data_table import data_table
-from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.cost.calibrate import __main__ as command
 from decodetax.harness.cost.calibrate import accuracy, fitting, tables
 from decodetax.harness.cost.kernel_time import GROUPED, SINGLE, constants_for
 
 ROOT = Path(__file__).resolve().parents[2]
-H100 = peaks_of("H100-SXM5-80GB")
-HEADER = {"gpu": H100.gpu, "framework": "synthetic", "version": "1"}
+H100 = find_gpu("H100-SXM5-80GB")
+HEADER = {"gpu": H100.name, "framework": "synthetic", "version": "1"}
 
 
 def write_table(folder, table, rows):

@@ -6,7 +6,7 @@ import math
 import pytest
 from decodetax.harness.core.data_table import data_table
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.peaks import device_table, peaks_of
+from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.cost import kernel_time
 from decodetax.harness.cost.kernel_time import (
     KernelTime,
@@ -18,19 +18,19 @@ from decodetax.harness.cost.kernel_time import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-GPUS = [row["gpu"] for row in device_table()]
-A100, H100 = peaks_of("A100-SXM4-80GB"), peaks_of("H100-SXM5-80GB")
+GPUS = list(gpu_table())
+A100, H100 = find_gpu("A100-SXM4-80GB"), find_gpu("H100-SXM5-80GB")
 
-gpus = st.sampled_from(GPUS).map(peaks_of)
+gpus = st.sampled_from(GPUS).map(find_gpu)
 dtypes = st.sampled_from(["bf16", "fp8"])
 sizes = st.integers(1, 1 << 16)
 counts = st.integers(1, 512)
 growths = st.one_of(st.tuples(st.just(1), st.integers(1, 64)), st.tuples(st.integers(2, 5), st.just(0)))
 
 
-def gemm(peaks, rows, out_features, in_features, dtype="bf16"):
+def gemm(gpu, rows, out_features, in_features, dtype="bf16"):
     return gemm_time(
-        peaks,
+        gpu,
         rows=rows,
         out_features=out_features,
         in_features=in_features,
@@ -39,10 +39,10 @@ def gemm(peaks, rows, out_features, in_features, dtype="bf16"):
     )
 
 
-def decode(peaks, sequences=32, kv_heads=8, context=4096, group=4, dtype="bf16", head_dim=128):
+def decode(gpu, sequences=32, kv_heads=8, context=4096, group=4, dtype="bf16", head_dim=128):
     tokens = sequences * context * kv_heads * head_dim
     return decode_attention_time(
-        peaks,
+        gpu,
         sequences=sequences,
         kv_heads=kv_heads,
         kv_bytes=2 * tokens * (1 if dtype == "fp8" else 2),
@@ -52,9 +52,9 @@ def decode(peaks, sequences=32, kv_heads=8, context=4096, group=4, dtype="bf16",
     )
 
 
-def prefill(peaks, sequences=1, q_heads=32, kv_heads=8, head_dim=128, prompt=2048, dtype="bf16"):
+def prefill(gpu, sequences=1, q_heads=32, kv_heads=8, head_dim=128, prompt=2048, dtype="bf16"):
     return prefill_attention_time(
-        peaks,
+        gpu,
         sequences=sequences,
         q_heads=q_heads,
         kv_heads=kv_heads,
@@ -64,9 +64,9 @@ def prefill(peaks, sequences=1, q_heads=32, kv_heads=8, head_dim=128, prompt=204
     )
 
 
-def roofs_s(peaks, dtype, operations, moved):
-    rate = peaks.flop_per_s[dtype] or peaks.flop_per_s["bf16"] or peaks.flop_per_s["fp16"]
-    return max(operations / rate, moved / peaks.bandwidth_bytes_per_s)
+def roofs_s(gpu, dtype, operations, moved):
+    rate = gpu.flop_per_s[dtype] or gpu.flop_per_s["bf16"] or gpu.flop_per_s["fp16"]
+    return max(operations / rate, moved / gpu.bandwidth_bytes_per_s)
 
 
 def grown(arguments, name, growth):
@@ -77,32 +77,32 @@ def grown(arguments, name, growth):
 
 @given(gpus, dtypes, sizes, sizes, sizes, growths, st.sampled_from(["rows", "out_features", "in_features"]))
 def test_gemm_stays_above_the_roofs_and_never_falls(
-    peaks, dtype, rows, out_features, in_features, growth, name
+    gpu, dtype, rows, out_features, in_features, growth, name
 ):
     arguments = {"rows": rows, "out_features": out_features, "in_features": in_features}
-    time = gemm(peaks, **arguments, dtype=dtype)
+    time = gemm(gpu, **arguments, dtype=dtype)
     size = 1 if dtype == "fp8" else 2
     moved = size * (out_features * in_features) + 2 * rows * (out_features + in_features)
-    assert time.time_s >= roofs_s(peaks, dtype, 2 * rows * out_features * in_features, moved)
-    assert gemm(peaks, **grown(arguments, name, growth), dtype=dtype).time_s >= time.time_s
+    assert time.time_s >= roofs_s(gpu, dtype, 2 * rows * out_features * in_features, moved)
+    assert gemm(gpu, **grown(arguments, name, growth), dtype=dtype).time_s >= time.time_s
 
 
 @given(gpus, dtypes, counts, counts, sizes, st.integers(1, 128), growths, st.data())
 def test_decode_attention_stays_above_the_roofs_and_never_falls(
-    peaks, dtype, sequences, kv_heads, context, group, growth, data
+    gpu, dtype, sequences, kv_heads, context, group, growth, data
 ):
     arguments = {"sequences": sequences, "kv_heads": kv_heads, "context": context}
-    time = decode(peaks, **arguments, group=group, dtype=dtype)
+    time = decode(gpu, **arguments, group=group, dtype=dtype)
     tokens = sequences * kv_heads * context * 128
     moved = 2 * tokens * (1 if dtype == "fp8" else 2)
-    assert time.time_s >= roofs_s(peaks, dtype, 4 * tokens * group, moved)
+    assert time.time_s >= roofs_s(gpu, dtype, 4 * tokens * group, moved)
     more = grown(arguments, data.draw(st.sampled_from(sorted(arguments))), growth)
-    assert decode(peaks, **more, group=group, dtype=dtype).time_s >= time.time_s
+    assert decode(gpu, **more, group=group, dtype=dtype).time_s >= time.time_s
 
 
 @given(gpus, dtypes, counts, counts, st.integers(1, 16), sizes, growths, st.data())
 def test_prefill_attention_stays_above_the_roofs_and_never_falls(
-    peaks, dtype, sequences, kv_heads, group, prompt, growth, data
+    gpu, dtype, sequences, kv_heads, group, prompt, growth, data
 ):
     arguments = {
         "sequences": sequences,
@@ -111,23 +111,23 @@ def test_prefill_attention_stays_above_the_roofs_and_never_falls(
         "head_dim": 128,
         "prompt": prompt,
     }
-    time = prefill(peaks, **arguments, dtype=dtype)
+    time = prefill(gpu, **arguments, dtype=dtype)
     operations = 2 * sequences * kv_heads * group * prompt * (prompt + 1) * 128
     moved = 2 * sequences * prompt * 128 * kv_heads * (group + 1) * (1 if dtype == "fp8" else 2)
-    assert time.time_s >= roofs_s(peaks, dtype, operations, moved)
+    assert time.time_s >= roofs_s(gpu, dtype, operations, moved)
     more = grown(arguments, data.draw(st.sampled_from(sorted(arguments))), growth)
-    assert prefill(peaks, **more, dtype=dtype).time_s >= time.time_s
+    assert prefill(gpu, **more, dtype=dtype).time_s >= time.time_s
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("size", [1, 1 << 30])
 def test_every_gpu_has_a_positive_finite_time_at_any_size(gpu, size):
-    peaks = peaks_of(gpu)
+    gpu = find_gpu(gpu)
     for dtype in ("bf16", "fp8"):
         for time in (
-            gemm(peaks, size, size, size, dtype),
-            decode(peaks, sequences=size, context=size, dtype=dtype),
-            prefill(peaks, sequences=size, prompt=size, dtype=dtype),
+            gemm(gpu, size, size, size, dtype),
+            decode(gpu, sequences=size, context=size, dtype=dtype),
+            prefill(gpu, sequences=size, prompt=size, dtype=dtype),
         ):
             assert all(
                 0 < value < math.inf for value in (time.time_s, time.memory_s, time.compute_s, time.fixed_s)
@@ -165,25 +165,25 @@ def test_activations_that_come_in_fp8_need_no_pass_to_quantise_them():
 
 @pytest.mark.parametrize("gpu", ["A100-SXM4-80GB", "T4"])
 def test_a_gpu_without_fp8_multiplies_in_bf16(gpu):
-    peaks = peaks_of(gpu)
+    gpu = find_gpu(gpu)
     arguments = {"rows": 4096, "out_features": 4096, "in_features": 4096, "weight_bytes_per_element": 2}
-    assert gemm_time(peaks, dtype="fp8", **arguments) == gemm_time(peaks, dtype="bf16", **arguments)
+    assert gemm_time(gpu, dtype="fp8", **arguments) == gemm_time(gpu, dtype="bf16", **arguments)
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_constants_are_calibrated_or_say_that_they_are_derived(gpu):
-    peaks = peaks_of(gpu)
-    constants = constants_for(peaks)
-    if gpu in ("A100-SXM4-80GB", "H100-SXM5-80GB"):
-        assert (constants.gpu, constants.basis) == (gpu, f"calibrated on {gpu}")
+    gpu = find_gpu(gpu)
+    constants = constants_for(gpu)
+    if gpu.name in ("A100-SXM4-80GB", "H100-SXM5-80GB"):
+        assert (constants.gpu, constants.basis) == (gpu.name, f"calibrated on {gpu.name}")
     else:
         assert constants.basis == "derived from the datasheet"
-        assert constants.gpu == ("A100-SXM4-80GB" if peaks.flop_per_s["fp8"] is None else "H100-SXM5-80GB")
+        assert constants.gpu == ("A100-SXM4-80GB" if gpu.flop_per_s["fp8"] is None else "H100-SXM5-80GB")
     assert constants.prefill_attention_gpu == "H100-SXM5-80GB"
 
 
 def test_a_derived_gpu_scales_with_its_datasheet():
-    h200 = peaks_of("H200-SXM-141GB")
+    h200 = find_gpu("H200-SXM-141GB")
     ratio = decode(H100, context=131072).memory_s / decode(h200, context=131072).memory_s
     assert ratio == pytest.approx(h200.bandwidth_bytes_per_s / H100.bandwidth_bytes_per_s)
 

@@ -7,9 +7,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.peaks import device_table, find_device
-from decodetax.harness.core.rental import default_rental
+from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.cost.prices import price_list
 from hand_made import assert_misuse, decodetax, strict_json, write_config
 
@@ -87,7 +85,7 @@ def test_a_gpu_named_twice_is_predicted_once():
 
 
 def test_every_gpu_of_the_table_in_one_command():
-    names = [row["gpu"] for row in device_table()]
+    names = list(gpu_table())
     assert [row["gpu"] for row in predictions(*PREDICT, "--gpu", ",".join(names))] == names
 
 
@@ -152,7 +150,7 @@ def test_latent_attention_and_windows_from_a_config(tmp_path):
 
 def test_price_of_a_gpu_hour_is_the_cited_one_or_the_one_given():
     cited, given = prediction(*PREDICT), prediction(*PREDICT, "--usd-per-hour", "3.6")
-    assert cited["usd_per_hour"] == float(default_rental("H100-SXM5-80GB").usd_per_hour)
+    assert cited["usd_per_hour"] == find_gpu("h100").usd_per_hour
     assert given["usd_per_hour"] == 3.6
     # 3.6 $ an hour is 0.001 $ a second.
     for side in ("input", "output"):
@@ -163,7 +161,7 @@ def test_price_of_a_gpu_hour_is_the_cited_one_or_the_one_given():
 
 
 def test_gpu_without_a_cited_price_has_seconds_alone():
-    assert default_rental("L4") is None
+    assert find_gpu("L4").usd_per_hour is None
     row = prediction(*PREDICT, "--gpu", "l4")
     assert (row["usd_per_hour"], row["input_usd_per_mtok"], row["output_usd_per_mtok"]) == (None, None, None)
     assert row["output_s_per_token"] > 0
@@ -368,58 +366,3 @@ def test_broken_config_is_named_in_one_line(tmp_path):
     assert_misuse(decodetax("predict", "--model", path), "--model", "num_experts_per_tok")
     path = write_config(tmp_path, num_experts=2, num_experts_per_tok=3, moe_intermediate_size=32)
     assert_misuse(decodetax("predict", "--model", path), "--model", "experts.per_token")
-
-
-# The names of a GPU.
-
-
-@pytest.mark.parametrize(
-    ("name", "gpu"),
-    [
-        ("h100", "H100-SXM5-80GB"),
-        ("H100", "H100-SXM5-80GB"),
-        ("h100 sxm5", "H100-SXM5-80GB"),
-        ("h100_pcie", "H100-PCIe-80GB"),
-        ("H100-NVL", "H100-NVL"),
-        ("a100", "A100-SXM4-80GB"),
-        ("A100-SXM4", "A100-SXM4-80GB"),
-        ("a100-sxm4-40gb", "A100-SXM4-40GB"),
-        ("h200", "H200-SXM-141GB"),
-        ("gh200", "GH200-96GB"),
-        ("b200", "B200"),
-        ("v100", "V100-SXM2-32GB"),
-        ("a10", "A10"),
-        ("a10g", "A10G"),
-        ("4090", "RTX-4090"),
-        ("rtx4090", "RTX-4090"),
-        ("RTX 4090", "RTX-4090"),
-        ("rtx_3090", "RTX-3090"),
-        ("5090", "RTX-5090"),
-    ],
-)
-def test_short_name_finds_its_gpu(name, gpu):
-    assert find_device(name).gpu == gpu
-
-
-@pytest.mark.parametrize("name", [row["gpu"] for row in device_table()])
-def test_name_of_the_table_finds_its_gpu_in_any_case(name):
-    for written in (name, name.lower(), name.upper(), name.replace("-", " "), name.replace("-", "_")):
-        assert find_device(written).gpu == name
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        ("h1000", "H100-SXM5-80GB"),
-        ("h20o", "H20"),
-        ("rtx409", "RTX-4090"),
-        ("4900", "RTX-4090"),
-        ("b20", "B200"),
-    ],
-)
-def test_typo_gets_the_nearest_names(name, near):
-    with pytest.raises(UsageError) as caught:
-        find_device(name)
-    said, _, hint = str(caught.value).partition("; did you mean ")
-    assert said == f"--gpu: {name!r} is no GPU of the table"
-    assert near in hint.removesuffix("?").split(" or ")

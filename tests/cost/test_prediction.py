@@ -5,17 +5,14 @@ import itertools
 import math
 
 import pytest
-from decodetax.harness.core.data_table import data_table
 from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.model_parts import Experts
-from decodetax.harness.core.peaks import device_table, find_device
 from decodetax.harness.cost.deployment import (
     COMPONENTS,
     Deployment,
-    Link,
     attention_time,
-    link_of,
     matmul_time,
 )
 from decodetax.harness.cost.forward import Attention, Elementwise, decode_forward, prefill_forward
@@ -33,18 +30,16 @@ LLAMA = load_language_model("llama-3.1-8b")
 SMALL = load_language_model("llama-3.2-1b")
 WINDOWED = load_language_model("gemma-2-9b")
 MIXTURE = load_language_model("qwen3-30b-a3b")
-GPUS = [row["gpu"] for row in device_table()]
+GPUS = list(gpu_table())
 DTYPES = ["bf16", "fp8", "int8", "int4"]
 PRESETS = [row["model"] for row in preset_table()]
 
 
-def deployed(gpu="h100", *, peaks=None, **changes):
-    """On one GPU in bf16; `peaks` changes figures of its datasheet."""
-    device = find_device(gpu)
+def deployed(gpu="h100", *, datasheet=None, **changes):
+    """On one GPU in bf16; `datasheet` changes figures of the GPU."""
     return Deployment(
         **{
-            "peaks": dataclasses.replace(device, **(peaks or {})),
-            "link": link_of(device),
+            "gpu": dataclasses.replace(find_gpu(gpu), **(datasheet or {})),
             "tensor_parallel": 1,
             "dtype": "bf16",
             "cache_dtype": "bf16",
@@ -91,13 +86,13 @@ def test_splits_add_up_to_the_parts_of_the_forwards(model, on, asked):
 
     def part_s(part):
         if isinstance(part, Elementwise):
-            moved_s = part.activation_bytes / on.peaks.bandwidth_bytes_per_s
+            moved_s = part.activation_bytes / on.gpu.bandwidth_bytes_per_s
             return part.times * (moved_s + 4 * 2e-6)
         time_of = attention_time if isinstance(part, Attention) else matmul_time
         return part.times * time_of(part, on).time_s
 
     def reduced_s(forward):
-        return forward.all_reduces * on.link.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
+        return forward.all_reduces * on.gpu.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
 
     step = decode_forward(model, batch=found.batch, context=found.context, tensor_parallel=on.tensor_parallel)
     step_s = sum(map(part_s, step.parts)) + reduced_s(step)
@@ -129,7 +124,7 @@ def test_decode_attention_is_timed_by_the_heads_and_bytes_of_one_gpu():
     [part] = attention_of(decode_forward(LLAMA, batch=8, context=1024, tensor_parallel=2))
     on = deployed(tensor_parallel=2, cache_dtype="fp8")
     assert attention_time(part, on) == decode_attention_time(
-        on.peaks,
+        on.gpu,
         sequences=8,
         kv_heads=4,
         kv_bytes=8 * 1024 * 1024,
@@ -143,7 +138,7 @@ def test_latent_decode_attention_is_timed_as_one_kv_head_of_all_query_heads():
     model, on = load_language_model("deepseek-v3"), deployed("b200", tensor_parallel=8)
     [part] = attention_of(decode_forward(model, batch=2, context=1000, tensor_parallel=8))
     assert attention_time(part, on) == decode_attention_time(
-        on.peaks,
+        on.gpu,
         sequences=2,
         kv_heads=1,
         kv_bytes=2 * 1000 * 576 * 2,
@@ -158,7 +153,7 @@ def test_window_leaves_its_share_of_the_pairs_of_prefill_attention():
     on = deployed()
     full = attention_time(whole, on)
     assert full == prefill_attention_time(
-        on.peaks, sequences=1, q_heads=16, kv_heads=8, head_dim=256, prompt=8192
+        on.gpu, sequences=1, q_heads=16, kv_heads=8, head_dim=256, prompt=8192
     )
     # Half of the prompt is a window's: all its pairs, then 4096 tokens with 4096 pairs each.
     pairs = 4096 * 4097 // 2 + 4096 * 4096
@@ -198,7 +193,9 @@ def test_short_contexts_wait_for_weights_and_long_ones_for_the_cache():
 
 def test_one_gpu_does_not_communicate_and_several_do():
     assert predicted().output_split_s["communication"] == 0
-    found = predicted(on=deployed(tensor_parallel=2, link=Link(bytes_per_s=1e9, latency_s=1e-5)))
+    found = predicted(
+        on=deployed(tensor_parallel=2, datasheet={"link_bytes_per_s": 1e9, "link_latency_s": 1e-5})
+    )
     # 2 all-reduces in each of 32 layers, of a row of 4096 elements a token.
     assert found.output_split_s["communication"] == pytest.approx(64 * (1e-5 + 8 * 8192 / 1e9) / 8)
     assert found.input_split_s["communication"] == pytest.approx(64 * (1e-5 + 8192 * 8192 / 1e9) / 8192)
@@ -208,16 +205,9 @@ def test_one_gpu_does_not_communicate_and_several_do():
     ("gpus", "seconds"), [(2, 1e-5 + 8e-3), (4, 1e-5 + 12e-3), (8, 1e-5 + 14e-3)], ids=str
 )
 def test_ring_sends_its_bytes_nearly_twice(gpus, seconds):
-    link = Link(bytes_per_s=1e9, latency_s=1e-5)
-    assert link.all_reduce_s(8e6, gpus) == pytest.approx(seconds, rel=1e-12)
-    assert link.all_reduce_s(0, gpus) == 1e-5
-
-
-def test_every_gpu_has_a_link():
-    assert sorted(row["gpu"] for row in data_table("links.csv")) == sorted(GPUS)
-    nvlink, pcie = link_of(find_device("h100")), link_of(find_device("4090"))
-    assert (nvlink.bytes_per_s, nvlink.latency_s) == (450e9, pytest.approx(1e-5))
-    assert (pcie.bytes_per_s, pcie.latency_s) == (32e9, pytest.approx(2e-5))
+    gpu = dataclasses.replace(find_gpu("h100"), link_bytes_per_s=1e9, link_latency_s=1e-5)
+    assert gpu.all_reduce_s(8e6, gpus) == pytest.approx(seconds, rel=1e-12)
+    assert gpu.all_reduce_s(0, gpus) == 1e-5
 
 
 # Memory.
@@ -345,7 +335,7 @@ def test_gap_falls_with_each_doubling_of_the_batch(model, gpu):
 
 
 FASTER = {
-    "more bandwidth": (deployed(), deployed(peaks={"bandwidth_bytes_per_s": 2 * 3.35e12})),
+    "more bandwidth": (deployed(), deployed(datasheet={"bandwidth_bytes_per_s": 2 * 3.35e12})),
     "int8 weights": (deployed(), deployed(dtype="int8")),
     "int4 weights": (deployed(dtype="int8"), deployed(dtype="int4")),
     "fp8 weights": (deployed(dtype="bf16"), deployed(dtype="fp8")),
@@ -355,11 +345,11 @@ FASTER = {
     "more GPUs": (deployed(), deployed(tensor_parallel=2)),
     "faster link": (
         deployed(tensor_parallel=2),
-        deployed(tensor_parallel=2, link=Link(bytes_per_s=900e9, latency_s=1e-5)),
+        deployed(tensor_parallel=2, datasheet={"link_bytes_per_s": 900e9, "link_latency_s": 1e-5}),
     ),
     "shorter latency": (
         deployed(tensor_parallel=2),
-        deployed(tensor_parallel=2, link=Link(bytes_per_s=450e9, latency_s=5e-6)),
+        deployed(tensor_parallel=2, datasheet={"link_bytes_per_s": 450e9, "link_latency_s": 5e-6}),
     ),
 }
 
@@ -402,8 +392,8 @@ def test_weights_of_fewer_bytes_that_are_multiplied_as_bf16_narrow_the_gap():
 
 
 def test_more_arithmetic_makes_input_cheaper_and_the_gap_wider():
-    rates = find_device("h100").flop_per_s
-    twice = deployed(peaks={"flop_per_s": {**rates, "bf16": 2 * rates["bf16"]}})
+    rates = find_gpu("h100").flop_per_s
+    twice = deployed(datasheet={"flop_per_s": {**rates, "bf16": 2 * rates["bf16"]}})
     assert predicted(on=twice).input_s_per_token < 0.6 * predicted().input_s_per_token
     assert predicted(on=twice, batch=1).gap > 1.5 * predicted(batch=1).gap
 
@@ -533,10 +523,10 @@ def test_every_gpu_predicts_a_small_model(gpu, tensor_parallel):
     assert found["gpu"] == gpu
     assert found["gap"] > 1
     # No step is faster than its weights can be read.
-    share = SMALL.parameters * 2 / tensor_parallel / on.peaks.bandwidth_bytes_per_s
+    share = SMALL.parameters * 2 / tensor_parallel / on.gpu.bandwidth_bytes_per_s
     assert found["output_s_per_token"] * 8 > share
     # No input token is faster than its arithmetic.
-    rate = on.peaks.flop_per_s["bf16"] or on.peaks.flop_per_s["fp16"]
+    rate = on.gpu.flop_per_s["bf16"] or on.gpu.flop_per_s["fp16"]
     projections = SMALL.parameters - SMALL.lm_head.parameters
     assert found["input_s_per_token"] > 2 * projections / tensor_parallel / rate
 

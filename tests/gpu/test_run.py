@@ -14,9 +14,9 @@ from decodetax.harness.bench.providers import PROVIDERS, Provider
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.gpus import gpu_of_device
 from decodetax.harness.core.inputs import Source
 from decodetax.harness.core.language_model import LanguageModel
-from decodetax.harness.core.peaks import peaks_of
 from decodetax.harness.core.records import Roof
 from decodetax.kernels import interpreting
 
@@ -52,7 +52,7 @@ def test_events_time_a_matmul_within_what_the_device_can_do(device):
     a, b = (torch.randn(size, size, device=device.torch_device).half() for _ in range(2))
     timing = measure(device, [lambda: a @ b], BUDGET)
     flop_per_s = 2 * size**3 / min(timing.samples_s)
-    peaks = peaks_of(device.name, device.memory_bytes)
+    peaks = gpu_of_device(device.name, device.memory_bytes)
     most = peaks.flop_per_s["fp16"] if peaks else 1e16
     assert 1e11 < flop_per_s < most
     assert timing.method == "cuda: each call"
@@ -116,7 +116,7 @@ def test_copies_larger_than_the_cache_are_slower_than_one_in_it(device):
     [row] = [row for row in run_case(case, bench) if row.provider == "triton"]
     assert row.status == "ok", row.reason
     assert row.input_copies * case.work().bytes_total >= 2 * device.cache_bytes
-    peaks = peaks_of(device.name, device.memory_bytes)
+    peaks = gpu_of_device(device.name, device.memory_bytes)
     if peaks:
         assert case.work().bytes_total / row.time_s.median < 1.05 * peaks.bandwidth_bytes_per_s
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.decode_launch import decode_launch
 from decodetax.harness.offline.schedule import simulate_launch
 from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
@@ -121,7 +121,7 @@ def suite_row(gpu, rule, suite):
     kinds = {kind: [simulated(call) for call in calls] for kind, calls in kinds.items()}
     every = list(itertools.chain.from_iterable(kinds.values()))
     return {
-        "gpu": gpu.gpu,
+        "gpu": gpu.name,
         "programs_per_sm": programs_per_sm(gpu),
         "calls": len(every),
         **{kind: geometric_mean(call.time_over_ideal for call in calls) for kind, calls in kinds.items()},

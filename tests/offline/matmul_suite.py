@@ -11,8 +11,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-from decodetax.harness.core.gpu_limits import find_gpu
-from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import MatmulShape, matmul_traffic
 from decodetax.harness.offline.schedule import simulate_launch
 from decodetax.harness.offline.scheduled import product_grid
@@ -126,10 +125,10 @@ def best_group_m(shape, tiling, **on):
 def product_row(gpu, rows, weights=WEIGHTS):
     """The extremes of all products of as many rows on a GPU; `weights` holds in and out features."""
     products = [product(bf16_shape(rows, *weight), gpu) for weight in weights]
-    balance = peaks_of(gpu.gpu).flop_per_s["fp16"] / gpu.memory_bytes_per_s
+    balance = gpu.flop_per_s["fp16"] / gpu.bandwidth_bytes_per_s
     intensities = [each.operations_per_dram_byte for each in products if each.operations_per_dram_byte]
     return {
-        "gpu": gpu.gpu,
+        "gpu": gpu.name,
         "rows": rows,
         "products": len(products),
         "well_scheduled": sum(each.efficiency >= GOOD_EFFICIENCY for each in products),

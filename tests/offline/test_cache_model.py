@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import LruCache, MatmulShape, matmul_traffic
 from decodetax.harness.offline.tile_order import matmul_tile_order
 from decodetax.kernels import MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline import workers
 from decodetax.harness.offline.compiled_rows import CompiledRow
 from decodetax.harness.offline.headroom import Limit, peak_flop_per_s
@@ -68,10 +68,11 @@ NARROW_DTYPES = ("e4m3", "e5m2", "int8")
 HEADROOM = {"bf16": 1.5, "fp16": 1.5, "e4m3": 1.1, "e5m2": 1.1, "int8": 1.1}
 INT8_ON_B200 = 0.85  # its conversions alone take more slots than there are
 # At 32 query and 8 key-value heads of 128, bf16: issue headroom contiguous and in pages of 16, and latency
-# headroom at the wait. Other kernels compiled the same way reach at most 9.1 / 8.5 / 4.7 and 4.7 / 4.3 / 2.3.
+# headroom at the wait. Other kernels compiled the same way reach at most 9.1 / 8.5 / 4.7 and 4.7 / 4.3 / 2.3
+# (H100 at 1.755 GHz).
 COMMON_SHAPE = {
     "A100-SXM4-80GB": (9.0, 7.5, 4.0),
-    "H100-SXM5-80GB": (8.4, 7.0, 4.0),
+    "H100-SXM5-80GB": (8.76, 7.3, 4.0),
     "B200": (4.6, 3.8, 2.0),
 }
 
@@ -139,7 +140,7 @@ def product_promises(row, launch):
     if row.dtype in {"bf16", "fp16", "int8"}:
         # Up to 64 rows weights come from memory, once; consumer GPUs balance at fewer operations a byte.
         gpu = find_gpu(row.gpu)
-        balance = peak_flop_per_s("bf16", gpu) / gpu.memory_bytes_per_s
+        balance = peak_flop_per_s("bf16", gpu) / gpu.bandwidth_bytes_per_s
         wanted = "matrix" if rows >= 128 or 2 * rows / ELEMENT_BYTES[row.dtype] > balance else "memory"
         promises[f"limited by {wanted}, not {row.limit.which}"] = row.limit.which == wanted
         if rows <= 64 and row.gpu in COMMON_SHAPE:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from decodetax.harness.core.gpu_limits import find_gpu, gpu_limits_table
-from decodetax.harness.core.peaks import peaks_of
+from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.offline.cache_model import matmul_traffic
 from decodetax.harness.offline.headroom import peak_flop_per_s
 from decodetax.harness.offline.schedule import (
@@ -109,11 +108,11 @@ def limit(shape, tiling, gpu):
 
 
 def test_the_rates_that_the_chooser_counts_with_are_those_of_the_datasheets():
-    for gpu in gpu_limits_table().values():
+    for gpu in (gpu for gpu in gpu_table().values() if gpu.sm_limits):
         flop_per_s, bytes_per_s, l2_bytes = SM_RATES[gpu.sm]
-        peak = peaks_of(gpu.gpu).flop_per_s["fp16"]
+        peak = gpu.flop_per_s["fp16"]
         assert flop_per_s == pytest.approx(peak / gpu.sm_count, rel=0.01)
-        assert bytes_per_s == pytest.approx(gpu.memory_bytes_per_s / gpu.sm_count, rel=0.01)
+        assert bytes_per_s == pytest.approx(gpu.bandwidth_bytes_per_s / gpu.sm_count, rel=0.01)
         assert l2_bytes == gpu.l2_bytes
 
 
@@ -147,8 +146,8 @@ def test_rows_from_which_reading_the_weights_is_paid_for():
     page = DOCS.read_text(encoding="utf-8")
     _, _, table = page.partition("<!-- rows at the balance point -->")
     for gpu in GPUS:
-        peaks = peaks_of(find_gpu(gpu).gpu)
-        cells = [peaks.gpu, f"{peaks.flop_per_s['bf16'] / peaks.bandwidth_bytes_per_s:.0f}"]
+        peaks = find_gpu(gpu)
+        cells = [peaks.name, f"{peaks.flop_per_s['bf16'] / peaks.bandwidth_bytes_per_s:.0f}"]
         for x_bytes, weight_bytes, dtype in ((2, 2, "bf16"), (1, 1, "fp8"), (2, 1, "bf16")):
             peak = peaks.flop_per_s[dtype]
             balance = peak and peak / peaks.bandwidth_bytes_per_s
@@ -168,7 +167,7 @@ def test_worked_products_of_the_docs(gpu, name):
     on = {"gpu": found, "programs_per_sm": per_sm}
     whole = matmul_traffic(shape, tiling, **on)
     half = matmul_traffic(shape, tiling, **on | {"gpu": replace(found, l2_bytes=found.l2_bytes // 2)})
-    balance = peaks_of(found.gpu).flop_per_s["bf16"] / found.memory_bytes_per_s
+    balance = found.flop_per_s["bf16"] / found.bandwidth_bytes_per_s
     figures = (
         f"{tiling.block_m} x {tiling.block_n} x {tiling.block_k}",
         f"{whole.requested_bytes / 1e9:.3f} GB",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from decodetax.harness.core.gpu_limits import find_gpu
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import MatmulShape
 from decodetax.harness.offline.decode_launch import decode_launch
 from decodetax.harness.offline.schedule import (
@@ -39,7 +39,7 @@ decode_kernels = importlib.import_module("decodetax.kernels.decode_attention")
 
 H100 = find_gpu("h100")
 # 10 SMs, 1000 bytes a second: fair are 100 to an SM, and it gets 160 at most.
-TEN = dataclasses.replace(H100, sm_count=10, memory_bytes_per_s=1000.0)
+TEN = dataclasses.replace(H100, sm_count=10, bandwidth_bytes_per_s=1000.0)
 
 
 def simulated(works, *, gpu=TEN, programs_per_sm=1, fixed_s=0.0, resource=None):
@@ -207,7 +207,7 @@ def test_ten_thousand_unequal_programs_take_about_a_second():
     start = time.process_time()
     schedule = simulated(works, gpu=H100, programs_per_sm=3, fixed_s=PROGRAM_OVERHEAD_S)
     assert time.process_time() - start < 5
-    assert schedule.time_s >= math.fsum(works) / H100.memory_bytes_per_s
+    assert schedule.time_s >= math.fsum(works) / H100.bandwidth_bytes_per_s
     assert schedule.efficiency > 0.95
 
 

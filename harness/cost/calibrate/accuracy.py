@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.peaks import peaks_of
+from ...core.gpus import gpu_of_device
 from .. import kernel_time
 from .fitting import Fitted, errors, fit_all
 from .tables import Array, Measured
@@ -137,7 +137,7 @@ def _other_constants(fitted: Fitted, measured: Measured) -> Any:
 
 
 def _kept_constants(measured: Measured) -> Any:
-    peaks = peaks_of(measured.gpu)
+    peaks = gpu_of_device(measured.gpu)
     if peaks is None:
         return None
     constants = kernel_time.constants_for(peaks)

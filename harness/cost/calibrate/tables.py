@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...core.data_table import data_table
 from ...core.errors import UsageError
-from ...core.peaks import DevicePeaks, peaks_of
+from ...core.gpus import Gpu, gpu_of_device
 from ..kernel_time import GROUPED, SINGLE
 
 Array: TypeAlias = NDArray[Any]
@@ -55,9 +55,9 @@ class Measured:
     time_s: Array
 
     @property
-    def peaks(self) -> DevicePeaks:
+    def peaks(self) -> Gpu:
         """The GPU's datasheet."""
-        peaks = peaks_of(self.gpu)
+        peaks = gpu_of_device(self.gpu)
         if peaks is None:
             raise UsageError(f"{self.table}.csv: gpu {self.gpu!r} is not in the table of devices")
         return peaks

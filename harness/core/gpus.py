@@ -1,0 +1,260 @@
+"""GPUs: datasheet peaks, SM limits, links and rental prices, and the names that find them."""
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .data_table import data_table
+from .errors import UsageError
+
+# A cell of the data is a number, or two of which the lower is taken, and the mark that qualifies it:
+# "989", "80 (unverified)", "58 or 60 (sources differ)".
+_MARKED_NUMBER = re.compile(
+    r"(?P<figure>\d+(\.\d+)?)(?: (?P<joint>or|to) (?P<other>\d+(\.\d+)?))?(?: \((?P<mark>.+)\))?"
+)
+_ONLY_FP16 = "fp16"  # the mark of a rate that the GPU has in fp16 and lacks in bf16
+
+# The driver reserves about a tenth of the memory at most (ECC, firmware): a T4 shows 14.6 GiB of 16.
+# A MIG slice, or another card of the same name, differs by far more.
+_MEMORY_AT_LEAST = 0.85
+_MEMORY_AT_MOST = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmLimits:
+    """Limits of one streaming multiprocessor (SM) that decide occupancy and issue rate.
+
+    Attributes:
+        clock_hz: boost clock, the clock of the datasheet's rates.
+        registers_per_sm: registers of 32 bits.
+        max_warps_per_sm: resident warps of 32 threads.
+        max_blocks_per_sm: resident CTAs.
+        shared_bytes_per_block: shared memory of one CTA, KB counted as 2^10 bytes.
+    """
+
+    clock_hz: float
+    registers_per_sm: int
+    max_warps_per_sm: int
+    max_blocks_per_sm: int
+    shared_bytes_per_block: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU of the table; rates are dense, None where no source states a figure.
+
+    Attributes:
+        name: such as "H100-SXM5-80GB".
+        compute_capability: such as "9.0".
+        flop_per_s: by dtype "fp32", "bf16", "fp16", "fp8", "int8" (integer operations per second) and "fp4".
+            fp32 is None: the table has tensor-core rates only.
+        bandwidth_bytes_per_s: memory bandwidth.
+        memory_bytes: device memory; the datasheet's GB count 2^30 bytes each, as memory chips are made.
+        l2_bytes: L2 cache, MB counted as 2^20 bytes.
+        sm_count: streaming multiprocessors.
+        shared_bytes_per_sm: shared memory of an SM, KB counted as 2^10 bytes.
+        sm_limits: further limits of an SM; None where the table has none.
+        link_bytes_per_s: NVLink or PCIe bandwidth of one GPU, in each direction.
+        link_latency_s: time of an all-reduce of 0 bytes.
+        usd_per_hour: lowest on-demand rental price listed; an assumed price, a median of listings or a total
+            cost of ownership is not one. None where none is listed.
+        usd_source: kind of price and who lists it.
+        marks: qualification of a figure by field name ("flop_per_s.fp8" for a rate): "unverified", "derived",
+            or how sources differ, in the units of the table (TFLOP/s, GB/s, GB, MB).
+        note: a remark on the GPU.
+        source: the vendor's document.
+    """
+
+    name: str
+    compute_capability: str
+    flop_per_s: Mapping[str, float | None] = field(hash=False)
+    bandwidth_bytes_per_s: float
+    memory_bytes: int
+    l2_bytes: int
+    sm_count: int
+    shared_bytes_per_sm: int
+    sm_limits: SmLimits | None
+    link_bytes_per_s: float
+    link_latency_s: float
+    usd_per_hour: float | None
+    usd_source: str
+    marks: Mapping[str, str] = field(hash=False)
+    note: str
+    source: str
+
+    @property
+    def sm(self) -> int:
+        """Compute capability as the compiler writes it: 90 of sm_90 for 9.0."""
+        return int(self.compute_capability.replace(".", ""))
+
+    @property
+    def limits(self) -> SmLimits:
+        """Its SM limits.
+
+        Raises:
+            UsageError: the table has none; names `--gpu` and the GPUs with limits.
+        """
+        if self.sm_limits is None:
+            known = ", ".join(gpu.name for gpu in gpu_table().values() if gpu.sm_limits)
+            raise UsageError(f"--gpu: SM limits of {self.name} are not known; they are of {known}")
+        return self.sm_limits
+
+    def all_reduce_s(self, reduced_bytes: float, gpus: int) -> float:
+        """Seconds of a ring all-reduce over several of this GPU: each sends 2 (n - 1) / n of the bytes."""
+        return self.link_latency_s + 2.0 * (gpus - 1) / gpus * reduced_bytes / self.link_bytes_per_s
+
+
+@dataclass(frozen=True)
+class _Marked:
+    value: float | None
+    mark: str = ""
+
+
+@functools.cache
+def gpu_table() -> Mapping[str, Gpu]:
+    """Every GPU of the table by its name, in the table's order."""
+    return {row["gpu"]: _gpu(row) for row in data_table("gpus.csv")}
+
+
+def datasheet_rows() -> tuple[dict[str, str], ...]:
+    """The datasheet columns of the table as they are written: units in their names, marks with values."""
+    rows = data_table("gpus.csv")
+    columns = list(rows[0])
+    shown = columns[: columns.index("source") + 1]
+    return tuple({column: row[column] for column in shown} for row in rows)
+
+
+def gpu_of_device(device_name: str, memory_bytes: int | None = None) -> Gpu | None:
+    """Finds the GPU that a device is.
+
+    Args:
+        device_name: what `torch.cuda.get_device_name` returns, or a name of the table. The complete name must
+            match: a laptop GPU or a MIG slice is not the card.
+        memory_bytes: the device's memory. It distinguishes cards of one name, and excludes a card whose
+            memory differs from the table's. Without it, the first of that name in the table is taken.
+
+    Returns:
+        The GPU, or None for a device that is not in the table.
+    """
+    for row in data_table("gpus.csv"):
+        if device_name != row["gpu"] and not re.fullmatch(row["device_name_pattern"], device_name):
+            continue
+        gpu = gpu_table()[row["gpu"]]
+        if memory_bytes is None or _MEMORY_AT_LEAST <= memory_bytes / gpu.memory_bytes <= _MEMORY_AT_MOST:
+            return gpu
+    return None
+
+
+def find_gpu(name: str, *, with_limits: bool = False) -> Gpu:
+    """Finds a GPU by any of its names; case, spaces, hyphens and underscores do not matter.
+
+    Args:
+        name: a name of the table ("H100-SXM5-80GB"), the driver's ("NVIDIA H100 80GB HBM3"), the start of a
+            name ("h100", "rtx4090", "4090") or a compiler target ("sm_90"). Where several GPUs share it, the
+            first with SM limits is meant, else the first.
+        with_limits: whether its SM limits are needed.
+
+    Raises:
+        UsageError: no GPU has that name, or its SM limits are needed and not known; names `--gpu`, what it
+            was and what it may be.
+    """
+    by_name = _by_name()
+    key = _key(name)
+    found = by_name.get(key) or gpu_of_device(name.strip())
+    if found is None:
+        near = dict.fromkeys(by_name[each].name for each in difflib.get_close_matches(key[:80], by_name, n=3))
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UsageError(f"--gpu: {name[:40]!r} is not a known GPU; {hint}see `decodetax devices`")
+    if with_limits:
+        _ = found.limits
+    return found
+
+
+@functools.cache
+def _by_name() -> Mapping[str, Gpu]:
+    """Every name of every GPU, as `_key` writes it."""
+    names: dict[str, Gpu] = {}
+    for gpu in sorted(gpu_table().values(), key=lambda each: each.sm_limits is None):
+        words = gpu.name.split("-")
+        short = "".join(words[:2]) if words[0] == "RTX" else words[0]
+        for name in (gpu.name, short, short.removeprefix("RTX"), "-".join(words[:2]), f"sm_{gpu.sm}"):
+            names.setdefault(_key(name), gpu)
+    return names
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _gpu(row: Mapping[str, str]) -> Gpu:
+    """Converts one row of the data to base units, and collects the marks of its figures."""
+    fp16 = _scaled(row["bf16_dense_tflops"], 1e12)
+    bf16 = fp16
+    if fp16.mark == _ONLY_FP16:
+        fp16, bf16 = _Marked(fp16.value), _Marked(None)
+    rates = {
+        "fp32": _Marked(None),
+        "bf16": bf16,
+        "fp16": fp16,
+        "fp8": _scaled(row["fp8_dense_tflops"], 1e12),
+        "int8": _scaled(row["int8_dense_tops"], 1e12),
+        "fp4": _scaled(row["fp4_dense_tflops"], 1e12),
+    }
+    sizes = {
+        "bandwidth_bytes_per_s": _scaled(row["memory_gb_per_s"], 1e9),
+        "memory_bytes": _scaled(row["memory_gb"], 2**30),
+        "l2_bytes": _scaled(row["l2_mb"], 2**20),
+        "sm_count": _scaled(row["sm_count"], 1),
+        "shared_bytes_per_sm": _scaled(row["shared_kb_per_sm"], 2**10),
+    }
+    marked = sizes | {f"flop_per_s.{dtype}": rate for dtype, rate in rates.items()}
+    return Gpu(
+        name=row["gpu"],
+        compute_capability=row["compute_capability"],
+        flop_per_s={dtype: rate.value for dtype, rate in rates.items()},
+        bandwidth_bytes_per_s=_known(sizes["bandwidth_bytes_per_s"]),
+        memory_bytes=int(_known(sizes["memory_bytes"])),
+        l2_bytes=int(_known(sizes["l2_bytes"])),
+        sm_count=int(_known(sizes["sm_count"])),
+        shared_bytes_per_sm=int(_known(sizes["shared_bytes_per_sm"])),
+        sm_limits=_sm_limits(row) if row["sm_limits_source"] else None,
+        link_bytes_per_s=float(row["link_gb_per_s"]) * 1e9,
+        link_latency_s=float(row["link_latency_us"]) * 1e-6,
+        usd_per_hour=float(row["usd_per_hour"]) if row["usd_per_hour"] else None,
+        usd_source=row["usd_source"],
+        marks={name: figure.mark for name, figure in marked.items() if figure.mark},
+        note=row["note"],
+        source=row["source"],
+    )
+
+
+def _sm_limits(row: Mapping[str, str]) -> SmLimits:
+    return SmLimits(
+        clock_hz=_known(_scaled(row["boost_mhz"], 1e6)),
+        registers_per_sm=int(row["registers_per_sm"]),
+        max_warps_per_sm=int(row["max_warps_per_sm"]),
+        max_blocks_per_sm=int(row["max_blocks_per_sm"]),
+        shared_bytes_per_block=int(row["shared_kb_per_block"]) * 2**10,
+    )
+
+
+def _scaled(cell: str, unit: float) -> _Marked:
+    """Reads a cell in its unit; of two figures that sources give, the lower."""
+    if not cell:
+        return _Marked(None)
+    match = _MARKED_NUMBER.fullmatch(cell)
+    if match is None:
+        raise ValueError(f"gpus.csv: {cell!r} is not a number with an optional mark")
+    figure, mark = float(match["figure"]), match["mark"] or ""
+    if match["other"]:
+        figure = min(figure, float(match["other"]))
+        mark = f"{match['figure']} {match['joint']} {match['other']}, {mark or 'sources differ'}"
+    return _Marked(figure * unit, mark)
+
+
+def _known(figure: _Marked) -> float:
+    if figure.value is None:
+        raise ValueError("gpus.csv: a figure that every GPU needs is empty")
+    return figure.value
