@@ -5,6 +5,7 @@ from dataclasses import replace
 from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.records import Row
 from hand_made import CPU, TINY, ceilings, check, failed_row, gap, ok_row, run_record, sweep
+from msgspec import structs
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (
@@ -74,7 +75,7 @@ def hostile_run():
     ]
     first = run.rows[0]
     run.rows[0] = replace(
-        first, case=replace(first.case, part=HOSTILE[1]), throttle_reasons=(SCRIPT,), variant="<b>"
+        first, case=structs.replace(first.case, part=HOSTILE[1]), throttle_reasons=(SCRIPT,), variant="<b>"
     )
     run.gaps = [
         replace(

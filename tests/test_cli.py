@@ -589,38 +589,3 @@ def test_report_of_an_interrupted_run(folder):
     reported = decodetax("report", write_run(folder, rows=[], ceilings=[], gaps=[], interrupted=True))
     assert reported.code == 0
     assert CPU["name"] in reported.out
-
-
-@pytest.mark.parametrize(
-    ("edit", "fragment"),
-    [
-        pytest.param(lambda run: run.pop("schema_version"), "schema_version", id="no version"),
-        pytest.param(lambda run: run.update(schema_version=2), "schema_version", id="another version"),
-        pytest.param(lambda run: run.pop("rows"), "rows", id="no rows"),
-        pytest.param(lambda run: run["rows"][0].update(operation="fly"), "fly", id="unknown operation"),
-        pytest.param(lambda run: run["rows"][0].update(samples_s=[]), "samples_s", id="ok without samples"),
-        pytest.param(lambda run: run.update(environment={}), "device", id="no device"),
-        pytest.param(lambda run: run.update(settings={}), "", id="no settings"),
-        pytest.param(lambda run: run["gaps"][0].update(input_parts_s={}), "", id="gap of no parts"),
-        pytest.param(lambda run: run["settings"].update(model=None), "run file", id="no model"),
-        pytest.param(lambda run: run["environment"]["device"].update(kind="x"), "run file", id="device kind"),
-    ],
-)
-def test_report_of_a_file_that_is_no_whole_run_is_misuse(folder, edit, fragment):
-    path = write_run(folder)
-    document = json.loads(path.read_text(encoding="utf-8"))
-    edit(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
-    assert_misuse(decodetax("report", path), "run.json", fragment)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "\x00"], ids=["empty", "half", "list", "null", "binary"]
-)
-def test_report_of_no_run_is_misuse(folder, text):
-    (folder / "run.json").write_text(text, encoding="utf-8")
-    assert_misuse(decodetax("report", "run.json"), "run.json")
-
-
-def test_report_of_a_missing_file_is_misuse(folder):
-    assert_misuse(decodetax("report", folder / "none.json"), "none.json", "No such file")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core import options
-from ..core.errors import UsageError
+from ..core.errors import UsageError, path_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -48,48 +48,26 @@ def compare_command(
     Exit code 1 means that a row is surely slower by more than the limit, or was right before and is wrong
     now; 2 a wrong argument or file.
     """
+    from ..core.run_file import read_run
     from .comparison import compare
 
-    before, after = _read("BEFORE.json", before_file), _read("AFTER.json", after_file)
+    before, after = read_run(before_file), read_run(after_file)
     comparison = compare(before, after, limit=limit, across_devices=across_devices)
     if comparison.empty:
         sides = " and ".join(_workload(run) for run in (before, after))
         raise UsageError(
             f"AFTER.json: {str(after_file)!r} has no row to compare with {str(before_file)!r}: {sides}"
         )
+    files = {"before": path_text(before_file), "after": path_text(after_file)}
     if as_json:
-        files = {"before": str(before_file), "after": str(after_file)}
         click.echo(json.dumps({**files, **comparison.to_json()}, indent=1, allow_nan=False))
     else:
         from .comparison_text import comparison_text
 
-        click.echo(comparison_text(comparison, [(str(before_file), before), (str(after_file), after)]))
+        click.echo(comparison_text(comparison, list(zip(files.values(), (before, after), strict=True))))
     return WORSE if comparison.worse else 0
 
 
-def _read(argument: str, path: Path) -> "Run":
-    """A run file, told by the argument that names it.
-
-    Raises:
-        UsageError: it cannot be read, or holds no whole run.
-    """
-    from ..core.run_file import read_run
-    from .comparison import check_comparable
-
-    try:
-        run = read_run(path)
-        check_comparable(run)
-    except UsageError as error:
-        raise UsageError(f"{argument}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise UsageError(
-            f"{argument}: run file: {str(path)!r} is not a whole run ({kind}: {error})"
-        ) from error
-    return run
-
-
 def _workload(run: "Run") -> str:
-    model = run.settings["model"]
-    name = model.get("name") if isinstance(model, dict) else model
-    return f"{name} in {run.settings['dtype']} with {len(run.rows)} rows"
+    settings = run.settings
+    return f"{settings['model']['name']} in {settings['dtype']} with {len(run.rows)} rows"

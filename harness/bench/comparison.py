@@ -1,8 +1,6 @@
 """Compares two runs: how the times of their rows changed, what broke, and what else is not the same."""
 
-import json
 import statistics
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,12 +26,6 @@ SAME_MEMORY_WITHIN = 0.01
 
 IDENTITY = ("kind", "name", "cores", "threads", "sm_count", "compute_capability")
 """What makes a device another one, beside its memory."""
-
-MOST = 1e24
-"""Above any rate, memory or time, and below what overflows; 1 / MOST is the least."""
-
-Key = tuple[str, str, int, int]
-"""Case, provider, and the case's operations and bytes: a model of the same name may have other sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,47 +137,10 @@ class Comparison:
         }
 
 
-def check_comparable(run: Run) -> None:
-    """Make sure that a run read from a file holds what comparing counts on.
-
-    Raises:
-        ValueError: it does not; says what.
-    """
-    json.dumps([run.environment, run.settings], allow_nan=False)
-    figures: list[tuple[str, Any]] = [("memory_bytes", run.environment["device"]["memory_bytes"])]
-    figures += [(_ceiling_name(c), c.rate) for c in run.ceilings if c.rate is not None]
-    figures += [(f"samples_s of {_ceiling_name(c)}", s) for c in run.ceilings for s in c.samples_s]
-    figures += [("gap", gap.gap) for gap in run.gaps]
-    for row in run.rows:
-        where = f"{row.case.id} {row.provider}"
-        figures += [(f"samples_s of {where}", sample) for sample in row.samples_s]
-        clocks = (row.clock_before_hz, row.clock_after_hz)
-        figures += [(f"clock of {where}", hz) for hz in clocks if hz is not None]
-        if not all(isinstance(reason, str) for reason in row.throttle_reasons):
-            raise ValueError(f"throttle_reasons of {where}: are no texts")
-    for ceiling in run.ceilings:
-        figures += [(f"work of {_ceiling_name(ceiling)}", amount) for amount in _works(ceiling)]
-    for name, value in figures:
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 1 / MOST < value < MOST):
-            raise ValueError(
-                f"{name}: is {str(value)[:20]!r}, must be a number from {1 / MOST:g} to {MOST:g}"
-            )
-    twice = [key for key, count in Counter(map(_key, run.rows)).items() if count > 1]
-    if twice:
-        raise ValueError(f"rows: {twice[0][0]} {twice[0][1]} stands there more than once")
-
-
-def _works(ceiling: Ceiling) -> Iterator[Any]:
-    """What a ceiling's call needs to be timed again; empty where there is no call."""
-    if ceiling.samples_s and ceiling.rate is not None:
-        work = ceiling.work or {}
-        yield work["operations"] if ceiling.kind == "matmul" else work["bytes_read"]
-
-
 def compare(
     before: Run, after: Run, *, limit: float = DEFAULT_LIMIT, across_devices: bool = False
 ) -> Comparison:
-    """Compare two runs, each of which `check_comparable` has passed.
+    """Compare two runs.
 
     Args:
         before: the run to compare with.
@@ -194,7 +149,7 @@ def compare(
         across_devices: judge runs of different devices too; what their ceilings differ by is then no excuse.
     """
     same = same_device(before, after)
-    old, new = _by_key(before), _by_key(after)
+    old, new = ({row.key: row for row in run.rows} for run in (before, after))
     both = [key for key in new if key in old and old[key].status == new[key].status == "ok"]
     rows: list[RowChange] = []
     blocked = _disturbance(before, after) if same or across_devices else "another device"
@@ -280,15 +235,6 @@ def _disturbance(before: Run, after: Run) -> str:
         if spread > MOST_SPREAD:
             return f"the machine was disturbed {side}: samples scatter by {spread:.0%}"
     return ""
-
-
-def _key(row: Row) -> Key:
-    work = row.case.work()
-    return row.case.id, row.provider, work.operations, work.bytes_total
-
-
-def _by_key(run: Run) -> dict[Key, Row]:
-    return {_key(row): row for row in run.rows}
 
 
 def _status_change(old: Row | None, new: Row | None) -> StatusChange:

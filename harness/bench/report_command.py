@@ -3,21 +3,16 @@
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.errors import FailureError, UsageError
+from ..core.errors import FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, write_bytes, write_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
-
-Result = TypeVar("Result")
-BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a run file raises whose JSON is well formed and whose fields are not what they should be."""
 
 OUTPUTS = (
     click.option(
@@ -169,8 +164,9 @@ def _written(what: str, target: Path, content: str | bytes) -> str:
         else:
             write_bytes(target.resolve(), content)
     except OSError as error:
-        raise FailureError(f"{target}: {error.strerror}; it was not written") from error
-    return f"{what} written to {target}{', in place of the file that was there' if replaced else ''}."
+        raise FailureError(f"{path_text(target)}: {error.strerror}; it was not written") from error
+    told = ", in place of the file that was there" if replaced else ""
+    return f"{what} written to {path_text(target)}{told}."
 
 
 def findings(run: "Run") -> str:
@@ -205,44 +201,24 @@ def report_command(run_files: tuple[Path, ...], **asked: Any) -> None:
 
     runs = dict(zip(_names(run_files), map(read_run, run_files), strict=True))
     if outputs.asked:
-        with_whole_run(", ".join(repr(str(path)) for path in run_files), partial(_tell, outputs, runs))
+        for line in outputs.write(runs):
+            click.echo(line)
         return
-    for at, (path, run) in enumerate(zip(run_files, runs.values(), strict=True)):
-        text = with_whole_run(repr(str(path)), partial(_text, run))
-        click.echo(f"\n{text}" if at else text)
-
-
-def _text(run: "Run") -> str:
     from .summary import heading
 
-    return f"{heading(run)}\n{findings(run)}"
-
-
-def _tell(outputs: Outputs, runs: Mapping[str, "Run"]) -> None:
-    for line in outputs.write(runs):
-        click.echo(line)
-
-
-def with_whole_run(files: str, render: Callable[[], Result]) -> Result:
-    """What `render` makes of a run.
-
-    Raises:
-        UsageError: a field of the run is not what it should be.
-    """
-    try:
-        return render()
-    except BROKEN as error:
-        kind = type(error).__name__
-        raise UsageError(f"run file: {files} is not a whole run ({kind}: {error})") from error
+    for at, run in enumerate(runs.values()):
+        text = f"{heading(run)}\n{findings(run)}"
+        click.echo(f"\n{text}" if at else text)
 
 
 def _names(run_files: Sequence[Path]) -> list[str]:
     """The names of the files without their endings, each once: a second of a name has its number."""
     names: list[str] = []
     for path in run_files:
-        name, number = path.stem, 1
+        stem, number = path_text(path.stem), 1
+        name = stem
         while name in names:
             number += 1
-            name = f"{path.stem} ({number})"
+            name = f"{stem} ({number})"
         names.append(name)
     return names

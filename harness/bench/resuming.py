@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import ValidationError
+
 from ..core import options
-from ..core.errors import UsageError, one_line
+from ..core.errors import UsageError
 from ..core.files import write_text
 
 if TYPE_CHECKING:
@@ -51,19 +53,16 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
     for name, option in options.given().items():
         if name not in HEEDED:
             raise UsageError(f"{option}: is that of the run; it goes with no --resume")
-    from ..core.run_file import read_run
-    from .comparison import check_comparable
+    from ..core.run_file import fault_of, read_run
     from .session import settings_of
 
     run = read_run(run_file)
     if not run.interrupted and run.broken is None:
-        raise UsageError(f"--resume: {str(run_file)!r} is a whole run; nothing of it is left to measure")
+        raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing of it is left to measure")
     try:
-        check_comparable(run)
-        json.dumps(run.to_json(), allow_nan=False)
         return run, settings_of(run)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UsageError(f"--resume: {str(run_file)!r} is not a whole run ({one_line(error)})") from error
+    except ValidationError as error:
+        raise UsageError(f"{str(run_file)!r}: is not a valid run: {fault_of(error, 'settings')}") from error
 
 
 def device_of(run: "Run", argument: str) -> "Device":

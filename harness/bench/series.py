@@ -1,7 +1,7 @@
 """What the figures of a report show, as plain numbers: points, roofs, lines of the gap and price ratios."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
 
@@ -130,13 +130,13 @@ def shape_of(case: Case) -> str:
 
 
 def _sizes(case: Case) -> Iterator[str]:
-    for field in fields(case):
-        value = getattr(case, field.name)
-        if field.name == "contexts":
+    for name in case.__struct_fields__:
+        value = getattr(case, name)
+        if name == "contexts":
             runs = [(length, len(tuple(same))) for length, same in groupby(value)]
             yield "contexts " + " + ".join(f"{count} x {length}" for length, count in runs)
-        elif field.name not in {"phase", "part"}:
-            yield f"{field.name} {getattr(value, 'name', value)}"
+        elif name not in {"phase", "part"}:
+            yield f"{name} {getattr(value, 'name', value)}"
 
 
 def roof_lines(name: str, run: Run, span: tuple[float, float]) -> tuple[RoofLine, ...]:

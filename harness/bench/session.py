@@ -4,17 +4,19 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta, convert
 
 from ...kernels import interpreting, use_interpreter
-from ..core.cases import Case, Sweep, cases_of
+from ..core.cases import Case, Size, Sweep, cases_of
 from ..core.errors import UsageError, one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES, Source, memory_bytes
 from ..core.language_model import LanguageModel
-from ..core.records import Ceiling, Roof, Row, Run
+from ..core.records import Ceiling, NonNegative, Positive, Roof, Row, Run
 from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device, open_device
@@ -61,15 +63,15 @@ class Settings:
     """
 
     model: LanguageModel
-    batches: tuple[int, ...]
-    contexts: tuple[int, ...]
-    prompt: int | None
-    prefill_tokens: int
+    batches: Annotated[tuple[Size, ...], Meta(min_length=1)]
+    contexts: Annotated[tuple[Size, ...], Meta(min_length=1)]
+    prompt: Size | None
+    prefill_tokens: Size
     dtype: str
-    usd_per_hour: float | None
-    row_limit_s: float
-    ceiling_limit_s: float
-    total_limit_s: float
+    usd_per_hour: NonNegative | None
+    row_limit_s: Positive
+    ceiling_limit_s: Positive
+    total_limit_s: Positive
     seed: int = 0
     providers: tuple[str, ...] = ()
     counters: bool = False
@@ -151,19 +153,9 @@ def settings_of(run: Run) -> Settings:
     """What a run was asked for, read back from it; a dtype that was measured to be the fastest stays.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not a whole run.
+        ValidationError: the run's settings lack something or hold something else.
     """
-    known = {each.name for each in fields(Settings)}
-    found = {name: value for name, value in run.settings.items() if name in known}
-    return Settings(
-        **found
-        | {
-            "model": LanguageModel(**found["model"]),
-            "batches": tuple(found["batches"]),
-            "contexts": tuple(found["contexts"]),
-            "providers": tuple(found.get("providers", ())),
-        }
-    )
+    return convert(run.settings, Settings)
 
 
 def require_same_machine(run: Run, device: Device) -> None:

@@ -6,25 +6,31 @@ An operation's stem names its case, kernel, oracle and tests. A projection of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta, Struct
 
 from .language_model import LanguageModel, Projection
 from .work import ELEMENT_BYTES, Work
 
 Phase = Literal["prefill", "decode"]
+Dtype = Annotated[str, Meta(pattern=r"\A(bf16|fp16|fp32)\Z")]
+Length = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+"""What a case read from a file may hold. The cases are msgspec structs so that reading checks this: the tag
+`operation` tells which case it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrefillMatmul:
+class PrefillMatmul(Struct, frozen=True, kw_only=True, tag_field="operation", tag="prefill_matmul"):
     """x [rows, in_features] times weight [out_features, in_features] transposed."""
 
     operation: ClassVar[str] = "prefill_matmul"
     phase: Phase
     part: str
-    rows: int
-    in_features: int
-    out_features: int
-    dtype: str
+    rows: Size
+    in_features: Size
+    out_features: Size
+    dtype: Dtype
 
     @property
     def id(self) -> str:
@@ -44,18 +50,17 @@ class PrefillMatmul:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodeAttention:
+class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decode_attention"):
     """One query token a sequence against its live keys and values; `contexts` holds a length a sequence."""
 
     operation: ClassVar[str] = "decode_attention"
     phase: ClassVar[Phase] = "decode"
     part: ClassVar[str] = "attention"
-    contexts: tuple[int, ...]
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
+    contexts: Annotated[tuple[Length, ...], Meta(min_length=1)]
+    q_heads: Size
+    kv_heads: Size
+    head_dim: Size
+    dtype: Dtype
 
     @property
     def batch(self) -> int:
@@ -89,19 +94,18 @@ class DecodeAttention:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrefillAttention:
+class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="prefill_attention"):
     """Causal attention of `sequences` prompts of `prompt` tokens each, over themselves."""
 
     operation: ClassVar[str] = "prefill_attention"
     phase: ClassVar[Phase] = "prefill"
     part: ClassVar[str] = "attention"
-    sequences: int
-    prompt: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
+    sequences: Size
+    prompt: Size
+    q_heads: Size
+    kv_heads: Size
+    head_dim: Size
+    dtype: Dtype
 
     @property
     def id(self) -> str:
@@ -122,8 +126,7 @@ class PrefillAttention:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderLayer:
+class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decoder_layer"):
     """One whole decoder layer: norms, rotary embedding, projections, attention, activation, residuals.
 
     In prefill `sequences` prompts of `tokens` tokens, the projections in forwards of at most `rows` rows; in
@@ -134,10 +137,10 @@ class DecoderLayer:
     part: ClassVar[str] = "layer"
     phase: Phase
     model: LanguageModel
-    sequences: int
-    tokens: int
-    rows: int
-    dtype: str
+    sequences: Size
+    tokens: Size
+    rows: Size
+    dtype: Dtype
 
     @property
     def query_tokens(self) -> int:

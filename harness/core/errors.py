@@ -1,6 +1,8 @@
 """Errors that end a command with one line, exit codes, and values shown in one line."""
 
+import os
 from decimal import Decimal
+from pathlib import Path
 
 FAILED, MISUSE, INTERRUPTED = 1, 2, 130
 """Exit codes: a check or the machine failed; a wrong argument; Ctrl-C."""
@@ -38,3 +40,8 @@ def shown(value: object) -> str:
         return "an integer of over 40 digits"
     text = str(value) if isinstance(value, Decimal) else repr(value)
     return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"
+
+
+def path_text(path: Path | str) -> str:
+    """A path as one line that can be printed; bytes of a name that are not UTF-8 become U+FFFD."""
+    return printable(os.fsencode(path).decode("utf-8", "replace"))

@@ -1,13 +1,12 @@
 """Reads the shapes of a language model from a Hugging Face `config.json`; refuses what they misdescribe."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from .errors import UsageError, shown
 from .model_parts import Experts, LatentAttention
-from .user_file import read_user_text
+from .user_file import read_user_json
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")
@@ -86,15 +85,7 @@ def read_model_config(path: Path) -> tuple[ModelShapes, str]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a UsageError says in one line why the file holds none."""
-    text = read_user_text(path, "config.json", max_mib=16)
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except ValueError:  # Python refuses to read an integer of thousands of digits
-        raise UsageError("holds a number of too many digits") from None
-    except RecursionError:
-        raise UsageError("is nested too deeply") from None
+    config = read_user_json(path, "config.json", max_mib=16)
     if not isinstance(config, dict):
         raise UsageError(f"must hold a JSON object, holds {shown(config)}")
     return config

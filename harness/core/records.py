@@ -1,73 +1,85 @@
-"""What a run keeps: ceilings, rows, gaps and checks, and the versioned JSON they become."""
+"""What a run keeps: ceilings, rows, gaps and checks; their types are the schema of a run file."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from .cases import Case
+from msgspec import Meta, to_builtins
+
+from .cases import Case, Dtype, Length, Size
 from .samples import Summary, summarise
 from .work import Work
 
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "skipped", "unsupported"]
+Provenance = Literal["measured", "datasheet"]
+
+LEAST, LARGEST = 1e-24, 1e24
+"""Beyond any time, rate or size in a run file, and far from what overflows when multiplied."""
+
+Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
+CaseId = Annotated[str, Meta(pattern="^[^/]+/[^/]+/")]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
 
 COUNTER_NAMES = ("dram_bytes_read", "dram_bytes_written", "matrix_active_share")
-"""What hardware counters tell of a row: bytes of all launches of a call, and the share of the time that the
-matrix units were active, of the launch in which it was largest."""
+"""Hardware counters of a row: DRAM bytes of all launches of a call, and the share of the time that tensor
+cores were active, in the launch in which it is largest."""
+
+TOKEN_PARTS = ("projections", "attention", "rest", "lm_head")
+"""What a token's time is made of; "rest" is a whole layer less its projections and attention."""
 
 
-def _check_rounds(rounds: Sequence[int], samples_s: Sequence[float]) -> None:
-    """A round a sample, where there are rounds."""
-    if not all(isinstance(number, int) for number in rounds):
-        raise TypeError("rounds: are not whole numbers")
-    if rounds and len(rounds) != len(samples_s):
-        raise ValueError(f"rounds: {len(rounds)} of {len(samples_s)} samples")
+def _require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{field_name}: lacks {missing[0]}")
 
 
-def _check_counters(counters: Mapping[str, float]) -> None:
-    for name in COUNTER_NAMES:
-        value = counters[name]
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise ValueError(f"{name}: is {value!r}, must be a number of at least 0")
+def _check_rounds(record: "Ceiling | Row") -> None:
+    if record.rounds and len(record.rounds) != len(record.samples_s):
+        raise ValueError(f"rounds: {len(record.rounds)} of {len(record.samples_s)} samples")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
-    """A rate that the device cannot pass, measured on it or named by its datasheet.
+    """A rate that the device cannot exceed, measured on it or given by its datasheet.
 
     Attributes:
-        kind: "read_bandwidth", "copy_bandwidth" or "matmul".
-        dtype: of a matmul; None for a bandwidth, which has none.
-        provenance: "measured" or "datasheet".
-        bandwidth_bytes_per_s: of a bandwidth.
+        dtype: of a matmul; None for a bandwidth.
         flop_per_s: of a matmul, dense.
-        detail: how it was found, or the datasheet and its marks.
-        samples_s: seconds of each call of the size that won; empty for a datasheet.
+        detail: how the rate was found, or the datasheet and its footnotes.
+        samples_s: seconds of each call at the size that was fastest; empty for a datasheet.
         work: operations or bytes of one such call; None for a datasheet.
         reason: why there is no rate, where there is none.
-        call: which of several functions that do the same work won; empty where there is but one.
-        rounds: of each sample the round of the run that it was taken in, from 0; none in files of before.
+        call: the fastest of several functions that do the same work; empty where there is only one.
+        rounds: for each sample the round of the run it was taken in, from 0; empty in older files.
+
+    Raises:
+        ValueError: the fields contradict one another.
     """
 
     kind: Literal["read_bandwidth", "copy_bandwidth", "matmul"]
-    provenance: Literal["measured", "datasheet"]
-    dtype: str | None = None
-    bandwidth_bytes_per_s: float | None = None
-    flop_per_s: float | None = None
+    provenance: Provenance
+    dtype: Dtype | None = None
+    bandwidth_bytes_per_s: Positive | None = None
+    flop_per_s: Positive | None = None
     detail: str = ""
-    samples_s: Sequence[float] = ()
-    work: Mapping[str, int] | None = None
+    samples_s: Sequence[Positive] = ()
+    work: Mapping[str, Count] | None = None
     reason: str | None = None
     call: str = ""
-    rounds: Sequence[int] = ()
+    rounds: Sequence[Length] = ()
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds, self.samples_s)
-        if not isinstance(self.call, str):
-            raise TypeError(f"call: is a {type(self.call).__name__}, must be a text")
+        _check_rounds(self)
+        if (self.kind == "matmul") != (self.dtype is not None):
+            raise ValueError(f"dtype: is {self.dtype!r} on a ceiling of kind {self.kind}")
+        if self.samples_s and self.rate is not None:
+            _require_keys("work", self.work or {}, ["operations" if self.kind == "matmul" else "bytes_read"])
 
     @property
     def rate(self) -> float | None:
@@ -126,42 +138,51 @@ class Row:
     """One case by one provider: its status and, where ok, its samples.
 
     Attributes:
-        relative_error, tolerance: the worst output row's relative L2 error at the gate, and what it may be.
+        relative_error, tolerance: the largest relative L2 error of an output row at the gate, and its limit.
         samples_s: seconds of each call, in the order they were taken; empty unless ok.
         method: how the samples were taken.
-        clock_before_hz, clock_after_hz: SM clock around the samples, where the device tells.
-        throttle_reasons: why the device slowed its clock, where it says that it did.
-        tiling: the tuned tiling that the provider was cut by; None where it chose one itself.
-        variant: of a kernel of several forms, the one that ran.
-        rounds: of each sample the round of the run that it was taken in, from 0; none in files of before.
+        clock_before_hz, clock_after_hz: SM clock around the samples, where the device reports it.
+        throttle_reasons: why the device lowered its clock, where it reports that it did.
+        tiling: the tuned tiling that the provider used; None where it chose one itself.
+        variant: the variant that ran, of a kernel that has several.
+        rounds: for each sample the round of the run it was taken in, from 0; empty in older files.
         counters: by COUNTER_NAMES, where hardware counters were read.
+
+    Raises:
+        ValueError: the fields contradict one another.
     """
 
     case: Case
     provider: str
     status: Status
     reason: str | None = None
-    relative_error: float | None = None
-    tolerance: float | None = None
-    samples_s: Sequence[float] = ()
+    relative_error: NonNegative | None = None
+    tolerance: NonNegative | None = None
+    samples_s: Sequence[Positive] = ()
     method: str | None = None
-    input_copies: int | None = None
-    clock_before_hz: float | None = None
-    clock_after_hz: float | None = None
+    input_copies: Length | None = None
+    clock_before_hz: NonNegative | None = None
+    clock_after_hz: NonNegative | None = None
     throttle_reasons: Sequence[str] = ()
-    tiling: Mapping[str, int | str | None] | None = None
+    tiling: Mapping[str, bool | Count | str | None] | None = None
     variant: str | None = None
-    rounds: Sequence[int] = ()
-    counters: Mapping[str, float] | None = None
+    rounds: Sequence[Length] = ()
+    counters: Mapping[str, NonNegative] | None = None
 
     def __post_init__(self) -> None:
-        _check_rounds(self.rounds, self.samples_s)
+        _check_rounds(self)
         if self.counters is not None:
-            _check_counters(self.counters)
+            _require_keys("counters", self.counters, COUNTER_NAMES)
         if (self.status == "ok") != bool(self.samples_s):
             raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
         if (self.status == "ok") != (self.reason is None):
             raise ValueError(f"reason: is {self.reason!r} on a row that is {self.status}")
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """Case, provider, operations and bytes: models of the same name may differ in their sizes."""
+        work = self.case.work()
+        return self.case.id, self.provider, work.operations, work.bytes_total
 
     @cached_property
     def time_s(self) -> Summary:
@@ -206,40 +227,48 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class InterpreterCheck:
-    """A Triton kernel in the interpreter, on a small twin of a case, held against the oracle: no times."""
+    """A Triton kernel in the interpreter on a small twin of a case, compared with the oracle; not timed."""
 
     case: Case
     provider: str
     status: Status
     reason: str | None
-    relative_error: float | None
-    tolerance: float | None
+    relative_error: NonNegative | None
+    tolerance: NonNegative | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """What an output token costs against an input token, at one batch and context.
+    """What an output token costs compared with an input token, at one batch and context.
 
-    The parts of each token are seconds of device time per token over all layers: projections, attention,
-    rest (the whole layer less its parts) and lm_head; they sum to `..._s_per_token`.
+    Attributes:
+        prompt: tokens of the prompt that the input token belongs to.
+        input_parts_s, output_parts_s: seconds of device time a token over all layers, by TOKEN_PARTS.
+        providers: the fastest provider by case id.
+        prefill_layer_over_parts, decode_layer_over_parts: time of a whole layer over that of its parts.
+        triton_gap: the gap of the Triton kernels alone, where all of them ran.
+
+    Raises:
+        ValueError: a part is missing, or the parts sum to nothing.
     """
 
-    batch: int
-    context: int
-    prompt: int
-    input_parts_s: Mapping[str, float]
-    output_parts_s: Mapping[str, float]
-    providers: Mapping[str, str]
-    prefill_layer_over_parts: float | None
-    decode_layer_over_parts: float | None
-    triton_gap: float | None = None
-    usd_per_hour: float | None = None
+    batch: Size
+    context: Length
+    prompt: Size
+    input_parts_s: Mapping[str, NonNegative]
+    output_parts_s: Mapping[str, NonNegative]
+    providers: Mapping[CaseId, str]
+    prefill_layer_over_parts: NonNegative | None
+    decode_layer_over_parts: NonNegative | None
+    triton_gap: NonNegative | None = None
+    usd_per_hour: NonNegative | None = None
     provenance: Literal["measured"] = "measured"
 
     def __post_init__(self) -> None:
-        for name, seconds in (("input", self.input_s_per_token), ("output", self.output_s_per_token)):
-            if not seconds > 0:
-                raise ValueError(f"{name}_parts_s: sum to {seconds} s, must be above 0")
+        for name, parts_s in (("input", self.input_parts_s), ("output", self.output_parts_s)):
+            _require_keys(f"{name}_parts_s", parts_s, TOKEN_PARTS)
+            if not sum(parts_s.values()) >= LEAST:
+                raise ValueError(f"{name}_parts_s: sum to {sum(parts_s.values())} s, must be above 0")
 
     @property
     def input_s_per_token(self) -> float:
@@ -261,37 +290,26 @@ class Gap:
         return None if self.usd_per_hour is None else s_per_token * 1e6 * self.usd_per_hour / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """The gap as a JSON object."""
-        dollars = {
-            "usd_per_hour": self.usd_per_hour,
-            "input_usd_per_mtok": self.usd_per_mtok(self.input_s_per_token),
-            "output_usd_per_mtok": self.usd_per_mtok(self.output_s_per_token),
-        }
-        return {
-            "batch": self.batch,
-            "context": self.context,
-            "prompt": self.prompt,
-            "provenance": self.provenance,
+        """The gap as a JSON object: its fields and what follows from them."""
+        entry = to_builtins(self) | {
             "input_s_per_token": self.input_s_per_token,
             "output_s_per_token": self.output_s_per_token,
             "input_tokens_per_s": 1 / self.input_s_per_token,
             "output_tokens_per_s": 1 / self.output_s_per_token,
             "gap": self.gap,
-            "triton_gap": self.triton_gap,
-            **(dollars if self.usd_per_hour is not None else {}),
-            "input_parts_s": dict(self.input_parts_s),
-            "output_parts_s": dict(self.output_parts_s),
-            "prefill_layer_over_parts": self.prefill_layer_over_parts,
-            "decode_layer_over_parts": self.decode_layer_over_parts,
-            "providers": dict(self.providers),
+            "input_usd_per_mtok": self.usd_per_mtok(self.input_s_per_token),
+            "output_usd_per_mtok": self.usd_per_mtok(self.output_s_per_token),
         }
+        return {name: value for name, value in entry.items() if "usd" not in name or value is not None}
 
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything one `decodetax run` found; grows while it runs, so that an interrupted run can be kept.
+    """Everything one `decodetax run` found; it grows during the run, so that an interrupted run can be kept.
 
-    `broken` says what broke a run off, `counters_reason` why it lacks hardware counters that it was to read.
+    Attributes:
+        broken: what broke the run off.
+        counters_reason: why it lacks the hardware counters that it was asked to read.
     """
 
     environment: Mapping[str, Any]
@@ -303,7 +321,7 @@ class Run:
     interrupted: bool = False
     broken: str | None = None
     counters_reason: str | None = None
-    elapsed_s: float = 0.0
+    elapsed_s: NonNegative = 0.0
 
     @property
     def dtype(self) -> str:
@@ -312,84 +330,59 @@ class Run:
 
     @property
     def measured(self) -> Roof:
-        """The roof that was measured."""
+        """The measured roof."""
         return Roof.of(self.ceilings, dtype=self.dtype, provenance="measured")
 
     @property
     def datasheet(self) -> Roof:
-        """The roof that the datasheet names; empty for an unknown device."""
+        """The datasheet's roof; empty for an unknown device."""
         return Roof.of(self.ceilings, dtype=self.dtype, provenance="datasheet")
 
     @property
     def failures(self) -> list[Row | InterpreterCheck]:
-        """What gave wrong results."""
+        """Rows and checks with wrong results."""
         entries: list[Row | InterpreterCheck] = [*self.rows, *self.interpreter_checks]
         return [entry for entry in entries if entry.status == "failed"]
 
     def to_json(self) -> dict[str, Any]:
-        """The run as a JSON object of version SCHEMA_VERSION."""
+        """The run as a JSON object of version SCHEMA_VERSION: its fields and what follows from them."""
+        measured, datasheet = self.measured, self.datasheet
         return {
             "schema_version": SCHEMA_VERSION,
-            "interrupted": self.interrupted,
-            "broken": self.broken,
-            "counters_reason": self.counters_reason,
-            "elapsed_s": self.elapsed_s,
-            "environment": dict(self.environment),
-            "settings": dict(self.settings),
-            "ceilings": [asdict(ceiling) for ceiling in self.ceilings],
-            "rows": [self._row_to_json(row) for row in self.rows],
+            **vars(self),
+            "ceilings": to_builtins(self.ceilings),
+            "rows": [_row_to_json(row, measured, datasheet) for row in self.rows],
             "gaps": [gap.to_json() for gap in self.gaps],
-            "interpreter_checks": [
-                {**_case_to_json(check.case), **_without_case(asdict(check))}
-                for check in self.interpreter_checks
-            ],
-        }
-
-    def _row_to_json(self, row: Row) -> dict[str, Any]:
-        work = row.case.work()
-        return {
-            **_case_to_json(row.case),
-            "provider": row.provider,
-            "status": row.status,
-            "reason": row.reason,
-            "provenance": "measured",
-            "work": {
-                "provenance": "modelled",
-                "operations": work.operations,
-                "bytes_read": work.bytes_read,
-                "bytes_written": work.bytes_written,
-                "operation_terms": dict(work.operation_terms),
-                "read_terms": dict(work.read_terms),
-                "written_terms": dict(work.written_terms),
-            },
-            "samples_s": list(row.samples_s),
-            "rounds": list(row.rounds),
-            "time_s": asdict(row.time_s) if row.status == "ok" else None,
-            "figures": row.figures(self.measured, self.datasheet),
-            "relative_error": _finite(row.relative_error),
-            "tolerance": row.tolerance,
-            "method": row.method,
-            "input_copies": row.input_copies,
-            "clock_before_hz": row.clock_before_hz,
-            "clock_after_hz": row.clock_after_hz,
-            "throttle_reasons": list(row.throttle_reasons),
-            "tiling": None if row.tiling is None else dict(row.tiling),
-            "variant": row.variant,
-            "counters": None if row.counters is None else dict(row.counters),
+            "interpreter_checks": [_entry_to_json(check) for check in self.interpreter_checks],
         }
 
 
-def _case_to_json(case: Case) -> dict[str, Any]:
-    return {"case": case.id, "operation": case.operation, "phase": case.phase, "shape": asdict(case)}
-
-
-def _without_case(entry: dict[str, Any]) -> dict[str, Any]:
+def _row_to_json(row: Row, measured: Roof, datasheet: Roof) -> dict[str, Any]:
+    work = row.case.work()
     return {
-        **{k: v for k, v in entry.items() if k != "case"},
-        "relative_error": _finite(entry["relative_error"]),
+        **_entry_to_json(row),
+        "provenance": "measured",
+        "work": {
+            "provenance": "modelled",
+            "operations": work.operations,
+            "bytes_read": work.bytes_read,
+            "bytes_written": work.bytes_written,
+            **to_builtins(work),
+        },
+        "time_s": to_builtins(row.time_s) if row.status == "ok" else None,
+        "figures": row.figures(measured, datasheet),
     }
 
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity and no NaN; the row's reason tells of them."""
-    return value if value is not None and math.isfinite(value) else None
+def _entry_to_json(record: Row | InterpreterCheck) -> dict[str, Any]:
+    entry: dict[str, Any] = to_builtins(record)
+    shape, error = entry["case"], record.relative_error
+    return {
+        **entry,
+        "case": record.case.id,
+        "operation": shape.pop("operation"),
+        "phase": record.case.phase,
+        "shape": shape,
+        # JSON has no infinity and no NaN; the reason states them.
+        "relative_error": error if error is not None and math.isfinite(error) else None,
+    }

@@ -1,88 +1,132 @@
 """Reads a run back from the JSON that `decodetax run` wrote."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from .cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
-from .errors import UsageError
-from .language_model import LanguageModel
-from .records import SCHEMA_VERSION, Ceiling, Gap, InterpreterCheck, Row, Run
+from msgspec import Meta, Struct, ValidationError, convert
 
-CASES: Mapping[str, type[Case]] = {
-    case.operation: case for case in (PrefillMatmul, DecodeAttention, PrefillAttention, DecoderLayer)
-}
+from .cases import Length, Size
+from .errors import UsageError, printable
+from .records import LARGEST, SCHEMA_VERSION, Count, NonNegative, Positive, Run
+from .user_file import read_user_json
+
+_Leaf = bool | int | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] | str | None
+_Leaves = _Leaf | list[_Leaf]
+_Facts = dict[str, _Leaves | dict[str, _Leaves | dict[str, _Leaves]]]
+
+
+class _Cpu(Struct, tag_field="kind", tag="cpu"):
+    name: str
+    memory_bytes: Positive
+    last_level_cache_bytes: NonNegative
+    cores: Length
+    capability: str
+
+
+class _Cuda(Struct, tag_field="kind", tag="cuda"):
+    name: str
+    memory_bytes: Positive
+    last_level_cache_bytes: NonNegative
+    compute_capability: str
+    sm_count: Length
+    driver: str = ""
+    sm_clock_hz: NonNegative = 0
+    sm_clock_max_hz: NonNegative = 0
+    power_limit_w: NonNegative = 0
+
+
+class _Environment(Struct):
+    device: _Cpu | _Cuda
+    versions: dict[str, str | None]
+    commit: str | None
+    started: str = ""
+
+
+class _Model(Struct):
+    name: str
+
+
+class _Settings(Struct):
+    model: _Model
+    parameters: Count
+    dtype: Literal["auto", "bf16", "fp16", "fp32"]
+    prefill_tokens: Size
+    usd_per_hour: NonNegative | None
+    usd_per_hour_source: str | None
+    batches: list[Size] = []
+    contexts: list[Length] = []
+
+
+class _KnownFacts(Struct):
+    """What reports read by name; records.py has the types of the lists."""
+
+    environment: _Environment
+    settings: _Settings
+    ceilings: list[Any]
+    rows: list[Any]
+    gaps: list[Any]
+    interpreter_checks: list[Any]
+    interrupted: bool
+    elapsed_s: float
+
+
+class _AllFacts(Struct):
+    """What environment and settings may hold besides: nothing deeper, and only numbers that JSON has."""
+
+    environment: _Facts
+    settings: _Facts
 
 
 def read_run(path: Path) -> Run:
     """The run in a file.
 
     Raises:
-        UsageError: the file cannot be read, is not such a run, or is of a version that is not known here.
+        UsageError: the file cannot be read, or is not a valid run of version SCHEMA_VERSION; one line that
+            names the file, the field and what is wrong with it.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"run file: {str(path)!r} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"run file: {str(path)!r} is not JSON") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"run file: {str(path)!r} has schema_version {str(version)[:20]!r}, can be {SCHEMA_VERSION}"
-        )
-    try:
-        _require(document["environment"], "device", "versions", "commit")
-        _require(document["environment"]["device"], "kind", "name", "memory_bytes", "last_level_cache_bytes")
-        _require(document["settings"], "model", "parameters", "dtype", "prefill_tokens", "usd_per_hour")
-        return run_of(document)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"run file: {str(path)!r} is not a whole run ({type(error).__name__}: {error})"
-        ) from error
+        return run_of(read_user_json(path, "run file", max_mib=256))
+    except UsageError as error:
+        raise UsageError(f"{str(path)!r}: {error}") from None
+    except ValidationError as error:
+        raise UsageError(f"{str(path)!r}: is not a valid run: {fault_of(error)}") from error
 
 
-def _require(entry: Mapping[str, Any], *keys: str) -> None:
-    """Raise KeyError unless a JSON object has these keys, which reports read by name."""
-    for key in keys:
-        entry[key]
-
-
-def run_of(document: Mapping[str, Any]) -> Run:
-    """The run that `Run.to_json` made this JSON object of.
+def run_of(document: Any) -> Run:
+    """The run that `Run.to_json` made this JSON value of.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: it is not a whole run.
+        ValidationError: it is not a valid run.
     """
-    return Run(
-        environment=document["environment"],
-        settings=document["settings"],
-        ceilings=[Ceiling(**ceiling) for ceiling in document["ceilings"]],
-        rows=[Row(case=_case(row), **_fields_of(Row, row)) for row in document["rows"]],
-        gaps=[Gap(**_fields_of(Gap, gap)) for gap in document["gaps"]],
-        interpreter_checks=[
-            InterpreterCheck(case=_case(check), **_fields_of(InterpreterCheck, check))
-            for check in document["interpreter_checks"]
-        ],
-        interrupted=document["interrupted"],
-        broken=document.get("broken"),
-        counters_reason=document.get("counters_reason"),
-        elapsed_s=document["elapsed_s"],
-    )
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValidationError(f"schema_version is {str(version)[:20]!r}, can be {SCHEMA_VERSION}")
+    for schema in (_KnownFacts, _AllFacts):
+        convert(document, schema)
+    entries = {name: [*map(_with_case, document[name])] for name in ("rows", "interpreter_checks")}
+    run = convert(document | entries, Run)
+    seen = set()
+    for index, row in enumerate(run.rows):
+        if row.key in seen:
+            raise ValidationError(f"{row.case.id} {row.provider} stands there twice - at `$.rows[{index}]`")
+        seen.add(row.key)
+    return run
 
 
-def _fields_of(record: type, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a JSON object are fields of a record; the rest follows from them or is the case."""
-    names = {field.name for field in fields(record)} - {"case"}
-    return {name: value for name, value in entry.items() if name in names}
+def _with_case(entry: Any) -> Any:
+    """A row or check whose "case" is its shape, tagged with the operation as the schema of cases has it."""
+    if not isinstance(entry, dict):
+        return entry
+    shape = entry.get("shape")
+    if isinstance(shape, dict):
+        shape = {**shape, "operation": entry.get("operation")}
+    return {**entry, "case": shape}
 
 
-def _case(entry: Mapping[str, Any]) -> Case:
-    shape = dict(entry["shape"])
-    if "contexts" in shape:
-        shape["contexts"] = tuple(shape["contexts"])
-    if "model" in shape:
-        shape["model"] = LanguageModel(**shape["model"])
-    return CASES[entry["operation"]](**shape)
+def fault_of(error: ValidationError, within: str = "") -> str:
+    """Where a document, or the part `within` of one, differs from the schema, and how."""
+    why, _, where = str(error).partition(" - at `$.")
+    for named, written in (("`", ""), ("[...]", ""), (".case.operation", ".operation"), (".case", ".shape")):
+        where = where.replace(named, written)
+    where = ".".join(filter(None, (within, where)))
+    return printable(f"{where}: {why}" if where else why)[:300]

@@ -1,6 +1,8 @@
-"""Reads a text file that the user names."""
+"""Reads a text or JSON file that the user names."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from .errors import UsageError
 
@@ -29,3 +31,26 @@ def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"is not UTF-8: byte {error.start} cannot be decoded") from None
+
+
+def read_user_json(path: Path, kind: str, *, max_mib: int) -> Any:
+    """Reads a regular file of JSON; the arguments are those of `read_user_text`.
+
+    NaN, infinities and the last of several equal keys are read as Python reads them.
+
+    Raises:
+        UsageError: as `read_user_text`, or the file is not JSON; one line that does not name the file.
+    """
+    text = read_user_text(path, kind, max_mib=max_mib)
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UsageError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeEncodeError:
+        raise UsageError("is not JSON: holds half of a surrogate pair") from None
+    except ValueError:  # Python refuses to read an integer of thousands of digits
+        raise UsageError("holds a number of too many digits") from None
+    except RecursionError:
+        raise UsageError("is nested too deeply") from None
+    return value

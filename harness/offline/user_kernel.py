@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from ...kernels import interpreting, reference, use_interpreter
 from ..core import options
@@ -149,7 +150,7 @@ def compile_user_functions(names: Sequence[str], gpus: Sequence[Gpu], dtype: str
             for gpu in gpus:
                 for each in COMPILED_DTYPES if dtype == "all" else (dtype,):
                     for name, case in _COMPILED_CASES[function.operation].items():
-                        rows += _compile_case(function, name, replace(case, dtype=each), gpu)
+                        rows += _compile_case(function, name, structs.replace(case, dtype=each), gpu)
     return rows
 
 

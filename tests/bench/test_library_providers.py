@@ -10,6 +10,7 @@ from decodetax.harness.bench.providers import PROVIDERS, Provider, gate_of
 from decodetax.harness.core.inputs import draw
 from decodetax.kernels import reference
 from fakes import FakeDevice, bench, decode_case, matmul_case, source
+from msgspec import structs
 
 CASE = decode_case(dtype="bf16", context=37, batch=3, kv_heads=2, group=4, head_dim=16)
 LIBRARIES = {"flashinfer": "flashinfer", "flash-attn": "flash_attn", "torch-flex": "torch"}
@@ -102,8 +103,7 @@ def test_where_it_cannot_run_the_row_says_why(name, library, monkeypatch):
 
 
 def test_flex_attention_takes_contexts_of_one_length():
-    ragged = decode_case(dtype="bf16")
-    ragged = type(ragged)(**{**vars(ragged), "contexts": (3, 5, 7)})
+    ragged = structs.replace(decode_case(dtype="bf16"), contexts=(3, 5, 7))
     assert "one length" in provider("torch-flex").refuses(ragged, FakeDevice(kind="cuda"))
     assert provider("flashinfer").refuses(ragged, FakeDevice(kind="cuda")) is None
 

@@ -16,6 +16,7 @@ from decodetax.harness.core.inputs import draw
 from fakes import FakeDevice, decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 MODELS = {
     "group 1": tiny_model(q_heads=3, kv_heads=3, head_dim=16),
@@ -62,7 +63,7 @@ def gated(case):
 @each_dtype
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_torch_provider_passes_the_gate(case, dtype):
-    inputs, gate = gated(dataclasses.replace(case, dtype=dtype))
+    inputs, gate = gated(structs.replace(case, dtype=dtype))
     providers = cpu_providers(case)
     assert "torch" in {provider.name for provider in providers}
     for provider in providers:

@@ -9,6 +9,7 @@ from decodetax.kernels import GpuLimits
 from fakes import decode_case, matmul_case, source
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 PROVIDER, TUNABLE = tunable_provider("decode_attention")
 _, PRODUCT = tunable_provider("prefill_matmul")
@@ -106,10 +107,10 @@ def test_each_field_that_is_tuned_takes_several_values(gpu):
 
 
 def test_key_holds_the_shape_and_no_lengths():
-    ragged = dataclasses.replace(LLAMA, contexts=(4096, *[1] * 7))
+    ragged = structs.replace(LLAMA, contexts=(4096, *[1] * 7))
     assert TUNABLE.key(ragged) == TUNABLE.key(LLAMA)
     for change in ({"contexts": (4096,) * 9}, {"contexts": (4097,) * 8}, {"q_heads": 64}, {"dtype": "fp16"}):
-        assert TUNABLE.key(dataclasses.replace(LLAMA, **change)) != TUNABLE.key(LLAMA)
+        assert TUNABLE.key(structs.replace(LLAMA, **change)) != TUNABLE.key(LLAMA)
 
 
 def test_candidates_give_the_same_result_within_the_gate_when_interpreted():
@@ -180,7 +181,7 @@ def test_each_field_of_a_product_that_is_tuned_takes_several_values(rows, gpu):
 def test_key_of_a_product_is_its_shape_and_dtype():
     case = matmul_case(rows=7, in_features=64, out_features=100, dtype="bf16")
     assert PRODUCT.key(case) == {"rows": 7, "in_features": 64, "out_features": 100, "dtype": "bf16"}
-    assert PRODUCT.key(dataclasses.replace(case, part="up", phase="decode")) == PRODUCT.key(case)
+    assert PRODUCT.key(structs.replace(case, part="up", phase="decode")) == PRODUCT.key(case)
 
 
 @pytest.mark.parametrize("gpu", ["A100", "B200"])

@@ -15,10 +15,9 @@ from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.bench.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.records import Row
-from decodetax.harness.core.run_file import _fields_of
 from decodetax.kernels import DecodeTiling
 from fakes import FakeDevice, bench, decode_case, prompt_case, source
+from msgspec import structs
 
 CASE = decode_case()
 DEFAULT = 1
@@ -273,7 +272,7 @@ def test_what_was_found_is_strict_json(monkeypatch):
 def test_cases_share_the_time_and_progress_only_grows(monkeypatch):
     lab = Lab(monkeypatch, [10e-3] * 60)
     told = []
-    cases = [CASE, dataclasses.replace(CASE, contexts=(5, 5))]
+    cases = [CASE, structs.replace(CASE, contexts=(5, 5))]
     found = list(
         tune(
             cases,
@@ -348,11 +347,6 @@ def test_run_without_a_tuned_tiling_leaves_the_choice_to_the_kernel(monkeypatch)
 def test_tuned_tiling_that_fails_is_named_on_its_row(monkeypatch, does):
     row = row_with(monkeypatch, lambda _case: tiling(2), {2: does})
     assert (row.status, row.tiling["programs"]) == ("failed", 2)
-
-
-def test_row_of_an_older_run_file_has_no_tiling():
-    row = Row(case=CASE, provider="triton", status="skipped", **_fields_of(Row, {"reason": "old"}))
-    assert row.tiling is None
 
 
 def test_kernel_is_given_the_tiling(monkeypatch):

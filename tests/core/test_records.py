@@ -293,15 +293,6 @@ def test_dollars_stand_only_where_a_price_is_known():
     assert priced["output_usd_per_mtok"] == pytest.approx(40000.0)
 
 
-@pytest.mark.parametrize("rounds", [(0, "1"), (0, 1.5), "01"], ids=["a name", "a fraction", "a text"])
-def test_rounds_that_are_no_whole_numbers_are_refused_wherever_a_run_is_read(rounds):
-    samples = {"samples_s": (1.0, 2.0), "rounds": rounds}
-    with pytest.raises(TypeError, match="rounds: are not whole numbers"):
-        ok_row(SMALL_MATMUL, **samples)
-    with pytest.raises(TypeError, match="rounds: are not whole numbers"):
-        Ceiling(kind="matmul", provenance="measured", dtype="bf16", flop_per_s=1.0, **samples)
-
-
 def test_rows_of_two_rounds_are_put_together():
     first = ok_row(SMALL_MATMUL, samples_s=(1.0, 2.0), rounds=(0, 0), relative_error=0.1, clock_before_hz=1e9)
     later = ok_row(

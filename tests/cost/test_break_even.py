@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.records import TOKEN_PARTS
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.break_even import BreakEven, measured_batch
 from decodetax.harness.cost.deployment import deployment
@@ -24,8 +25,8 @@ def gaps(by_batch, context=100):
         dataclasses.replace(
             gap(batch=batch),
             context=context,
-            input_parts_s={"all": 1.0},
-            output_parts_s={"all": float(ratio)},
+            input_parts_s=dict.fromkeys(TOKEN_PARTS, 1.0),
+            output_parts_s=dict.fromkeys(TOKEN_PARTS, float(ratio)),
         )
         for batch, ratio in by_batch.items()
     ]

@@ -13,6 +13,7 @@ from decodetax.harness.offline.tiling_traffic import chosen_tiling, tiling_traff
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention, prefill_matmul
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 SOURCE = Source(torch.device("cpu"), seed=1)
 
@@ -166,7 +167,7 @@ def test_figures_of_a_counted_matmul_by_hand():
 
 
 def test_attention_over_empty_contexts_has_no_operations():
-    counted = count_case(replace(DECODE, contexts=(0, 0)), tiling=DECODE_TILING, source=SOURCE)
+    counted = count_case(structs.replace(DECODE, contexts=(0, 0)), tiling=DECODE_TILING, source=SOURCE)
     assert (counted.operations, counted.modelled.operations) == ({}, 0)
     figures = counted.figures()
     assert figures["useful_share_of_operations"] == figures["operations_counted_over_modelled"] == 1
@@ -177,11 +178,11 @@ def test_attention_over_empty_contexts_has_no_operations():
     "case",
     [
         MATMUL,
-        replace(MATMUL, rows=3, in_features=300),
-        replace(MATMUL, in_features=256, out_features=100),
-        replace(MATMUL, dtype="fp32"),
+        structs.replace(MATMUL, rows=3, in_features=300),
+        structs.replace(MATMUL, in_features=256, out_features=100),
+        structs.replace(MATMUL, dtype="fp32"),
         DECODE,
-        replace(DECODE, contexts=(0, 400, 70), head_dim=64),
+        structs.replace(DECODE, contexts=(0, 400, 70), head_dim=64),
     ],
     ids=lambda case: case.id,
 )

@@ -1,0 +1,272 @@
+"""A run file is read, or refused in one line that names the file, the field and what is wrong with it."""
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from decodetax.harness.bench.comparison import compare
+from decodetax.harness.bench.comparison_text import comparison_text
+from decodetax.harness.bench.report_command import findings
+from decodetax.harness.bench.summary import heading
+from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.records import COUNTER_NAMES
+from decodetax.harness.core.run_file import read_run, run_of
+from hand_made import (
+    GPU,
+    SMALL_MATMUL,
+    TINY,
+    assert_misuse,
+    ceilings,
+    check,
+    decodetax,
+    failed_row,
+    gap,
+    ok_row,
+    run_record,
+    strict_json,
+    sweep,
+)
+from msgspec import ValidationError
+
+RUNS = Path(__file__).resolve().parents[2] / "docs" / "runs"
+
+
+def run_document():
+    """A run with every field filled, as JSON."""
+    ok = [ok_row(case, samples_s=(2e-3, 1e-3), rounds=(0, 1)) for case in cases_of(TINY, sweep())]
+    full = ok_row(
+        SMALL_MATMUL,
+        "triton",
+        method="cuda: each call",
+        input_copies=1,
+        clock_before_hz=1.9e9,
+        clock_after_hz=1.8e9,
+        throttle_reasons=("heat",),
+        tiling={"block_m": 16, "variant": "pointers"},
+        variant="descriptors",
+        counters=dict.fromkeys(COUNTER_NAMES, 0.5),
+        relative_error=1e-3,
+        tolerance=8e-3,
+    )
+    run = run_record(
+        device={**GPU, "sm_clock_max_hz": 1.98e9},
+        usd_per_hour=3.6,
+        rows=[full, *{row.case.operation: row for row in ok}.values(), failed_row(SMALL_MATMUL)],
+        ceilings=[*ceilings(), *ceilings(provenance="datasheet")],
+        gaps=[gap(usd_per_hour=3.6, triton_gap=2.0)],
+        interpreter_checks=[check()],
+        broken="RuntimeError: gone",
+        counters_reason="no permission",
+    )
+    run.settings = {**run.settings, "batches": [1], "contexts": [16], "prompt": None}
+    return json.loads(json.dumps(run.to_json()))
+
+
+DOCUMENT = run_document()
+READ = run_of(DOCUMENT)
+
+
+def paths(value, path=()):
+    """The path of every entry of a JSON value."""
+    entries = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, entry in entries:
+        yield (*path, key)
+        yield from paths(entry, (*path, key))
+
+
+def with_value(path, value):
+    document = copy.deepcopy(DOCUMENT)
+    *parents, last = path
+    entry = document
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    return document
+
+
+VALUES = [
+    None, True, 0, 1, -1, 7, 2**31, 10**400, 0.5, -0.5, 1e-320, math.nan, math.inf, -math.inf, "", "bf16",
+    "bf16\n", "measured", [], [0], ["x"], [[]], {}, {"x": 1}, {"kind": "cpu"}, {"a": {"b": {"c": {"d": 1}}}},
+]  # fmt: skip
+
+
+def rendered(run):
+    """Everything that commands make of a valid run."""
+    json.dumps(run.to_json(), allow_nan=False)
+    return heading(run), findings(run), comparison_text(compare(run, run), [("a", run), ("b", run)])
+
+
+@pytest.mark.parametrize("section", DOCUMENT)
+def test_a_run_with_any_value_in_any_field_is_read_and_shown_or_refused(section):
+    refused = 0
+    for path in [path for path in paths(DOCUMENT) if path[0] == section]:
+        for value in VALUES:
+            try:
+                run = run_of(with_value(path, value))
+            except ValidationError:
+                refused += 1
+            else:
+                assert run == READ or rendered(run)
+    assert refused
+
+
+@pytest.mark.parametrize("value", [None, 7, "text", [], {}, [{}], math.nan])
+def test_any_other_json_is_refused(value):
+    with pytest.raises(ValidationError):
+        run_of(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (["schema_version"], 2, "schema_version is '2', can be 1"),
+        (["schema_version"], None, "schema_version is 'None', can be 1"),
+        (["gaps", 0, "batch"], 0, "gaps[0].batch: Expected `int` >= 1"),
+        (["gaps", 0, "context"], [16], "gaps[0].context: Expected `int`, got `array`"),
+        (["gaps", 0, "output_parts_s", "rest"], math.inf, "gaps[0].output_parts_s: Expected `float` <="),
+        (["gaps", 0, "input_parts_s"], {"rest": 1}, "gaps[0]: input_parts_s: lacks projections"),
+        (["rows", 1, "shape", "rows"], "many", "rows[1].shape.rows: Expected `int`, got `str`"),
+        (["rows", 1, "shape"], 7, "rows[1].shape: Expected `object`, got `int`"),
+        (["rows", 1, "operation"], "x", "rows[1].operation: Invalid value 'x'"),
+        (["rows", 0, "samples_s"], [0], "rows[0].samples_s[0]: Expected `float` >= 1e-24"),
+        (["rows", 0, "samples_s"], [10**400], "rows[0].samples_s[0]: Number out of range"),
+        (["rows", 0, "rounds"], [0, 1], "rows[0]: rounds: 2 of 1 samples"),
+        (["rows", 0, "counters"], {"dram_bytes_read": 1}, "rows[0]: counters: lacks dram_bytes_written"),
+        (["rows", 0, "throttle_reasons"], [7], "rows[0].throttle_reasons[0]: Expected `str`, got `int`"),
+        (["ceilings", 0, "bandwidth_bytes_per_s"], math.nan, "ceilings[0].bandwidth_bytes_per_s: Expected"),
+        (["ceilings", 1, "dtype"], None, "ceilings[1]: dtype: is None on a ceiling of kind matmul"),
+        (["ceilings", 0, "samples_s"], [1.0], "ceilings[0]: work: lacks bytes_read"),
+        (["environment", "device", "memory_bytes"], "8 GiB", "environment.device.memory_bytes: Expected"),
+        (["environment", "device", "sm_count"], math.nan, "environment.device.sm_count: Expected `int`"),
+        (["environment", "device", "more"], math.nan, "environment: Expected `float`"),
+        (["settings", "dtype"], math.nan, "settings.dtype: Expected `str`, got `float`"),
+        (["counters_reason"], math.nan, "counters_reason: Expected `str | null`, got `float`"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_fault_names_the_file_the_field_and_what_is_wrong(tmp_path, path, value, told):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(with_value(path, value)), encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        read_run(file)
+    assert str(refused.value).startswith(f"{str(file)!r}: is not a valid run: {told}")
+
+
+def test_a_row_that_stands_there_twice_is_refused():
+    document = copy.deepcopy(DOCUMENT)
+    document["rows"].append(document["rows"][1])
+    with pytest.raises(ValidationError, match=r"stands there twice - at `\$\.rows\[6\]`"):
+        run_of(document)
+
+
+@pytest.mark.parametrize("name", DOCUMENT)
+def test_fields_of_version_1_may_be_missing_where_older_files_lack_them(name):
+    document = {key: value for key, value in DOCUMENT.items() if key != name}
+    if name in {"broken", "counters_reason"}:
+        assert run_of(document)
+    else:
+        with pytest.raises(ValidationError):
+            run_of(document)
+
+
+def test_a_run_without_rounds_variants_and_counters_is_read():
+    document = copy.deepcopy(DOCUMENT)
+    for row in document["rows"]:
+        for name in ("rounds", "variant", "counters", "tiling"):
+            del row[name]
+    for ceiling in document["ceilings"]:
+        del ceiling["rounds"], ceiling["call"]
+    assert run_of(document).rows[0].rounds == ()
+
+
+@pytest.mark.parametrize("file", sorted(RUNS.glob("*.json")), ids=lambda path: path.name)
+def test_a_published_run_is_written_again_as_it_was_read(file):
+    document = strict_json(file.read_text(encoding="utf-8"))
+    assert strict_json(json.dumps(read_run(file).to_json())) == document
+
+
+TEXT = json.dumps(DOCUMENT)
+CONTENTS = {
+    "empty": (b"", "is not JSON"),
+    "truncated": (TEXT[: len(TEXT) // 2].encode(), "is not JSON"),
+    "two documents": (TEXT.encode() * 2, "is not JSON: Extra data"),
+    "not UTF-8": (b'{"\xff": 1}', "is not UTF-8: byte 2"),
+    "half a surrogate pair": (b'{"name": "\\ud800"}', "surrogate"),
+    "deeply nested": (b"[" * 100_000, "is nested too deeply"),
+    "a number of 5000 digits": (b"1" * 5000, "too many digits"),
+    "no object": (b"[]", "is not a valid run"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), CONTENTS.values(), ids=CONTENTS)
+def test_a_file_that_holds_no_run_is_refused_in_one_line(tmp_path, content, told):
+    file = tmp_path / "run.json"
+    file.write_bytes(content)
+    assert_misuse(decodetax("report", file), repr(str(file)), told)
+
+
+def test_a_path_that_is_no_regular_file_is_refused_in_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert_misuse(decodetax("report", tmp_path / "pipe"), "pipe': is not a regular file")
+    assert_misuse(decodetax("report", tmp_path), "is not a regular file")
+    assert_misuse(decodetax("report", tmp_path / "none.json"), "none.json': cannot be read: No such file")
+
+
+def test_a_byte_order_mark_is_skipped_and_of_equal_keys_the_last_counts(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_bytes(b"\xef\xbb\xbf" + TEXT[:-1].encode() + b', "elapsed_s": 7}')
+    assert read_run(file).elapsed_s == 7
+
+
+COMMANDS = {
+    "report": ["report"],
+    "compare before": ["compare", RUNS / "cpu-epyc-2-cores.json"],
+    "claims": ["claims"],
+    "prices": ["prices", "--run"],
+    "price": ["price", "--model", "gpt-4o-2024-08-06", "--input", "5", "--output", "5", "--run"],
+    "resume": ["run", "--resume"],
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_that_reads_a_run_refuses_an_invalid_one_alike(tmp_path, arguments):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(with_value(["gaps", 0, "batch"], 0)), encoding="utf-8")
+    assert_misuse(decodetax(*arguments, file), f"{str(file)!r}: is not a valid run: gaps[0].batch: ")
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [
+        ("bench.summary.workload", ["report"]),
+        ("bench.export.markdown_text", ["report", "--markdown", "x.md"]),
+        ("bench.comparison.compare", ["compare", "run.json"]),
+        ("cost.claims.measured_facts", ["claims"]),
+        ("core.run_file.convert", ["report"]),
+    ],
+)
+@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError])
+def test_a_programming_error_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, target, arguments, error):
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text(TEXT, encoding="utf-8")
+    with mock.patch(f"decodetax.harness.{target}", side_effect=error("planted")), pytest.raises(error):
+        decodetax(*arguments, "run.json")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--html", "x.html"], ["--markdown", "x.md"], ["--csv", "x"], []], ids=str
+)
+def test_a_file_whose_name_is_not_utf_8_is_reported(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"mess\xfc.json")
+    for file in (name, "other.json"):
+        Path(file).write_text(TEXT, encoding="utf-8")
+    assert decodetax("report", name, "other.json", *arguments).code == 0
+    assert "mess\N{REPLACEMENT CHARACTER}.json" in decodetax("compare", name, "other.json").out
