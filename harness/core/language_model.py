@@ -11,21 +11,22 @@ from typing import TypeAlias
 
 from .data_table import data_table
 from .errors import UsageError, shown
-from .model_config import ModelShapes, read_model_config
+from .model_config import read_model_config
 from .model_parts import Experts, LatentAttention, require_size
 
 _SIZE_FIELDS = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "vocab_size")
-_HEAD_DIMS = range(16, 257, 8)  # what the decode-attention kernel takes
+_TABLE_FIELDS = (*_SIZE_FIELDS[:-1], "intermediate_size", "vocab_size")
+_HEAD_DIMS = range(16, 257, 8)  # supported by the decode-attention kernel
 
 Cell: TypeAlias = str | int | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """One matmul of a model with its weights `[out_features, in_features]`.
+    """One matmul of a model, with weights `[out_features, in_features]`.
 
     Attributes:
-        name: "qkv", "o", "gate_up", "down" or "lm_head".
+        name: such as "qkv", "o", "gate_up", "down" or "lm_head".
         in_features: elements of one token's input.
         out_features: elements of one token's output.
     """
@@ -42,27 +43,28 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """The shapes of a decoder whose layers are attention and a gated MLP, or experts in its place.
+    """The shapes of a decoder whose layers are attention and a gated MLP or a mixture of experts (MoE).
 
     Attributes:
-        name: preset name, or a name taken from the path of a `config.json`.
+        name: the preset's name, or one taken from the path of a `config.json`.
         source: where the shapes come from.
         hidden_size: elements of the residual stream of one token.
         layers: number of decoder layers.
         q_heads: query heads of a layer, a multiple of `kv_heads`.
-        kv_heads: key heads, and as many value heads, of a layer.
+        kv_heads: key heads of a layer, and as many value heads; fewer than `q_heads` in grouped-query
+            attention (GQA).
         head_dim: elements of a head, a multiple of 8 from 16 to 256.
-        intermediate_size: elements between the MLP's gated and its last projection; None where no layer has
-            a dense MLP.
+        intermediate_size: elements between the MLP's gated and last projections; None if no layer has a
+            dense MLP.
         vocab_size: rows of the embedding.
         tied_embeddings: whether the output projection is the embedding itself.
-        window: tokens that a sliding layer attends to, its own included; None where no layer slides.
-        window_layers: how many layers slide.
-        experts: the mixture of experts in place of the MLP; None of a dense model.
-        latent: latent attention in place of `kv_heads` keys and values; None of a model without.
+        window: tokens that a sliding-window layer attends to, its own included; None if no layer has one.
+        window_layers: number of sliding-window layers.
+        experts: the mixture of experts in place of the MLP; None for a dense model.
+        latent: multi-head latent attention (MLA) in place of `kv_heads` keys and values; None without.
 
     Raises:
-        UsageError: a field is not what is said above.
+        UsageError: a field is not as described; the line starts with its name.
     """
 
     name: str
@@ -114,10 +116,10 @@ class LanguageModel:
 
     @property
     def attention_projections(self) -> tuple[Projection, ...]:
-        """The matmuls around a layer's attention in the order they run; of latent attention q_a to o.
+        """The matmuls around a layer's attention in the order they run: qkv and o, or q_a to o for MLA.
 
-        The latent's projection to keys and values, kv_b, has the same weights whether it is applied to each
-        cached token or, as in decoding, to queries and outputs instead.
+        kv_b, the latent's projection to keys and values, has the same weights whether it is applied to each
+        cached token or, as in decoding, absorbed into queries and outputs.
         """
         hidden, latent = self.hidden_size, self.latent
         if latent is None:
@@ -143,12 +145,12 @@ class LanguageModel:
 
     @property
     def mlp_projections(self) -> tuple[Projection, Projection] | tuple[()]:
-        """The matmuls of a dense layer's MLP; none where no layer is dense."""
+        """The matmuls of a dense layer's MLP; empty if no layer has one."""
         return () if self.intermediate_size is None else self._gated_mlp(self.intermediate_size)
 
     @property
     def expert_projections(self) -> tuple[Projection, Projection] | tuple[()]:
-        """The matmuls of one expert; none of a dense model."""
+        """The matmuls of one expert; empty for a dense model."""
         return () if self.experts is None else self._gated_mlp(self.experts.intermediate_size)
 
     def _gated_mlp(self, intermediate_size: int) -> tuple[Projection, Projection]:
@@ -163,8 +165,8 @@ class LanguageModel:
         return (*self.attention_projections, *self.mlp_projections)
 
     @property
-    def not_timed(self) -> str | None:
-        """Which parts of the model have no case to be timed, or None."""
+    def untimed_parts(self) -> str | None:
+        """The parts of the model that `decodetax run` cannot time; None if it can time all."""
         parts = {
             "mixture of experts": self.experts is not None,
             "sliding window": self.window_layers > 0,
@@ -174,26 +176,26 @@ class LanguageModel:
 
     @property
     def lm_head(self) -> Projection:
-        """The matmul that gives the logits, run once a token whether its weights are tied or not."""
+        """The matmul that computes logits; it runs whether its weights are tied or not."""
         return Projection(name="lm_head", in_features=self.hidden_size, out_features=self.vocab_size)
 
     @property
     def parameters(self) -> int:
         """Number of weights.
 
-        Embedding, an untied lm_head, projections, experts and routers, two norms a layer and the last one.
-        Not counted, as the shapes do not tell them: biases, norms of q and k, third and fourth norms of a
+        Embedding, an untied lm_head, projections, experts and routers, two norms per layer and the last one.
+        Not counted, as the shapes do not give them: biases, norms of q and k, third and fourth norms of a
         layer. They are below 0.1% of every preset; each count is within 1% of the published one.
         """
         return self._parameters_with(0 if self.experts is None else self.experts.count)
 
     @property
     def active_parameters(self) -> int:
-        """Number of weights with a token's own routed experts alone, embedding and lm_head included."""
+        """Number of weights with only a token's own routed experts, embedding and lm_head included."""
         return self._parameters_with(0 if self.experts is None else self.experts.per_token)
 
     def _parameters_with(self, routed: int) -> int:
-        """Number of weights with so many routed experts a layer."""
+        """Number of weights with a number of routed experts per layer."""
         embeddings = self.lm_head.parameters * (1 if self.tied_embeddings else 2)
         attention = _parameters(self.attention_projections) + 2 * self.hidden_size
         mlps = self.dense_layers * _parameters(self.mlp_projections)
@@ -205,17 +207,17 @@ class LanguageModel:
 
     @property
     def kv_elements_per_token_and_layer(self) -> int:
-        """Elements that one token adds to a layer's cache: a key and a value a KV head, or its latent."""
+        """Elements that a token adds to a layer's cache: a key and a value per KV head, or its latent."""
         return 2 * self.kv_heads * self.head_dim if self.latent is None else self.latent.cached_elements
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Elements that one token adds to the KV cache of all layers, while it is within their windows."""
+        """Elements that a token adds to the KV cache of all layers, while within their windows."""
         return self.layers * self.kv_elements_per_token_and_layer
 
     @property
     def group(self) -> int:
-        """Query heads that read the same KV head."""
+        """Size of a GQA group: query heads that read the same KV head."""
         return self.q_heads // self.kv_heads
 
 
@@ -224,15 +226,15 @@ def _parameters(projections: tuple[Projection, ...]) -> int:
 
 
 def load_timed_model(name_or_path: str) -> LanguageModel:
-    """Gives the model that `--model` names, where all of its parts can be timed.
+    """Gives the model that `--model` names if all of its parts can be timed.
 
     Raises:
-        UsageError: as `load_language_model`; or the line names the parts that cannot be timed.
+        UsageError: as `load_language_model`; or a part cannot be timed, which the line names.
     """
     model = load_language_model(name_or_path)
-    if model.not_timed is not None:
+    if model.untimed_parts is not None:
         raise UsageError(
-            f"--model: {shown(name_or_path)} cannot be timed: {model.not_timed}; "
+            f"--model: {shown(name_or_path)} cannot be timed: {model.untimed_parts}; "
             "`decodetax predict` models it"
         )
     return model
@@ -243,19 +245,18 @@ def load_language_model(name_or_path: str) -> LanguageModel:
 
     Args:
         name_or_path: a preset's name in any case, or the path of a `config.json` or of a directory that
-            holds one. A preset goes before a file of the same name.
+            holds one. A preset takes precedence over a file of the same name.
 
     Raises:
-        UsageError: there is no such preset or file, or it holds no model that can be described; one line
-            that starts with `--model:`.
+        UsageError: there is no such preset or file, or the file's model cannot be described; one line that
+            starts with `--model:`.
     """
     preset = _presets().get(name_or_path.lower())
     if preset is not None:
         return _language_model(preset)
     path = _config_path(name_or_path)
     try:
-        shapes, source = read_model_config(path)
-        return LanguageModel(name=_name_of(path), source=source, **shapes)
+        return LanguageModel(name=_name_of(path), **read_model_config(path))
     except UsageError as error:
         raise UsageError(f"--model: {shown(str(path))}: {error}") from None
 
@@ -276,38 +277,30 @@ def _presets() -> Mapping[str, Mapping[str, str]]:
 
 
 def _language_model(preset: Mapping[str, str]) -> LanguageModel:
-    def size(column: str) -> int:
-        return int(preset[column] or 0)
-
-    experts = Experts(
-        count=size("experts"),
-        per_token=size("experts_per_token"),
-        intermediate_size=size("moe_intermediate_size"),
-        shared=size("shared_experts"),
-        dense_layers=size("dense_layers"),
-    ) if preset["experts"] else None  # fmt: skip
-    latent = LatentAttention(
-        q_rank=size("q_rank") or None,
-        kv_rank=size("kv_rank"),
-        nope_head_dim=size("nope_head_dim"),
-        rope_head_dim=size("rope_head_dim"),
-        v_head_dim=size("v_head_dim"),
-    ) if preset["kv_rank"] else None  # fmt: skip
-    shapes = ModelShapes(
-        hidden_size=size("hidden_size"),
-        layers=size("layers"),
-        q_heads=size("q_heads"),
-        kv_heads=size("kv_heads"),
-        head_dim=size("head_dim"),
-        intermediate_size=size("intermediate_size") or None,
-        vocab_size=size("vocab_size"),
+    sizes = {column: int(text) for column, text in preset.items() if text.isdigit()}
+    experts = latent = None
+    if "experts" in sizes:
+        experts = Experts(
+            count=sizes["experts"],
+            per_token=sizes["experts_per_token"],
+            intermediate_size=sizes["moe_intermediate_size"],
+            shared=sizes.get("shared_experts", 0),
+            dense_layers=sizes.get("dense_layers", 0),
+        )
+    if "kv_rank" in sizes:
+        head_dims = {name: sizes[name] for name in ("nope_head_dim", "rope_head_dim", "v_head_dim")}
+        latent = LatentAttention(q_rank=sizes.get("q_rank"), kv_rank=sizes["kv_rank"], **head_dims)
+    return LanguageModel(
+        name=preset["model"],
+        source=preset["source"],
         tied_embeddings=preset["tied_embeddings"] == "yes",
-        window=size("window") or None,
-        window_layers=size("window_layers"),
+        intermediate_size=sizes.get("intermediate_size"),
+        window=sizes.get("window"),
+        window_layers=sizes.get("window_layers", 0),
         experts=experts,
         latent=latent,
+        **{field: sizes[field] for field in _SIZE_FIELDS},
     )
-    return LanguageModel(name=preset["model"], source=preset["source"], **shapes)
 
 
 def _table_row(preset: Mapping[str, str]) -> dict[str, Cell]:
@@ -317,20 +310,14 @@ def _table_row(preset: Mapping[str, str]) -> dict[str, Cell]:
         "parameters_billion": model.parameters / 1e9,
         "published_parameters_billion": float(preset["published_parameters_billion"]),
         "active_billion": model.active_parameters / 1e9,
-        "hidden_size": model.hidden_size,
-        "layers": model.layers,
-        "q_heads": model.q_heads,
-        "kv_heads": model.kv_heads,
-        "head_dim": model.head_dim,
-        "intermediate_size": model.intermediate_size,
-        "vocab_size": model.vocab_size,
-        "can_run": f"no: {model.not_timed}" if model.not_timed else "yes",
+        **{field: getattr(model, field) for field in _TABLE_FIELDS},
+        "can_run": f"no: {model.untimed_parts}" if model.untimed_parts else "yes",
         "source": model.source,
     }
 
 
 def _config_path(text: str) -> Path:
-    """Finds the config file that the text means."""
+    """The config file that `--model` names."""
     path = Path(text)
     try:
         if path.is_dir():
@@ -353,9 +340,9 @@ def _config_path(text: str) -> Path:
 
 
 def _name_of(path: Path) -> str:
-    """Names a model after its file, or after the directory of a file that is called `config.json`.
+    """A model's name: that of its file, or of the directory of a file called `config.json`.
 
-    In Hugging Face's cache, `models--organisation--model/snapshots/<commit>/config.json`, it is the model's.
+    In Hugging Face's cache, `models--organisation--model/snapshots/<commit>/config.json`, the model's own.
     """
     path = path.absolute()
     cached = [part.rpartition("--")[2] for part in path.parts if part.startswith("models--")]

@@ -1,8 +1,8 @@
-"""Reads the shapes of a language model from a Hugging Face `config.json`; refuses what they misdescribe."""
+"""Reads the shapes of a language model from a Hugging Face `config.json`; refuses models they misdescribe."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from .errors import UsageError, shown
 from .model_parts import Experts, LatentAttention
@@ -12,12 +12,12 @@ _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_s
 _TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
-# Families whose `intermediate_size` is that of an expert: their layers have no dense MLP.
+# Families whose `intermediate_size` is an expert's: their layers have no dense MLP.
 _EXPERT_INTERMEDIATE_SIZE = ("mixtral", "gpt_oss", "phimoe", "granitemoe", "jetmoe")
-# Of families whose config.json may leave out which layers slide: every layer but each so-manieth.
+# Families whose config.json may omit the pattern: every layer except each n-th uses a sliding window.
 _WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 
-# Families whose `model_type` alone says that the projections of a gated decoder layer misdescribe them.
+# Families that the projections of a gated decoder layer misdescribe, by `model_type`.
 _OTHER_FAMILIES = {
     "its MLP is not gated": (
         "arcee bloom biogpt codegen falcon gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt "
@@ -39,35 +39,15 @@ _OTHER_FAMILIES = {
 _REASON_OF_FAMILY = {family: reason for reason, names in _OTHER_FAMILIES.items() for family in names.split()}
 
 
-class ModelShapes(TypedDict):
-    """The shape fields of a `LanguageModel`: sizes in elements, counts of heads and layers."""
-
-    hidden_size: int
-    layers: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate_size: int | None
-    vocab_size: int
-    tied_embeddings: bool
-    window: int | None
-    window_layers: int
-    experts: Experts | None
-    latent: LatentAttention | None
-
-
-def read_model_config(path: Path) -> tuple[ModelShapes, str]:
+def read_model_config(path: Path) -> dict[str, Any]:
     """Reads a `config.json`; of a multimodal one, its `text_config`.
 
-    Args:
-        path: the file.
-
     Returns:
-        The shapes, and one line that says how the file was read.
+        The fields of a `LanguageModel` but its name; `source` says how the file was read.
 
     Raises:
         UsageError: the file cannot be read, is not a JSON object, lacks fields, holds fields of a wrong type,
-            or is of a model that is not decoder layers with attention and a gated MLP or experts.
+            or is of a model other than decoder layers with attention and a gated MLP or experts.
     """
     outer = _read_object(path)
     config = outer.get("text_config", outer)
@@ -80,7 +60,7 @@ def read_model_config(path: Path) -> tuple[ModelShapes, str]:
     family = "no model_type" if model_type is None else f"model_type {shown(model_type)}"
     shapes = _shapes(outer, config)
     kind = "a dense decoder with a gated MLP" if shapes["experts"] is None else "a decoder with experts"
-    return shapes, f"config.json ({family}, read as {kind})"
+    return {**shapes, "source": f"config.json ({family}, read as {kind})"}
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -92,7 +72,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
-    """Gives each reason why the shapes alone would misdescribe this model."""
+    """Each reason why the shapes alone would misdescribe this model."""
     for level in (outer, config):
         model_type = level.get("model_type")
         if isinstance(model_type, str) and model_type in _REASON_OF_FAMILY:
@@ -114,11 +94,11 @@ def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterato
 
 
 def _window(config: dict[str, Any]) -> tuple[int | None, int]:
-    """The tokens of the window, and how many layers slide; None and 0 where none cuts any context."""
+    """Tokens of the sliding window, and number of layers that use it; None and 0 if no context exceeds it."""
     window, layers = config.get("sliding_window"), config["num_hidden_layers"]
     if window is None or config.get("use_sliding_window") is False:
         return None, 0
-    _check_size("sliding_window", window)
+    _checked_size("sliding_window", window)
     layer_types = config.get("layer_types")
     if isinstance(layer_types, list) and layer_types:
         sliding = layer_types.count("sliding_attention")
@@ -128,129 +108,115 @@ def _window(config: dict[str, Any]) -> tuple[int | None, int]:
         return None, 0  # it never cuts a context that the model takes
     pattern = config.get("sliding_window_pattern", _WINDOW_PATTERNS.get(str(config.get("model_type"))))
     if pattern is not None:
-        _check_size("sliding_window_pattern", pattern)
+        pattern = _checked_size("sliding_window_pattern", pattern)
         return window, layers - layers // pattern
     if config.get("use_sliding_window") is True and config.get("max_window_layers") is not None:
-        _check_size("max_window_layers", config["max_window_layers"])
-        return window, max(0, layers - config["max_window_layers"])
+        return window, max(0, layers - _checked_size("max_window_layers", config["max_window_layers"]))
     return window, layers
 
 
-def _first_size(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of several names of a field that the config has."""
+def _first_size(config: dict[str, Any], *names: str) -> int | None:
+    """The size under the first of these names that the config has."""
     for name in names:
         if config.get(name) is not None:
-            _check_size(name, config[name])
-            return int(config[name])
+            return _checked_size(name, config[name])
     return None
 
 
+def _checked_size(name: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{name}: must be a positive integer, was {shown(value)}")
+    return value
+
+
+def _sizes(config: dict[str, Any], **names: tuple[str, ...]) -> dict[str, int]:
+    """Sizes that the config must have, each under the first of its names; a UsageError lists those absent."""
+    found = {field: _first_size(config, *some) for field, some in names.items()}
+    if absent := [names[field][0] for field, size in found.items() if size is None]:
+        raise UsageError(f"lacks {', '.join(absent)}")
+    return {field: size for field, size in found.items() if size is not None}
+
+
 def _experts(config: dict[str, Any]) -> Experts | None:
-    """The mixture of experts; None of a dense model."""
-    count = _first_size(config, _EXPERT_COUNTS)
+    """The mixture of experts; None for a dense model."""
+    count = _first_size(config, *_EXPERT_COUNTS)
     if count is None or count == 1:
         return None
-    per_token = _first_size(config, _EXPERTS_PER_TOKEN)
-    size = _first_size(config, ("moe_intermediate_size", "intermediate_size"))
-    lacking = {"num_experts_per_tok": per_token, "moe_intermediate_size": size}
-    if missing := [field for field, value in lacking.items() if value is None]:
-        raise UsageError(f"lacks {', '.join(missing)}")
-    assert per_token is not None and size is not None  # noqa: S101, PT018  (checked above)
+    sizes = _sizes(
+        config,
+        per_token=_EXPERTS_PER_TOKEN,
+        intermediate_size=("moe_intermediate_size", "intermediate_size"),
+    )
     shared = config.get("n_shared_experts") or 0
-    wide = _first_size(config, ("shared_expert_intermediate_size",))
-    if wide is not None:
-        if wide % size:
+    shared_size = _first_size(config, "shared_expert_intermediate_size")
+    if shared_size is not None:
+        shared, rest = divmod(shared_size, sizes["intermediate_size"])
+        if rest:
             raise UsageError(
                 "shared_expert_intermediate_size: must be a multiple of moe_intermediate_size, "
-                f"{size}, was {wide}"
+                f"{sizes['intermediate_size']}, was {shared_size}"
             )
-        shared = wide // size
-    dense = config.get("first_k_dense_replace") or 0
-    only = config.get("mlp_only_layers")
-    if isinstance(only, list) and only:
-        dense = len(only)
-    return Experts(
-        count=count, per_token=per_token, intermediate_size=size, shared=shared, dense_layers=dense
-    )
+    dense_only = config.get("mlp_only_layers")
+    dense_layers = config.get("first_k_dense_replace") or 0
+    if isinstance(dense_only, list) and dense_only:
+        dense_layers = len(dense_only)
+    return Experts(count=count, shared=shared, dense_layers=dense_layers, **sizes)
 
 
 def _latent(config: dict[str, Any]) -> LatentAttention | None:
-    """Multi-head latent attention; None of a model without."""
-    kv_rank = _first_size(config, ("kv_lora_rank",))
+    """Multi-head latent attention (MLA); None for a model without."""
+    kv_rank = _first_size(config, "kv_lora_rank")
     if kv_rank is None:
         return None
-    names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    sizes = [_first_size(config, (name,)) for name in names]
-    if None in sizes:
-        raise UsageError(
-            f"lacks {', '.join(n for n, size in zip(names, sizes, strict=True) if size is None)}"
-        )
-    nope, rope, value = (size or 0 for size in sizes)
-    return LatentAttention(
-        q_rank=_first_size(config, ("q_lora_rank",)),
-        kv_rank=kv_rank,
-        nope_head_dim=nope,
-        rope_head_dim=rope,
-        v_head_dim=value,
+    head_dims = _sizes(
+        config,
+        nope_head_dim=("qk_nope_head_dim",),
+        rope_head_dim=("qk_rope_head_dim",),
+        v_head_dim=("v_head_dim",),
     )
+    return LatentAttention(q_rank=_first_size(config, "q_lora_rank"), kv_rank=kv_rank, **head_dims)
 
 
-def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> ModelShapes:
-    """Takes the shapes out of a config whose kind is known to fit."""
-    experts_alone = str(config.get("model_type")) in _EXPERT_INTERMEDIATE_SIZE
-    required = _REQUIRED if config.get("moe_intermediate_size") else (*_REQUIRED, "intermediate_size")
-    missing = [field for field in required if config.get(field) is None]
-    if missing:
-        raise UsageError(f"lacks {', '.join(missing)}")
-    for field in (*required, "num_key_value_heads", "head_dim"):
-        if config.get(field) is not None:
-            _check_size(field, config[field])
+def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The shape fields of a `LanguageModel`, from a config that can be modelled."""
+    required = {name: (name,) for name in _REQUIRED}
+    if not config.get("moe_intermediate_size"):
+        required["intermediate_size"] = ("intermediate_size",)
+    sizes = _sizes(config, **required)
     experts, latent = _experts(config), _latent(config)
     window, window_layers = _window(config)
-    hidden_size, q_heads, head_dim = (
-        config["hidden_size"],
-        config["num_attention_heads"],
-        config.get("head_dim") if latent is None else latent.v_head_dim,
-    )
+    hidden_size, q_heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head_dim = _first_size(config, "head_dim")
+    if latent is not None:
+        head_dim = latent.v_head_dim
     if head_dim is None:
-        if hidden_size % q_heads:
+        head_dim, rest = divmod(hidden_size, q_heads)
+        if rest:
             raise UsageError(
                 "head_dim: absent, so hidden_size must be a multiple of num_attention_heads, "
                 f"was {shown(hidden_size)} and {shown(q_heads)}"
             )
-        head_dim = hidden_size // q_heads
-    kv_heads = config.get("num_key_value_heads")
-    return ModelShapes(
-        hidden_size=hidden_size,
-        layers=config["num_hidden_layers"],
-        q_heads=q_heads,
-        kv_heads=q_heads if kv_heads is None else kv_heads,
-        head_dim=head_dim,
-        intermediate_size=_dense_size(config, experts, experts_alone=experts_alone),
-        vocab_size=config["vocab_size"],
-        tied_embeddings=_tied_embeddings(outer, config),
-        window=window,
-        window_layers=window_layers,
-        experts=experts,
-        latent=latent,
+    no_dense_mlp = experts is not None and (
+        not experts.dense_layers or config.get("model_type") in _EXPERT_INTERMEDIATE_SIZE
     )
-
-
-def _dense_size(config: dict[str, Any], experts: Experts | None, *, experts_alone: bool) -> int | None:
-    """Elements inside the dense MLP; None where no layer has one."""
-    if experts is not None and (experts_alone or not experts.dense_layers):
-        return None
-    size: int | None = config.get("intermediate_size")
-    return size
-
-
-def _check_size(field: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{field}: must be a positive integer, was {shown(value)}")
+    return {
+        "hidden_size": hidden_size,
+        "layers": sizes["num_hidden_layers"],
+        "q_heads": q_heads,
+        "kv_heads": _first_size(config, "num_key_value_heads") or q_heads,
+        "head_dim": head_dim,
+        "intermediate_size": None if no_dense_mlp else config.get("intermediate_size"),
+        "vocab_size": sizes["vocab_size"],
+        "tied_embeddings": _tied_embeddings(outer, config),
+        "window": window,
+        "window_layers": window_layers,
+        "experts": experts,
+        "latent": latent,
+    }
 
 
 def _tied_embeddings(outer: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Says whether the output projection is the embedding; the inner config decides, then the outer one."""
+    """Whether the output projection is the embedding; the inner config takes precedence over the outer."""
     for level in (config, outer):
         tied = level.get("tie_word_embeddings")
         if tied is not None:

@@ -1,4 +1,4 @@
-"""What some language models have beside dense layers of full attention: experts, and a latent KV cache."""
+"""Parts of some language models: a mixture of experts (MoE), and multi-head latent attention (MLA)."""
 
 from dataclasses import dataclass, fields
 
@@ -8,10 +8,10 @@ SIZE_AT_MOST = 2**31 - 1
 
 
 def require_size(field: str, value: object, *, least: int = 1) -> None:
-    """Make sure of a size.
+    """Checks a size.
 
     Raises:
-        UsageError: it is no whole number from `least` to 2^31 - 1; one line that begins with the field.
+        UsageError: it is not an integer from `least` to 2^31 - 1; one line that starts with the field.
     """
     if type(value) is not int or not least <= value <= SIZE_AT_MOST:
         raise UsageError(f"{field}: must be an integer from {least} to {SIZE_AT_MOST}, was {shown(value)}")
@@ -22,14 +22,14 @@ class Experts:
     """A mixture of experts in place of a layer's MLP; each expert is a gated MLP.
 
     Attributes:
-        count: experts that a router chooses from.
-        per_token: of these, how many a token passes through.
-        intermediate_size: elements between an expert's gated and its last projection.
-        shared: experts that every token passes through besides.
-        dense_layers: so many layers have a dense MLP instead.
+        count: routed experts of a layer.
+        per_token: routed experts that the router picks for a token.
+        intermediate_size: elements between an expert's gated and last projections.
+        shared: experts that every token passes through as well.
+        dense_layers: layers with a dense MLP instead.
 
     Raises:
-        UsageError: a field is no size, or a token passes through more experts than there are.
+        UsageError: a field is not a size, or `per_token` exceeds `count`.
     """
 
     count: int
@@ -45,8 +45,8 @@ class Experts:
         if self.per_token > self.count:
             raise UsageError(f"experts.per_token: must be at most count, {self.count}, was {self.per_token}")
 
-    def distinct(self, tokens: int) -> float:
-        """Experts that at least one of so many tokens passes through, where each is equally likely.
+    def expected_distinct(self, tokens: int) -> float:
+        """Expected number of routed experts that a batch of tokens uses, if all are equally likely.
 
         count (1 - (1 - per_token / count)^tokens).
         """
@@ -58,14 +58,14 @@ class LatentAttention:
     """Multi-head latent attention: all heads share one latent vector a token (DeepSeek-V2, arXiv 2405.04434).
 
     Attributes:
-        q_rank: elements of the latent query; None where queries are projected at once.
-        kv_rank: elements of the latent that keys and values are made of.
+        q_rank: elements of the latent query; None if queries are projected in one step.
+        kv_rank: elements of the latent that keys and values are computed from.
         nope_head_dim: elements of a head's key that come from the latent.
         rope_head_dim: elements of the one rotary key that all heads share.
         v_head_dim: elements of a head's value.
 
     Raises:
-        UsageError: a field is no size.
+        UsageError: a field is not a size.
     """
 
     q_rank: int | None

@@ -244,7 +244,7 @@ def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Itera
         return
     router = Projection(name="router", in_features=model.hidden_size, out_features=experts.count)
     yield _matmul(router, with_experts, rows, tensor_parallel)
-    distinct = experts.distinct(rows)
+    distinct = experts.expected_distinct(rows)
     for projection in model.expert_projections:
         one = _matmul(projection, with_experts, rows * experts.per_token / distinct, tensor_parallel)
         yield Matmul(

@@ -171,7 +171,7 @@ def test_llama_3_3_70b_has_the_shape_of_llama_3_1_70b():
     ],
 )
 def test_preset_with_parts_that_cannot_be_timed_says_which(name, parts):
-    assert load_language_model(name).not_timed == parts
+    assert load_language_model(name).untimed_parts == parts
     with pytest.raises(UsageError) as caught:
         load_timed_model(name)
     expected = f"--model: {name!r} cannot be timed: {parts}; `decodetax predict` models it"
@@ -214,10 +214,10 @@ def test_active_parameters_are_near_the_published_ones(name, published_billion, 
 
 def test_distinct_experts_are_the_expected_number():
     experts = Experts(count=8, per_token=2, intermediate_size=64)
-    assert experts.distinct(0) == 0
-    assert experts.distinct(1) == pytest.approx(2)
-    assert experts.distinct(2) == pytest.approx(8 * (1 - (6 / 8) ** 2))
-    assert experts.distinct(1000) == pytest.approx(8)
+    assert experts.expected_distinct(0) == 0
+    assert experts.expected_distinct(1) == pytest.approx(2)
+    assert experts.expected_distinct(2) == pytest.approx(8 * (1 - (6 / 8) ** 2))
+    assert experts.expected_distinct(1000) == pytest.approx(8)
 
 
 def test_a_mixture_of_experts_by_hand():
@@ -420,7 +420,7 @@ def test_config_is_named_after_its_place(tmp_path, place, name):
 )
 def test_config_that_only_mentions_what_it_does_not_use_is_taken(load_config, changes):
     loaded = load_config(changes)
-    assert (loaded.layers, loaded.not_timed) == (3, None)
+    assert (loaded.layers, loaded.untimed_parts) == (3, None)
 
 
 @pytest.mark.parametrize(
