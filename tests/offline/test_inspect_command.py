@@ -1,5 +1,7 @@
 """`decodetax inspect` of this package's kernels."""
 
+from pathlib import Path
+
 import pytest
 from decodetax.harness.offline import workers
 from decodetax.harness.offline.compiled_rows import CompiledRow, LaunchName, failed_row
@@ -12,6 +14,7 @@ INSPECT_KEYS = {
     *("loop_instructions", "issue_headroom", "latency_headroom", "latency_headroom_at_wait"),
     *("schedule_efficiency", "limit", "provenance"),
 }
+EVIDENCE = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
 NAME = LaunchName(kernel="decode_attention", variant="contiguous", gpu="B200", dtype="bf16", tiling={})
 
 
@@ -35,6 +38,20 @@ def test_bounds_each_launch_on_each_gpu():
     assert [row["limit"]["which"] for row in contiguous] == ["memory", "memory"]
     assert all(row["asynchronous"] and row["load_bytes"] == 16 for row in contiguous)
     assert all(0 < row["schedule_efficiency_ragged"] < row["schedule_efficiency"] <= 1 for row in contiguous)
+    h100 = contiguous[0]  # the example by hand of docs/evidence.md
+    ahead, at_wait = h100["latency_headroom"], h100["latency_headroom_at_wait"]
+    bandwidth, share = h100["limit"]["bandwidth_bytes_per_s"], h100["limit"]["share_of_peak"]
+    for figure in (
+        f"{h100['bytes_per_iteration']:.0f} bytes, all useful",
+        f"{h100['loop_instructions']} instructions per warp",
+        f"{h100['shared_bytes']} bytes of shared memory",
+        f"{h100['programs_per_sm']} programs per SM",
+        f"**issue headroom {h100['issue_headroom']:.1f}**",
+        f"**Latency headroom {ahead:.1f}, at the wait {at_wait:.1f}.**",
+        f"**tensor-core share {h100['matrix_share']:.2f}**",
+        f"{bandwidth / 1e9:.0f} GB/s, share {share:.3f}",
+    ):
+        assert figure in EVIDENCE
 
 
 def test_text_has_80_columns_and_a_line_for_a_launch_that_does_not_compile(monkeypatch):
