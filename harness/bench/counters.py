@@ -1,8 +1,8 @@
-"""DRAM bytes and matrix-unit activity of timed rows, by the GPU's own counters, through nsight-python.
+"""DRAM bytes and tensor-core activity of timed rows, from hardware counters through nsight-python.
 
-Nsight Compute attaches before CUDA is initialised and replays each kernel, so counters are read when the
-timing is over, in a process of its own: run as a program, this module takes a job as JSON on standard input
-and answers a line of JSON a row.
+Nsight Compute attaches before CUDA is initialised and replays each kernel. Counters are therefore read after
+the timing, in a process of their own: run as a program, this module takes a job as JSON on standard input and
+writes one line of JSON for each row.
 """
 
 import dataclasses
@@ -29,28 +29,28 @@ from .library_providers import installed
 from .providers import PROVIDERS, Provider, user_providers
 
 OPERATIONS = ("prefill_matmul", "decode_attention")
-"""Whose rows are counted: those that one kernel or two make up."""
+"""Operations whose rows get counters: those of one or two kernels."""
 
 DRAM_READ, DRAM_WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
 
-MATRIX_ACTIVE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
-"""Of the matrix units, by whichever instructions of a GPU's generation reach them."""
+TENSOR_CORES_ACTIVE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
+"""Percent of cycles with active tensor cores, for the instructions of any GPU generation."""
 
 Counters = Mapping[str, float]
 Profile = Callable[[Callable[[], object], Sequence[str], Callable[[Any, Any], Any]], dict[str, float]]
-"""Runs a call once and gives each metric's value, those of several launches combined by a Python function."""
+"""Profiles a call: the value of each metric, those of several launches combined by a function."""
 
 
 def read_counters(run: Run, device: Device, progress: Callable[[float, str], None]) -> str | None:
-    """Put counters into the rows of a run that one can read here.
+    """Add hardware counters to the rows of a run.
 
     Args:
-        run: its ok rows of OPERATIONS get them.
-        device: the one it was timed on.
-        progress: told the share that is done, and the case.
+        run: its ok rows of OPERATIONS get counters.
+        device: that the run was timed on.
+        progress: takes the share that is done, and the case.
 
     Returns:
-        Why some or all rows have none; None where all have.
+        Why some or all rows have no counters; None if all have them.
     """
     if device.kind != "cuda":
         return "hardware counters are those of a CUDA GPU, this run was on a CPU"
@@ -74,7 +74,7 @@ def read_counters(run: Run, device: Device, progress: Callable[[float, str], Non
 
 
 def _answers(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What the process that reads the counters says, line by line, and at last why it died, where it did."""
+    """The answers of the profiling process, line by line; at the end why it died, if it did."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as question, tempfile.TemporaryFile("w+") as errors:
         json.dump(job, question)
         question.seek(0)
@@ -94,7 +94,7 @@ def _answers(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def main() -> None:
     """Answer a job."""
-    # Profilers write to standard output as they please; the answers go to what it was.
+    # Profilers write to standard output, so it becomes stderr; answers go to a copy of the original.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers, tempfile.TemporaryDirectory() as folder:
         os.dup2(2, 1)
         job = json.load(sys.stdin)
@@ -104,8 +104,8 @@ def main() -> None:
 
 
 def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any]]:
-    """An answer a row; the first that the profiler itself refuses is the last: it would refuse all others."""
-    import nsight.exceptions  # noqa: PLC0415  (before CUDA is initialised, and only where it is asked for)
+    """One answer a row; an error of the profiler itself ends the job: all other rows would fail too."""
+    import nsight.exceptions  # noqa: PLC0415  (before CUDA is initialised)
 
     refusals = (nsight.exceptions.ProfilerException, nsight.exceptions.NCUNotAvailableError)
     run = run_of(job["run"])
@@ -116,7 +116,7 @@ def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any
         row = run.rows[place]
         try:
             counters = _counters(row, provider_of(row, own), source, profile)
-        except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the others still come)
+        except Exception as error:  # noqa: BLE001  (a kernel may raise anything; other rows go on)
             yield {"place": place, "reason": one_line(error)}
             if isinstance(error, refusals):
                 return
@@ -125,47 +125,42 @@ def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any
 
 
 def provider_of(row: Row, own: Mapping[str, Sequence[Provider]]) -> Provider:
-    """The provider that a row was timed by: in the form and the tiling that it names."""
+    """The provider of a row, with the variant and the tiling that the row names."""
     operation = row.case.operation
     known = (*PROVIDERS[operation], *own.get(operation, ()))
-    provider = next(each for each in known if each.name == row.provider)
+    provider = next(p for p in known if p.name == row.provider)
     if row.tiling is not None:
-        tilings: Mapping[str, Any] = {"prefill_matmul": MatmulTiling, "decode_attention": DecodeTiling}
-        return provider.with_tiling(tilings[operation](**row.tiling))
-    if provider.best_of:
-        return next(each for each in known if each.variant == row.variant)
-    return provider
+        tiling: Any = MatmulTiling if operation == "prefill_matmul" else DecodeTiling
+        return provider.with_tiling(tiling(**row.tiling))
+    return next(p for p in known if p.variant == row.variant) if provider.best_of else provider
 
 
 def _counters(row: Row, provider: Provider, source: Source, profile: Profile) -> Counters:
     inputs = draw(row.case, source)
     call = provider.bind(inputs) if provider.bind is not None else partial(provider.run, inputs)
     call()  # compiles, and allocates what it keeps
-    # Bytes of several launches add up; of the shares that matrix units were active, the largest is told.
-    moved = profile(call, (DRAM_READ, DRAM_WRITTEN), _sum)
-    active = profile(call, (MATRIX_ACTIVE,), _largest)
+    # Over several launches bytes add up; of the tensor-core shares the largest counts.
+    moved = profile(call, (DRAM_READ, DRAM_WRITTEN), lambda one, other: one + other)
+    active = profile(call, (TENSOR_CORES_ACTIVE,), _largest)
     for name, value in (moved | active).items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is told to be {value}")
+            raise ValueError(f"{name} is {value}")
     return {
         "dram_bytes_read": moved[DRAM_READ],
         "dram_bytes_written": moved[DRAM_WRITTEN],
-        "matrix_active_share": active[MATRIX_ACTIVE] / 100,
+        "matrix_active_share": active[TENSOR_CORES_ACTIVE] / 100,
     }
 
 
-def _sum(one: Any, other: Any) -> Any:
-    return one + other
-
-
 def _largest(one: Any, other: Any) -> Any:
+    """`np.maximum` as a Python function: nsight counts its parameters."""
     return np.maximum(one, other)
 
 
 def _profile(
     folder: str, call: Callable[[], object], metrics: Sequence[str], combine: Any
 ) -> dict[str, float]:
-    """The values of metrics by Nsight Compute, with cold caches."""
+    """The metrics of a call by Nsight Compute, with cold caches."""
     import nsight  # noqa: PLC0415  (loaded before: see `_counted`)
 
     def profiled(_turn: int) -> None:

@@ -1,23 +1,24 @@
-"""The tunings that won, in a file for each GPU and version of Triton.
+"""The tilings that won a search, in one file for each GPU and Triton version.
 
-Each entry tells the facts of the case that it was found for, the tiling, the default that it was held against
-and by how much it won. An entry is used only where the kernel would still choose that default: one found for
-another form of the kernel, or another share of the GPU, lapses by itself.
+An entry holds the facts of its case, the tiling, the default that it was compared with and the ratio of their
+times. It is used only while the kernel would still choose that default: after a change of the kernel, or on a
+MIG slice of the GPU, it has no effect.
 """
 
 import dataclasses
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...kernels import gpu_limits
 from ..core.cases import Case
-from ..core.errors import UsageError
-from ..core.files import write_text
+from ..core.errors import UsageError, shown
+from ..core.files import folder_problem, write_text
 from .device import Device
 from .runner import TilingOf
 from .tilings import TUNABLE, Key
@@ -27,13 +28,22 @@ SCHEMA_VERSION = 1
 Entry = Mapping[str, Any]
 
 
+class _Entry(msgspec.Struct):
+    """What an entry must hold; other fields are kept as they are."""
+
+    kernel: str
+    key: dict[str, int | str]
+    tiling: dict[str, int | str | None]
+    default: dict[str, int | str | None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TilingCache:
     """The file of one GPU and Triton version.
 
     Attributes:
         path: of the file, which need not exist yet.
-        gpu: its name, as the device tells it.
+        gpu: its name, as the device reports it.
         triton: its version.
     """
 
@@ -42,10 +52,10 @@ class TilingCache:
     triton: str
 
     def read(self) -> dict[str, Entry]:
-        """The entries by name; none where there is no file yet.
+        """The entries by name; none if there is no file yet.
 
         Raises:
-            UsageError: the file cannot be read, is no such cache, or one of another version, GPU or Triton.
+            UsageError: the file cannot be read, is no tiling cache, or is of another version, GPU or Triton.
         """
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
@@ -59,18 +69,16 @@ class TilingCache:
             raise self._problem("holds no JSON object")
         for field, known in (("schema_version", SCHEMA_VERSION), ("gpu", self.gpu), ("triton", self.triton)):
             if document.get(field) != known:
-                raise self._problem(f"has {field} {str(document.get(field))[:40]!r}, can be {known!r}")
+                raise self._problem(f"has {field} {shown(document.get(field))}, can be {known!r}")
+        entries = document.get("entries")
         try:
-            entries = {entry_name(entry["kernel"], entry["key"]): entry for entry in document["entries"]}
-            for entry in entries.values():
-                _require_plain(entry["tiling"])
-                _require_plain(entry["default"])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise self._problem(f"is not a whole cache ({type(error).__name__}: {error})") from error
-        return entries
+            msgspec.convert(entries, list[_Entry])
+        except msgspec.ValidationError as error:
+            raise self._problem(f"is not a valid cache ({error})") from error
+        return {entry_name(entry["kernel"], entry["key"]): entry for entry in entries or ()}
 
     def merge(self, updates: Mapping[str, Entry | None]) -> None:
-        """Put entries by name into the file as it stands now; None takes one out. The rest stays.
+        """Write entries by name into the file as it is now; None removes one. All others stay.
 
         Raises:
             UsageError: as `read`; the file is then left as it is.
@@ -86,28 +94,29 @@ class TilingCache:
         write_text(self.path.resolve(), json.dumps(document, indent=1, allow_nan=False))
 
     def require_writable(self) -> None:
-        """Make sure of the folder.
+        """Make the folder.
 
         Raises:
             UsageError: it cannot be made or written to.
         """
+        folder = self.path.resolve().parent
         try:
-            folder = self.path.resolve().parent
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".decodetax-"):
-                pass
+            problem = folder_problem(folder)
         except OSError as error:
-            raise self._problem(f"cannot be written ({error.strerror})") from error
+            problem = error.strerror
+        if problem:
+            raise self._problem(f"cannot be written ({problem})")
 
     def _problem(self, what: str) -> UsageError:
         return UsageError(f"tiling cache: {str(self.path)!r} {what}")
 
 
 def open_cache(gpu: str, triton: str, folder: Path | None = None) -> TilingCache:
-    """The cache of a GPU and a Triton version in a folder, or in the one that the environment names.
+    """The cache of a GPU and a Triton version in a folder; see `default_folder`.
 
     Raises:
-        UsageError: the environment names none.
+        UsageError: no folder is given and there is no default.
     """
     words = (re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[:80] for word in (gpu, f"triton {triton}"))
     name = "--".join(words) + ".json"
@@ -123,7 +132,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     if environment.get("DECODETAX_CACHE"):
         return Path(environment["DECODETAX_CACHE"])
     shared = Path(environment.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():  # the specification has others ignored
+    if shared.is_absolute():  # the XDG specification ignores relative paths
         return shared / "decodetax"
     try:
         return Path.home() / ".cache" / "decodetax"
@@ -132,12 +141,12 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 
 
 def entry_name(kernel: str, key: Key) -> str:
-    """One text for a kernel and the facts of a case, in whatever order they come."""
+    """The name of an entry: a kernel and the facts of a case, whatever their order."""
     return " ".join((kernel, *(f"{fact}={value}" for fact, value in sorted(key.items()))))
 
 
 def tuned_tilings(cache: TilingCache, device: Device) -> TilingOf:
-    """Tells the tuned tiling of a case on a CUDA device, where the cache holds one that still applies.
+    """A function that finds the tuned tiling of a case on a CUDA device, or None.
 
     Raises:
         UsageError: see `TilingCache.read`.
@@ -154,13 +163,7 @@ def tuned_tilings(cache: TilingCache, device: Device) -> TilingOf:
             return None
         try:
             return type(default)(**entry["tiling"])
-        except (TypeError, ValueError):  # edited by hand into what is no tiling
+        except (TypeError, ValueError):  # edited by hand into an invalid tiling
             return None
 
     return tiling_of
-
-
-def _require_plain(tiling: Mapping[str, Any]) -> None:
-    for field, value in tiling.items():
-        if not isinstance(value, int | str | None):
-            raise TypeError(f"{field} is {str(value)[:40]!r}, must be a whole number or a word")

@@ -146,14 +146,17 @@ BROKEN = {
     "binary": ("\x00\x01", "is not JSON"),
     "deep": ("[" * 100_000, "is not JSON"),
     "a list": ("[]", "holds no JSON object"),
-    "no version": ("{}", "schema_version 'None', can be 1"),
-    "a newer version": ('{"schema_version": 2}', "schema_version '2', can be 1"),
-    "no entries": ({"entries": None}, "not a whole cache"),
-    "an entry that is a number": ({"entries": [1]}, "not a whole cache"),
-    "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "not a whole cache"),
+    "no version": ("{}", "schema_version None, can be 1"),
+    "a newer version": ('{"schema_version": 2}', "schema_version 2, can be 1"),
+    "no entries": ({"entries": None}, "not a valid cache (Expected `array`, got `null`)"),
+    "an entry that is a number": (
+        {"entries": [1]},
+        "not a valid cache (Expected `object`, got `int` - at `$[0]`)",
+    ),
+    "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "missing required field `key`"),
     "a tiling of lists": (
         {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": [1]}, "default": {}}]},
-        "block_n is '[1]', must be a whole number or a word",
+        "Expected `int | str | null`, got `array`",
     ),
 }
 
