@@ -33,8 +33,8 @@ class _Entry(msgspec.Struct):
 
     kernel: str
     key: dict[str, int | str]
-    tiling: dict[str, int | str | None]
-    default: dict[str, int | str | None]
+    tiling: dict[str, bool | int | str | None]
+    default: dict[str, bool | int | str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""The command that searches the tilings of a kernel; it imports what it needs when it runs."""
+"""`decodetax tune`: searches the tilings of a kernel on a GPU; its options and text."""
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ import click
 from ..core import options
 from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError
 from ..core.progress import progress_bar
+from ..core.table import Column, Table, wide_option
+from ..core.units import seconds
 
 if TYPE_CHECKING:
     from ..core.cases import Case
@@ -19,20 +23,24 @@ if TYPE_CHECKING:
 HEADS = ("q_heads", "kv_heads", "head_dim")
 ATTENTION_OPTIONS = ("context", *HEADS)
 
+SHOWN = 5
+"""Fastest tilings of a case in the text; the JSON has all."""
+
 
 @click.command("tune")
 @click.option(
     "--kernel",
     required=True,
     type=click.Choice(["decode_attention", "prefill_matmul"]),
-    help="Whose tilings to search.",
+    help="The kernel whose tilings are searched.",
 )
 @click.option(
     "--model",
     default="llama-3.1-8b",
     show_default=True,
     metavar="NAME",
-    help="Whose shapes: a preset (see `decodetax models`) or the path of a Hugging Face config.json.",
+    help="The model whose shapes are tuned: a preset (see `decodetax models`) or the path of a Hugging "
+    "Face config.json.",
 )
 @click.option(
     "--q-heads", callback=options.SIZE, metavar="N", help="Query heads.  [default: those of the model]"
@@ -52,7 +60,7 @@ ATTENTION_OPTIONS = ("context", *HEADS)
     show_default=True,
     callback=options.SIZES,
     metavar="N,...",
-    help="Sequences decoded together; the rows of a product, beside those of a prefill.",
+    help="Sequences decoded together; the rows of a matmul, beside those of a prefill.",
 )
 @click.option(
     "--context",
@@ -60,7 +68,7 @@ ATTENTION_OPTIONS = ("context", *HEADS)
     show_default=True,
     callback=options.SIZES,
     metavar="N,...",
-    help="Tokens in each sequence's KV cache, for decode_attention alone, as the options of heads.",
+    help="Tokens in each sequence's KV cache; like the options of heads, for decode_attention only.",
 )
 @click.option(
     "--dtype",
@@ -68,7 +76,7 @@ ATTENTION_OPTIONS = ("context", *HEADS)
     default="bf16",
     show_default=True,
     metavar="NAME",
-    help="Of queries and cache, or of a product's operands: bf16, fp16, fp32.",
+    help="Of queries and cache, or of a matmul's operands: bf16, fp16, fp32.",
 )
 @click.option(
     "--time-limit",
@@ -77,22 +85,25 @@ ATTENTION_OPTIONS = ("context", *HEADS)
     show_default=True,
     callback=options.SECONDS,
     metavar="SECONDS",
-    help="For all cases together, about; tilings nearest to the default come first.",
+    help="For all cases together, approximately; tilings nearest to the default come first.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where the winners are kept, a file for each GPU and Triton version.  "
+    help="Where the winners are kept, one file for each GPU and Triton version.  "
     "[default: $DECODETAX_CACHE, else $XDG_CACHE_HOME/decodetax, else ~/.cache/decodetax]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
-def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bool, **asked: Any) -> int:
-    """Search the tilings of a kernel on the CUDA GPU at hand, and keep those that win.
+@wide_option
+def tune_command(
+    kernel: str, time_limit_s: int, cache: Path | None, as_json: bool, wide: bool, **asked: Any
+) -> int:
+    """Search the tilings of a kernel on this machine's CUDA GPU, and keep those that win.
 
-    Each tiling is held against the oracle before it is timed; one takes the default's place only where it is
-    faster by more than the noise. `decodetax run` uses what was kept for its GPU and Triton version. Exit
-    code 1 means that the default itself could not be run for a case, 2 a wrong argument or no GPU, 130 that
+    Each tiling is checked against the oracle before it is timed, and replaces the default only if it is
+    faster by more than the noise. `decodetax run` then uses it on this GPU with this Triton version. Exit
+    code 1 means that the default itself could not run for a case, 2 a wrong argument or no GPU, 130 that
     Ctrl-C ended the search early (what was found is kept).
     """
     if kernel != "decode_attention":
@@ -107,32 +118,34 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     device = open_gpu(cases[0])
     environment = describe(device)
     versions = environment["versions"]
-    kept = open_cache(device.name, str(versions["triton"]), cache)
-    _require_usable(kept)
+    tiling_cache = open_cache(device.name, str(versions["triton"]), cache)
+    _require_usable(tiling_cache)
     found: list[Tuned] = []
     interrupted, lost = False, None
     with progress_bar() as progress:
         try:
             for tuned in tune(cases, device, time_limit_s=time_limit_s, progress=progress):
                 found.append(tuned)
-                _keep(kept, tuned, decodetax=versions["decodetax"], date=environment["started"])
+                _keep(tiling_cache, tuned, decodetax=versions["decodetax"], date=environment["started"])
         except KeyboardInterrupt:
             interrupted = True
         except FailureError as error:
             lost = error
-    document = {
-        "schema_version": 1,
-        "interrupted": interrupted,
-        "environment": environment,
-        "cache": str(kept.path),
-        "cases": [tuned.to_json() for tuned in found],
-    }
     if as_json:
+        document = {
+            "schema_version": 1,
+            "interrupted": interrupted,
+            "environment": environment,
+            "cache": str(tiling_cache.path),
+            "cases": [tuned.to_json() for tuned in found],
+        }
         click.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
-        from .tune_text import tune_text
-
-        click.echo(tune_text(document))
+        heading = f"{device.name}, Triton {versions['triton']}"
+        cases_text = [_text(tuned, wide=wide) for tuned in found]
+        click.echo(
+            "\n\n".join((heading, *cases_text, *_closing(found, tiling_cache, interrupted=interrupted)))
+        )
     if lost is not None:
         raise lost
     if interrupted:
@@ -140,11 +153,71 @@ def tune_command(kernel: str, time_limit_s: int, cache: Path | None, as_json: bo
     return 0 if all(tuned.status == "ok" for tuned in found) else FAILED
 
 
+def _closing(found: Sequence["Tuned"], cache: "TilingCache", *, interrupted: bool) -> Iterator[str]:
+    if interrupted:
+        yield "Interrupted: the cases after these were not searched."
+    won = sum(tuned.winner is not None for tuned in found)
+    yield (
+        f"{won} of {len(found)} cases have a tiling better than the default; "
+        f"`decodetax run` takes them from {cache.path}"
+    )
+
+
+def _text(tuned: "Tuned", *, wide: bool) -> str:
+    """The fastest tilings of a case, those that failed or were not tried, and the verdict."""
+    if tuned.status != "ok":
+        return f"{tuned.case.id}\n{tuned.status.upper()}: the default: {tuned.reason}"
+    default = tuned.trials[0].tiling
+    timed = sorted((t for t in tuned.trials if t.time_s is not None), key=lambda t: t.median_s)
+    rows = tuple(
+        (_name_of(t.tiling, default), t.time_s.median, f"{seconds(t.time_s.low)} to {seconds(t.time_s.high)}")
+        for rank, t in enumerate(timed)
+        if t.time_s is not None and (rank < SHOWN or t.tiling == default)
+    )
+    columns = (
+        Column(f"tiling (fastest of {len(timed)} timed)"),
+        Column("median", "median_s", "measured", seconds),
+        Column("95% interval", provenance="measured"),
+    )
+    lines = [Table(title=tuned.case.id, columns=columns, rows=rows).text(wide=wide)]
+    lines += [
+        f"rejected: {_name_of(t.tiling, default)}: {t.reason}" for t in tuned.trials if t.status == "failed"
+    ]
+    others = Counter(t.reason for t in tuned.trials if t.status not in ("ok", "failed"))
+    lines += [f"{n} {'tiling' if n == 1 else 'tilings'} {reason}" for reason, n in others.items()]
+    return "\n".join((*lines, _verdict(tuned)))
+
+
+def _verdict(tuned: "Tuned") -> str:
+    duel = tuned.duel
+    if duel is None:
+        return "the default stays: no other tiling was tried and passed"
+    ratio, name = duel.ratio, _name_of(duel.challenger, tuned.trials[0].tiling)
+    share = (
+        f"{ratio.median:.1%} of the default's time ({ratio.low:.1%} to {ratio.high:.1%}, "
+        f"won {duel.rounds_won} of {len(duel.default_s)} rounds)"
+    )
+    if duel.won:
+        return f"won: {name}: {share}, {1 / ratio.median:.2f} times as fast"
+    return f"the default stays: {name} takes {share}, not better by more than the noise"
+
+
+def _name_of(tiling: Any, default: Any) -> str:
+    """The fields of a tiling that differ from the default; all fields of the default."""
+    changed = {
+        name: value
+        for name, value in dataclasses.asdict(tiling).items()
+        if tiling == default or value != getattr(default, name)
+    }
+    text = ", ".join(f"{name} {value}" for name, value in changed.items())
+    return f"default: {text}" if tiling == default else text
+
+
 def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
-    """The cases of this kernel that `decodetax run` times for the same model, batches and contexts.
+    """The cases of a kernel that `decodetax run` times for the same model, batches and contexts.
 
     Raises:
-        UsageError: names the option.
+        UsageError: a model or shape that cannot be timed.
     """
     from ..core.cases import Sweep, cases_of
     from ..core.language_model import load_timed_model
@@ -167,12 +240,12 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         prefill_tokens=8192,  # as `decodetax run` on a GPU
         dtype=asked["dtype"],
     )
-    key = TUNABLE[kernel].key  # the LM head of a prompt and that of one sequence are the same product
+    key = TUNABLE[kernel].key  # a prompt's LM head and that of one sequence are the same matmul
     return list({str(key(c)): c for c in cases_of(model, sweep) if c.operation == kernel}.values())
 
 
 def _require_usable(cache: "TilingCache") -> None:
-    """Make sure of the cache before anything is searched.
+    """Make sure, before the search, that the cache can be read and written.
 
     Raises:
         UsageError: the file is no cache of this GPU, or its folder cannot be written to.
@@ -185,10 +258,10 @@ def _require_usable(cache: "TilingCache") -> None:
 
 
 def _keep(cache: "TilingCache", tuned: "Tuned", **facts: str | None) -> None:
-    """Merge what was found into the cache at once, so that Ctrl-C loses none of it.
+    """Merge a result into the cache at once, so that Ctrl-C loses nothing.
 
     Raises:
-        FailureError: the disk is full or gone by now, or the file is no cache any more.
+        FailureError: the disk is full or gone, or the file is no longer a cache.
     """
     try:
         cache.merge(tuned.cache_updates(**facts))

@@ -1,9 +1,9 @@
-"""Searches the tilings of a case on the GPU at hand.
+"""Searches the tilings of a case on this machine's GPU by successive halving.
 
-Every tiling runs as a provider of its own: gated before it is timed and looked at again after, each time. A
-race of interleaved rounds drops the slower half each round until one is left. That one was picked for its
-samples, luck included, so they prove nothing: a duel of fresh rounds against the default decides. Each round
-of it gives one ratio of medians taken one after the other, so that a drift of the clock falls on both.
+Each tiling runs as a provider of its own, gated before and after every timing. A race of interleaved rounds
+drops the slower half each round until one tiling is left. That one was selected by its samples, which are
+therefore biased: a duel of new paired rounds against the default decides. Each round gives one ratio of two
+medians taken in succession, so that clock drift affects both.
 """
 
 import dataclasses
@@ -27,12 +27,13 @@ from .tilings import Key
 from .timer import Budget
 
 LEAST_GAIN = 0.01
-"""Of the default's time; less than this is no reason for another tiling."""
+"""Least gain, as a share of the default's time, for which another tiling is used."""
 
 TRIAL_SHARE = 0.6
-"""Of a case's time, for compiling and gating the tilings; the race has to end by RACE_SHARE."""
+"""Share of a case's time for compiling and gating the tilings."""
 
 RACE_SHARE = 0.85
+"""Share of a case's time by which the race ends."""
 
 TRIAL = Budget(time_limit_s=0.005, warm_up_s=0.0, enough_samples=3, most_samples=5)
 ROUND = Budget(time_limit_s=0.02, warm_up_s=0.01, most_samples=50)
@@ -40,10 +41,10 @@ DUEL = Budget(time_limit_s=0.05, warm_up_s=0.02, most_samples=100)
 DUEL_ROUNDS = 16
 
 WON_SHARE = 14 / 16
-"""Of the rounds of a duel, to win by LEAST_GAIN: of equals, 1 in 478 would win so many of 16."""
+"""Share of a duel's rounds to win by LEAST_GAIN: of equal tilings, 1 in 478 wins so many of 16."""
 
 NO_ROOF = Roof(flop_per_s=float("inf"), bandwidth_bytes_per_s=float("inf"))
-"""Nothing is left out for the time that it would take: no ceiling was measured."""
+"""No case is skipped as too slow: no ceilings were measured."""
 
 NOT_TRIED = "not tried: the time limit was over"
 NO_DEFAULT = "not tried: the default did not run, or was wrong"
@@ -53,7 +54,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(kw_only=True)
 class Trial:
-    """A tiling, what became of it, and all its samples in seconds, in the order they were taken."""
+    """A tiling, its status and reason, and all its samples in seconds, in order."""
 
     tiling: Any
     status: Status = "skipped"
@@ -61,22 +62,22 @@ class Trial:
     samples_s: list[float] = field(default_factory=list)
 
     def take(self, row: Row) -> None:
-        """Keep what a row tells."""
+        """Add a row of this tiling."""
         self.status, self.reason = row.status, row.reason
         self.samples_s += row.samples_s
 
     @property
     def time_s(self) -> Summary | None:
-        """Median seconds of a call with its 95% interval; None unless it passed the gate each time."""
+        """Median seconds of a call with its 95% interval; None unless every row passed the gate."""
         return summarise(self.samples_s) if self.status == "ok" else None
 
     @property
     def median_s(self) -> float:
-        """Median seconds of a call; infinite unless it passed the gate each time."""
+        """Median seconds of a call; infinite unless every row passed the gate."""
         return statistics.median(self.samples_s) if self.status == "ok" else float("inf")
 
     def to_json(self) -> dict[str, Any]:
-        """The trial as a JSON object."""
+        """This trial as a JSON object."""
         return {
             "tiling": dataclasses.asdict(self.tiling),
             "status": self.status,
@@ -88,7 +89,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Duel:
-    """The default against one other tiling: medians of each round, in seconds."""
+    """A paired comparison of the default with one other tiling: medians of each round, in seconds."""
 
     challenger: Any
     default_s: Sequence[float]
@@ -96,22 +97,22 @@ class Duel:
 
     @property
     def ratio(self) -> Summary:
-        """The challenger's time over the default's: median of the rounds, and its 95% interval."""
+        """The challenger's time over the default's: median over the rounds, and its 95% interval."""
         return summarise([c / d for c, d in zip(self.challenger_s, self.default_s, strict=True)])
 
     @property
     def rounds_won(self) -> int:
-        """In how many rounds the challenger was faster by LEAST_GAIN."""
+        """Rounds in which the challenger was faster by LEAST_GAIN."""
         pairs = zip(self.challenger_s, self.default_s, strict=True)
         return sum(c < (1 - LEAST_GAIN) * d for c, d in pairs)
 
     @property
     def won(self) -> bool:
-        """Whether the challenger is faster by more than the noise, and by enough to matter."""
+        """Whether the challenger is faster by more than the noise and by enough to matter."""
         return self.rounds_won >= WON_SHARE * len(self.default_s)
 
     def to_json(self) -> dict[str, Any]:
-        """The duel as a JSON object."""
+        """This duel as a JSON object."""
         return {
             "challenger": dataclasses.asdict(self.challenger),
             "default_s": list(self.default_s),
@@ -124,14 +125,15 @@ class Duel:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         case: that was tuned.
-        key: the facts of it that the tiling may depend on.
-        status, reason: of the default tiling; not ok means that nothing was found.
-        trials: of every tiling, the default's first.
-        duel: of the default and the fastest other; None where no other passed the gate.
+        key: the facts of the case that its best tiling depends on.
+        status: of the default tiling; if it is not "ok", nothing was found.
+        reason: why it is not "ok".
+        trials: of all tilings, the default first.
+        duel: of the default and the fastest other tiling; None if no other passed the gate.
     """
 
     case: Case
@@ -143,16 +145,16 @@ class Tuned:
 
     @property
     def winner(self) -> Any:
-        """The tiling that is better than the default; None where the default stays."""
+        """The tiling that is better than the default; None if the default stays."""
         return self.duel.challenger if self.duel is not None and self.duel.won else None
 
     def cache_updates(self, **facts: str | None) -> dict[str, Entry | None]:
-        """What this changes in the cache: an entry of the winner, none where the default stays, nothing else.
+        """Updates for `TilingCache.merge`: the winner's entry, or its removal if the default stays.
 
         Args:
-            facts: what else the entry is to tell.
+            facts: more fields of the entry.
         """
-        if self.duel is None:  # nothing was decided
+        if self.duel is None:  # undecided: an older entry stays
             return {}
         entry = {
             "kernel": self.case.operation,
@@ -165,7 +167,7 @@ class Tuned:
         return {entry_name(self.case.operation, self.key): entry if self.duel.won else None}
 
     def to_json(self) -> dict[str, Any]:
-        """What was found as a JSON object. Provenance: measured."""
+        """This result as a JSON object. Provenance: measured."""
         return {
             "case": self.case.id,
             "kernel": self.case.operation,
@@ -184,7 +186,7 @@ def open_gpu(case: Case) -> Device:
     """The first CUDA GPU.
 
     Raises:
-        UsageError: there is none, or Triton cannot run this case compiled on it.
+        UsageError: there is none, or compiled Triton kernels cannot run this case on it.
     """
     device = open_device("auto")
     provider, _ = tunable_provider(case.operation)
@@ -195,7 +197,7 @@ def open_gpu(case: Case) -> Device:
     else:
         return device
     raise UsageError(
-        f"tune: {problem}; `decodetax inspect --gpu NAME` bounds the kernels on a GPU that is not at hand"
+        f"tune: {problem}; `decodetax inspect --gpu NAME` bounds the kernels on a GPU that is not here"
     )
 
 
@@ -207,13 +209,13 @@ def tune(
     progress: Progress,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Tuned]:
-    """Tune cases one after another, each with an equal share of the time that is left.
+    """Tune cases one after another, each with an equal share of the time left.
 
     Args:
-        cases: of operations that a tunable provider runs.
-        device: where.
-        time_limit_s: for all of them, about: what was begun is finished.
-        progress: told the share that is done, 0 to 1, and what is searched.
+        cases: of operations with a tunable provider.
+        device: runs and times them.
+        time_limit_s: for all cases together; a measurement that has begun is finished.
+        progress: takes the share that is done, 0 to 1, and the case.
         now_s: the wall clock in seconds.
     """
     source = Source(device.torch_device, 0)
@@ -263,21 +265,15 @@ def tune_case(
     if status != "ok":
         for trial in trials[1:]:
             trial.reason = NO_DEFAULT if trial.reason == NOT_TRIED else trial.reason
-    return Tuned(
-        case=case,
-        key=tunable.key(case),
-        status=status,
-        reason=reason,
-        trials=trials,
-        duel=duel,
-    )
+    key = tunable.key(case)
+    return Tuned(case=case, key=key, status=status, reason=reason, trials=trials, duel=duel)
 
 
 Run = Callable[[Trial, Budget], None]
 
 
 def _search(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Duel | None:
-    """Try each tiling, race those that pass, and let the fastest meet the default, the first of them."""
+    """Try each tiling, race those that pass, and compare the fastest with the default, the first trial."""
     default, *others = trials
     run(default, ROUND)
     for tried, trial in enumerate(others):
@@ -286,12 +282,12 @@ def _search(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> 
         run(trial, TRIAL)
     duel = None
     while default.status == "ok" and duel is None and (best := _race(others, run, elapsed)) is not None:
-        duel = _meet(default, best, run)  # None where one of them is wrong by now
+        duel = _meet(default, best, run)  # None if one of the two failed in it
     return duel
 
 
 def _race(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Trial | None:
-    """The fastest of the trials that pass; the slower half drops out each round."""
+    """The fastest trial that passes; the slower half is dropped each round."""
     alive = [trial for trial in trials if trial.status == "ok"]
     while len(alive) > 1 and elapsed() < RACE_SHARE:
         for trial in alive:
@@ -302,7 +298,7 @@ def _race(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Tr
 
 
 def _meet(default: Trial, challenger: Trial, run: Run) -> Duel | None:
-    """A duel in turns, each first every other time; None where one of them fails in it."""
+    """Alternating rounds of the two tilings, each first in every second round; None if one fails."""
     medians: dict[str, list[float]] = {"default": [], "challenger": []}
     pair = [("default", default), ("challenger", challenger)]
     for _ in range(DUEL_ROUNDS):

@@ -156,7 +156,7 @@ BROKEN = {
     "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "missing required field `key`"),
     "a tiling of lists": (
         {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": [1]}, "default": {}}]},
-        "Expected `int | str | null`, got `array`",
+        "Expected `bool | int | str | null`, got `array`",
     ),
 }
 
