@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.records import Ceiling, Gap, Row, Run, Status
-from ..core.samples import round_medians
+from ..core.statistics import round_medians
 from .row_change import (
     LEAST_ROUNDS,
     MOST_SPREAD,

@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import ValidationError
-
 from ..core import options
 from ..core.errors import UsageError
 from ..core.files import write_text
@@ -53,6 +51,8 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
     for name, option in options.given().items():
         if name not in HEEDED:
             raise UsageError(f"{option}: is that of the run; it goes with no --resume")
+    from msgspec import ValidationError
+
     from ..core.run_file import fault_of, read_run
     from .session import settings_of
 

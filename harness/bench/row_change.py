@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..core.records import Row
-from ..core.samples import round_medians
-from ..core.significance import holm, t_point, t_tail
+from ..core.statistics import holm, round_medians, t_quantile, t_tail
 
 SAME_WITHIN = 0.02
 """Times closer than this are the same. The timer calls a kernel warmed up when two medians differ by less
@@ -190,7 +189,7 @@ def _tested(
     error, freedom = math.sqrt(variance), 1.0
     if variance > 0:
         freedom = variance**2 / (before.variance**2 / before.freedom + after.variance**2 / after.freedom)
-    half = t_point(ERROR / 2, freedom) * error
+    half = t_quantile(ERROR / 2, freedom) * error
     least = math.log(min([1.0, *(control.least for control in controls)]))
     most = math.log(max([1.0, *(control.most for control in controls)]))
     change = replace(change, low=_exp(shift - half - most), high=_exp(shift + half - least))

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from ..core.cases import Case
 from ..core.records import Gap, Roof, Row, Run
-from ..core.samples import Summary
+from ..core.statistics import Summary
 from ..core.tables import provider_name
 from ..core.units import si
 from ..cost.break_even import measured_batch

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..core.samples import summarise
+from ..core.statistics import summarise
 from .device import Call, Device
 
 GRAPH_BELOW_S = 50e-6

@@ -18,7 +18,7 @@ from ..core.cases import Case
 from ..core.errors import UsageError
 from ..core.inputs import Source
 from ..core.records import Roof, Row, Status
-from ..core.samples import Summary, summarise
+from ..core.statistics import Summary, summarise
 from .device import Device, open_device
 from .providers import tunable_provider
 from .runner import Bench, Blocked, prepare, run_provider

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta, to_builtins
 
 from .cases import Case, Dtype, Length, Size
-from .samples import Summary, summarise
+from .statistics import Summary, summarise
 from .work import Work
 
 SCHEMA_VERSION = 1

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from decodetax.harness.bench.timer import Budget, measure
-from decodetax.harness.core.samples import summarise
+from decodetax.harness.core.statistics import summarise
 from fakes import FakeDevice
 
 PLENTY = Budget(time_limit_s=1e6, warm_up_s=0.0, least_samples=3, enough_samples=10, most_samples=1000)

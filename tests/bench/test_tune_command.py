@@ -14,7 +14,7 @@ from decodetax.harness.bench.tiling_cache import open_cache
 from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned
 from decodetax.harness.core.cases import DecodeAttention
-from decodetax.harness.core.samples import summarise
+from decodetax.harness.core.statistics import summarise
 from decodetax.kernels import gpu_limits
 from hand_made import GPU, decodetax, ok_row, run_record, strict_json, write_config
 
