@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -12,6 +13,7 @@ from .bench.run_command import run_command
 from .bench.tune_command import tune_command
 from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
 from .core.options import complain
+from .core.table import Column, Table, wide_option
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
@@ -61,18 +63,40 @@ for command in (
 
 
 @cli.command("models")
-def models_command() -> None:
-    """List the preset language models, with their source."""
+@wide_option
+def models_command(wide: bool) -> None:
+    """List the preset language models; --wide shows their shapes and sources."""
     from .core.language_model import preset_table
-    from .core.table import Table
 
-    click.echo(Table.of(preset_table()).text(wide=True))
+    shown = {
+        "model": "model",
+        "parameters_billion": "parameters (billion)",
+        "active_billion": "active (billion)",
+        "layers": "layers",
+        "q_heads": "query heads",
+        "kv_heads": "KV heads",
+        "can_run": "can run",
+    }
+    click.echo(_listing(preset_table(), shown, wide=wide))
 
 
 @cli.command("devices")
-def devices_command() -> None:
-    """List the devices whose datasheet peaks are known (dense rates), with their source."""
+@wide_option
+def devices_command(wide: bool) -> None:
+    """List the GPUs whose datasheet peaks are known (dense rates); --wide shows all peaks and sources."""
     from .core.gpus import datasheet_rows
-    from .core.table import Table
 
-    click.echo(Table.of(datasheet_rows()).text(wide=True))
+    shown = {
+        "gpu": "GPU",
+        "compute_capability": "compute capability",
+        "bf16_dense_tflops": "bf16 TFLOP/s",
+        "memory_gb_per_s": "memory GB/s",
+        "memory_gb": "memory GB",
+    }
+    click.echo(_listing(datasheet_rows(), shown, wide=wide))
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str], *, wide: bool) -> str:
+    """Rows as a table: the columns shown under their headings, with --wide all others under their names."""
+    columns = tuple(Column(shown.get(name, name), name, wide=name not in shown) for name in rows[0])
+    return Table(columns=columns, rows=tuple(tuple(row.values()) for row in rows)).text(wide=wide)

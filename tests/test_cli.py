@@ -340,30 +340,36 @@ def test_help_takes_under_a_third_of_a_second_of_processor(arguments, tmp_path):
     assert min(times_s) < 0.3
 
 
-def test_models_lists_every_preset_with_its_source():
-    outcome = decodetax("models")
+@pytest.mark.parametrize(
+    ("listing", "rows", "columns"),
+    [
+        ("models", preset_table(), ["model", "parameters (billion)", "hidden_size", "source"]),
+        ("devices", datasheet_rows(), ["GPU", "memory GB/s", "bf16 TFLOP/s", "l2_mb", "source"]),
+    ],
+    ids=["models", "devices"],
+)
+def test_wide_listing_has_every_row_with_its_source(listing, rows, columns):
+    outcome = decodetax(listing, "--wide")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[0].split()[0] == "model"
-    assert "source" in lines[0]
-    presets = preset_table()
-    assert len(lines) == 2 + len(presets)
-    for preset, line in zip(presets, lines[2:], strict=True):
-        assert line.startswith(preset["model"])
-        assert preset["source"] in line
+    assert [column for column in columns if column not in lines[0]] == []
+    for row, line in zip(rows, lines[2:], strict=True):
+        assert line.startswith(next(iter(row.values())))
+        assert row["source"] in line
 
 
-def test_devices_lists_every_gpu_with_its_source():
-    outcome = decodetax("devices")
+@pytest.mark.parametrize(
+    ("listing", "texts"),
+    [
+        ("models", ["llama-3.1-8b", "8.03", "can run"]),
+        ("devices", ["RTX-5090", "989", "GB/s"]),
+    ],
+)
+def test_listing_fits_80_columns(listing, texts):
+    outcome = decodetax(listing)
     assert outcome.code == 0
-    lines = outcome.out.splitlines()
-    for column in ("memory_gb_per_s", "bf16_dense_tflops", "source"):
-        assert column in lines[0]
-    devices = datasheet_rows()
-    assert len(lines) == 2 + len(devices)
-    for device, line in zip(devices, lines[2:], strict=True):
-        assert line.startswith(device["gpu"])
-        assert device["source"] in line
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert [text for text in texts if text not in outcome.out] == []
 
 
 @pytest.mark.parametrize("listing", ["models", "devices"])
