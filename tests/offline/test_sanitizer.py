@@ -1,4 +1,4 @@
-"""Each detector against planted faults, and silent on right kernels."""
+"""The memory sanitizer finds planted faults, and is silent on correct kernels."""
 
 import math
 
@@ -106,7 +106,7 @@ def split_k_kernel(
     EARLY: tl.constexpr,
     SCOPE: tl.constexpr = "gpu",
 ):
-    """Each program leaves its share; the last to arrive adds them up, and clears the counter."""
+    """Each program stores a partial sum; the last to arrive adds them, and clears the counter."""
     offsets = tl.arange(0, BLOCK)
     share = tl.load(x_ptr + tl.program_id(0) * BLOCK + offsets)
     arrived = 0
@@ -198,6 +198,11 @@ def zeros(n=1, dtype=torch.int32):
     return torch.zeros(n, dtype=dtype)
 
 
+def next_argument(both):
+    copy_kernel[(2,)](both[:100], both[100:], 0, 101, BLOCK=64)
+
+
+RACE = "a race, no atomic orders the two"
 NOT_AN_ARGUMENT = torch.randn(4)
 
 BOUNDS = {
@@ -205,6 +210,7 @@ BOUNDS = {
     "a load before the start": lambda: copy_kernel[(2,)](
         torch.randn(100), torch.randn(200), -1, 99, BLOCK=64
     ),
+    "a load from the next argument": lambda: next_argument(torch.randn(256)),
     "a load far away": lambda: copy_kernel[(2,)](torch.randn(100), torch.randn(200), 1 << 30, 99, BLOCK=64),
     "a load into the same storage": lambda: copy_kernel[(2,)](
         torch.randn(200)[:100], torch.randn(200), 0, 101, BLOCK=64
@@ -233,31 +239,6 @@ BOUNDS = {
         torch.tensor([NOT_AN_ARGUMENT.data_ptr()]), torch.randn(1)
     ),
 }
-
-
-@pytest.mark.parametrize("launch", BOUNDS.values(), ids=BOUNDS.keys())
-def test_finds_a_lane_out_of_bounds(launch):
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
-        launch()
-    assert caught.value.kind == "bounds"
-    assert "\n" not in str(caught.value)
-
-
-def test_a_lane_into_the_next_argument_is_no_lane_of_it():
-    both = torch.randn(256)
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
-        copy_kernel[(2,)](both[:100], both[100:], 0, 101, BLOCK=64)
-    assert caught.value.kind == "bounds"
-
-
-def test_tells_tensor_program_and_offset():
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
-        copy_kernel[(2,)](torch.randn(100), torch.randn(200), 0, 101, BLOCK=64)
-    error = caught.value
-    assert (error.tensor, error.program, error.byte_offset) == ("x_ptr", (1, 0, 0), 400)
-    assert str(error) == (
-        "x_ptr: program (1, 0, 0) reads byte offset 400 (element 100), outside the 400 bytes of the tensor"
-    )
 
 
 def test_a_stray_store_writes_nothing():
@@ -306,34 +287,15 @@ RACES = {
 }
 
 
-@pytest.mark.parametrize("launch", RACES.values(), ids=RACES.keys())
-def test_finds_a_race(launch):
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
-        launch()
-    error = caught.value
-    assert error.kind == "race"
-    assert "\n" not in str(error)
-
-
-def test_a_race_names_both_programs_the_tensor_and_the_offset():
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
-        neighbour_kernel[(3,)](torch.randn(200), BLOCK=64, BACK=False)
-    assert str(caught.value) == (
-        "x_ptr: program (1, 0, 0) writes byte offset 256 (element 64), which program (0, 0, 0) read: "
-        "a race, no atomic orders the two"
-    )
-
-
-def test_a_read_far_back_in_a_long_program_still_races(monkeypatch):
+def test_finds_a_race_with_a_load_dropped_from_a_long_log(monkeypatch):
     monkeypatch.setattr(sanitizer, "_MAX_LOGGED_GRANULES", 16)
-    with count_traffic(), pytest.raises(SanitizerError) as caught:
+    with count_traffic(), pytest.raises(SanitizerError, match="a race"):
         neighbour_kernel[(3,)](torch.randn(200), BLOCK=64, BACK=False)
-    assert caught.value.kind == "race"
 
 
 @needs_atomic_loads
 @pytest.mark.parametrize(("store", "load"), [("relaxed", "acquire"), ("release", "relaxed")])
-def test_finds_a_flag_that_orders_nothing(store, load):
+def test_finds_an_atomic_flag_without_order(store, load):
     with count_traffic(), pytest.raises(SanitizerError) as caught:
         flag_kernel[(2,)](zeros(), torch.zeros(1), torch.zeros(1), STORE=store, LOAD=load)
     assert (caught.value.kind, caught.value.tensor) == ("race", "data_ptr")
@@ -362,7 +324,7 @@ def unfilled_split():
     read(partial.view(-1))
 
 
-UNWRITTEN = {
+UNINITIALIZED = {
     "empty": lambda: read(torch.empty(64)),
     "empty_like": lambda: read(torch.empty_like(torch.zeros(64))),
     "empty_strided": lambda: read(torch.empty_strided((64,), (1,))),
@@ -374,27 +336,57 @@ UNWRITTEN = {
     "written where a mask says": lambda: read(assigned(torch.empty(64), torch.arange(64) > 0)),
     "half written by a kernel": half_written_by_a_kernel,
     "an atomic on empty": lambda: atomic_kernel[(1,)](torch.empty(8, dtype=torch.int32), 3),
-    "a split that nobody filled": unfilled_split,
+    "a split-K partial sum that is missing": unfilled_split,
 }
 
 
-@pytest.mark.parametrize("launch", UNWRITTEN.values(), ids=UNWRITTEN.keys())
-def test_finds_a_read_of_unwritten_memory(launch):
+FAULTS = {
+    (kind, name): launch
+    for kind, launches in (("bounds", BOUNDS), ("race", RACES), ("uninitialized", UNINITIALIZED))
+    for name, launch in launches.items()
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=": ".join)
+def test_finds_a_fault(fault):
     with count_traffic(), pytest.raises(SanitizerError) as caught:
-        launch()
-    assert caught.value.kind == "uninitialized"
+        FAULTS[fault]()
+    assert caught.value.kind == fault[0]
     assert "\n" not in str(caught.value)
 
 
-def test_an_unwritten_read_names_tensor_program_and_offset():
+@pytest.mark.parametrize(
+    ("launch", "byte_offset", "message"),
+    [
+        (
+            lambda: copy_kernel[(2,)](torch.randn(100), torch.randn(200), 0, 101, BLOCK=64),
+            400,
+            "reads byte offset 400 (element 100), outside the 400 bytes of the tensor",
+        ),
+        (
+            lambda: neighbour_kernel[(3,)](torch.randn(200), BLOCK=64, BACK=False),
+            256,
+            f"writes byte offset 256 (element 64), which program (0, 0, 0) read: {RACE}",
+        ),
+        (
+            lambda: copy_kernel[(2,)](
+                assigned(torch.empty(100), slice(0, 70)), torch.zeros(100), 0, 100, BLOCK=64
+            ),
+            280,
+            "reads byte offset 280 (element 70), which nothing has written",
+        ),
+    ],
+    ids=["bounds", "race", "uninitialized"],
+)
+def test_names_tensor_program_and_offset(launch, byte_offset, message):
     with count_traffic(), pytest.raises(SanitizerError) as caught:
-        copy_kernel[(2,)](assigned(torch.empty(100), slice(0, 70)), torch.zeros(100), 0, 100, BLOCK=64)
-    assert str(caught.value) == (
-        "x_ptr: program (1, 0, 0) reads byte offset 280 (element 70), which nothing has written"
-    )
+        launch()
+    error = caught.value
+    assert str(error) == f"x_ptr: program (1, 0, 0) {message}"
+    assert (error.tensor, error.program, error.byte_offset) == ("x_ptr", (1, 0, 0), byte_offset)
 
 
-def test_tensors_named_unwritten_are_until_something_writes_them():
+def test_tensors_given_as_uninitialized_are_so_until_written():
     x = torch.randn(64)
     with count_traffic(uninitialized=[x[:32]]):
         read(x[32:])
@@ -404,7 +396,7 @@ def test_tensors_named_unwritten_are_until_something_writes_them():
         read(x)
 
 
-def test_what_was_made_empty_outside_counts_as_written():
+def test_empty_tensors_made_outside_are_initialized():
     x = torch.empty(64)
     with count_traffic():
         read(x)
@@ -426,14 +418,14 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN.keys())
-def test_a_write_clears_the_mark(write):
+def test_a_write_initializes(write):
     with count_traffic():
         x = torch.empty(64)
         write(x)
         read(x)
 
 
-def test_a_freed_tensor_leaves_no_mark_to_the_next_at_its_address():
+def test_a_freed_tensor_leaves_no_shadow_at_its_address():
     with count_traffic():
         for _ in range(20):
             torch.empty(1024)
@@ -512,11 +504,11 @@ def attention(*, splits, page_size=0):
     decode_attention(q, cache, cache, lens, block_table=table, tiling=tiling)
 
 
-RIGHT = {
+CORRECT = {
     "a byte beside another's word": lambda: word_and_byte_kernel[(2,)](zeros(4), BYTE=8),
     "copy in place": add_in_place,
     "softmax of a view": softmax_of_a_view,
-    "matmul of descriptors": matmul_of_descriptors,
+    "matmul by TMA descriptors": matmul_of_descriptors,
     "histogram": histogram,
     "split-K with a counter, twice": split_k_twice,
     "sum under a lock": locked_sum,
@@ -530,23 +522,23 @@ RIGHT = {
     "two that only release": lambda: two_releases_kernel[(3,)](zeros(), torch.zeros(2), torch.zeros(1)),
     "a plain load beside atomics": lambda: mixed_kernel[(3,)](torch.zeros(1), ATOMIC_FIRST=True, LOAD=True),
     "the matmul": lambda: matmul(splits=1, dtype=torch.bfloat16, bias=True),
-    "the matmul in splits, some empty": lambda: matmul(splits=7, dtype=torch.float16, bias=True),
+    "the matmul with split-K, some splits empty": lambda: matmul(splits=7, dtype=torch.float16, bias=True),
     "the matmul of one row": lambda: matmul(splits=2, dtype=torch.float32, bias=False, rows=1),
     "the attention": lambda: attention(splits=1),
-    "the attention in splits": lambda: attention(splits=3),
-    "the attention of pages": lambda: attention(splits=2, page_size=16),
+    "the attention with split-KV": lambda: attention(splits=3),
+    "the attention with a paged KV cache": lambda: attention(splits=2, page_size=16),
 }
 
 
-@pytest.mark.parametrize("launch", RIGHT.values(), ids=RIGHT.keys())
-def test_is_silent_on_right_kernels(launch):
+@pytest.mark.parametrize("launch", CORRECT.values(), ids=CORRECT.keys())
+def test_is_silent_on_correct_kernels(launch):
     with count_traffic() as traffic:
         launch()
     assert traffic.bytes_requested > 0
 
 
 @needs_atomic_loads
-def test_is_silent_on_a_flag_that_orders():
+def test_is_silent_on_an_atomic_flag_with_order():
     with count_traffic() as traffic:
         flag_kernel[(2,)](zeros(), torch.zeros(1), torch.zeros(1), STORE="release", LOAD="acquire")
     assert len(traffic.launches) == 1
