@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from decodetax.harness.bench import summary
+from decodetax.harness.bench import run_tables, summary
 from decodetax.harness.cli import cli
-from decodetax.harness.core import tables
 from decodetax.harness.core.run_file import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +34,7 @@ def test_method_page_shows_what_the_run_file_holds():
     shown = [
         summary.heading(run),
         summary.workload(run),
-        tables.gap_table(run),
+        run_tables.gaps_table({"": run}).text(),
         "\n".join(summary.sentences(run)),
     ]
     assert block["text"].split() == "\n".join(shown).split()

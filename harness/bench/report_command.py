@@ -10,17 +10,19 @@ import click
 
 from ..core.errors import FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, write_bytes, write_text
+from ..core.table import wide_option
 
 if TYPE_CHECKING:
     from ..core.records import Run
+    from .chart_data import PriceRatio
 
 OUTPUTS = (
     click.option(
         "--html",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Write the report as one HTML file that fetches nothing: figures, tables, environment. A file "
-        "that is there is replaced, once the new one is whole; so it is with the options below.",
+        help="Write the report as one HTML file that fetches nothing: charts, tables, environment. An "
+        "existing file is replaced once the new one is complete, by this option and by the next three.",
     ),
     click.option(
         "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write all tables as Markdown."
@@ -40,9 +42,9 @@ OUTPUTS = (
 )
 
 
-def with_outputs(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options that say where a report goes."""
-    for option in reversed(OUTPUTS):
+def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where a report goes, and `--wide`."""
+    for option in reversed((*OUTPUTS, wide_option)):
         command = option(command)
     return command
 
@@ -73,20 +75,20 @@ class Outputs:
         """Every file that may be written, with the option that asks for it."""
         yield from ((name, p) for name, p in self._places().items() if p and name in {"--html", "--markdown"})
         if self.csv:
-            from .export import CSV_NAMES
+            from .run_tables import TABLE_IDS
 
-            yield from (("--csv", self.csv / name) for name in CSV_NAMES)
+            yield from (("--csv", self.csv / f"{table_id}.csv") for table_id in TABLE_IDS)
         if self.png:
-            from .pictures import PICTURE_NAMES
+            from .png_charts import PNG_NAMES
 
-            yield from (("--png", self.png / name) for name in PICTURE_NAMES)
+            yield from (("--png", self.png / name) for name in PNG_NAMES)
 
     def require_writable(self, kept: Sequence[Path]) -> None:
-        """Make sure of all places before anything is read or measured.
+        """Check all places before anything is read or measured.
 
         Raises:
-            UsageError: one cannot be written to, would take the place of a file that is to be kept or of
-                another output, or needs a library that is not installed.
+            UsageError: a place cannot be written to, is the file of a run in `kept` or of another output, or
+                needs a library that is not installed.
         """
         if self.html:
             _require("plotly", "--html")
@@ -99,44 +101,42 @@ class Outputs:
         for name, file in self._files():
             if file.resolve() in taken:
                 raise UsageError(
-                    f"{name}: {str(file)!r} is the file of {taken[file.resolve()]} too; name another"
+                    f"{name}: {str(file)!r} is also the file of {taken[file.resolve()]}; name another"
                 )
             taken[file.resolve()] = name
             if name in {"--html", "--markdown"} or file.exists():
                 _refuse(name, file, file_problem)
 
     def write(self, runs: Mapping[str, "Run"]) -> Iterator[str]:
-        """Write what is asked for, and tell of each in a line.
+        """Write what is asked for, and yield a line about each file.
 
         Raises:
-            FailureError: a disk is full or gone by now.
+            FailureError: a file can no longer be written, for instance because the disk is full.
         """
         from ..cost.prices import price_list
-        from .series import price_ratios
+        from .chart_data import price_ratios
 
         ratios = price_ratios(price_list())
         if self.html:
-            from .html import html_report
+            from .html_report import html_report
 
             yield _written("Report", self.html, html_report(runs, ratios))
         if self.markdown:
-            from .export import markdown_text
-
-            yield _written("Tables", self.markdown, markdown_text(runs, ratios))
+            yield _written("Tables", self.markdown, markdown_report(runs, ratios))
         if self.csv:
-            from .export import csv_texts
+            from .run_tables import run_tables
 
-            for name, text in csv_texts(runs, ratios).items():
-                yield _written("Table", self.csv / name, text)
+            for table in run_tables(runs, ratios):
+                yield _written("Table", self.csv / f"{table.id}.csv", table.csv())
         if self.png:
-            from .pictures import PICTURE_NAMES, pictures
+            from .png_charts import PNG_NAMES, png_charts
 
-            drawn = pictures(runs, ratios)
-            for name in PICTURE_NAMES:
+            drawn = png_charts(runs, ratios)
+            for name in PNG_NAMES:
                 if name in drawn:
-                    yield _written("Picture", self.png / name, drawn[name])
+                    yield _written("Chart", self.png / name, drawn[name])
                 else:
-                    yield f"No {name}: the run has nothing to show in it."
+                    yield f"No {name}: the run has no data for it."
 
 
 def _require(library: str, option: str) -> None:
@@ -155,7 +155,7 @@ def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) ->
 
 
 def _written(what: str, target: Path, content: str | bytes) -> str:
-    """Write a file whole, through a link where there is one, and say so."""
+    """Write a complete file, through a symbolic link where there is one, and say so."""
     replaced = target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,35 +165,57 @@ def _written(what: str, target: Path, content: str | bytes) -> str:
             write_bytes(target.resolve(), content)
     except OSError as error:
         raise FailureError(f"{path_text(target)}: {error.strerror}; it was not written") from error
-    told = ", in place of the file that was there" if replaced else ""
-    return f"{what} written to {path_text(target)}{told}."
+    return f"{what} written to {path_text(target)}{', replacing the file there' if replaced else ''}."
 
 
-def findings(run: "Run") -> str:
-    """The tables and sentences of a run, as text."""
-    from ..core import tables
-    from . import summary
+def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -> str:
+    """The sentences of each run, what it lacks, and every table, as Markdown."""
+    from ..core.table import markdown_escaped
+    from .run_tables import run_tables
+    from .summary import fastest_providers, heading, missing_from, sentences, workload
 
+    blocks = ["# What an output token costs"]
+    for name, run in runs.items():
+        if len(runs) > 1:
+            blocks.append(f"## {markdown_escaped(name)}")
+        facts = [*heading(run).splitlines(), workload(run), fastest_providers(run)]
+        blocks.append("\n".join(f"- {markdown_escaped(fact)}" for fact in facts if fact))
+        blocks += map(markdown_escaped, sentences(run))
+        if missing := "\n".join(f"- {markdown_escaped(sentence)}" for sentence in missing_from(run)):
+            blocks.append(f"Missing:\n\n{missing}")
+    for table in run_tables(runs, ratios):
+        blocks += [f"## {markdown_escaped(table.title)}", table.markdown()]
+    return "\n\n".join(blocks)
+
+
+def run_text(run: "Run", *, wide: bool) -> str:
+    """The tables of a run for a terminal, what they show in sentences, and what the run lacks."""
+    from . import run_tables, summary
+
+    runs = {"": run}
+    shown = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
+    if not wide:  # with it the table of kernels has the columns of counters
+        shown.append(run_tables.counters_table(run))
+    shown += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
     blocks = [
         summary.workload(run),
-        tables.ceilings_table(run),
-        tables.kernels_table(run),
-        tables.counters_table(run),
-        tables.gap_table(run),
+        *(table.text(wide=wide) for at, table in enumerate(shown) if table.rows or at < 2),
+        "\n".join(summary.failures(run)),
+        run_tables.gaps_table(runs).text(wide=wide),
+        summary.fastest_providers(run) if wide else "",
+        "\n".join(summary.sentences(run)),
+        "\n".join(summary.missing_from(run)),
     ]
-    if run.interpreter_checks:
-        blocks.append(tables.interpreter_table(run))
-    blocks.append("\n".join(summary.sentences(run)))
     return "\n\n".join(filter(None, blocks))
 
 
 @click.command("report")
 @click.argument("run_files", type=click.Path(path_type=Path), metavar="RUN.json...", nargs=-1, required=True)
-@with_outputs
-def report_command(run_files: tuple[Path, ...], **asked: Any) -> None:
+@report_options
+def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> None:
     """Print the tables and sentences of a run that `decodetax run` wrote, or write them as a report.
 
-    Several runs stand in one report, each by the name of its file.
+    Several runs go into one report, each under the name of its file.
     """
     outputs = Outputs.of(asked)
     outputs.require_writable(run_files)
@@ -207,7 +229,7 @@ def report_command(run_files: tuple[Path, ...], **asked: Any) -> None:
     from .summary import heading
 
     for at, run in enumerate(runs.values()):
-        text = f"{heading(run)}\n{findings(run)}"
+        text = f"{heading(run)}\n{run_text(run, wide=wide)}"
         click.echo(f"\n{text}" if at else text)
 
 

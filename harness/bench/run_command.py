@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import options
-from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError
+from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, write_text
 from ..core.progress import progress_bar
-from .report_command import Outputs, findings, with_outputs
+from .report_command import Outputs, report_options, run_text
 from .resuming import Keeper, device_of, partial_of, read_begun
 
 if TYPE_CHECKING:
@@ -102,8 +102,10 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
 )
-@with_outputs
-def run_command(device: str, output: Path | None, resume: Path | None, as_json: bool, **asked: Any) -> int:
+@report_options
+def run_command(
+    device: str, output: Path | None, resume: Path | None, as_json: bool, wide: bool, **asked: Any
+) -> int:
     """Measure the gap between an output and an input token on this device.
 
     Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
@@ -137,10 +139,10 @@ def run_command(device: str, output: Path | None, resume: Path | None, as_json: 
     if as_json:
         click.echo(document)
     else:
-        click.echo(findings(result))
+        click.echo(run_text(result, wide=wide))
         state = "interrupted, written as far as it came" if result.interrupted else "written"
-        click.echo(f"\nRun {state} to {target} after {result.elapsed_s:.0f} s.")
-    for line in outputs.write({target.stem: result}):
+        click.echo(f"\nRun {state} to {path_text(target)} after {result.elapsed_s:.0f} s.")
+    for line in outputs.write({path_text(target.stem): result}):
         click.echo(line, err=as_json)
     if result.interrupted:
         return INTERRUPTED

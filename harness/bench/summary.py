@@ -1,14 +1,20 @@
-"""What a run ran on, and what its numbers show, in words."""
+"""What a run ran on, what its numbers show and what it lacks, in sentences.
+
+Every line is safe to print: text of a run file has no control characters and begins no line of its own.
+"""
 
 from collections.abc import Iterator
+from itertools import product
 
 from ..core.cases import DecoderLayer
+from ..core.errors import printable
 from ..core.records import Gap, Run
-from ..core.units import si
+from ..core.units import number, si
+from .run_tables import provider_name
 
 
 def heading(run: Run) -> str:
-    """What the run ran on, in a few lines."""
+    """What the run ran on, in two lines."""
     device, versions = run.environment["device"], run.environment["versions"]
     facts = [f"{device['memory_bytes'] / 2**30:.0f} GiB memory"]
     if device["kind"] == "cpu":
@@ -24,44 +30,43 @@ def heading(run: Run) -> str:
     if "power_limit_w" in device:
         facts.append(f"power limit {device['power_limit_w']:.0f} W")
     software = [f"{name} {version or 'none'}" for name, version in versions.items()]
-    return "\n".join(
-        (
-            f"{device['kind'].upper()}: {device['name']}, {', '.join(facts)}",
-            f"Software: {', '.join(software)}, commit {run.environment['commit'] or 'unknown'}",
-        )
+    lines = (
+        f"{device['kind'].upper()}: {device['name']}, {', '.join(facts)}",
+        f"Software: {', '.join(software)}, commit {run.environment['commit'] or 'unknown'}",
     )
+    return "\n".join(map(printable, lines))
 
 
 def workload(run: Run) -> str:
-    """What was timed, in a line."""
-    model, settings = run.settings["model"], run.settings
-    price = settings["usd_per_hour"]
+    """What was timed, in one line."""
+    settings, price = run.settings, run.settings["usd_per_hour"]
     cost = "" if price is None else f"; ${price:g} per hour ({settings['usd_per_hour_source']})"
-    return (
-        f"Model: {model['name']}, {si(settings['parameters'])} parameters, {settings['dtype']}; "
+    return printable(
+        f"Model: {settings['model']['name']}, {si(settings['parameters'])} parameters, {settings['dtype']}; "
         f"prefill in forwards of {settings['prefill_tokens']} tokens{cost}"
     )
 
 
 def sentences(run: Run) -> Iterator[str]:
-    """Two or three plain sentences; fewer where a figure is missing."""
+    """The balance point, the gap and what an output token's time goes to, as far as the run has them."""
     balance = run.measured.balance_operations_per_byte
     if balance is not None:
         sides = "; ".join(_sides(run, balance))
-        yield f"This device balances at {balance:.3g} FLOP per byte in {run.dtype} (measured)" + (
-            f": {sides}." if sides else "."
+        yield printable(
+            f"This device balances at {number(balance, 3)} FLOP per byte in {run.dtype} (measured)"
+            + (f": {sides}." if sides else ".")
         )
     if run.gaps:
         smallest, largest = (extreme(run.gaps, key=lambda gap: gap.batch) for extreme in (min, max))
-        text = f"An output token costs {smallest.gap:.3g} times an input token at {_at(smallest)}"
+        text = f"An output token costs {number(smallest.gap, 3)} times an input token at {_at(smallest)}"
         if largest.batch != smallest.batch:
-            text += f" and {largest.gap:.3g} times at {_at(largest)}"
+            text += f" and {number(largest.gap, 3)} times at {_at(largest)}"
         yield text + "."
         yield _shares(smallest)
 
 
 def _sides(run: Run, balance: float) -> Iterator[str]:
-    """Where a whole layer falls, in prefill and in the decode steps of the smallest and the largest batch."""
+    """Which roof limits a whole layer, in prefill and in decode of the smallest and the largest batch."""
     layers = {row.case for row in run.rows if row.status == "ok" and isinstance(row.case, DecoderLayer)}
     decode = sorted((case for case in layers if case.phase == "decode"), key=lambda case: case.sequences)
     named = [("prefill", case) for case in layers if case.phase == "prefill"]
@@ -69,7 +74,7 @@ def _sides(run: Run, balance: float) -> Iterator[str]:
     for name, case in named:
         ratio = case.work().operations_per_byte
         side = "limited by arithmetic" if ratio > balance else "limited by memory"
-        yield f"a layer in {name} has {ratio:.3g}, {side}"
+        yield f"a layer in {name} has {number(ratio, 3)}, {side}"
 
 
 def _at(gap: Gap) -> str:
@@ -77,9 +82,73 @@ def _at(gap: Gap) -> str:
 
 
 def _shares(gap: Gap) -> str:
-    parts, whole = gap.output_parts_s, gap.output_s_per_token
-    weights = (parts["projections"] + parts["lm_head"]) / whole
+    parts, total = gap.output_parts_s, gap.output_s_per_token
+    weights = (parts["projections"] + parts["lm_head"]) / total
     return (
-        f"At {_at(gap)} an output token's time is {weights:.0%} weights, {parts['attention'] / whole:.0%} "
-        f"KV cache and {parts['rest'] / whole:.0%} the rest."
+        f"At {_at(gap)} an output token's time is {weights:.0%} weights, {parts['attention'] / total:.0%} "
+        f"KV cache and {parts['rest'] / total:.0%} the rest."
     )
+
+
+def fastest_providers(run: Run) -> str:
+    """The providers that each part of the gap was taken from, in one line; empty without a gap."""
+    chosen: dict[str, set[str]] = {}
+    for gap in run.gaps:
+        for case, provider in gap.providers.items():
+            chosen.setdefault(" ".join(case.split("/")[:2]), set()).add(provider)
+    parts = "; ".join(f"{part}: {', '.join(sorted(names))}" for part, names in chosen.items())
+    return printable(f"Fastest correct provider: {parts}") if parts else ""
+
+
+def failures(run: Run) -> Iterator[str]:
+    """A line for each row with a wrong result."""
+    for row in run.rows:
+        if row.status == "failed":
+            yield printable(f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}")
+
+
+def missing_from(run: Run) -> Iterator[str]:
+    """A sentence for each thing that a complete run would have."""
+    return map(printable, _missing_from(run))
+
+
+def _missing_from(run: Run) -> Iterator[str]:
+    if run.interrupted:
+        yield f"The run was interrupted after {run.elapsed_s:.0f} s: this is what was measured until then."
+    if run.broken is not None:
+        yield f"The run broke off: {run.broken}."
+    if run.failures:
+        count = len(run.failures)
+        yield f"{count} {'result was' if count == 1 else 'results were'} wrong: those rows have no figures."
+    if run.counters_reason is not None:
+        yield f"Hardware counters were not read of every row: {run.counters_reason}."
+    yield from _missing_roofs(run)
+    if not any(row.status == "ok" for row in run.rows):
+        yield "No kernel was timed with a correct result, so the roofline has no points."
+    yield from _missing_gaps(run)
+
+
+def _missing_gaps(run: Run) -> Iterator[str]:
+    if not run.gaps:
+        yield "No gap could be computed: it needs a correct time of every part, in prefill and in decode."
+        return
+    found = {(gap.batch, gap.context) for gap in run.gaps}
+    for place in product(run.settings.get("batches", ()), run.settings.get("contexts", ())):
+        if place not in found:
+            batch, context = place
+            yield f"There is no gap at batch {batch} and context {context}: a case of it has no ok row."
+    if all(gap.usd_per_hour is None for gap in run.gaps):
+        yield (
+            "No price of this device is known, so there are no dollars per token; "
+            "decodetax run --usd-per-hour gives them."
+        )
+
+
+def _missing_roofs(run: Run) -> Iterator[str]:
+    for provenance, roof in (("measured", run.measured), ("datasheet", run.datasheet)):
+        sides = {"read bandwidth": roof.bandwidth_bytes_per_s, f"{run.dtype} matmul": roof.flop_per_s}
+        lacks = [name for name, rate in sides.items() if rate is None]
+        if len(lacks) == 2 and provenance == "datasheet":
+            yield "No datasheet of this device is known, so there is no datasheet roof."
+        elif lacks:
+            yield f"The {provenance} roof lacks its {' and its '.join(lacks)}."

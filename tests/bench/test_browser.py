@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 from browsers import CHROMIUM, chromium
-from decodetax.harness.bench.html import html_report
-from decodetax.harness.bench.series import price_ratios
+from decodetax.harness.bench.chart_data import price_ratios
+from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.cost.prices import price_list
 from hand_made import run_record
 from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run

@@ -7,8 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from decodetax.harness.bench import summary
-from decodetax.harness.core import tables
+from decodetax.harness.bench import run_tables, summary
 from decodetax.harness.core.run_file import read_run
 from hand_made import assert_misuse, decodetax, run_record
 from report_runs import HOSTILE, SCRIPT, hostile_run, whole_run
@@ -35,16 +34,30 @@ def names(folder):
 
 def test_without_files_to_write_the_text_is_that_of_the_tables(folder):
     run = read_run(folder / "run.json")
-    expected = [
-        f"{summary.heading(run)}\n{summary.workload(run)}",
-        tables.ceilings_table(run),
-        tables.kernels_table(run),
-        tables.gap_table(run),
-        tables.interpreter_table(run),
-        "\n".join(summary.sentences(run)),
+    runs = {"": run}
+    tables = [
+        run_tables.ceilings_table(runs),
+        run_tables.kernels_table(runs),
+        run_tables.not_timed_summary(run),
+        run_tables.interpreter_table(runs),
     ]
+    gaps, failed = run_tables.gaps_table(runs), "\n".join(summary.failures(run))
+    end = ["\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]
+    head = f"{summary.heading(run)}\n{summary.workload(run)}"
     done = decodetax("report", "run.json")
+    expected = [head, *(table.text() for table in tables), failed, gaps.text(), *end]
     assert (done.code, done.out, done.err) == (0, "\n\n".join(expected) + "\n", "")
+    wide = decodetax("report", "run.json", "--wide")
+    expected = [
+        head,
+        *(table.text(wide=True) for table in tables),
+        failed,
+        gaps.text(wide=True),
+        summary.fastest_providers(run),
+        *end,
+    ]
+    assert (wide.code, wide.out) == (0, "\n\n".join(expected) + "\n")
+    assert "fastest correct provider" not in done.out.lower()
     assert names(folder) == {"run.json"}
 
 
@@ -66,13 +79,13 @@ def test_writes_everything_that_is_asked_for_and_says_so(folder):
     assert not [name for name in found if ".decodetax-" in name]
     for name in found - {"run.json"}:
         assert name in done.out
-    assert "in place of" not in done.out
+    assert "replacing" not in done.out
 
 
 def test_what_was_there_is_replaced_and_that_is_said(folder):
     Path("r.html").write_text("mine", encoding="utf-8")
     done = decodetax("report", "run.json", "--html", "r.html")
-    assert done.out == "Report written to r.html, in place of the file that was there.\n"
+    assert done.out == "Report written to r.html, replacing the file there.\n"
     assert (folder / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "replaced" in " ".join(decodetax("report", "--help").out.split())
 
@@ -99,7 +112,7 @@ def test_several_runs_are_named_by_their_files(folder):
         (["--html", "run.json"], ["--html", "run.json", "a run", "name another"]),
         (["--html", "./sub/../run.json"], ["--html", "a run"]),
         (["--markdown", "run.json"], ["--markdown", "a run"]),
-        (["--html", "x", "--markdown", "x"], ["--markdown", "--html too"]),
+        (["--html", "x", "--markdown", "x"], ["--markdown", "of --html"]),
         (["--html", "nowhere/x.html"], ["--html", "'nowhere/x.html'", "No such file or directory"]),
         (["--html", "sub"], ["--html", "is no regular file"]),
         (["--html", "run.json/x"], ["--html", "cannot be written"]),
@@ -154,7 +167,7 @@ def test_an_interrupted_run_that_has_nothing_is_reported(folder):
     write("empty.json", run_record(interrupted=True, elapsed_s=3.0))
     done = decodetax("report", "empty.json", "--html", "r.html", "--png", "p")
     assert done.code == 0
-    assert "No gap.png: the run has nothing to show in it." in done.out
+    assert "No gap.png: the run has no data for it." in done.out
     assert "was interrupted after 3 s" in (folder / "r.html").read_text(encoding="utf-8")
 
 

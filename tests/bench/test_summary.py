@@ -95,7 +95,7 @@ def test_shares_of_an_output_token_by_hand():
     ("balance", "prefill", "decode"),
     [
         pytest.param(10.0, "arithmetic", "memory", id="between prefill and decode"),
-        pytest.param(1000.0, "memory", "memory", id="above both"),
+        pytest.param(500.0, "memory", "memory", id="above both"),
         pytest.param(0.1, "arithmetic", "arithmetic", id="below both"),
     ],
 )

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from decodetax.harness.bench.comparison import compare
 from decodetax.harness.bench.comparison_text import comparison_text
-from decodetax.harness.bench.report_command import findings
+from decodetax.harness.bench.report_command import run_text
 from decodetax.harness.bench.summary import heading
 from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.errors import UsageError
@@ -100,7 +100,11 @@ VALUES = [
 def rendered(run):
     """Everything that commands make of a valid run."""
     json.dumps(run.to_json(), allow_nan=False)
-    return heading(run), findings(run), comparison_text(compare(run, run), [("a", run), ("b", run)])
+    return (
+        heading(run),
+        run_text(run, wide=True),
+        comparison_text(compare(run, run), [("a", run), ("b", run)]),
+    )
 
 
 @pytest.mark.parametrize("section", DOCUMENT)

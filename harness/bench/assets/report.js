@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const drawings = JSON.parse(document.getElementById("drawings").textContent);
+  const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 40rem)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -46,7 +46,7 @@
     return whole;
   }
 
-  const plots = Object.entries(drawings).map(([name, figure]) => {
+  const plots = Object.entries(charts).map(([name, figure]) => {
     const element = document.getElementById(name);
     const layout = merged(figure.layout, nested(looks()));
     Plotly.newPlot(element, figure.data, layout, {

@@ -1,6 +1,6 @@
-"""The roofline and the gap as pictures for slides.
+"""The roofline and the gap as PNG files for slides.
 
-They are drawn by matplotlib, for plotly's own export drives a browser, which not every machine has.
+matplotlib draws them, because plotly's own export needs a browser, which not every machine has.
 """
 
 import io
@@ -12,20 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.records import Run
-from .series import GAP_TICKS, PriceRatio, gap_lines, under_roofs
+from .chart_data import COLOURS, GAP_TICKS, GREY, PriceRatio, gap_lines, points_and_roofs, shortened
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h", "v")
 DASHES = {"measured": "-", "datasheet": "--", "published": ":"}
-GREY = "#707070"
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.6, 5.4, 200
-PICTURE_NAMES = ("roofline.png", "gap.png")
+PNG_NAMES = ("roofline.png", "gap.png")
 
 
-def pictures(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> dict[str, bytes]:
-    """PNG files by name, 1920 x 1080; one that would show nothing is left out."""
-    drawn = {"roofline.png": _roofline(runs), "gap.png": _gap(runs, ratios)}
-    return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+def png_charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> dict[str, bytes]:
+    """PNG files by name, 1920 x 1080; a chart without data is left out."""
+    drawn = zip(PNG_NAMES, (_roofline(runs), _gap(runs, ratios)), strict=True)
+    return {name: _png(figure) for name, figure in drawn if figure is not None}
 
 
 def _png(figure: Figure) -> bytes:
@@ -46,15 +44,15 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plain(text: str) -> str:
-    """Text of which matplotlib makes no formula, and which it does not leave out of a legend."""
-    line = " ".join(text.split())[:60].replace("$", r"\$")
+def _label(text: str) -> str:
+    """Text that matplotlib neither reads as a formula nor leaves out of a legend."""
+    line = shortened(text).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line
 
 
 def _roofline(runs: Mapping[str, Run]) -> Figure | None:
-    shown, roofs = under_roofs(runs)
-    if not roofs and not any(shown.values()):
+    points, roofs = points_and_roofs(runs)
+    if not roofs and not points:
         return None
     several = len(runs) > 1
     figure, axes = _axes()
@@ -63,17 +61,17 @@ def _roofline(runs: Mapping[str, Run]) -> Figure | None:
         label = f"{line.run}: {line.label}" if several else line.label
         axes.plot(
             line.operations_per_byte, line.flop_per_s, DASHES[line.provenance],
-            color=colours[line.run] if several else GREY, label=_plain(label), zorder=1,
+            color=colours[line.run] if several else GREY, label=_label(label), zorder=1,
         )  # fmt: skip
     groups: dict[str, list[tuple[float, float]]] = {}
-    for point in (point for some in shown.values() for point in some):
+    for point in points:
         name = point.run if several else point.kind
         groups.setdefault(name, []).append((point.operations_per_byte, point.flop_per_s))
     for (name, at), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         x, y = zip(*at, strict=True)
         axes.scatter(
             x, y, s=36, color=colours.get(name, colour), marker=marker, edgecolors=GREY, linewidths=0.5,
-            label=_plain(f"{name} (measured)"), zorder=2,
+            label=_label(f"{name} (measured)"), zorder=2,
         )  # fmt: skip
     axes.set_xlabel("ops:bytes, operations per byte (modelled)")
     axes.set_ylabel("FLOP/s (measured)")
@@ -82,7 +80,7 @@ def _roofline(runs: Mapping[str, Run]) -> Figure | None:
 
 
 def _gap(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> Figure | None:
-    lines = [line for name, run in runs.items() for line in gap_lines(name, run)]
+    lines = gap_lines(runs)
     if not lines:
         return None
     figure, axes = _axes()
@@ -90,14 +88,13 @@ def _gap(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> Figure | None
     for ratio in ratios:
         axes.axhline(float(ratio.ratio), linestyle=DASHES["published"], color=GREY, linewidth=1, zorder=1)
         axes.annotate(
-            _plain(f"{ratio.ratio:f} x: {ratio.models[0]} (published)"), (0.01, float(ratio.ratio)),
+            _label(f"{ratio.ratio:f} x: {ratio.models[0]} (published)"), (0.01, float(ratio.ratio)),
             xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color=GREY,
         )  # fmt: skip
     for line, colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS), strict=False):
-        of_run = f"{line.run}, " if len(runs) > 1 else ""
         axes.plot(
             line.batches, [gap.gap for gap in line.gaps], linestyle="-", color=colour, marker=marker,
-            label=_plain(f"{of_run}context {line.context} (measured)"), zorder=2,
+            label=_label(f"{line.label} (measured)"), zorder=2,
         )  # fmt: skip
         for ratio in ratios:
             batch = line.break_even_batch(float(ratio.ratio))

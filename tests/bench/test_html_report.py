@@ -8,15 +8,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from decodetax.harness.bench import drawing, report_tables, series
-from decodetax.harness.bench.html import html_report
-from decodetax.harness.bench.missing import missing_from
-from decodetax.harness.bench.summary import sentences
+from decodetax.harness.bench.chart_data import LABEL_CHARACTERS, price_ratios, shortened
+from decodetax.harness.bench.html_charts import script_safe
+from decodetax.harness.bench.html_report import html_report
+from decodetax.harness.bench.summary import missing_from, sentences
 from decodetax.harness.cost.prices import price_list
 from hand_made import ceilings, failed_row, gap, run_record
 from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
 
-RATIOS = series.price_ratios(price_list())
+RATIOS = price_ratios(price_list())
 
 
 class Page(HTMLParser):
@@ -54,7 +54,7 @@ class Page(HTMLParser):
         return [(attributes, "".join(text)) for tag, attributes, text in self.raw if tag == "script"]
 
     def figures(self):
-        [found] = [text for attributes, text in self.scripts() if attributes.get("id") == "drawings"]
+        [found] = [text for attributes, text in self.scripts() if attributes.get("id") == "charts"]
         return json.loads(found)
 
     def words(self):
@@ -155,17 +155,6 @@ def test_each_figure_has_a_text_alternative_and_says_where_it_comes_from():
     assert targets <= {a["id"] for _, a in found.elements if "id" in a}
 
 
-def test_each_figure_of_a_table_says_its_provenance():
-    names_a_row = {
-        "run", "batch", "context", "prompt", "case", "provider", "providers", "shape", "status", "reason",
-        "how", "where", "ceiling", "dtype", "field", "value",
-    }  # fmt: skip
-    for table in report_tables.all_tables({"a": whole_run()}, RATIOS):
-        assert {column.name for column in table.columns if not column.provenance} <= names_a_row
-        names = [column.file_name for column in table.columns]
-        assert len(names) == len(set(names))
-
-
 def test_a_cell_keeps_its_number_for_sorting():
     cells = [a for a in page(whole_run()).all("td") if "data-value" in a]
     assert len(cells) > 50
@@ -203,7 +192,7 @@ def test_no_text_of_a_file_becomes_markup():
 
 def test_no_text_of_a_file_becomes_a_tag_of_plotly_or_ends_the_script():
     text = html_report({SCRIPT: hostile_run(), HOSTILE[1]: hostile_run()}, RATIOS)
-    [data] = re.findall(r'<script type="application/json" id="drawings">(.*?)</script>', text, re.DOTALL)
+    [data] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL)
     assert not re.search("[<>&\u2028\u2029]", data)
 
     def strings(value):
@@ -222,15 +211,15 @@ def test_no_text_of_a_file_becomes_a_tag_of_plotly_or_ends_the_script():
     assert not any("alert" in template for template in templates)
 
 
-def test_safe_text_is_one_line_without_tags():
-    assert drawing.safe("<b>a\n b</b>") == "&lt;b&gt;a b&lt;/b&gt;"
-    assert drawing.safe_name("<" * 100).count("&lt;") == drawing.NAME_CHARACTERS - 1
+def test_labels_are_one_line_of_limited_length():
+    assert shortened("a\n\x1b b") == "a b"
+    assert len(shortened("<" * 100)) == LABEL_CHARACTERS
 
 
 def test_data_of_a_page_holds_no_end_of_a_script_whatever_library_wrote_it():
     text = json.dumps("</script><!--&\u2028", ensure_ascii=False)
-    assert not re.search("[<>&\u2028]", drawing.in_a_page(text))
-    assert json.loads(drawing.in_a_page(text)) == json.loads(text)
+    assert not re.search("[<>&\u2028]", script_safe(text))
+    assert json.loads(script_safe(text)) == json.loads(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""What the charts of a report show, as plain numbers: points, roofs, gap lines and price ratios."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import groupby
+
+from ..core.errors import printable
+from ..core.records import Gap, Roof, Row, Run
+from ..core.units import number, si
+from ..cost.break_even import measured_batch
+from ..cost.prices import TokenPrice
+
+LABEL_CHARACTERS = 60
+RATIOS_SHOWN = 5
+EXAMPLES_SHOWN = 2
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, without black and yellow, one of which is invisible on a light or a dark page."""
+GREY = "#808080"
+GAP_TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+OPERATIONS = {
+    "prefill_matmul": "projection",
+    "decode_attention": "attention",
+    "prefill_attention": "attention",
+    "decoder_layer": "whole layer",
+}
+OUTPUT_PARTS = {
+    "projections": "weights: projections",
+    "lm_head": "weights: LM head",
+    "attention": "KV cache: attention",
+    "rest": "rest: norms, activation, launches",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An ok row on the roofline."""
+
+    run: str
+    row: Row
+    operations_per_byte: float
+    flop_per_s: float
+
+    @property
+    def kind(self) -> str:
+        """The operation and its phase."""
+        case = self.row.case
+        return f"{OPERATIONS.get(case.operation, case.operation)}, {case.phase}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoofLine:
+    """What a roof allows, from the least ops:bytes of a chart to the most."""
+
+    run: str
+    provenance: str
+    label: str
+    operations_per_byte: tuple[float, ...]
+    flop_per_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapLine:
+    """The gaps of a run at one context, in order of batch.
+
+    Attributes:
+        label: the context, after the name of the run where there are several.
+    """
+
+    run: str
+    label: str
+    context: int
+    gaps: tuple[Gap, ...]
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Their batches."""
+        return tuple(gap.batch for gap in self.gaps)
+
+    def break_even_batch(self, ratio: float) -> float | None:
+        """The batch at which this line falls to a price ratio; None where it does not cross it."""
+        if not self.gaps or self.gaps[0].gap <= ratio:
+            return None
+        return measured_batch(self.gaps, ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceRatio:
+    """The price of an output token over that of an input token, and the models that have it; published."""
+
+    ratio: Decimal
+    models: tuple[str, ...]
+
+    @property
+    def examples(self) -> str:
+        """The first models by name."""
+        more = len(self.models) - EXAMPLES_SHOWN
+        return ", ".join(self.models[:EXAMPLES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def price_ratios(prices: Mapping[str, TokenPrice], most: int = RATIOS_SHOWN) -> tuple[PriceRatio, ...]:
+    """The integer ratios above 1 that most models of a price list have, in rising order."""
+    models: dict[Decimal, list[str]] = {}
+    for price in prices.values():
+        ratio = price.output_over_input
+        if ratio is not None and ratio > 1 and ratio == ratio.to_integral_value():
+            models.setdefault(ratio, []).append(price.model)
+    shown = sorted(models, key=lambda ratio: len(models[ratio]), reverse=True)[:most]
+    return tuple(PriceRatio(ratio=ratio, models=tuple(models[ratio])) for ratio in sorted(shown))
+
+
+def points_and_roofs(runs: Mapping[str, Run]) -> tuple[list[Point], list[RoofLine]]:
+    """A point for every ok row, and the known roofs from half the least ops:bytes shown to twice the most."""
+    points = [
+        Point(
+            run=name,
+            row=row,
+            operations_per_byte=row.case.work().operations_per_byte,
+            flop_per_s=row.case.work().operations / row.time_s.median,
+        )
+        for name, run in runs.items()
+        for row in run.rows
+        if row.status == "ok"
+    ]
+    roofs = [
+        (name, provenance, roof)
+        for name, run in runs.items()
+        for provenance, roof in (("measured", run.measured), ("datasheet", run.datasheet))
+    ]
+    marks = [point.operations_per_byte for point in points if point.operations_per_byte > 0]
+    marks += [balance for _, _, roof in roofs if (balance := roof.balance_operations_per_byte)]
+    least, most = (min(marks) / 2, max(marks) * 2) if marks else (0.1, 1000.0)
+    lines = (_roof_line(name, provenance, roof, least, most) for name, provenance, roof in roofs)
+    return points, [line for line in lines if line is not None]
+
+
+def _roof_line(name: str, provenance: str, roof: Roof, least: float, most: float) -> RoofLine | None:
+    """None where neither side is known; a single side is a line by itself."""
+    flops, bandwidth = roof.flop_per_s, roof.bandwidth_bytes_per_s
+    sides = [f"{number(bandwidth / 1e9)} GB/s"] if bandwidth else []
+    sides += [f"{si(flops)}FLOP/s"] if flops else []
+    if not sides:
+        return None
+    balance = flops / bandwidth if flops and bandwidth else least
+    at = tuple(sorted({least, most} | ({balance} if least < balance < most else set())))
+    return RoofLine(
+        run=name,
+        provenance=provenance,
+        label=f"{provenance} roof: {', '.join(sides)}",
+        operations_per_byte=at,
+        flop_per_s=tuple(
+            min(([ratio * bandwidth] if bandwidth else []) + ([flops] if flops else [])) for ratio in at
+        ),
+    )
+
+
+def gap_lines(runs: Mapping[str, Run]) -> list[GapLine]:
+    """A line for each context of each run that has gaps."""
+    lines = []
+    for name, run in runs.items():
+        of_run = f"{shortened(name)}, " if len(runs) > 1 else ""
+        ordered = sorted(run.gaps, key=lambda gap: (gap.context, gap.batch))
+        for context, gaps in groupby(ordered, key=lambda gap: gap.context):
+            label = f"{of_run}context {context}"
+            lines.append(GapLine(run=name, label=label, context=context, gaps=tuple(gaps)))
+    return lines
+
+
+def shortened(text: str) -> str:
+    """Text of a file in one line of at most LABEL_CHARACTERS."""
+    line = printable(text)
+    return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
+
+
+def output_parts(gaps: Sequence[Gap]) -> tuple[str, ...]:
+    """The parts that any output token's time is made of, the known ones first."""
+    found = dict.fromkeys(part for gap in gaps for part in gap.output_parts_s)
+    return (*(part for part in OUTPUT_PARTS if part in found), *(p for p in found if p not in OUTPUT_PARTS))

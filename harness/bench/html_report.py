@@ -1,0 +1,131 @@
+"""A report of runs as one HTML file that fetches nothing: style, scripts, plotly and data are inside.
+
+All text of a file is escaped. A content security policy allows only the two scripts named by their hash and
+no request at all.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+
+from plotly.offline import get_plotlyjs
+
+from ..core.records import Run
+from ..core.table import Table, html_escaped
+from .chart_data import PriceRatio
+from .html_charts import Chart, charts
+from .run_tables import run_tables
+from .summary import fastest_providers, heading, missing_from, sentences, workload
+
+FOLDED_TABLES = frozenset({"kernels", "not_timed", "interpreter_checks", "environment"})
+PROVENANCES = (
+    ("measured", "timed on the device named above"),
+    ("modelled", "computed from shapes: the least operations and bytes that a case needs"),
+    ("datasheet", "the maker's figure"),
+    ("published", "somebody else's figure, such as the price of an API"),
+)
+
+
+def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
+    """The page.
+
+    Args:
+        runs: by the name that each is shown by.
+        ratios: of API prices, to compare the gap with.
+    """
+    drawn = charts(runs, ratios)
+    plotly, script = get_plotlyjs(), _asset("report.js")
+    devices = ", ".join(dict.fromkeys(str(run.environment["device"]["name"]) for run in runs.values()))
+    title = html_escaped(f"What an output token costs: {devices}")
+    several = len(runs) > 1
+    data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in drawn)
+    return "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{title}</title>",
+            f"<style>{_asset('report.css')}</style>",
+            "</head>",
+            "<body>",
+            f"<header><h1>{title}</h1></header>",
+            "<main>",
+            *(part for name, run in runs.items() for part in _answer(name if several else "", run)),
+            "<noscript><p>The charts need JavaScript; the tables hold the same numbers.</p></noscript>",
+            *(part for chart in drawn for part in _figure(chart)),
+            *(part for table in run_tables(runs, ratios) for part in _section(table)),
+            "</main>",
+            "<footer><h2>Where figures come from</h2><ul>",
+            *(f"<li><b>{name}</b>: {meaning}</li>" for name, meaning in PROVENANCES),
+            "</ul></footer>",
+            f'<script type="application/json" id="charts">{{{data}}}</script>',
+            f"<script>{plotly}</script>",
+            f"<script>{script}</script>",
+            "</body>",
+            "</html>",
+        )
+    )
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """Nothing is fetched, and only these scripts run; plotly adds inline style and saves images."""
+    hashes = (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts
+    )
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _answer(name: str, run: Run) -> Iterator[str]:
+    """What the run says in sentences, what it lacks, and what it ran on."""
+    if name:
+        yield f"<h2>{html_escaped(name)}</h2>"
+    if answers := list(sentences(run)):
+        yield f'<div class="answer">{"".join(f"<p>{html_escaped(line)}</p>" for line in answers)}</div>'
+    if missing := list(missing_from(run)):
+        items = "".join(f"<li>{html_escaped(line)}</li>" for line in missing)
+        yield f'<div class="missing"><b>What is missing</b><ul>{items}</ul></div>'
+    facts = [*heading(run).splitlines(), workload(run), fastest_providers(run)]
+    lines = "\n".join(map(html_escaped, filter(None, facts)))
+    yield f'<p class="facts">{lines}</p>'
+
+
+def _figure(chart: Chart) -> Iterator[str]:
+    """A chart, its sentence for readers who cannot see it, and a link to its table."""
+    title = html_escaped(chart.title)
+    low = " low" if chart.id.startswith("heat") else ""
+    yield f'<section class="figure" aria-labelledby="{chart.id}-title">'
+    yield f'<h2 id="{chart.id}-title">{title}</h2>'
+    yield (
+        f'<p class="provenance">Provenance: {html_escaped(chart.provenance)}. '
+        f'<a href="#{chart.table}">Its numbers as a table</a></p>'
+    )
+    sentence = html_escaped(chart.sentence)
+    yield f'<div class="plot{low}" id="{chart.id}" role="img" aria-label="{title}. {sentence}"></div>'
+    yield f'<details><summary>In words</summary><p class="notes">{sentence}</p></details>'
+    yield "</section>"
+
+
+def _section(table: Table) -> Iterator[str]:
+    yield f'<section><h2 id="{table.id}">{html_escaped(table.title)}</h2>'
+    if not table.rows:
+        yield "<p>None.</p>"
+    elif table.id in FOLDED_TABLES:
+        count = "1 row" if len(table.rows) == 1 else f"{len(table.rows):,} rows"
+        yield f"<details><summary>{count}</summary>{table.html()}</details>"
+    else:
+        yield table.html()
+    yield "</section>"

@@ -1,0 +1,349 @@
+"""The tables of a run, defined once; `core.table` renders them for a terminal, CSV, Markdown and HTML.
+
+Each takes runs by name: where there are several, their names are the first column.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from ..core.cases import Case
+from ..core.records import COUNTER_NAMES, Gap, Row, Run
+from ..core.table import Column, Table, percent
+from ..core.units import number, seconds, si
+from ..cost.break_even import measured_batch
+from .chart_data import OUTPUT_PARTS, PriceRatio, gap_lines, output_parts
+
+MEASURED, MODELLED, DATASHEET, PUBLISHED = "measured", "modelled", "datasheet", "published"
+AGAINST_DATASHEET = "measured over datasheet"
+AT_A_PRICE = "measured, at the price of the device"
+COUNTERS = "measured by hardware counters"
+
+CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
+TABLE_IDS = (
+    "gaps",
+    "output_parts",
+    "price_ratios",
+    "kernels",
+    "not_timed",
+    "ceilings",
+    "interpreter_checks",
+    "environment",
+)
+
+Runs = Mapping[str, Run]
+Rows = Iterator[tuple[Any, ...]]
+
+_three_digits = partial(number, digits=3)
+_rate = partial(si, digits=3)
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def _gigabytes(bytes_per_s: float) -> str:
+    return number(bytes_per_s / 1e9, 3)
+
+
+def _bytes(value: float) -> str:
+    return f"{si(value)}B"
+
+
+def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
+    """Every table of a report, in the order of TABLE_IDS."""
+    return (
+        gaps_table(runs),
+        output_parts_table(runs),
+        price_ratios_table(runs, ratios),
+        kernels_table(runs),
+        not_timed_table(runs),
+        ceilings_table(runs),
+        interpreter_table(runs),
+        environment_table(runs),
+    )
+
+
+def _table(
+    runs: Runs, table_id: str, title: str, columns: Sequence[Column], rows_of: Callable[[Run], Rows]
+) -> Table:
+    several = len(runs) > 1
+    return Table(
+        id=table_id,
+        title=title,
+        columns=(*([Column("run")] if several else []), *columns),
+        rows=tuple(
+            (*([name] if several else []), *row) for name, run in runs.items() for row in rows_of(run)
+        ),
+    )
+
+
+def ceilings_table(runs: Runs) -> Table:
+    """Every measured ceiling, beside the datasheet's."""
+    columns = (
+        Column("ceiling"),
+        Column("dtype"),
+        Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
+        Column("FLOP/s", "flop_per_s", MEASURED, si),
+        Column("datasheet GB/s", "bytes_per_s", DATASHEET, _gigabytes),
+        Column("datasheet FLOP/s", "flop_per_s", DATASHEET, si),
+        Column("why not measured", "reason"),
+        Column("how it was measured", "how", wide=True),
+    )
+
+    def rows(run: Run) -> Rows:
+        datasheets = {(c.kind, c.dtype): c for c in run.ceilings if c.provenance == DATASHEET}
+        for c in run.ceilings:
+            if c.provenance == MEASURED:
+                datasheet = datasheets.get((c.kind, c.dtype))
+                yield (
+                    CEILING_NAMES[c.kind], c.dtype, c.bandwidth_bytes_per_s, c.flop_per_s,
+                    datasheet and datasheet.bandwidth_bytes_per_s, datasheet and datasheet.flop_per_s,
+                    c.reason, c.detail,
+                )  # fmt: skip
+
+    return _table(runs, "ceilings", "Ceilings: rates that the device cannot exceed", columns, rows)
+
+
+def kernels_table(runs: Runs) -> Table:
+    """Every row that was timed."""
+    columns = (
+        Column("case"),
+        Column("provider"),
+        Column("shape", wide=True),
+        Column("operations", "", MODELLED, si, wide=True),
+        Column("bytes", "", MODELLED, si, wide=True),
+        Column("ops:bytes", "operations_per_byte", MODELLED, _three_digits, wide=True),
+        Column("median", "median_s", MEASURED, seconds),
+        Column("95% from", "low_s", MEASURED, seconds, wide=True),
+        Column("to", "high_s", MEASURED, seconds, wide=True),
+        Column("samples", "", MEASURED, wide=True),
+        Column("rounds", "", MEASURED, wide=True),
+        Column("FLOP/s", "flop_per_s", MEASURED, _rate),
+        Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
+        Column("bound", "", MEASURED, wide=True),
+        Column("of roof", "share_of_ceiling", MEASURED, percent),
+        Column("of datasheet roof", "share", AGAINST_DATASHEET, percent, wide=True),
+        Column("throttled", "", MEASURED),
+        Column("DRAM read", "dram_bytes_read", COUNTERS, _bytes, wide=True),
+        Column("DRAM written", "dram_bytes_written", COUNTERS, _bytes, wide=True),
+        Column("DRAM over needed", "dram_over_needed", COUNTERS, _three_digits, wide=True),
+        Column("tensor cores active", "matrix_active_share", COUNTERS, percent, wide=True),
+    )
+
+    def rows(run: Run) -> Rows:
+        measured, datasheet = run.measured, run.datasheet
+        for row in run.rows:
+            figures = row.figures(measured, datasheet)
+            if figures is not None:
+                work, time_s = row.case.work(), row.time_s
+                yield (
+                    row.case.id, provider_name(row), shape_text(row.case),
+                    work.operations, work.bytes_total, figures["operations_per_byte"],
+                    time_s.median, time_s.low, time_s.high, len(row.samples_s), len(set(row.rounds)) or 1,
+                    figures["flop_per_s"], figures["bandwidth_bytes_per_s"], figures["bound"],
+                    figures["share_of_measured_ceiling"], figures["share_of_datasheet_ceiling"],
+                    ", ".join(row.throttle_reasons) or None,
+                    *_counters(row.counters, work.bytes_total),
+                )  # fmt: skip
+
+    return _table(runs, "kernels", "Kernels that were timed", columns, rows)
+
+
+def _counters(counters: Mapping[str, float] | None, bytes_needed: int) -> tuple[float | None, ...]:
+    if counters is None:
+        return (None,) * (len(COUNTER_NAMES) + 1)
+    read, written, active = (counters[name] for name in COUNTER_NAMES)
+    return read, written, (read + written) / bytes_needed, active
+
+
+def counters_table(run: Run) -> Table:
+    """The columns of hardware counters, of the rows that have any; for a terminal without `--wide`."""
+    kernels = kernels_table({"": run})
+    kept = [
+        at
+        for at, column in enumerate(kernels.columns)
+        if column.heading in {"case", "provider", "bytes"} or column.provenance == COUNTERS
+    ]
+    return replace(
+        kernels,
+        title="Hardware counters",
+        columns=tuple(replace(kernels.columns[at], wide=False) for at in kept),
+        rows=tuple(tuple(row[at] for at in kept) for row in kernels.rows if row[-1] is not None),
+    )
+
+
+def provider_name(row: Row) -> str:
+    """The provider, the variant of it that ran, and whether it used a tuned tiling."""
+    variant = (row.variant or "").replace("_", "-")
+    shown = f" ({variant})" if not row.provider.endswith(variant) else ""
+    return f"{row.provider}{shown}" + ("" if row.tiling is None else ", tuned")
+
+
+def shape_text(case: Case) -> str:
+    """The sizes of a case, by name."""
+    return ", ".join(_sizes(case))
+
+
+def _sizes(case: Case) -> Iterator[str]:
+    for name in case.__struct_fields__:
+        value = getattr(case, name)
+        if name == "contexts":
+            lengths = [(length, len(tuple(same))) for length, same in groupby(value)]
+            yield "contexts " + " + ".join(f"{count} x {length}" for length, count in lengths)
+        elif name not in {"phase", "part"}:
+            yield f"{name} {getattr(value, 'name', value)}"
+
+
+def not_timed_table(runs: Runs) -> Table:
+    """Every row without figures, and why."""
+    columns = (
+        Column("case"),
+        Column("provider"),
+        Column("status"),
+        Column("why", "reason"),
+        Column("relative error", "relative_error", MEASURED, _three_digits),
+        Column("at most", "tolerance", MODELLED, _three_digits),
+    )
+
+    def rows(run: Run) -> Rows:
+        for row in run.rows:
+            if row.status != "ok":
+                yield (
+                    row.case.id, provider_name(row), row.status, row.reason, row.relative_error, row.tolerance
+                )  # fmt: skip
+
+    return _table(runs, "not_timed", "Kernels that were not timed", columns, rows)
+
+
+def not_timed_summary(run: Run) -> Table:
+    """Rows that were neither timed nor failed, counted by status, provider and reason; for a terminal."""
+    counts = Counter(
+        (row.status, row.provider, row.reason) for row in run.rows if row.status not in {"ok", "failed"}
+    )
+    return Table(
+        title="Kernels that were not timed",
+        columns=(Column("status"), Column("provider"), Column("rows"), Column("why")),
+        rows=tuple((status, provider, count, reason) for (status, provider, reason), count in counts.items()),
+    )
+
+
+def gaps_table(runs: Runs) -> Table:
+    """What an input and an output token take and cost, at each batch and context."""
+    columns = (
+        Column("batch"),
+        Column("context"),
+        Column("prompt", wide=True),
+        Column("input tokens/s", "input_tokens_per_s", MEASURED),
+        Column("output tokens/s", "output_tokens_per_s", MEASURED),
+        Column("gap", "", MEASURED, _two_decimals),
+        Column("gap, Triton alone", "triton_gap", MEASURED, _two_decimals),
+        Column("$ per 1M input", "input_usd_per_mtok", AT_A_PRICE),
+        Column("$ per 1M output", "output_usd_per_mtok", AT_A_PRICE),
+        Column("layer over parts, prefill", "layer_over_parts_prefill", MEASURED, _two_decimals, wide=True),
+        Column("layer over parts, decode", "layer_over_parts_decode", MEASURED, _two_decimals, wide=True),
+        Column("providers", wide=True),
+    )
+
+    def rows(run: Run) -> Rows:
+        for gap in run.gaps:
+            yield (
+                gap.batch, gap.context, gap.prompt,
+                1 / gap.input_s_per_token, 1 / gap.output_s_per_token, gap.gap, gap.triton_gap,
+                gap.usd_per_mtok(gap.input_s_per_token), gap.usd_per_mtok(gap.output_s_per_token),
+                gap.prefill_layer_over_parts, gap.decode_layer_over_parts,
+                ", ".join(sorted(set(gap.providers.values()))),
+            )  # fmt: skip
+
+    title = "Gap: device seconds per output token over seconds per input token"
+    return _table(runs, "gaps", title, columns, rows)
+
+
+def output_parts_table(runs: Runs) -> Table:
+    """Seconds of an output token, by what they go to."""
+    parts = output_parts([gap for run in runs.values() for gap in run.gaps])
+    columns = (
+        Column("batch"),
+        Column("context"),
+        *(Column(OUTPUT_PARTS.get(part, part), f"{part}_s", MEASURED, seconds) for part in parts),
+        Column("total", "output_s_per_token", MEASURED, seconds),
+    )
+
+    def row(gap: Gap) -> tuple[Any, ...]:
+        return (gap.batch, gap.context, *map(gap.output_parts_s.get, parts), gap.output_s_per_token)
+
+    title = "Where an output token's time goes"
+    return _table(runs, "output_parts", title, columns, lambda run: map(row, run.gaps))
+
+
+def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
+    """At which batch the gap of each context equals what APIs charge."""
+    columns = (
+        Column("context"),
+        Column("output:input price", "output_over_input", PUBLISHED),
+        Column("models", "", PUBLISHED),
+        Column("break-even batch", "break_even_batch", MEASURED, _three_digits),
+        Column("what that means", "where"),
+    )
+
+    def rows(run: Run) -> Rows:
+        for line in gap_lines({"": run}):
+            for price in ratios:
+                batch = measured_batch(line.gaps, float(price.ratio))
+                if batch is None:
+                    meaning = "the gap stays above the ratio at every batch that was measured"
+                elif line.gaps[0].gap <= price.ratio:
+                    meaning = f"the gap is at most the ratio from the smallest batch on, {line.batches[0]}"
+                else:
+                    meaning = "between two measured batches, the gap taken as a power of the batch"
+                yield line.context, float(price.ratio), ", ".join(price.models), batch, meaning
+
+    title = "Price ratios and the batch at which the gap equals them"
+    return _table(runs, "price_ratios", title, columns, rows)
+
+
+def interpreter_table(runs: Runs) -> Table:
+    """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
+    columns = (
+        Column("case"),
+        Column("provider"),
+        Column("against the oracle", "status", show=lambda s: "agrees" if s == "ok" else s.upper()),
+        Column("relative error", "relative_error", MEASURED, _three_digits),
+        Column("at most", "tolerance", MODELLED, _three_digits),
+        Column("why", "reason"),
+    )
+
+    def rows(run: Run) -> Rows:
+        for check in run.interpreter_checks:
+            yield (
+                check.case.id, check.provider, check.status, check.relative_error, check.tolerance,
+                check.reason,
+            )  # fmt: skip
+
+    title = "Triton kernels in the interpreter (correctness only, no times)"
+    return _table(runs, "interpreter_checks", title, columns, rows)
+
+
+def environment_table(runs: Runs) -> Table:
+    """What each run ran on and was asked to do, field by field."""
+
+    def rows(run: Run) -> Rows:
+        yield from _flat("environment", run.environment)
+        yield from _flat("settings", run.settings)
+        yield "elapsed_s", f"{run.elapsed_s:.1f}"
+
+    columns = (Column("field"), Column("value"))
+    return _table(runs, "environment", "Environment and settings", columns, rows)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str | None]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, None if value is None else str(value)

@@ -1,0 +1,29 @@
+"""The charts for slides."""
+
+import struct
+
+import pytest
+from decodetax.harness.bench.chart_data import price_ratios
+from decodetax.harness.bench.png_charts import PNG_NAMES, png_charts
+from decodetax.harness.cost.prices import price_list
+from hand_made import run_record
+from report_runs import hostile_run, whole_run
+
+RATIOS = price_ratios(price_list())
+
+
+def size_of(png):
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", png[16:24])
+
+
+@pytest.mark.parametrize("runs", [{"a": whole_run()}, {"$a_1$": hostile_run(), "_b": whole_run()}])
+def test_charts_have_the_size_of_a_slide(runs):
+    drawn = png_charts(runs, RATIOS)
+    assert tuple(drawn) == PNG_NAMES
+    assert {size_of(png) for png in drawn.values()} == {(1920, 1080)}
+
+
+def test_a_chart_without_data_is_left_out():
+    assert set(png_charts({"a": whole_run(gaps=[])}, RATIOS)) == {"roofline.png"}
+    assert png_charts({"a": run_record()}, RATIOS) == {}

@@ -1,0 +1,282 @@
+"""The tables of a run made by hand, and as CSV and Markdown."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from decodetax.harness.bench import run_tables
+from decodetax.harness.bench.chart_data import price_ratios
+from decodetax.harness.bench.report_command import markdown_report, run_text
+from decodetax.harness.bench.summary import failures, sentences
+from decodetax.harness.core.cases import PrefillMatmul
+from decodetax.harness.core.records import Ceiling, Row
+from decodetax.harness.core.run_file import read_run
+from decodetax.harness.cost.prices import price_list
+from hand_made import SMALL_MATMUL, ceilings, check, failed_row, gap, ok_row, run_record
+from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
+
+RATIOS = price_ratios(price_list())
+DOCS_RUN = Path(__file__).resolve().parents[2] / "docs" / "runs" / "cpu-epyc-2-cores.json"
+COUNTERS = {"dram_bytes_read": 160.0, "dram_bytes_written": 53.0, "matrix_active_share": 0.25}
+
+
+def shown(table):
+    """The rows of a table as a terminal shows them, by heading."""
+    headings = [column.heading for column in table.columns]
+    return [
+        dict(zip(headings, (c.text(value) for c, value in zip(table.columns, row, strict=True)), strict=True))
+        for row in table.rows
+    ]
+
+
+def kernel_run(**changes):
+    # 210 operations and 142 bytes in 2 us; 1.42 us of bytes measured, 0.5 us of arithmetic by the datasheet.
+    row = ok_row(SMALL_MATMUL, "triton", samples_s=(2e-6, 1e-6, 3e-6))
+    roofs = [*ceilings(), *ceilings(provenance="datasheet", flop_per_s=4.2e8, bandwidth_bytes_per_s=1e12)]
+    return run_record(**{"rows": [row], "ceilings": roofs, **changes})
+
+
+def kernels(**changes):
+    return shown(run_tables.kernels_table({"a": kernel_run(**changes)}))
+
+
+def gaps(*some):
+    return shown(run_tables.gaps_table({"a": run_record(gaps=list(some))}))
+
+
+def test_ceilings_stand_measured_beside_the_datasheet():
+    run = run_record(
+        ceilings=[
+            *ceilings(provenance="datasheet", bandwidth_bytes_per_s=3.35e12, flop_per_s=989e12),
+            *ceilings(bandwidth_bytes_per_s=3e12, flop_per_s=7e14),
+            Ceiling(kind="matmul", provenance="measured", dtype="fp16", reason="out of memory"),
+        ]
+    )
+    found = [list(row.values()) for row in shown(run_tables.ceilings_table({"a": run}))]
+    assert found == [
+        ["read bandwidth", "-", "3,000", "-", "3,350", "-", "-", "read of a measured buffer"],
+        ["matmul", "bf16", "-", "700 T", "-", "989 T", "-", "measured matmul"],
+        ["matmul", "fp16", "-", "-", "-", "-", "out of memory", "-"],
+    ]
+
+
+def test_kernel_row_by_hand():
+    [row] = kernels()
+    assert row == {
+        "case": SMALL_MATMUL.id,
+        "provider": "triton",
+        "shape": "rows 3, in_features 5, out_features 7, dtype bf16",
+        "operations": "210",
+        "bytes": "142",
+        "ops:bytes": "1.48",
+        "median": "2 us",
+        "95% from": "1 us",
+        "to": "3 us",
+        "samples": "3",
+        "rounds": "1",
+        "FLOP/s": "105 M",
+        "GB/s": "0.071",
+        "bound": "memory",
+        "of roof": "71%",
+        "of datasheet roof": "25%",
+        "throttled": "-",
+        "DRAM read": "-",
+        "DRAM written": "-",
+        "DRAM over needed": "-",
+        "tensor cores active": "-",
+    }
+
+
+@pytest.mark.parametrize(
+    ("roofs", "bound", "measured", "datasheet"), [(ceilings(), "memory", "71%", "-"), ([], "-", "-", "-")]
+)
+def test_kernels_lack_the_shares_of_roofs_that_are_unknown(roofs, bound, measured, datasheet):
+    [row] = kernels(ceilings=roofs)
+    assert row["FLOP/s"] == "105 M"
+    assert (row["bound"], row["of roof"], row["of datasheet roof"]) == (bound, measured, datasheet)
+
+
+def test_throttled_row_is_marked():
+    rows = [ok_row(SMALL_MATMUL, "torch"), ok_row(SMALL_MATMUL, throttle_reasons=("power cap", "heat"))]
+    assert [row["throttled"] for row in kernels(rows=rows)] == ["-", "power cap, heat"]
+
+
+def test_counters_stand_beside_the_bytes_that_a_case_needs():
+    rows = [ok_row(SMALL_MATMUL, "triton", counters=COUNTERS, rounds=(0,)), ok_row(SMALL_MATMUL)]
+    [row] = shown(run_tables.counters_table(run_record(rows=rows)))
+    assert list(row.values()) == [SMALL_MATMUL.id, "triton", "142", "160 B", "53 B", "1.5", "25%"]
+    assert row.items() <= kernels(rows=rows)[0].items()
+
+
+@pytest.mark.parametrize(
+    ("provider", "facts", "name"),
+    [
+        ("triton", {"variant": "warp_specialized"}, "triton (warp-specialized)"),
+        ("triton", {"variant": "pointers", "tiling": {"block_m": 16}}, "triton (pointers), tuned"),
+        ("triton-warp-specialized", {"variant": "warp_specialized"}, "triton-warp-specialized"),
+        ("torch", {}, "torch"),
+    ],
+)
+def test_provider_name_says_which_variant_ran(provider, facts, name):
+    row = ok_row(SMALL_MATMUL, provider, samples_s=(1e-6,), **facts)
+    assert kernels(rows=[row])[0]["provider"] == name
+    assert run_record(rows=[row]).to_json()["rows"][0]["variant"] == facts.get("variant")
+
+
+def test_rows_that_were_not_timed_are_counted_by_reason_and_failed_ones_named():
+    def row(status, reason):
+        return Row(case=SMALL_MATMUL, provider="triton", status=status, reason=reason)
+
+    rows = [
+        *(row("unsupported", "no GPU") for _ in range(3)),
+        row("skipped", "out of memory: 3 GB"),
+        *(failed_row(SMALL_MATMUL, provider, relative_error=0.5) for provider in ("torch", "triton")),
+        ok_row(SMALL_MATMUL, "other"),
+    ]
+    run = kernel_run(rows=rows)
+    assert [tuple(row.values()) for row in shown(run_tables.not_timed_summary(run))] == [
+        ("unsupported", "triton", "3", "no GPU"),
+        ("skipped", "triton", "1", "out of memory: 3 GB"),
+    ]
+    assert list(failures(run)) == [
+        f"FAILED: {SMALL_MATMUL.id} {provider}: wrong result: row 3" for provider in ("torch", "triton")
+    ]
+    assert [row["provider"] for row in kernels(rows=rows)] == ["other"]
+    every = shown(run_tables.not_timed_table({"a": run}))
+    assert [row["relative error"] for row in every] == ["-"] * 4 + ["0.5"] * 2
+
+
+def test_gap_row_by_hand():
+    [row] = gaps(gap())
+    assert list(row.values()) == [
+        "1", "16", "16", "0.25", "0.025", "10.00", "-", "-", "-", "1.25", "1.50", "torch, torch-matmul",
+    ]  # fmt: skip
+    [row] = gaps(gap(prefill_layer_over_parts=None, triton_gap=12.5))
+    assert (row["layer over parts, prefill"], row["gap, Triton alone"]) == ("-", "12.50")
+
+
+def test_dollars_stand_in_the_gap_table_only_with_a_price():
+    # 3.6 $ an hour: 4 s and 40 s a token are 4000 $ and 40000 $ a million tokens.
+    [row] = gaps(gap(usd_per_hour=3.6))
+    assert (row["$ per 1M input"], row["$ per 1M output"]) == ("4,000", "40,000")
+    assert "$" not in run_tables.gaps_table({"a": run_record(gaps=[gap(), gap(batch=8)])}).text(wide=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "row"),
+    [
+        pytest.param({}, ["agrees", "0.001", "0.008", "-"], id="agrees"),
+        pytest.param(
+            {"status": "failed", "reason": "wrong result: row 3", "relative_error": float("inf")},
+            ["FAILED", "inf", "0.008", "wrong result: row 3"],
+            id="infinitely wrong",
+        ),
+        pytest.param(
+            {"status": "failed", "reason": "TypeError: no", "relative_error": None, "tolerance": None},
+            ["FAILED", "-", "-", "TypeError: no"],
+            id="raised",
+        ),
+    ],
+)
+def test_interpreter_check_says_whether_it_agrees_and_has_no_times(fields, row):
+    table = run_tables.interpreter_table({"a": run_record(interpreter_checks=[check(**fields)])})
+    assert list(shown(table)[0].values()) == [SMALL_MATMUL.id, "triton", *row]
+    assert not [column for column in table.columns if column.heading in {"median", "FLOP/s", "GB/s"}]
+
+
+def test_each_figure_of_a_table_says_its_provenance_and_each_key_stands_once():
+    names_a_row = {
+        "run", "batch", "context", "prompt", "case", "provider", "providers", "shape", "status", "reason",
+        "how", "where", "ceiling", "dtype", "field", "value",
+    }  # fmt: skip
+    tables = run_tables.run_tables({"a": whole_run()}, RATIOS)
+    assert tuple(table.id for table in tables) == run_tables.TABLE_IDS
+    for table in tables:
+        assert {column.key for column in table.columns if not column.provenance} <= names_a_row
+        assert len({column.key for column in table.columns}) == len(table.columns)
+
+
+@pytest.mark.parametrize("run", [read_run(DOCS_RUN), whole_run(), priced_run(), hostile_run()])
+def test_every_table_fits_80_columns_unless_wide(run):
+    table_lines = [line for line in run_text(run, wide=False).splitlines() if "  " in line]
+    assert len(table_lines) > 20
+    assert [line for line in table_lines if len(line) > 80] == []
+    for table in run_tables.run_tables({"a": run}, RATIOS):
+        head = table.text(wide=True).partition("---")[0]
+        for at, column in enumerate(table.columns):
+            assert column.heading in head or not [row for row in table.rows if row[at] not in (None, "")]
+
+
+def read_csv(*runs):
+    tables = run_tables.run_tables({f"run {at}": run for at, run in enumerate(runs)}, RATIOS)
+    return {table.id: list(csv.DictReader(io.StringIO(table.csv()))) for table in tables}
+
+
+def test_csv_keeps_all_digits_and_says_provenance_and_unit():
+    run = priced_run()
+    run.rows[0] = replace(run.rows[0], counters=COUNTERS, rounds=(0, 0, 1))
+    found = read_csv(run)
+    kernels = found["kernels"]
+    assert len(kernels) == sum(row.status == "ok" for row in run.rows)
+    first, row = kernels[0], run.rows[0]
+    assert first["case"] == row.case.id
+    assert float(first["measured_median_s"]) == row.time_s.median
+    assert int(first["modelled_operations"]) == row.case.work().operations
+    assert (first["measured_samples"], first["measured_rounds"]) == (str(len(row.samples_s)), "2")
+    for name, value in COUNTERS.items():
+        assert float(first[f"measured_by_hardware_counters_{name}"]) == value
+    assert kernels[1]["measured_by_hardware_counters_dram_bytes_read"] == ""
+    assert float(first["measured_flop_per_s"]) == row.case.work().operations / row.time_s.median
+    assert [float(entry["measured_gap"]) for entry in found["gaps"]] == [gap.gap for gap in run.gaps]
+    assert float(found["gaps"][0]["measured_at_the_price_of_the_device_input_usd_per_mtok"]) == 4000.0
+    assert [(entry["status"], entry["reason"]) for entry in found["not_timed"]] == [
+        ("failed", "wrong result: row 3"),
+        ("unsupported", "no GPU here"),
+    ]
+    assert float(found["ceilings"][0]["datasheet_bytes_per_s"]) == 2e8
+    assert found["interpreter_checks"][0]["status"] == "ok"
+
+
+def test_several_runs_are_named_in_a_column():
+    assert {entry["run"] for entry in read_csv(whole_run(), whole_run())["gaps"]} == {"run 0", "run 1"}
+
+
+def test_markdown_has_the_sentences_and_every_table_and_no_markup_of_a_file():
+    run = whole_run()
+    text = markdown_report({"a": run}, RATIOS)
+    for sentence in sentences(run):
+        assert sentence in text.replace("\\", "")
+    assert text.count("\n| --- |") + text.count("\n| ---: |") == len(run_tables.TABLE_IDS)
+    hostile = markdown_report({SCRIPT: hostile_run(), "b": hostile_run()}, RATIOS)
+    assert "<" not in hostile
+    assert "&lt;script&gt;" in hostile
+    assert "](" not in hostile
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("=HYPERLINK(1)", "'=HYPERLINK(1)"), ("@x", "'@x"), (HOSTILE[1], HOSTILE[1])]
+)
+def test_csv_of_a_hostile_run_reads_back_and_holds_no_formula(text, value):
+    run = hostile_run()
+    run.environment = {**run.environment, "commit": text}
+    values = {entry["field"]: entry["value"] for entry in read_csv(run)["environment"]}
+    assert values["environment.commit"] == value
+
+
+@pytest.mark.parametrize("run", [run_record(interrupted=True), whole_run(gaps=[]), whole_run(ceilings=[])])
+def test_a_run_that_lacks_much_is_exported_all_the_same(run):
+    assert "Missing:" in markdown_report({"a": run}, RATIOS)
+    for table in run_tables.run_tables({"a": run}, RATIOS):
+        assert table.csv().splitlines()[0].count(",") == len(table.columns) - 1
+        assert table.rows or table.text().endswith("\n(none)")
+
+
+def test_large_numbers_have_a_prefix():
+    # 2 x 1000 x 1000 x rows operations; (2 x 1000 x rows + 1000 x 1000) x 2 bytes
+    case = PrefillMatmul(
+        phase="prefill", part="o", rows=1_234_567, in_features=1000, out_features=1000, dtype="bf16"
+    )
+    [row] = kernels(rows=[ok_row(case)])
+    assert (row["operations"], row["bytes"]) == ("2.469 T", "4.94 G")
