@@ -250,7 +250,7 @@ def test_every_command_that_reads_a_run_refuses_an_invalid_one_alike(tmp_path, a
     ("target", "arguments"),
     [
         ("bench.summary.workload", ["report"]),
-        ("bench.export.markdown_text", ["report", "--markdown", "x.md"]),
+        ("bench.report_command.markdown_report", ["report", "--markdown", "x.md"]),
         ("bench.comparison.compare", ["compare", "run.json"]),
         ("cost.claims.measured_facts", ["claims"]),
         ("core.run_file.convert", ["report"]),
