@@ -1,9 +1,9 @@
-"""Models what a matmul's tile order leaves for DRAM to serve: an LRU cache of the GPU's L2 size.
+"""Models the DRAM traffic of a matmul's tile order (swizzle) with an LRU cache of the GPU's L2 size.
 
-Programs start in launch order on SM count x programs-per-SM slots and step over K together; each step asks
-for one panel of x [BLOCK_M, BLOCK_K] and one of the weight [BLOCK_N, BLOCK_K], in slot order. A program that
-ends writes its output tile and its slot takes the next one. The cache is fully associative, holds whole
-panels and tiles, and starts empty. Figures are modelled: they rank tile orders, they are no measurement.
+CTAs start in launch order on SM count x CTAs per SM slots and step along K together. In each step, in slot
+order, a CTA reads one panel of x [BLOCK_M, BLOCK_K] and one of the weight [BLOCK_N, BLOCK_K]. A CTA that ends
+writes its output tile, and its slot takes the next one. The cache is fully associative, holds whole panels
+and tiles, and starts empty. Figures are modelled: they rank tile orders and do not replace a measurement.
 """
 
 import itertools
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.matmul_tiling import MatmulTiling
 from ..core.gpus import Gpu
-from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare, matmul_tile_order
+from .tile_order import PARTIAL_BYTES, WorkTile, matmul_tile_order
 
-# What L2 and DRAM move at least. CUDA C++ programming guide, device memory accesses.
+# The least that L2 and DRAM move. CUDA C++ programming guide, device memory accesses.
 _SECTOR_BYTES = 32
 
 Figures = NDArray[np.int64]
@@ -31,9 +32,9 @@ class MatmulShape:
         rows: M.
         out_features: N.
         in_features: K.
-        x_bytes: of an element of x.
-        weight_bytes: of an element of the weight.
-        out_bytes: of an element of the result.
+        x_bytes: bytes of an element of x.
+        weight_bytes: bytes of an element of the weight.
+        out_bytes: bytes of an element of the result.
     """
 
     rows: int
@@ -45,7 +46,7 @@ class MatmulShape:
 
     @property
     def operations(self) -> int:
-        """2 M N K: a multiplication and an addition each."""
+        """2 M N K: a multiply-add counts as two."""
         return 2 * self.rows * self.out_features * self.in_features
 
     @property
@@ -54,26 +55,19 @@ class MatmulShape:
         x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
         return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
 
-    def tile_order(self, tiling: MatmulCut) -> tuple[TileShare, ...]:
-        """The shares of the kernel's programs, in launch order (see `matmul_tile_order`)."""
-        return matmul_tile_order(
-            rows=self.rows, out_features=self.out_features, in_features=self.in_features, tiling=tiling
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheTraffic:
-    """Bytes of one call at three levels, and the operations they serve.
+    """Bytes of one call at three levels of the memory hierarchy, and its operations.
 
     Attributes:
         operations: 2 M N K.
-        requested_bytes: what the programs ask for and write, live lanes alone; partial sums included.
-        l2_bytes: the same in whole 32-byte sectors: what passes between the SMs and L2. Asynchronous copies
-            of 16 bytes and bulk copies pass by L1, so programs on one SM share nothing before L2.
-        dram_read_bytes: sectors read that were not in the modelled L2.
-        dram_written_bytes: sectors written back, each once it is evicted or the call ends.
-        distinct_bytes: sectors touched, each counted once for reading inputs and once for each tile written;
-            what DRAM moves under an L2 that holds everything.
+        requested_bytes: elements that the CTAs read and write; split-K partial sums included.
+        l2_bytes: the same in whole 32-byte sectors: traffic between the SMs and L2. Asynchronous copies of
+            16 bytes and TMA copies bypass L1, so CTAs on one SM share nothing before L2.
+        dram_read_bytes: sectors read that miss the modelled L2.
+        dram_written_bytes: sectors written back, when evicted or when the call ends.
+        distinct_bytes: each input panel and each written tile once: the DRAM traffic of an endless L2.
     """
 
     operations: int
@@ -90,7 +84,7 @@ class CacheTraffic:
 
     @property
     def requested_ops_per_byte(self) -> float:
-        """Operations per byte that programs ask for."""
+        """Operations per requested byte."""
         return self.operations / self.requested_bytes
 
     @property
@@ -105,15 +99,15 @@ class CacheTraffic:
 
 
 class LruCache:
-    """A fully associative cache with write-back that evicts what was used longest ago.
+    """A fully associative write-back cache that evicts the least recently used entry.
 
-    Entries have sizes; one larger than the cache is not kept. Every entry that is kept was used later than
-    every one that was evicted, so a larger cache never misses where a smaller one hits.
+    An entry larger than the cache is not kept. Every kept entry was used later than every evicted one, so a
+    larger cache never misses where a smaller one hits.
 
     Attributes:
-        capacity_bytes: its size.
-        read_bytes: of reads that missed, so far.
-        written_bytes: written back, so far.
+        capacity_bytes: size of the cache.
+        read_bytes: bytes of the reads that missed so far.
+        written_bytes: bytes written back so far.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -125,7 +119,7 @@ class LruCache:
         self._dirty: set[int] = set()
 
     def read(self, key: int, size_bytes: int) -> None:
-        """Reads an entry, from behind the cache where it misses."""
+        """Reads an entry, from DRAM where it misses."""
         if key in self._entries:
             self._entries.move_to_end(key)
         else:
@@ -133,7 +127,7 @@ class LruCache:
             self._insert(key, size_bytes)
 
     def write(self, key: int, size_bytes: int) -> None:
-        """Writes the whole of an entry; nothing is read for it."""
+        """Writes a whole entry, without reading it first."""
         self._dirty.add(key)
         if key in self._entries:
             self._entries.move_to_end(key)
@@ -141,12 +135,12 @@ class LruCache:
             self._insert(key, size_bytes)
 
     def touch(self, keys: Iterable[int]) -> None:
-        """Marks entries that are held as just used, the last of them last."""
+        """Marks held entries as just used, in the order given."""
         for key in keys:
             self._entries.move_to_end(key)
 
     def flush(self) -> None:
-        """Writes back what is left to write."""
+        """Writes back all dirty entries."""
         self.written_bytes += sum(self._entries[key] for key in self._dirty)
         self._dirty.clear()
 
@@ -163,21 +157,21 @@ class LruCache:
 
 def matmul_traffic(
     shape: MatmulShape,
-    tiling: MatmulCut,
+    tiling: MatmulTiling,
     *,
     gpu: Gpu,
     programs_per_sm: int,
 ) -> CacheTraffic:
     """Models the traffic of one `prefill_matmul` call at the three levels.
 
-    Where K is split, the kernel that adds the partial sums follows: it reads them a row of tiles at a time
-    and writes the result. Bias and scales are left out: with `in_features` in the hundreds they vanish.
+    With split-K the reduction kernel follows: it reads the partial sums one row of tiles at a time and writes
+    the result. Bias and scales are left out: with `in_features` in the hundreds they vanish.
 
     Args:
-        shape: the product.
-        tiling: how the kernel cuts it.
+        shape: M, N, K and element sizes.
+        tiling: tile sizes, splits and group size.
         gpu: SM count and L2 size.
-        programs_per_sm: how many programs an SM holds at one time.
+        programs_per_sm: occupancy, in CTAs per SM.
 
     Returns:
         Modelled bytes; nothing is allocated or run.
@@ -187,50 +181,50 @@ def matmul_traffic(
     """
     if programs_per_sm < 1:
         raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
-    order = shape.tile_order(tiling)
-    tiles = _Tiles(shape, tiling)
+    order = matmul_tile_order(shape, tiling)
+    traffic = _TileTraffic(shape, tiling)
     cache = LruCache(gpu.l2_bytes)
     for running, steps, finished in _lockstep(order, gpu.sm_count * programs_per_sm):
-        tiles.read_panels(cache, running, steps)
-        tiles.write_tiles(cache, finished)
-    tiles.reduce(cache, sorted(order))
+        traffic.read_panels(cache, running, steps)
+        traffic.write_tiles(cache, finished)
+    traffic.reduce(cache, sorted(order))
     cache.flush()
     return CacheTraffic(
         operations=shape.operations,
-        requested_bytes=tiles.bytes_asked_for(order, live=True),
-        l2_bytes=tiles.bytes_asked_for(order, live=False),
+        requested_bytes=traffic.requested_bytes(order, in_sectors=False),
+        l2_bytes=traffic.requested_bytes(order, in_sectors=True),
         dram_read_bytes=cache.read_bytes,
         dram_written_bytes=cache.written_bytes,
-        distinct_bytes=tiles.distinct_bytes(order),
+        distinct_bytes=traffic.distinct_bytes(order),
     )
 
 
 def _lockstep(
-    order: Sequence[TileShare], slots: int
-) -> Iterator[tuple[list[tuple[TileShare, int]], int, list[TileShare]]]:
-    """Spans of steps in which the same programs run.
+    order: Sequence[WorkTile], slots: int
+) -> Iterator[tuple[list[tuple[WorkTile, int]], int, list[WorkTile]]]:
+    """Spans of K steps in which the same CTAs run.
 
-    Gives the running shares, each with the K tile it is at; how many steps they take together; and the shares
-    that end with them.
+    Yields the running work tiles, each with its current K tile; the steps of the span; and the work tiles
+    that end with it.
     """
     waiting = iter(order)
-    running = [(share, share.first_k) for share in itertools.islice(waiting, slots)]
+    running = [(tile, tile.first_k) for tile in itertools.islice(waiting, slots)]
     while running:
-        steps = min(share.last_k - at for share, at in running)
-        yield running, steps, [share for share, at in running if at + steps == share.last_k]
-        still: list[tuple[TileShare, int]] = []
-        for share, at in running:
-            if at + steps < share.last_k:
-                still.append((share, at + steps))
+        steps = min(tile.last_k - at for tile, at in running)
+        yield running, steps, [tile for tile, at in running if at + steps == tile.last_k]
+        still: list[tuple[WorkTile, int]] = []
+        for tile, at in running:
+            if at + steps < tile.last_k:
+                still.append((tile, at + steps))
             elif (following := next(waiting, None)) is not None:
                 still.append((following, following.first_k))
         running = still
 
 
-class _Tiles:
-    """Panels of the inputs and tiles of the outputs: their keys in the cache, and their bytes."""
+class _TileTraffic:
+    """Cache keys and bytes of the input panels and the output tiles."""
 
-    def __init__(self, shape: MatmulShape, tiling: MatmulCut) -> None:
+    def __init__(self, shape: MatmulShape, tiling: MatmulTiling) -> None:
         self._splits = tiling.num_splits
         k, block_k = shape.in_features, tiling.block_k
         x = _block_bytes(shape.rows, k, tiling.block_m, block_k, shape.x_bytes)
@@ -248,15 +242,15 @@ class _Tiles:
         self._first_partial = len(self._panel_sizes)
         self._first_out = self._first_partial + self._out[0].size * self._splits
 
-    def read_panels(self, cache: LruCache, running: list[tuple[TileShare, int]], steps: int) -> None:
-        """Reads what the running programs ask for in `steps` steps from where they are."""
+    def read_panels(self, cache: LruCache, running: list[tuple[WorkTile, int]], steps: int) -> None:
+        """Reads the panels of the running CTAs for `steps` steps from their current ones."""
         sizes = self._panel_sizes
         keys = [
             key
-            for share, at in running
+            for tile, at in running
             for key in (
-                share.block_m * self._k_tiles + at,
-                self._first_weight + share.block_n * self._k_tiles + at,
+                tile.block_m * self._k_tiles + at,
+                self._first_weight + tile.block_n * self._k_tiles + at,
             )
         ]
         once = list(dict.fromkeys(keys))
@@ -265,50 +259,48 @@ class _Tiles:
                 for key in keys:
                     cache.read(key + step, sizes[key + step])
             return
-        # All panels of a step fit, so asking again for one within the step hits: it only moves it up.
+        # All panels of a step fit, so reading one again within the step hits and only moves it up.
         by_last_use = list(dict.fromkeys(reversed(keys)))[::-1]
         for step in range(steps):
             for key in once:
                 cache.read(key + step, sizes[key + step])
             cache.touch(key + step for key in by_last_use)
 
-    def write_tiles(self, cache: LruCache, finished: Iterable[TileShare]) -> None:
-        """Writes the output tiles of programs that end, or their partial sums."""
-        for share in finished:
-            if share.whole:
-                self._write_out(cache, share.block_m, share.block_n)
+    def write_tiles(self, cache: LruCache, finished: Iterable[WorkTile]) -> None:
+        """Writes the output tiles of CTAs that end, or their split-K partial sums."""
+        for tile in finished:
+            if tile.whole:
+                self._write_out(cache, tile.block_m, tile.block_n)
             else:
-                size = int(self._partial[1][share.block_m, share.block_n])
-                cache.write(self._partial_key(share.block_m, share.block_n, share.split), size)
+                size = int(self._partial[1][tile.block_m, tile.block_n])
+                cache.write(self._partial_key(tile.block_m, tile.block_n, tile.split), size)
 
-    def reduce(self, cache: LruCache, order: Sequence[TileShare]) -> None:
-        """Reads the partial sums in their order, and writes the result of each tile that was cut."""
-        for share in order:
-            if share.whole:
+    def reduce(self, cache: LruCache, order: Sequence[WorkTile]) -> None:
+        """Reads the partial sums in order, and writes the result of each split tile."""
+        for tile in order:
+            if tile.whole:
                 continue
-            size = int(self._partial[1][share.block_m, share.block_n])
-            cache.read(self._partial_key(share.block_m, share.block_n, share.split), size)
-            if share.split == self._splits - 1:
-                self._write_out(cache, share.block_m, share.block_n)
+            size = int(self._partial[1][tile.block_m, tile.block_n])
+            cache.read(self._partial_key(tile.block_m, tile.block_n, tile.split), size)
+            if tile.split == self._splits - 1:
+                self._write_out(cache, tile.block_m, tile.block_n)
 
-    def bytes_asked_for(self, order: Sequence[TileShare], *, live: bool) -> int:
-        """Bytes of all reads and writes of a call: of live elements, or in whole sectors."""
-        kind = 0 if live else 1
-        shares = np.array(order, dtype=np.int64)
+    def requested_bytes(self, order: Sequence[WorkTile], *, in_sectors: bool) -> int:
+        """Bytes of all reads and writes of a call: of elements, or in whole sectors."""
+        kind = int(in_sectors)
+        tiles = np.array(order, dtype=np.int64)
         total = int(self._out[kind].sum()) + 2 * self._partial_bytes(order, kind)
-        for blocks, panels in ((shares[:, 0], self._x[kind]), (shares[:, 1], self._weight[kind])):
+        for blocks, panels in ((tiles[:, 0], self._x[kind]), (tiles[:, 1], self._weight[kind])):
             before = np.concatenate([np.zeros((len(panels), 1), np.int64), panels.cumsum(axis=1)], axis=1)
-            total += int((before[blocks, shares[:, 4]] - before[blocks, shares[:, 3]]).sum())
+            total += int((before[blocks, tiles[:, 4]] - before[blocks, tiles[:, 3]]).sum())
         return total
 
-    def distinct_bytes(self, order: Sequence[TileShare]) -> int:
+    def distinct_bytes(self, order: Sequence[WorkTile]) -> int:
         """Sectors of each panel and each written tile, once."""
         return sum(self._panel_sizes) + int(self._out[1].sum()) + self._partial_bytes(order, 1)
 
-    def _partial_bytes(self, order: Sequence[TileShare], kind: int) -> int:
-        return sum(
-            int(self._partial[kind][share.block_m, share.block_n]) for share in order if not share.whole
-        )
+    def _partial_bytes(self, order: Sequence[WorkTile], kind: int) -> int:
+        return sum(int(self._partial[kind][tile.block_m, tile.block_n]) for tile in order if not tile.whole)
 
     def _write_out(self, cache: LruCache, block_m: int, block_n: int) -> None:
         key = self._first_out + block_m * self._blocks_n + block_n
@@ -321,10 +313,10 @@ class _Tiles:
 def _block_bytes(
     rows: int, columns: int, block_rows: int, block_columns: int, element_bytes: int
 ) -> tuple[Figures, Figures]:
-    """Bytes of each block of a contiguous matrix: of its live elements, and in whole sectors.
+    """Bytes of each block of a contiguous matrix: of its elements, and in whole sectors.
 
-    A row of a block covers the sectors from its first byte's to its last byte's. Rows start where the rows
-    before end, so where those are no whole sectors the starts differ from row to row.
+    A row of a block covers the sectors from its first byte's to its last byte's. Where matrix rows are not
+    whole sectors, the alignment differs from row to row.
     """
     starts = np.arange(0, columns, block_columns) * element_bytes
     ends = np.minimum(starts + block_columns * element_bytes, columns * element_bytes)

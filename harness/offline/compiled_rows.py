@@ -1,4 +1,4 @@
-"""What the compiler made of one launch for one GPU, as a row: read from its code, and bounded from it."""
+"""One launch compiled for one GPU: figures read from its machine code, and bounds modelled from them."""
 
 import math
 from collections import Counter
@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from ..core.gpus import Gpu
 from . import headroom
-from .headroom import Limit, Workload
+from .headroom import IterationWork, Limit
 from .hot_loop import HotLoop, find_hot_loops
+from .kernel_grids import ScheduleEfficiency
 from .machine_code import Instruction, MachineCode, ResourceUsage
-from .scheduled import ScheduleEfficiency
 
-# Fields that are computed from what the code says and the GPU's rates; all others are read from the code.
+# Fields modelled from the machine code and the GPU's rates; all others are read from the machine code.
 MODELLED_FIELDS = (
     "programs_per_sm",
     "issue_headroom",
@@ -24,19 +24,19 @@ MODELLED_FIELDS = (
     "schedule_efficiency_ragged",
     "limit",
 )
-# Of the bytes that an iteration is for; the rest, page indices for one, says nothing of how a kernel loads.
+# Share of a tile's bytes that its main loads carry; the rest, such as page indices, are not judged.
 _MAIN_SHARE = 0.875
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchName:
-    """Which launch a row is about.
+    """The launch of a row.
 
     Attributes:
-        kernel: the operation, "decode_attention" or "prefill_matmul"; for other kernels the function's name.
-        variant: what of it, such as "pages_16:split_kv"; after the colon, the launch.
-        gpu: name in the table of GPU limits.
-        dtype: of the operands, such as "bf16".
+        kernel: "decode_attention" or "prefill_matmul"; for other kernels the function's name.
+        variant: case and launch, such as "pages_16:split_kv".
+        gpu: name of the GPU.
+        dtype: dtype of the operands, such as "bf16".
         tiling: the launch's compile-time sizes, warps and stages.
     """
 
@@ -49,30 +49,30 @@ class LaunchName:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledRow(LaunchName):
-    """One launch as compiled for one GPU; figures are None where it has none, on rows not ok all of them.
+    """One launch compiled for one GPU. A figure is None where it does not apply or the status is not "ok".
 
     Attributes:
-        status: "ok", "failed" (it does not compile) or "unsupported" (the GPU cannot hold it).
+        status: "ok", "failed" (it does not compile) or "unsupported" (it does not fit on the GPU).
         reason: why it is not ok, else None.
-        registers: 32-bit registers of a thread.
-        spill_bytes: local memory of a thread, in which registers that did not fit are kept.
-        shared_bytes: shared memory of a program.
-        shared_limit_bytes: most that the GPU gives one program.
-        programs_per_sm: programs that an SM holds at one time.
-        programs_limited_by: what allows no more.
-        matrix_instruction: of the hot loop, such as "HGMMA"; the most frequent where there are several.
-        load_bytes: narrowest load of the hot loop from global memory, in bytes of a lane, among those that,
-            largest first, make up its tiles (seven eighths of them); bulk copies count as 16.
-        asynchronous: whether all of those loads go to shared memory without passing through registers.
-        loop_instructions: of an iteration of the hot loop, per warp (see `hot_loop`).
+        registers: 32-bit registers per thread.
+        spill_bytes: register spills: local memory per thread.
+        shared_bytes: shared memory per CTA.
+        shared_limit_bytes: the most shared memory that the GPU gives one CTA.
+        programs_per_sm: occupancy, in CTAs per SM.
+        programs_limited_by: what limits the occupancy.
+        matrix_instruction: tensor-core instruction of the hot loop, such as "HGMMA"; the most frequent one.
+        load_bytes: narrowest main load of the hot loop from global memory, in bytes per lane; 16 for TMA.
+            Main loads are the largest that together carry seven eighths of the tiles.
+        asynchronous: whether all main loads go to shared memory without passing through registers.
+        loop_instructions: instructions of an iteration of the hot loop, per warp (see `hot_loop`).
         loop_instructions_by_class: the same by class.
-        bytes_per_iteration: that a program loads from global memory in it, lanes that are masked included.
+        bytes_per_iteration: bytes that a CTA loads from global memory in it, masked lanes included.
         issue_headroom: see `headroom.issue_headroom`.
-        latency_headroom: see `headroom.latency_headroom`, of the bytes that the pipeline issues ahead.
-        latency_headroom_at_wait: the same of what the tightest wait leaves.
+        latency_headroom: see `headroom.latency_headroom`; of the bytes that the pipeline issues ahead.
+        latency_headroom_at_wait: the same of the bytes that the tightest wait leaves in flight.
         matrix_share: see `headroom.matrix_share`.
-        schedule_efficiency: see `scheduled.schedule_efficiency`.
-        schedule_efficiency_ragged: the same with contexts of unequal lengths; None for a product.
+        schedule_efficiency: see `kernel_grids.ScheduleEfficiency`.
+        schedule_efficiency_ragged: the same with contexts of unequal lengths.
         limit: see `headroom.modelled_limit`.
     """
 
@@ -130,26 +130,24 @@ def compiled_row(
     gpu: Gpu,
     stages: int | None = None,
     tensor_memory_columns: int = 0,
-    workload: Workload | None = None,
-    schedule: Callable[[int], ScheduleEfficiency | None] = lambda _programs: None,
+    work: IterationWork | None = None,
+    schedule: Callable[[int], ScheduleEfficiency] | None = None,
 ) -> CompiledRow:
     """Reads and bounds one compiled launch.
 
     Args:
-        name: which launch it is.
+        name: the launch.
         code: its machine code.
         usage: its registers and stack.
-        shared_bytes: shared memory of a program, dynamic and static.
-        warps: warps of a program.
+        shared_bytes: shared memory per CTA, dynamic and static.
+        warps: warps per CTA.
         gpu: the GPU that it was compiled for.
-        stages: of the pipeline, where known.
-        tensor_memory_columns: of a program, where the GPU has tensor memory.
-        workload: what an iteration is for; where none, every byte that it loads and every multiply-add
-            counts as useful.
-        schedule: from the programs that an SM holds, what the schedule of the grid reaches; None where no
-            grid is known.
+        stages: stages of the software pipeline, where known.
+        tensor_memory_columns: tensor memory columns per CTA, on GPUs that have it.
+        work: what an iteration needs; None counts every loaded byte and every multiply-add as useful.
+        schedule: simulates the grid at an occupancy in CTAs per SM; None where the grid is not simulated.
     """
-    residency = headroom.resident_programs(
+    resident = headroom.occupancy(
         registers=usage.registers,
         shared_bytes=shared_bytes,
         warps=warps,
@@ -161,19 +159,19 @@ def compiled_row(
         "spill_bytes": _spill_bytes(code, usage),
         "shared_bytes": shared_bytes,
         "shared_limit_bytes": gpu.limits.shared_bytes_per_block,
-        "programs_per_sm": residency.programs,
-        "programs_limited_by": residency.limited_by,
+        "programs_per_sm": resident.programs,
+        "programs_limited_by": resident.limited_by,
     }
     loops = find_hot_loops(code)
-    if residency.programs == 0:
-        reason = f"an SM of {gpu.name} holds no program of it: {residency.limited_by}"
+    if resident.programs == 0:
+        reason = f"no CTA of it fits on an SM of {gpu.name}: {resident.limited_by}"
         if shared_bytes > gpu.limits.shared_bytes_per_block:
             most = gpu.limits.shared_bytes_per_block
-            reason = f"needs {shared_bytes} bytes of shared memory; {gpu.name} gives a program {most}"
+            reason = f"needs {shared_bytes} bytes of shared memory; {gpu.name} gives a CTA {most}"
         return CompiledRow(**vars(name), status="unsupported", reason=reason, **resources)
     if not loops:
         return CompiledRow(**vars(name), status="ok", **resources)
-    efficiency = schedule(residency.programs)
+    efficiency = schedule(resident.programs) if schedule is not None else None
     if efficiency is not None:
         resources |= {
             "schedule_efficiency": efficiency.uniform,
@@ -181,17 +179,17 @@ def compiled_row(
         }
     hot, loading = loops[0], loops[-1]
     loaded = headroom.bytes_loaded(loading, warps)
-    if loaded is None and workload is not None:
-        loaded = workload.tile_bytes
+    if loaded is None and work is not None:
+        loaded = work.tile_bytes
     flight = headroom.bytes_in_flight(loading, warps=warps, stages=stages, tile_bytes=loaded)
-    tile_bytes = workload.tile_bytes if workload is not None else None
+    tile_bytes = work.tile_bytes if work is not None else None
     figures = _loop_figures(hot, loading, warps, gpu, tile_bytes) | {"bytes_per_iteration": loaded or None}
-    if loaded and workload is None:
-        workload = _all_useful(hot, loaded, warps, name.dtype)
-    if loaded and workload is not None:
-        share = min(1.0, workload.streamed_bytes / loaded)
+    if loaded and work is None:
+        work = _all_useful(hot, loaded, warps, name.dtype)
+    if loaded and work is not None:
+        share = min(1.0, work.streamed_bytes / loaded)
         figures["issue_headroom"] = headroom.issue_headroom(
-            useful_bytes=workload.useful_bytes, instructions=hot.count, warps=warps, gpu=gpu
+            useful_bytes=work.useful_bytes, instructions=hot.count, warps=warps, gpu=gpu
         )
         if flight is not None:
             for figure, size in (
@@ -199,15 +197,15 @@ def compiled_row(
                 ("latency_headroom_at_wait", flight.at_wait_bytes),
             ):
                 figures[figure] = headroom.latency_headroom(
-                    bytes_per_program=size * share, programs=residency.programs, gpu=gpu
+                    bytes_per_program=size * share, programs=resident.programs, gpu=gpu
                 )
         figures["limit"] = headroom.modelled_limit(
             loop=hot,
             warps=warps,
-            programs=residency.programs,
+            programs=resident.programs,
             flight=flight,
             loaded_bytes=loaded,
-            workload=workload,
+            work=work,
             gpu=gpu,
             schedule_efficiency=efficiency.uniform if efficiency is not None else 1.0,
         )
@@ -215,7 +213,7 @@ def compiled_row(
 
 
 def _spill_bytes(code: MachineCode, usage: ResourceUsage) -> int:
-    # A spill without a stack frame cannot be, but the count of its instructions costs nothing to believe.
+    # A spill needs a stack frame; counting the instructions guards against a tool that does not report it.
     spills = sum(each.kind == "spill" for each in code.instructions)
     return max(usage.stack_bytes, 4 * spills if usage.stack_bytes == 0 else 0)
 
@@ -225,7 +223,7 @@ def _loop_figures(
 ) -> dict[str, Any]:
     main = _main_loads(loading, warps, tile_bytes)
     return {
-        "matrix_instruction": next(iter(hot.matrix_names), None),
+        "matrix_instruction": next(iter(hot.mma_names), None),
         "load_bytes": min((each.lane_bytes for each in main), default=None),
         "asynchronous": all(each.is_asynchronous for each in main) if main else None,
         "loop_instructions": hot.count,
@@ -235,10 +233,10 @@ def _loop_figures(
 
 
 def _main_loads(loop: HotLoop, warps: int, tile_bytes: float | None) -> list[Instruction]:
-    """The kinds of load (name and width), largest first, that make up the tiles, or all bytes."""
+    """Loads of the kinds (name and width) that, largest first, carry seven eighths of the tiles or bytes."""
     loads = loop.global_loads
-    if any(each.is_bulk for each in loads):
-        return [each for each in loads if each.is_bulk]
+    if any(each.is_tma for each in loads):
+        return [each for each in loads if each.is_tma]
     carried: Counter[tuple[str, int]] = Counter()
     for each in loads:
         carried[each.name, each.lane_bytes] += each.lane_bytes * 32 * warps
@@ -251,10 +249,10 @@ def _main_loads(loop: HotLoop, warps: int, tile_bytes: float | None) -> list[Ins
     return [each for each in loads if (each.name, each.lane_bytes) in main]
 
 
-def _all_useful(hot: HotLoop, loaded: float, warps: int, dtype: str) -> Workload:
-    issuing = 1 if any(name.startswith("UTC") for name in hot.matrix_names) else warps
+def _all_useful(hot: HotLoop, loaded: float, warps: int, dtype: str) -> IterationWork:
+    issuing = 1 if any(name.startswith("UTC") for name in hot.mma_names) else warps
     flop = 2 * (hot.multiply_adds or 0.0) * issuing
-    return Workload(
+    return IterationWork(
         useful_bytes=loaded,
         streamed_bytes=loaded,
         flop=flop if math.isfinite(flop) else 0.0,

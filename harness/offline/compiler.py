@@ -1,16 +1,16 @@
-"""Compiles launches for GPUs that need not be there, and reads what the compiler made of them.
+"""Compiles launches for GPUs that need not be present, and reads the machine code.
 
-A launch is recorded, not run: the host function is called on CPU tensors as for a GPU, and each launch that
-it makes becomes a compilation with the same arguments, so that pointers, strides and sizes are specialised as
-they would be. Compiled kernels are kept in Triton's own cache, and what the tools print of them beside it.
+The host function is called on CPU tensors. Each launch that it makes is compiled with the same arguments, so
+that pointers, strides and sizes are specialised as on the GPU, and is not run. Triton's cache keeps the
+compiled kernels, and the output of the disassembler beside them.
 
     def call():
         my_kernel[(1,)](torch.empty(4096), 4096, BLOCK=128)
 
     rows = inspect_launch(call, "h100")
 
-Run as a program, without TRITON_INTERPRET, it serves `workers.inspect_cases`: a job is a line of JSON on
-standard input, its answer one with its rows on standard output.
+Run as a program, without TRITON_INTERPRET, it is a worker of `workers.inspect_cases`: each job is a line of
+JSON on standard input, its rows a line on standard output.
 """
 
 import contextlib
@@ -33,17 +33,18 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
+from ... import kernels
 from ..core.errors import one_line
 from ..core.gpus import Gpu, find_gpu
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
-from .headroom import Workload
+from .default_tilings import kernel_limits
+from .headroom import IterationWork
+from .kernel_grids import ScheduleEfficiency, schedule_efficiency
 from .machine_code import disassemble
-from .scheduled import ScheduleEfficiency, schedule_efficiency
-from .subjects import kernel_limits, kernels
-from .variants import CompileCase, product_tiling, workload
+from .variants import CompileCase, case_matmul_tiling, iteration_work
 
 _KERNELS_PACKAGE = kernels.__name__
-# Loaded now: once stand-ins are in place, loading them would take this process for one that interprets.
+# Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
 _DECODE_ATTENTION, _PREFILL_MATMUL = kernels.decode_attention, kernels.prefill_matmul
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -63,7 +64,7 @@ _DTYPE_NAMES = {
 
 
 class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
-    """A driver of a GPU that is not there: it names the target and launches nothing."""
+    """A driver of a GPU that is not present: it names the target and launches nothing."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -72,7 +73,7 @@ class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.capability  # a device of its own keeps each target's compiled code apart
+        return self.capability  # one device per target keeps their compiled code apart
 
     def get_current_stream(self, _device: int) -> int:
         return 0
@@ -81,7 +82,7 @@ class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
         return torch.device("cpu")
 
     def get_benchmarker(self) -> Any:
-        raise NotImplementedError("nothing runs on a GPU that is not there")
+        raise NotImplementedError("nothing runs on a GPU that is not present")
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         raise NotImplementedError(f"nothing is launched with a {ty}")
@@ -93,14 +94,14 @@ class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledLaunch:
-    """One launch: what it asked for, and the kernel that the compiler made, or why it made none.
+    """One launch: its arguments, and the compiled kernel or the compiler's error.
 
     Attributes:
         function: name of the Triton function.
         constants: its compile-time sizes, in lower case, with `num_warps` and `num_stages` where given.
-        dtypes: of its tensor arguments, in their order: "bf16", ..., or as torch names it.
+        dtypes: dtypes of its tensor arguments, in order: "bf16", ..., or torch's name.
         kernel: Triton's compiled kernel; None where it does not compile.
-        error: the compiler's message; empty where there is none.
+        error: the compiler's message; empty where it compiles.
     """
 
     function: str
@@ -111,17 +112,17 @@ class CompiledLaunch:
 
 
 def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaunch, ...]:
-    """Compiles every Triton launch that a callable makes, for one GPU, and runs none.
+    """Compiles every Triton launch that a callable makes, for one GPU, without running any.
 
-    Host functions of this package choose their tilings as on that GPU; a kernel under `triton.autotune` is
-    compiled by each of its configurations.
+    Host functions of this package choose their tilings as on that GPU. A kernel under `triton.autotune` is
+    compiled in each of its configurations.
 
     Args:
         call: makes the launches, on CPU tensors; they take no memory until something is written to them.
         gpu: the GPU to compile for.
 
     Returns:
-        The launches in their order; one that does not compile says why, and `call` goes on.
+        The launches in order. One that does not compile has an error, and `call` continues.
 
     Raises:
         RuntimeError: this process runs Triton's interpreter.
@@ -137,7 +138,7 @@ def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaun
         kernel, error = None, ""
         try:
             kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        except Exception as caught:  # noqa: BLE001  (whatever stops the compiler is this launch's result)
+        except Exception as caught:  # noqa: BLE001  (any compiler error is this launch's result)
             error = one_line(caught)
         bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
         launches.append(
@@ -151,20 +152,20 @@ def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaun
         )
         return kernel
 
-    with contextlib.ExitStack() as replacements:
-        replacements.enter_context(_replaced(driver, "_active", _OfflineDriver(gpu.sm)))
-        replacements.enter_context(_replaced(triton.JITFunction, "run", record))
-        replacements.enter_context(_replaced(Autotuner, "run", _run_each))
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(_patched(driver, "_active", _OfflineDriver(gpu.sm)))
+        patches.enter_context(_patched(triton.JITFunction, "run", record))
+        patches.enter_context(_patched(Autotuner, "run", _run_each))
         for module in _modules_of_kernels():
-            # Checks let CPU tensors pass where kernels are interpreted.
-            for name, stand_in in (
+            # The kernels' argument checks accept CPU tensors where kernels are interpreted.
+            for name, fake in (
                 ("gpu_limits", lambda _device: kernel_limits(gpu)),
                 ("interpreting", lambda: True),
             ):
                 if name in vars(module):
-                    replacements.enter_context(_replaced(module, name, stand_in))
-        replacements.enter_context(warnings.catch_warnings())
-        # Triton 3.9 says at its first compilation that a default of its own will change.
+                    patches.enter_context(_patched(module, name, fake))
+        patches.enter_context(warnings.catch_warnings())
+        # Triton 3.9 warns at its first compilation that one of its defaults will change.
         warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
         call()
     return tuple(launches)
@@ -174,18 +175,18 @@ def inspect_launch(
     kernel_call: Callable[[], object],
     gpu: str,
     *,
-    useful: Callable[[str, Mapping[str, Any]], Workload | None] = lambda _function, _constants: None,
+    useful: Callable[[str, Mapping[str, Any]], IterationWork | None] = lambda _function, _constants: None,
 ) -> tuple[CompiledRow, ...]:
     """Compiles and bounds every Triton launch of a callable: any kernel, of any package.
 
     Args:
-        kernel_call: makes the launches, on CPU tensors of the shapes and strides that a GPU would be given.
+        kernel_call: makes the launches, on CPU tensors with the shapes and strides of the GPU call.
         gpu: a name that `find_gpu` knows, such as "h100" or "sm_90".
-        useful: from a launch's function name and lower-case compile-time sizes, what one iteration is for.
-            Where it gives None, every byte that the hot loop loads and every multiply-add counts as useful.
+        useful: gives what one iteration needs, from a launch's function name and its lower-case compile-time
+            sizes. None counts every byte that the hot loop loads and every multiply-add as useful.
 
     Returns:
-        A row a launch, in their order. `kernel` is the function's name, `dtype` that of its first tensor.
+        One row per launch, in order. `kernel` is the function's name, `dtype` that of its first tensor.
 
     Raises:
         UsageError: no GPU of that name.
@@ -210,15 +211,15 @@ def inspect_case(case: CompileCase, gpu: Gpu) -> tuple[CompiledRow, ...]:
     """Compiles one call of a host function of this package for one GPU.
 
     Returns:
-        A row a launch; one "failed" row where the host function itself refuses or breaks; none of a variant
-        that this GPU does not have.
+        One row per launch; one "failed" row where the host function raises; no rows for a variant that this
+        GPU does not support.
     """
     if not case.applies_to(gpu.sm):
         return ()
     rows = []
     try:
         launches = compile_launches(lambda: _CALLS[case.kernel](case, gpu), gpu)
-    except Exception as caught:  # noqa: BLE001  (a case that breaks is a row, and the others still come)
+    except Exception as caught:  # noqa: BLE001  (a case that fails is a row, and the others go on)
         name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={})
         return (failed_row(name, one_line(caught)),)
     for launch in launches:
@@ -230,8 +231,10 @@ def inspect_case(case: CompileCase, gpu: Gpu) -> tuple[CompiledRow, ...]:
             dtype=case.dtype,
             tiling=launch.constants,
         )
-        schedule = partial(schedule_efficiency, case, role, launch.constants, gpu)
-        rows.append(_row(launch, name, gpu, workload(case, role, launch.constants, gpu.sm), schedule))
+        work = iteration_work(case, role, launch.constants, gpu.sm)
+        # Only decode attention's limit counts the schedule of its grid.
+        schedule = partial(schedule_efficiency, case, gpu) if role == "split_kv" else None
+        rows.append(_row(launch, name, gpu, work, schedule))
     return tuple(rows)
 
 
@@ -239,8 +242,8 @@ def _row(
     launch: CompiledLaunch,
     name: LaunchName,
     gpu: Gpu,
-    work: Workload | None,
-    schedule: Callable[[int], ScheduleEfficiency | None] = lambda _programs: None,
+    work: IterationWork | None,
+    schedule: Callable[[int], ScheduleEfficiency] | None = None,
 ) -> CompiledRow:
     if launch.kernel is None:
         return failed_row(name, launch.error)
@@ -258,10 +261,10 @@ def _row(
             gpu=gpu,
             stages=launch.constants.get("num_stages", getattr(metadata, "num_stages", None)),
             tensor_memory_columns=getattr(metadata, "tmem_size", 0) or 0,
-            workload=work,
+            work=work,
             schedule=schedule,
         )
-    except Exception as caught:  # noqa: BLE001  (code that cannot be read is a row, and the others still come)
+    except Exception as caught:  # noqa: BLE001  (unreadable code is a row, and the others go on)
         return failed_row(name, one_line(caught))
 
 
@@ -310,7 +313,7 @@ def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
         bias=torch.empty((features,)) if shape["bias"] else None,
         activation="swiglu" if swiglu else None,
         weight_scale=torch.empty((features,)) if case.dtype == "int8" else None,
-        tiling=product_tiling(case, kernel_limits(gpu)) if case.loads else None,
+        tiling=case_matmul_tiling(case, gpu) if case.loads else None,
     )
 
 
@@ -326,9 +329,9 @@ def _modules_of_kernels() -> list[Any]:
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, stand_in: object) -> Iterator[None]:
+def _patched(owner: Any, name: str, replacement: object) -> Iterator[None]:
     original = getattr(owner, name)
-    setattr(owner, name, stand_in)
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
@@ -336,7 +339,7 @@ def _replaced(owner: Any, name: str, stand_in: object) -> Iterator[None]:
 
 
 def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
-    """In place of the choice that `triton.autotune` makes by timing: each configuration, in turn."""
+    """Runs every configuration of `triton.autotune`, which would time them and choose one."""
     self.nargs = dict(zip(self.arg_names, args, strict=False))
     for config in self.prune_configs(kwargs):
         if config.pre_hook is not None:
@@ -345,7 +348,7 @@ def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What a launch says in capitals, and its warps and stages."""
+    """A launch's upper-case arguments, and its warps and stages."""
     return {
         name.lower(): value
         for name, value in arguments.items()
@@ -364,7 +367,7 @@ def _is_tensor(value: object) -> bool:
 
 def main() -> None:
     """Answers jobs until standard input ends."""
-    # Compilers write to standard output as they please; the answers go to what it was.
+    # Compilers may write to standard output: it becomes standard error, and answers go to a copy of it.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         for line in sys.stdin:

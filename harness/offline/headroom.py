@@ -1,7 +1,7 @@
-"""What bounds a compiled kernel: headrooms of its hot loop, and the lowest bound of all. Pure arithmetic.
+"""Bounds of a compiled kernel: the headrooms of its hot loop, and the lowest bound. Pure arithmetic.
 
-Every figure bounds what the code can reach; none is a time. An iteration is one program's, a program being
-`warps` warps of 32 threads; each of an SM's four schedulers issues one instruction of one warp a clock.
+Every figure is an upper bound of what the code can reach, not a time. An iteration is that of one program
+(CTA) of `warps` warps of 32 threads. Each of an SM's four schedulers issues one instruction per clock.
 """
 
 import math
@@ -11,29 +11,31 @@ from ..core.gpus import Gpu
 from .hot_loop import HotLoop
 
 SCHEDULERS = 4
-# What a load takes from memory while the memory is busy; an idle one takes 466 clocks on A100, 479 on H100
-# (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024).
+# Memory latency of a load while DRAM is busy. Idle it is 466 clocks on A100 and 479 on H100 (Luo et al.,
+# "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024).
 MEMORY_LATENCY_S = 800e-9
-# The same source has 262 and 263 clocks of an idle L2 cache; twice that, for a busy one.
+# ASSUMPTION: L2 hit latency under load, twice the some 262 idle clocks that the paper above is remembered to
+# give. Quoted from memory, not checked against the paper.
 L2_LATENCY_S = 300e-9
-_REGISTER_UNIT = 256  # CUDA occupancy calculator: registers are allotted to a warp in steps of these
-_WARP_UNIT = 4  # and warps in fours, one a scheduler
+_REGISTER_UNIT = 256  # CUDA occupancy calculator: a warp's registers are allocated in these units
+_WARP_UNIT = 4  # and warps in fours, one per scheduler
 _SHARED_UNIT = 128
-_SHARED_RESERVED_BYTES = 1024  # of each program, from sm_80 up
-_TENSOR_MEMORY_COLUMNS = 512  # of an SM, sm_100
-# CUDA C++ programming guide, arithmetic instructions: float32 multiply-adds of an SM in a clock.
+_SHARED_RESERVED_BYTES = 1024  # per CTA, from sm_80 up
+_TENSOR_MEMORY_COLUMNS = 512  # per SM, sm_100
+# CUDA C++ programming guide, arithmetic instructions: float32 multiply-adds per SM and clock.
 _FLOAT_LANES = {80: 64, 86: 128, 89: 128, 90: 128, 100: 128, 120: 128}
-# Tensor units reach their peak through warp-group products alone (HGMMA, UTC*MMA). What a warp's own product
-# (HMMA, QMMA, IMMA) reaches of it: sm_90 as measured by Luo et al.; sm_100 assumed to be A100's rate an SM.
-_WARP_PRODUCT_SHARE = {90: 0.63, 100: 0.26}
+# ASSUMPTION: on sm_90 and sm_100 tensor cores reach their peak only through warp-group instructions (HGMMA,
+# UTC*MMA). Share of it that warp-level ones (HMMA, QMMA, IMMA) reach: on sm_90 the figure that Luo et al. are
+# remembered to measure, not checked against the paper; on sm_100 A100's rate per SM.
+_WARP_MMA_SHARE = {90: 0.63, 100: 0.26}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Residency:
-    """How many programs an SM holds at one time.
+class Occupancy:
+    """CTAs resident on an SM at one time.
 
     Attributes:
-        programs: the number; 0 where not even one fits.
+        programs: the number; 0 where not one fits.
         limited_by: "registers", "shared_memory", "warps", "blocks" or "tensor_memory".
     """
 
@@ -42,13 +44,13 @@ class Residency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flight:
-    """Bytes that a program's loads keep on their way, steadily turning its hot loop.
+class BytesInFlight:
+    """Bytes that a CTA's loads keep in flight, in the steady state of its hot loop.
 
     Attributes:
-        ahead_bytes: most at any moment.
-        at_wait_bytes: what the tightest wait leaves; 0 where it waits for everything.
-        slots_to_refill: instructions of a warp from that wait to the end of the iteration's last load.
+        ahead_bytes: the most at any moment.
+        at_wait_bytes: what the tightest wait leaves in flight; 0 where it waits for everything.
+        slots_to_refill: issue slots of a warp from that wait to the last load that follows it.
     """
 
     ahead_bytes: float
@@ -57,17 +59,17 @@ class Flight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What one iteration of one program is for.
+class IterationWork:
+    """What one iteration of one CTA needs.
 
     Attributes:
-        useful_bytes: bytes that must come from memory, however the kernel is cut: of keys and values for a
-            decode step, of the weights for a few rows; of a tile that several programs load, its share.
-        streamed_bytes: bytes of the tiles that come from memory at all, each counted whole; one that stays in
-            the L2 cache (of x, where one block of rows holds it all) is none.
-        flop: operations that the result needs; padding left out.
-        tile_bytes: bytes of the tiles that it loads; None where unknown.
-        dtype: of the operands, "bf16", "fp16", "fp32", "fp8" or "int8".
+        useful_bytes: bytes that must come from memory under any tiling: keys and values in decode attention,
+            the weight in a matmul of few rows; of a tile that several CTAs load, this CTA's share.
+        streamed_bytes: bytes of the tiles that come from memory, each counted whole. A tile that stays in L2
+            (x, where one block of rows holds all of it) does not count.
+        flop: operations that the result needs, without padding.
+        tile_bytes: bytes of the tiles that the iteration loads; None where unknown.
+        dtype: dtype of the operands: "bf16", "fp16", "fp32", "fp8" or "int8".
     """
 
     useful_bytes: float
@@ -79,13 +81,14 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The lowest bound.
+    """What bounds a kernel, and the rate that the bound allows.
 
     Attributes:
-        which: "memory", "issue", "latency", "matrix" or "float": the lowest bound of the hot loop.
-        bandwidth_bytes_per_s: useful bytes from memory, where bandwidth is the roof; else None.
-        flop_per_s: useful operations, where arithmetic is the roof; else None.
-        share_of_peak: of the datasheet's bandwidth, or rate of that dtype.
+        which: the lowest bound of the hot loop: "memory", "issue", "latency", "matrix" (tensor cores) or
+            "float" (float32 units).
+        bandwidth_bytes_per_s: useful bytes from memory where the kernel is memory-bound; else None.
+        flop_per_s: useful operations where it is compute-bound; else None.
+        share_of_peak: share of the datasheet's bandwidth, or of its rate of that dtype.
     """
 
     which: str
@@ -94,27 +97,27 @@ class Limit:
     share_of_peak: float
 
 
-def resident_programs(
+def occupancy(
     *, registers: int, shared_bytes: int, warps: int, gpu: Gpu, tensor_memory_columns: int = 0
-) -> Residency:
-    """Programs that an SM holds: the least of what registers, shared memory, warps and blocks allow.
+) -> Occupancy:
+    """CTAs per SM: the least of what registers, shared memory, warps and blocks allow.
 
-    Registers of a warp are 32 x `registers`, rounded up to 256, and warps come in fours; shared memory is
-    that of the program and 1 KB that every program gives up.
+    A warp takes 32 x `registers` registers, rounded up to 256, and warps are allocated in fours. Each CTA
+    takes its shared memory and 1 KB more.
 
     Args:
-        registers: 32-bit registers of a thread.
-        shared_bytes: shared memory of a program.
-        warps: warps of a program.
+        registers: 32-bit registers per thread.
+        shared_bytes: shared memory per CTA.
+        warps: warps per CTA.
         gpu: the GPU.
-        tensor_memory_columns: of a program, where the GPU has tensor memory.
+        tensor_memory_columns: tensor memory columns per CTA, on GPUs that have it.
     """
     warp_registers = math.ceil(max(1, registers) * 32 / _REGISTER_UNIT) * _REGISTER_UNIT
     by_registers = gpu.limits.registers_per_sm // warp_registers // _WARP_UNIT * _WARP_UNIT
-    taken = math.ceil((shared_bytes + _SHARED_RESERVED_BYTES) / _SHARED_UNIT) * _SHARED_UNIT
+    taken_bytes = math.ceil((shared_bytes + _SHARED_RESERVED_BYTES) / _SHARED_UNIT) * _SHARED_UNIT
     bounds = {
         "registers": by_registers // warps,
-        "shared_memory": gpu.shared_bytes_per_sm // taken
+        "shared_memory": gpu.shared_bytes_per_sm // taken_bytes
         if shared_bytes <= gpu.limits.shared_bytes_per_block
         else 0,
         "warps": gpu.limits.max_warps_per_sm // warps,
@@ -123,37 +126,36 @@ def resident_programs(
     if tensor_memory_columns:
         bounds["tensor_memory"] = _TENSOR_MEMORY_COLUMNS // tensor_memory_columns
     limited_by = min(bounds, key=lambda name: bounds[name])
-    return Residency(programs=bounds[limited_by], limited_by=limited_by)
+    return Occupancy(programs=bounds[limited_by], limited_by=limited_by)
 
 
 def bytes_loaded(loop: HotLoop, warps: int) -> float | None:
-    """Bytes that an iteration of a program loads: lane bytes x 32 lanes x warps, added up.
+    """Bytes that an iteration of a CTA loads from global memory: the sum of lane bytes x 32 lanes x warps.
 
-    Lanes that a mask turns off count. None where a bulk copy is among the loads: it tells no size.
+    Masked lanes count. None with a TMA load: the instruction does not say its size.
     """
-    if any(each.is_bulk for each in loop.global_loads):
+    if any(each.is_tma for each in loop.global_loads):
         return None
     return float(sum(each.lane_bytes for each in loop.global_loads) * 32 * warps)
 
 
 def bytes_in_flight(
     loop: HotLoop, *, warps: int, stages: int | None, tile_bytes: float | None
-) -> Flight | None:
-    """Follows the copies of a hot loop from iteration to iteration until they repeat.
+) -> BytesInFlight | None:
+    """Follows the asynchronous copies of a hot loop until their groups repeat.
 
-    `LDGSTS` copies join the group that the next `LDGDEPBAR` closes; `DEPBAR.LE SB0, n` waits until no more
-    than the n newest groups are on their way. Loads into registers are on their way within an iteration
-    alone: all of its bytes ahead, nothing across its end. Of bulk copies, whose waits name no count,
-    stages - 1 tiles are ahead, and one less at the wait, which is for the oldest.
+    `LDGSTS` copies join the group that the next `LDGDEPBAR` commits. `DEPBAR.LE SB0, n` waits until at most
+    the n newest groups are in flight. Loads into registers are in flight within one iteration only. The waits
+    of TMA loads name no count: stages - 1 tiles are ahead, one less at the wait, which is for the oldest.
 
     Args:
         loop: the loop that loads.
-        warps: warps of a program.
-        stages: of the kernel's pipeline; None where unknown.
+        warps: warps per CTA.
+        stages: stages of the kernel's software pipeline; None where unknown.
         tile_bytes: bytes of an iteration's tiles; None where unknown.
 
     Returns:
-        The bytes, per program; None where the loop loads nothing or bulk copies of an unknown size.
+        The bytes, per CTA; None where the loop loads nothing, or by TMA an unknown size.
     """
     loads = loop.global_loads
     if not loads:
@@ -162,26 +164,27 @@ def bytes_in_flight(
     counted = bytes_loaded(loop, warps)
     copied = any(each.name == "LDGSTS" for each in loads)
     if counted is not None and not copied:
-        return Flight(ahead_bytes=counted, at_wait_bytes=0.0, slots_to_refill=loop.count)
+        return BytesInFlight(ahead_bytes=counted, at_wait_bytes=0.0, slots_to_refill=loop.count)
     if counted is not None and waits:
         return _followed(loop, warps)
     size = counted if counted is not None else tile_bytes
     if size is None or stages is None:
         return None
-    return Flight(
+    return BytesInFlight(
         ahead_bytes=max(1, stages - 1) * size,
         at_wait_bytes=max(0, stages - 2) * size,
         slots_to_refill=loop.count,
     )
 
 
-def _followed(loop: HotLoop, warps: int) -> Flight:
-    turns = 4 + sum(each.name == "LDGDEPBAR" for each in loop.instructions)
-    turns += max(_groups_left(each.opcode, each.operands) or 0 for each in loop.instructions)
+def _followed(loop: HotLoop, warps: int) -> BytesInFlight:
+    # Iterations after which the groups in flight repeat.
+    iterations = 4 + sum(each.name == "LDGDEPBAR" for each in loop.instructions)
+    iterations += max(_groups_left(each.opcode, each.operands) or 0 for each in loop.instructions)
     groups: list[float] = []
     ahead, tightest, tightest_at, last_load = 0.0, math.inf, 0, 0
-    for turn in range(turns):
-        settled = turn == turns - 1
+    for iteration in range(iterations):
+        settled = iteration == iterations - 1
         filling = 0.0
         for at, each in enumerate(loop.instructions):
             left = _groups_left(each.opcode, each.operands)
@@ -197,7 +200,7 @@ def _followed(loop: HotLoop, warps: int) -> Flight:
                     tightest, tightest_at = sum(groups), at
             if settled:
                 ahead = max(ahead, sum(groups) + filling)
-    return Flight(
+    return BytesInFlight(
         ahead_bytes=ahead,
         at_wait_bytes=tightest,
         slots_to_refill=(last_load - tightest_at) % max(1, loop.count),
@@ -212,15 +215,15 @@ def _groups_left(opcode: str, operands: str) -> int | None:
 
 
 def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: Gpu) -> float:
-    """Bandwidth at which issue slots run out, over the memory's.
+    """Bandwidth at which issue slots run out, over the memory bandwidth.
 
-    useful_bytes / (instructions x warps) x SMs x 4 x clock / memory bandwidth. Below 1 the kernel cannot use
-    the memory's bandwidth, however many programs run.
+    useful_bytes / (instructions x warps) x SMs x 4 x clock / memory bandwidth. Below 1 the kernel cannot
+    reach the memory bandwidth at any occupancy.
 
     Args:
-        useful_bytes: of an iteration of a program.
-        instructions: of an iteration, per warp.
-        warps: of a program.
+        useful_bytes: useful bytes of an iteration of a CTA.
+        instructions: instructions of an iteration, per warp.
+        warps: warps per CTA.
         gpu: the GPU.
     """
     bytes_per_slot = useful_bytes / (instructions * warps)
@@ -230,53 +233,53 @@ def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: G
 def latency_headroom(
     *, bytes_per_program: float, programs: int, gpu: Gpu, latency_s: float = MEMORY_LATENCY_S
 ) -> float:
-    """Bytes in flight on an SM over what Little's law asks for.
+    """Bytes in flight on an SM over the bytes that Little's law requires.
 
     bytes_per_program x programs / (memory bandwidth / SMs x latency_s).
 
     Args:
-        bytes_per_program: streamed bytes that a program keeps on their way.
-        programs: that an SM holds.
+        bytes_per_program: streamed bytes that a CTA keeps in flight.
+        programs: CTAs per SM.
         gpu: the GPU.
-        latency_s: from a load's issue to its data.
+        latency_s: memory latency, from a load's issue to its data.
     """
     return bytes_per_program * programs / (gpu.bandwidth_bytes_per_s / gpu.sm_count * latency_s)
 
 
-def multiply_adds_per_clock(matrix_name: str, opcode: str, gpu: Gpu) -> float | None:
-    """Multiply-adds that the matrix units of an SM do in a clock with one kind of instruction.
+def multiply_adds_per_clock(opcode: str, gpu: Gpu) -> float | None:
+    """Multiply-adds per SM and clock of the tensor cores, with one kind of instruction.
 
     The datasheet's dense rate / (2 x SMs x boost clock): about 1024 in bf16 on A100, 2048 on H100, 3870 on
     B200, 512 on L40S, 256 on RTX 3090 and 5090 (float32 accumulation); half that in tf32.
 
     Args:
-        matrix_name: such as "HGMMA".
-        opcode: with its modifiers, which tell tf32.
+        opcode: an MMA with its modifiers, such as "HMMA.1688.F32.TF32".
         gpu: the GPU.
 
     Returns:
         The rate, or None where the datasheet has none.
     """
-    kind = matrix_name.removeprefix("UTC")[0]
+    name = opcode.partition(".")[0]
+    kind = name.removeprefix("UTC")[0]
     peak = gpu.flop_per_s[{"Q": "fp8", "I": "int8", "O": "fp4"}.get(kind, "fp16")]
     if peak is None:
         return None
     share = 0.5 if "TF32" in opcode else 1.0
-    if "G" not in matrix_name and not matrix_name.startswith("UTC"):
-        share *= _WARP_PRODUCT_SHARE.get(gpu.sm, 1.0)
+    if "G" not in name and not name.startswith("UTC"):
+        share *= _WARP_MMA_SHARE.get(gpu.sm, 1.0)
     return share * peak / (2 * gpu.sm_count * gpu.limits.clock_hz)
 
 
-def matrix_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
-    """Clocks that the matrix units of an SM need for one iteration of a program.
+def tensor_core_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
+    """Clocks that an SM's tensor cores need for one iteration of a CTA.
 
-    Multiply-adds of the program / multiply-adds of an SM in a clock. 0 without matrix instructions; None
-    where a shape or a rate is unknown.
+    Multiply-adds of the CTA / multiply-adds per SM and clock. 0 without MMA instructions; None where a shape
+    or a rate is unknown.
     """
-    if not loop.matrix_names:
+    if not loop.mma_names:
         return 0.0
-    first = next(each for each in loop.instructions if each.is_matrix)
-    rate = multiply_adds_per_clock(first.name, first.opcode, gpu)
+    first = next(each for each in loop.instructions if each.is_mma)
+    rate = multiply_adds_per_clock(first.opcode, gpu)
     if rate is None or loop.multiply_adds is None:
         return None
     issuing = 1 if first.name.startswith("UTC") else warps
@@ -284,26 +287,26 @@ def matrix_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
 
 
 def issue_cycles(instructions: int, warps: int) -> float:
-    """Clocks that an SM's four schedulers need for one iteration of a program."""
+    """Clocks that an SM's four schedulers need to issue one iteration of a CTA."""
     return instructions * warps / SCHEDULERS
 
 
 def float_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float:
-    """Clocks that the float32 units of an SM need for one iteration: 32 lanes of each instruction."""
+    """Clocks that an SM's float32 units need for one iteration of a CTA: 32 lanes of each instruction."""
     return loop.by_class().get("float", 0) * warps * 32 / _FLOAT_LANES[gpu.sm]
 
 
 def matrix_share(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
-    """Clocks that the matrix instructions need over the clocks that issuing an iteration needs.
+    """Tensor-core clocks of an iteration over the clocks that issuing it needs.
 
-    Above 1, the matrix units can be kept busy; below, issue slots run out first.
+    Above 1 the tensor cores can be kept busy; below 1 issue slots run out first.
     """
-    cycles = matrix_cycles(loop, warps=warps, gpu=gpu)
+    cycles = tensor_core_cycles(loop, warps=warps, gpu=gpu)
     return None if cycles is None else cycles / issue_cycles(loop.count, warps)
 
 
 def peak_flop_per_s(dtype: str, gpu: Gpu) -> float | None:
-    """The datasheet's dense rate of a dtype; for fp32 the plain units', lanes x 2 x SMs x clock."""
+    """The datasheet's dense rate of a dtype; for fp32 without tensor cores: lanes x 2 x SMs x clock."""
     if dtype == "fp32":
         return 2.0 * _FLOAT_LANES[gpu.sm] * gpu.sm_count * gpu.limits.clock_hz
     return gpu.flop_per_s.get(dtype)
@@ -314,49 +317,48 @@ def modelled_limit(
     loop: HotLoop,
     warps: int,
     programs: int,
-    flight: Flight | None,
+    flight: BytesInFlight | None,
     loaded_bytes: float,
-    workload: Workload,
+    work: IterationWork,
     gpu: Gpu,
     schedule_efficiency: float = 1.0,
     latency_s: float = MEMORY_LATENCY_S,
 ) -> Limit:
-    """The lowest bound of a kernel that turns its hot loop on every SM, each holding `programs` programs.
+    """The lowest bound of a kernel that runs its hot loop on every SM, with `programs` CTAs per SM.
 
-    One iteration of all an SM's programs takes at least the longest of
+    One iteration of all CTAs of an SM takes at least the longest of
     - memory: programs x useful bytes / (memory bandwidth / SMs);
     - issue: programs x `issue_cycles` / clock;
-    - matrix, float: programs x `matrix_cycles`, `float_cycles` / clock;
-    - latency: (mean latency + time from the tightest wait to the last load that follows it) x loaded bytes /
-      bytes ahead: Little's law, with the time that passes before what has arrived is replaced. The mean
-      latency is `latency_s` for the useful share of the loaded bytes, and that of the L2 cache for the rest,
-      which other programs ask for too;
+    - matrix, float: programs x `tensor_core_cycles`, `float_cycles` / clock;
+    - latency (Little's law): (mean latency + time from the tightest wait to the last load that follows it) x
+      loaded bytes / bytes ahead. The mean latency is `latency_s` for the useful share of the loaded bytes and
+      L2's for the rest, which other CTAs load too.
 
-    The rate that this bound allows is then held on the share of the time that the schedule of the grid fills.
+    The limit is the rate that this bound allows, multiplied by the schedule efficiency of the grid.
 
     Args:
         loop: the hot loop.
-        warps: warps of a program.
-        programs: that an SM holds, at least 1.
-        flight: bytes on their way; None leaves the latency bound out.
-        loaded_bytes: of an iteration of a program.
-        workload: what an iteration is for.
+        warps: warps per CTA.
+        programs: CTAs per SM, at least 1.
+        flight: bytes in flight; None leaves the latency bound out.
+        loaded_bytes: bytes that an iteration of a CTA loads.
+        work: what an iteration needs.
         gpu: the GPU.
-        schedule_efficiency: share of the roof that the schedule of the grid can reach; 1 where unknown.
-        latency_s: of memory.
+        schedule_efficiency: see `kernel_grids.ScheduleEfficiency`; 1 where unknown.
+        latency_s: memory latency.
     """
-    memory_s = programs * workload.useful_bytes * gpu.sm_count / gpu.bandwidth_bytes_per_s
-    peak = peak_flop_per_s(workload.dtype, gpu)
-    arithmetic_s = programs * workload.flop * gpu.sm_count / peak if peak else 0.0
+    memory_s = programs * work.useful_bytes * gpu.sm_count / gpu.bandwidth_bytes_per_s
+    peak = peak_flop_per_s(work.dtype, gpu)
+    arithmetic_s = programs * work.flop * gpu.sm_count / peak if peak else 0.0
     roof_s = max(memory_s, arithmetic_s)
     times = {
         "memory": memory_s,
-        "matrix": programs * (matrix_cycles(loop, warps=warps, gpu=gpu) or 0.0) / gpu.limits.clock_hz,
+        "matrix": programs * (tensor_core_cycles(loop, warps=warps, gpu=gpu) or 0.0) / gpu.limits.clock_hz,
         "float": programs * float_cycles(loop, warps=warps, gpu=gpu) / gpu.limits.clock_hz,
         "issue": programs * issue_cycles(loop.count, warps) / gpu.limits.clock_hz,
     }
     if flight is not None and flight.ahead_bytes:
-        useful = min(1.0, workload.useful_bytes / loaded_bytes)
+        useful = min(1.0, work.useful_bytes / loaded_bytes)
         mean_latency_s = latency_s * useful + min(L2_LATENCY_S, latency_s) * (1.0 - useful)
         refill_s = flight.slots_to_refill * math.ceil(warps / SCHEDULERS) / gpu.limits.clock_hz
         times["latency"] = (mean_latency_s + refill_s) * loaded_bytes / flight.ahead_bytes
@@ -365,9 +367,7 @@ def modelled_limit(
     by_memory = memory_s >= arithmetic_s
     return Limit(
         which=which,
-        bandwidth_bytes_per_s=programs * workload.useful_bytes * gpu.sm_count / longest_s
-        if by_memory
-        else None,
-        flop_per_s=None if by_memory else programs * workload.flop * gpu.sm_count / longest_s,
+        bandwidth_bytes_per_s=programs * work.useful_bytes * gpu.sm_count / longest_s if by_memory else None,
+        flop_per_s=None if by_memory else programs * work.flop * gpu.sm_count / longest_s,
         share_of_peak=roof_s / longest_s,
     )

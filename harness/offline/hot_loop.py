@@ -1,20 +1,20 @@
-"""Finds the loop that a kernel spends its time in, and what one of its iterations issues.
+"""Finds a kernel's hot loop, and the instructions that one of its iterations issues.
 
 A basic block is a run of instructions that branches enter only at its first and leave only at its last. Block
-A dominates B where every way from the entry to B passes through A. An edge from B to a block A that dominates
-it is a back edge; the blocks from which B can be reached without passing A, and A, are its natural loop
-(Aho, Sethi, Ullman, "Compilers", section 10.4).
+A dominates B if every path from the entry to B passes through A. An edge from B to a block A that dominates
+it is a back edge. Its natural loop is A and the blocks from which B can be reached without passing A (Aho,
+Sethi, Ullman, "Compilers", section 10.4).
 
-What counts as one iteration, for a warp:
-- **the usual path**: the path from the loop's header to its back edge that issues the fewest instructions.
-  Whatever an iteration cannot avoid lies on it, of two alternatives the shorter, and nothing that can be
-  jumped over: slow paths, epilogues of a persistent kernel, error traps;
-- **elected work**: blocks off that path that hold matrix instructions or asynchronous copies. One warp issues
-  them for the whole program, so the count is that of the busiest warp;
-- **not** spin waits: loops inside the loop that only wait, of no more than `SPIN_INSTRUCTIONS` and without
-  any memory or matrix instruction. How often they turn depends on what they wait for.
+One iteration of a warp counts:
+- **the usual path**: the path from the loop's header to its back edge that issues the fewest instructions. It
+  holds what every iteration needs and skips what can be jumped over: slow paths, epilogues of a persistent
+  kernel, error traps;
+- **elected work**: blocks off that path with MMA instructions or asynchronous copies. One warp issues them
+  for the whole CTA, so the count is that of the busiest warp;
+- **no spin waits**: inner loops that only wait, of at most `SPIN_INSTRUCTIONS` and without a memory or MMA
+  instruction. Their number of iterations depends on what they wait for.
 
-Other loops inside it count as one turn. A predicated instruction counts: it takes its issue slot either way.
+Other inner loops count one iteration. A predicated instruction counts: it takes its issue slot either way.
 """
 
 from collections import Counter
@@ -65,10 +65,10 @@ class HotLoop:
     """What one iteration issues, per warp.
 
     Attributes:
-        indices: of its instructions in the kernel's code, in the order that they run.
-        instructions: the same as instructions.
-        multiply_adds: of its matrix instructions, per warp; None where a shape cannot be read. A `UTC*MMA`
-            counts whole, for one warp issues it for the program.
+        indices: indices of its instructions in the kernel's code, in execution order.
+        instructions: the instructions at these indices.
+        multiply_adds: multiply-adds of its MMA instructions, per warp; None where a shape cannot be read. A
+            `UTC*MMA` counts whole: one warp issues it for the CTA.
     """
 
     indices: tuple[int, ...]
@@ -77,18 +77,18 @@ class HotLoop:
 
     @property
     def count(self) -> int:
-        """Issue slots that a warp needs."""
+        """Issue slots per warp."""
         return len(self.instructions)
 
     def by_class(self) -> dict[str, int]:
-        """How many instructions of each class that occurs, in the order of `INSTRUCTION_CLASSES`."""
+        """Number of instructions of each class that occurs, in the order of `INSTRUCTION_CLASSES`."""
         counts = Counter(instruction.kind for instruction in self.instructions)
         return {kind: counts[kind] for kind in INSTRUCTION_CLASSES if counts[kind]}
 
     @property
-    def matrix_names(self) -> tuple[str, ...]:
-        """Names of its matrix instructions, the most frequent first."""
-        names = Counter(each.name for each in self.instructions if each.is_matrix)
+    def mma_names(self) -> tuple[str, ...]:
+        """Names of its MMA instructions, the most frequent first."""
+        names = Counter(each.name for each in self.instructions if each.is_mma)
         return tuple(name for name, _ in names.most_common())
 
     @property
@@ -98,10 +98,10 @@ class HotLoop:
 
 
 def basic_blocks(code: MachineCode) -> tuple[Block, ...]:
-    """Cuts a kernel into basic blocks, the entry first.
+    """The basic blocks of a kernel, the entry first.
 
-    A call falls through to the instruction after it; a local label that it names (compilers leave a loop that
-    way) may run next too. A computed branch has the successors that the disassembler lists.
+    A call falls through to the instruction after it; a local label that it names may also run next (compilers
+    leave loops that way). A computed branch has the successors that the disassembler lists.
     """
     instructions = code.instructions
     starts = {0} | {at for at in code.labels.values() if at < len(instructions)}
@@ -121,7 +121,7 @@ def basic_blocks(code: MachineCode) -> tuple[Block, ...]:
 
 
 def dominators(blocks: Sequence[Block]) -> dict[int, frozenset[int]]:
-    """For each block that the entry reaches, those that dominate it, itself among them."""
+    """The dominators of each block that the entry reaches, itself included."""
     order = _reverse_postorder(blocks)
     before = _predecessors(blocks, order)
     dominating = {block: frozenset(order) for block in order}
@@ -138,7 +138,7 @@ def dominators(blocks: Sequence[Block]) -> dict[int, frozenset[int]]:
 
 
 def natural_loops(blocks: Sequence[Block]) -> tuple[Loop, ...]:
-    """The natural loops, by header; an endless `BRA` to itself that nothing reaches is none."""
+    """The natural loops, by header. An unreachable endless `BRA` to itself is not a loop."""
     dominating = dominators(blocks)
     before = _predecessors(blocks, dominating)
     latches: dict[int, set[int]] = {}
@@ -159,15 +159,15 @@ def natural_loops(blocks: Sequence[Block]) -> tuple[Loop, ...]:
 
 
 def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
-    """Finds the loop that a kernel's time goes to, and one that loads for it.
+    """Finds a kernel's hot loop, and the loop that loads for it.
 
-    Of the loops that hold no other loop with work, the one with the most multiply-adds, then with the most
-    bytes loaded asynchronously, then with the most loaded at all, then the longest. Where warps are
-    specialised, the products and their loads are in different loops.
+    Of the innermost loops with work, the hot one has the most multiply-adds, then the most bytes loaded
+    asynchronously, then the most bytes loaded, then the most instructions. With warp specialisation the MMA
+    instructions and their loads are in different loops.
 
     Returns:
-        The hot loop; after it, where it loads nothing from global memory, the one of the others that
-        loads most; nothing for a kernel without loops.
+        The hot loop; if it loads nothing from global memory, then also the loop that loads most. Empty for a
+        kernel without loops.
     """
     blocks = basic_blocks(code)
     loops = natural_loops(blocks)
@@ -187,9 +187,9 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
 
 
 def _rank(loop: HotLoop) -> tuple[float, int, int, int, int]:
-    matrix = sum(each.is_matrix for each in loop.instructions)
+    mmas = sum(each.is_mma for each in loop.instructions)
     pipelined = sum(_loaded_by(each) for each in loop.global_loads if each.is_asynchronous)
-    return loop.multiply_adds or float(matrix), pipelined, _loaded(loop), loop.count, -loop.indices[0]
+    return loop.multiply_adds or float(mmas), pipelined, _loaded(loop), loop.count, -loop.indices[0]
 
 
 def _loaded(loop: HotLoop) -> int:
@@ -197,8 +197,8 @@ def _loaded(loop: HotLoop) -> int:
 
 
 def _loaded_by(load: Instruction) -> int:
-    # A bulk copy moves a tile: more than any load by lanes.
-    return (1 << 20) if load.is_bulk else load.lane_bytes
+    # A TMA load moves a tile: more than any load by lanes.
+    return (1 << 20) if load.is_tma else load.lane_bytes
 
 
 def _iteration(
@@ -211,13 +211,13 @@ def _iteration(
         block
         for block in loop.body - waiting
         if any(
-            code.instructions[at].is_matrix or code.instructions[at].is_asynchronous
+            code.instructions[at].is_mma or code.instructions[at].is_asynchronous
             for at in range(blocks[block].start, blocks[block].end)
         )
     }
     counted = sorted((set(path) | elected) - waiting, key=lambda block: _position(block, path, blocks))
     indices = tuple(at for block in counted for at in range(blocks[block].start, blocks[block].end))
-    products = [multiply_adds(code, at) for at in indices if code.instructions[at].is_matrix]
+    products = [multiply_adds(code, at) for at in indices if code.instructions[at].is_mma]
     known = [each for each in products if each is not None]
     return HotLoop(
         indices,
@@ -227,7 +227,7 @@ def _iteration(
 
 
 def _position(block: int, path: Sequence[int], blocks: Sequence[Block]) -> tuple[int, int]:
-    """Where a block runs: path blocks in their order, others before the next path block in memory."""
+    """Sort key by execution order: path blocks in path order, others before the next path block in memory."""
     if block in path:
         return path.index(block), 1
     later = [at for at, each in enumerate(path) if blocks[each].start > blocks[block].start]
@@ -237,7 +237,7 @@ def _position(block: int, path: Sequence[int], blocks: Sequence[Block]) -> tuple
 def _usual_path(
     blocks: Sequence[Block], loop: Loop, waiting: set[int], inner: Sequence[Loop]
 ) -> tuple[int, ...]:
-    """The path with the fewest instructions; of several back edges, to the one furthest away."""
+    """The path with the fewest instructions to the furthest of the loop's back edges."""
     backward = {(latch, each.header) for each in (loop, *inner) for latch in each.latches}
     order = [block for block in _reverse_postorder(blocks, loop.header) if block in loop.body]
     best: dict[int, tuple[int, tuple[int, ...]]] = {

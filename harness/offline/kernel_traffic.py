@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import kernels
+from ...kernels.decode_tiling import DecodeTiling
+from ...kernels.gpu_limits import H100_LIMITS
+from ...kernels.matmul_tiling import MatmulTiling
 from ..core.cases import PrefillMatmul
 from ..core.inputs import DecodeAttentionInputs, MatmulInputs, Source, draw
 from ..core.work import ELEMENT_BYTES
 from .cache_model import MatmulShape, matmul_traffic
-from .subjects import H100_LIMITS, DecodeTiling, MatmulTiling, kernel_limits, kernels
+from .default_tilings import kernel_limits
 from .tiling_traffic import TilingTraffic, chosen_tiling, tiling_traffic
 
 if TYPE_CHECKING:

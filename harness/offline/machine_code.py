@@ -1,4 +1,4 @@
-"""Reads what `nvdisasm` and `cuobjdump` print of a cubin: instructions, labels, registers, stack."""
+"""Parses the output of `nvdisasm` and `cuobjdump` for a cubin: instructions, labels, registers, stack."""
 
 import json
 import os
@@ -16,17 +16,17 @@ _INSTRUCTION = re.compile(
     r"(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*)"
 )
 _TARGET = re.compile(r"`\((?P<label>[^)]+)\)")
-# Some versions print the hardware's hints for the scheduler behind the operands.
+# Some versions print scheduling hints after the operands.
 _HINTS = re.compile(r"\s+\?\w+(?:\s.*)?$")
 _TARGETS = re.compile(r'BRANCH_TARGETS (?P<labels>[^"]+)"')
 _WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-_MATRIX = re.compile(r"(?:[HIQOBD]G?MMA|UTC\w*MMA)")
+_MMA = re.compile(r"(?:[HIQOBD]G?MMA|UTC\w*MMA)")
 _WARP_SHAPE = re.compile(r"(?P<m>16|8)(?P<n>8)(?P<k>4|8|16|32|64|128|256)")
 _GROUP_SHAPE = re.compile(r"(?P<m>64)x(?P<n>\d+)x(?P<k>\d+)")
-_BULK_LOADS = ("UTMALDG", "UBLKCP")
-_BULK_LOAD_BYTES = 16  # a bulk copy moves whole 16-byte lines, whatever issues it
+_TMA_LOADS = ("UTMALDG", "UBLKCP")
+_TMA_LINE_BYTES = 16  # the granularity of a TMA copy
 
-# What an instruction is for, by the name before its first dot; a leading U is the uniform twin.
+# Instruction classes, by the name before the first dot; a leading U is the uniform datapath's variant.
 _CLASSES = {
     "load_global": "LDG LDGSTS LD UTMALDG UBLKCP UTMAPF UTMACCTL CCTL",
     "load_shared": "LDS LDSM LDTM UTCCP",
@@ -54,9 +54,9 @@ class Instruction:
 
     Attributes:
         address: bytes from the start of its function.
-        opcode: with all its modifiers, such as "LDGSTS.E.BYPASS.128".
-        operands: the rest of the line, blanks trimmed.
-        guard: the predicate that it runs under, such as "!P0" or "UP1"; empty where it always runs.
+        opcode: opcode with all modifiers, such as "LDGSTS.E.BYPASS.128".
+        operands: the rest of the line, trimmed.
+        guard: its predicate, such as "!P0" or "UP1"; empty where it always runs.
     """
 
     address: int
@@ -71,7 +71,7 @@ class Instruction:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The labels that it may branch to, or calls; a computed branch's are those that the tool lists."""
+        """The labels that it may branch to or call; for a computed branch, those that the tool lists."""
         if listed := _TARGETS.search(self.operands):
             return tuple(label.strip() for label in listed["labels"].split(","))
         match = _TARGET.search(self.operands)
@@ -80,40 +80,40 @@ class Instruction:
     @property
     def kind(self) -> str:
         """One of `INSTRUCTION_CLASSES`."""
-        if self.is_matrix:
+        if self.is_mma:
             return "matrix"
         if self.opcode.startswith(("IMAD.MOV", "IMAD.U32")):
-            return "move"  # a move that the multiplier carries out
+            return "move"  # a move on the multiplier's datapath
         name = self.name
         return _CLASS_OF.get(name) or _CLASS_OF.get(name.removeprefix("U"), "other")
 
     @property
-    def is_matrix(self) -> bool:
-        """Whether it is a matrix product of any of the tensor units' kinds."""
-        return _MATRIX.fullmatch(self.name) is not None
+    def is_mma(self) -> bool:
+        """Whether it is a tensor-core instruction (MMA) of any kind."""
+        return _MMA.fullmatch(self.name) is not None
 
     @property
     def is_global_load(self) -> bool:
         """Whether it reads global memory into registers or shared memory."""
-        return self.name in {"LDG", "LDGSTS", *_BULK_LOADS}
+        return self.name in {"LDG", "LDGSTS", *_TMA_LOADS}
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether it copies global memory to shared memory without passing through registers."""
-        return self.name in {"LDGSTS", *_BULK_LOADS}
+        """Whether it copies global to shared memory without passing through registers."""
+        return self.name in {"LDGSTS", *_TMA_LOADS}
 
     @property
-    def is_bulk(self) -> bool:
-        """Whether one thread starts the copy of a whole tile, whose size the instruction does not tell."""
-        return self.name in _BULK_LOADS
+    def is_tma(self) -> bool:
+        """Whether it is a TMA copy: one thread copies a whole tile, whose size is not in the instruction."""
+        return self.name in _TMA_LOADS
 
     @property
     def lane_bytes(self) -> int:
-        """Bytes that a lane of a global load reads; 16 for a bulk copy, 0 for any other instruction."""
+        """Bytes that a lane of a global load reads; 16 for a TMA copy, 0 for other instructions."""
         if not self.is_global_load:
             return 0
-        if self.is_bulk:
-            return _BULK_LOAD_BYTES
+        if self.is_tma:
+            return _TMA_LINE_BYTES
         return next((_WIDTH[part] for part in reversed(self.opcode.split(".")) if part in _WIDTH), 4)
 
 
@@ -122,9 +122,9 @@ class MachineCode:
     """The instructions of one kernel.
 
     Attributes:
-        name: of the function.
-        instructions: in address order.
-        labels: for each label, how many instructions stand before it.
+        name: name of the function.
+        instructions: instructions in address order.
+        labels: number of instructions before each label.
     """
 
     name: str
@@ -134,11 +134,11 @@ class MachineCode:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceUsage:
-    """What `cuobjdump -res-usage` says of a kernel.
+    """A kernel's line of `cuobjdump -res-usage`.
 
     Attributes:
-        registers: 32-bit registers of a thread.
-        stack_bytes: local memory of a thread.
+        registers: 32-bit registers per thread.
+        stack_bytes: local memory per thread.
     """
 
     registers: int
@@ -183,28 +183,28 @@ def parse_usage(text: str, function: str) -> ResourceUsage:
         function: name of the kernel.
 
     Raises:
-        ValueError: the text says nothing of that function.
+        ValueError: the text does not list that function.
     """
     found = re.search(rf"Function {re.escape(function)}:\s+REG:(\d+)\s+STACK:(\d+)", text)
     if found is None:
-        raise ValueError(f"cuobjdump says nothing of the function {function!r}")
+        raise ValueError(f"cuobjdump does not list the function {function!r}")
     return ResourceUsage(registers=int(found[1]), stack_bytes=int(found[2]))
 
 
 def disassemble(
     cubin: bytes, function: str, *, tools: Path, keep: Path | None = None
 ) -> tuple[MachineCode, ResourceUsage]:
-    """Reads the code and the resources of one kernel of a cubin.
+    """Disassembles one kernel of a cubin and reads its resource usage.
 
     Args:
         cubin: the compiled kernel.
         function: its name.
-        tools: folder that holds `nvdisasm` and `cuobjdump`, as Triton ships them.
-        keep: where to keep what the tools print, named for the cubin's content; it is read where it exists.
+        tools: folder of `nvdisasm` and `cuobjdump`, as Triton ships them.
+        keep: cache file for the tools' output, named for the cubin's content; None for no cache.
 
     Raises:
-        ValueError: the cubin holds no such function.
-        subprocess.CalledProcessError: a tool refused the cubin.
+        ValueError: the cubin has no such function.
+        subprocess.CalledProcessError: a tool failed on the cubin.
     """
     kept = keep.with_suffix(".json") if keep else None
     if kept is not None and kept.exists():
@@ -217,32 +217,32 @@ def disassemble(
             usage = _output(tools / "cuobjdump", "-res-usage", file.name)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may write the same at the same time: whole files alone appear.
+            # Another process may write the same file at the same time: replacing is atomic.
             partial = kept.with_suffix(f".{os.getpid()}")
             partial.write_text(json.dumps([listing, usage]), encoding="utf-8")
             partial.replace(kept)
     functions = parse_listing(listing)
     if function not in functions:
-        raise ValueError(f"the cubin holds {', '.join(functions) or 'no function'}, and no {function!r}")
+        raise ValueError(f"the cubin has no function {function!r}, but {', '.join(functions) or 'none'}")
     return functions[function], parse_usage(usage, function)
 
 
 def multiply_adds(code: MachineCode, at: int) -> float | None:
-    """Multiply-adds of one matrix instruction, as one warp issues it.
+    """Multiply-adds of one MMA instruction, per warp that issues it.
 
-    A warp-group instruction (HGMMA) is issued by four warps: a quarter each. A `UTC*MMA` is issued once for
-    the program; its shape stands in the instruction descriptor, PTX ISA "tcgen05 instruction descriptor":
-    bits 17 to 22 hold N / 8, bits 24 to 28 M / 16.
+    Four warps issue a warp-group instruction (HGMMA): a quarter each. One warp issues a `UTC*MMA` for the
+    CTA; its shape is in the instruction descriptor (PTX ISA, "tcgen05 instruction descriptor"): bits 17 to 22
+    hold N / 8, bits 24 to 28 M / 16.
 
     Args:
         code: the kernel.
         at: index of the instruction.
 
     Returns:
-        M x N x K, or None where the instruction is none, or its shape cannot be read.
+        M x N x K; None for other instructions and for shapes that cannot be read.
     """
     instruction = code.instructions[at]
-    if not instruction.is_matrix:
+    if not instruction.is_mma:
         return None
     if instruction.name.startswith("UTC"):
         return _descriptor_multiply_adds(code, at)
@@ -255,9 +255,9 @@ def multiply_adds(code: MachineCode, at: int) -> float | None:
 
 
 def _descriptor_multiply_adds(code: MachineCode, at: int) -> float | None:
-    """Of a `UTC*MMA` whose descriptor a nearby `UMOV` sets to a constant."""
+    """Multiply-adds of a `UTC*MMA` whose descriptor a preceding `UMOV` sets to a constant."""
     instruction = code.instructions[at]
-    # 32 bytes of each row of both operands.
+    # K: 32 bytes of each operand row.
     depth = {"UTCHMMA": 16, "UTCQMMA": 32, "UTCIMMA": 32, "UTCOMMA": 64}.get(instruction.name)
     register = re.search(r"idesc\[(UR\d+)\]", instruction.operands)
     if depth is None or register is None:

@@ -1,43 +1,42 @@
-"""Simulates a grid on a GPU's multiprocessors: what uneven, empty and too many programs cost.
+"""Simulates a grid on a GPU's SMs: the cost of wave quantization, uneven CTAs and empty CTAs.
 
-Programs go in launch order to the first free slot; a GPU has SM count x programs-per-SM of them. Items of
-programs that stay go in turn to the slots, as they are told off before anything runs. A program
-first spends its fixed time, then draws on what the kernel is limited by, DRAM bandwidth or the matrix units.
-All programs that draw share it equally, as far as their SM may have so much. Nothing else is in the model:
-no latency, no caches, no clocks. Times are modelled, and show how a schedule ranks, not what a GPU measures.
+CTAs go in launch order to the first free slot of SM count x CTAs per SM (occupancy). The work tiles of a
+persistent kernel are statically assigned to the slots, round-robin. A CTA first spends its fixed time, then
+draws on what bounds the kernel: DRAM bandwidth or tensor cores. All CTAs that draw share the resource
+equally (max-min fair), up to what their SM can take. The model has no latency, caches or clocks: its times
+rank schedules and do not predict a GPU's time.
 """
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...kernels.matmul_tiling import PROGRAM_OVERHEAD_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
 from ..core.gpus import Gpu
-from .cache_model import MatmulShape
-from .subjects import PROGRAM_OVERHEAD_S, SECOND_KERNEL_S, SM_MEMORY_SHARE
-from .tile_order import PARTIAL_BYTES, MatmulCut, TileShare
 
-# A stated assumption, not a measurement, as are those that the choosers of tilings count with:
-# PROGRAM_OVERHEAD_S to start a program and end it, and for each further sequence and head or item inside
-# one; SECOND_KERNEL_S; SM_MEMORY_SHARE.
-LENGTHS_S = 0.5e-6  # for a program that works out its share from all lengths of the batch
+# Assumed, not measured, like the kernels' PROGRAM_OVERHEAD_S (start and end of a CTA, and each further item
+# inside one), SECOND_KERNEL_S and SM_MEMORY_SHARE. On-device scheduling reads all lengths of the batch.
+READ_LENGTHS_S = 0.5e-6
 
-_TOGETHER = 1e-12  # ends that differ by rounding alone are one event, and slots are filled in their order
+_SAME_TIME = (
+    1e-12  # relative: ends that differ by rounding alone are one event, so that slots refill in order
+)
 
 
-def fixed_time_s(parts: int = 1, *, reads_lengths: bool = False) -> float:
-    """Seconds of a program beside its work: `parts` sequences and heads, none counting as one."""
-    return max(parts, 1) * PROGRAM_OVERHEAD_S + (LENGTHS_S if reads_lengths else 0.0)
+def fixed_time_s(items: int = 1, *, reads_lengths: bool = False) -> float:
+    """Seconds that a CTA spends beside its work: an overhead for each item, at least one."""
+    return max(items, 1) * PROGRAM_OVERHEAD_S + (READ_LENGTHS_S if reads_lengths else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedResource:
-    """What the programs of a launch share.
+    """What the CTAs of a grid share.
 
     Attributes:
         unit: what it moves or does.
-        rate_per_s: of the whole GPU.
+        rate_per_s: rate of the whole GPU.
         sm_share: the most that one SM gets, as a multiple of the rate over the SM count.
     """
 
@@ -46,23 +45,23 @@ class SharedResource:
     sm_share: float
 
 
-def memory_of(gpu: Gpu) -> SharedResource:
+def dram_bandwidth(gpu: Gpu) -> SharedResource:
     """DRAM bandwidth, of which an SM gets at most 1.6 times its fair share."""
     return SharedResource(unit="bytes", rate_per_s=gpu.bandwidth_bytes_per_s, sm_share=SM_MEMORY_SHARE)
 
 
-def matrix_units_of(flop_per_s: float) -> SharedResource:
-    """Matrix units at a peak of `flop_per_s` (see `core.gpus`); each SM has its own."""
+def tensor_cores(flop_per_s: float) -> SharedResource:
+    """Tensor cores at a peak of `flop_per_s`; each SM has its own."""
     return SharedResource(unit="operations", rate_per_s=flop_per_s, sm_share=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramWork:
-    """One program: what it draws from the shared resource, after a fixed time.
+class CtaWork:
+    """One CTA, or one work tile of a persistent kernel.
 
     Attributes:
-        work: bytes or operations; 0 for an empty program.
-        fixed_s: seconds in its slot beside them.
+        work: bytes or operations that it draws from the shared resource; 0 for an empty CTA.
+        fixed_s: seconds in its slot before it draws.
     """
 
     work: float
@@ -76,32 +75,32 @@ class ProgramWork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A call: its programs in launch order, and the kernel that follows where anything was cut.
+class Grid:
+    """A call: the CTAs of its first kernel, and the combine or split-K reduction kernel that follows.
 
     Attributes:
-        programs: of the first kernel.
-        useful_work: bytes or operations that the call cannot do without.
-        second_kernel_bytes: what a merge or reduction reads and writes; None where none is launched.
-        in_turn: whether these are items of programs that stay, each slot's known beforehand.
+        ctas: the first kernel's CTAs in launch order.
+        useful_work: bytes or operations that the call needs at least.
+        second_kernel_bytes: bytes that the second kernel reads and writes; None without one.
+        persistent: whether `ctas` are work tiles of a persistent kernel, statically assigned to its CTAs.
     """
 
-    programs: tuple[ProgramWork, ...]
+    ctas: tuple[CtaWork, ...]
     useful_work: float
     second_kernel_bytes: int | None
-    in_turn: bool = False
+    persistent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a launch went.
+    """A simulated grid.
 
     Attributes:
-        time_s: from the first program's start to the last one's end, and the second kernel.
+        time_s: from the first CTA's start to the last one's end, and the second kernel.
         ideal_s: the useful work at the full rate.
         second_kernel_s: part of `time_s`.
-        waves: programs over slots.
-        sm_end_s: when each SM ends its last program; 0 for one that had none.
+        waves: CTAs over slots.
+        sm_end_s: when each SM ends its last CTA; 0 for an SM that had none.
     """
 
     time_s: float
@@ -112,186 +111,101 @@ class Schedule:
 
     @property
     def efficiency(self) -> float:
-        """Ideal over simulated time; 1 where there was nothing to do."""
+        """Ideal over simulated time; 1 for an empty grid."""
         return self.ideal_s / self.time_s if self.time_s else 1.0
 
     @property
     def longest_sm_over_mean(self) -> float:
-        """When the last SM ends over when SMs end on average; 1 where all end together."""
+        """Load imbalance: the last SM's end over the mean end of the SMs; 1 where all end together."""
         total = math.fsum(self.sm_end_s)
         return max(self.sm_end_s) * len(self.sm_end_s) / total if total else 1.0
 
 
-def simulate(
-    programs: Sequence[ProgramWork],
-    gpu: Gpu,
-    programs_per_sm: int,
-    *,
-    resource: SharedResource | None = None,
-    in_turn: bool = False,
+def simulate_grid(
+    grid: Grid, gpu: Gpu, programs_per_sm: int, *, resource: SharedResource | None = None
 ) -> Schedule:
-    """Runs programs in launch order on the GPU's slots.
+    """Simulates the CTAs of a grid on the GPU's slots, then its second kernel at full bandwidth.
 
-    Slots are filled SM after SM, then again, and each that becomes free takes the next program. Shares
-    change only where a program starts or stops drawing, so the result is exact but for rounding.
+    Slots are filled SM after SM, then again; a free slot takes the next CTA. Rates change only where a CTA
+    starts or stops drawing, so the result is exact but for rounding. 10^4 CTAs take about a second.
 
     Args:
-        programs: in launch order.
+        grid: from `kernel_grids`.
         gpu: SM count and bandwidth.
-        programs_per_sm: how many an SM holds at one time.
-        resource: what they share; the GPU's DRAM bandwidth when none.
-        in_turn: whether a slot that becomes free takes the program that is as many after its last one as
-            there are slots, instead of the next.
+        programs_per_sm: occupancy, in CTAs per SM.
+        resource: what the CTAs share, in the unit of their work; None means the GPU's DRAM bandwidth.
 
     Returns:
-        The schedule, all of the programs' work counted as useful. 10^4 programs take about a second.
+        The schedule, against the grid's useful work.
 
     Raises:
         ValueError: `programs_per_sm` below 1.
     """
     if programs_per_sm < 1:
         raise ValueError(f"programs_per_sm is {programs_per_sm}; it must be at least 1")
-    resource = resource or memory_of(gpu)
-    sharing = _Sharing(resource, gpu.sm_count, programs_per_sm)
-    slots = gpu.sm_count * programs_per_sm
-    free = list(range(slots))
-    starting: list[tuple[float, int, float]] = []  # a heap: when the fixed time ends, slot, work
-    waiting = [iter(programs[slot::slots]) for slot in free] if in_turn else [iter(programs)] * slots
-    sm_end_s = [0.0] * gpu.sm_count
-    now = 0.0
-    while True:
-        for slot in sorted(free):
-            program = next(waiting[slot], None)
-            if program is not None:
-                heapq.heappush(starting, (now + program.fixed_s, slot, program.work))
-        time_s = min(starting[0][0] - now if starting else math.inf, sharing.first_end_s())
-        if time_s == math.inf:
-            break
-        now += time_s
-        sharing.advance(time_s)
-        ended = sharing.take_ended(within_s=_TOGETHER * now)
-        while starting and starting[0][0] <= now * (1 + _TOGETHER):
-            _, slot, work = heapq.heappop(starting)
-            if work:
-                sharing.start(slot, work)
-            else:
-                ended.append(slot)
-        free = ended
-        for slot in ended:
-            sm_end_s[slot % gpu.sm_count] = now
+    resource = resource or dram_bandwidth(gpu)
+    sm_end_s = _sm_end_s(grid, gpu.sm_count, programs_per_sm, resource)
+    second_kernel_s = 0.0
+    if grid.second_kernel_bytes is not None:
+        second_kernel_s = SECOND_KERNEL_S + grid.second_kernel_bytes / gpu.bandwidth_bytes_per_s
     return Schedule(
-        time_s=now,
-        ideal_s=math.fsum(program.work for program in programs) / resource.rate_per_s,
-        second_kernel_s=0.0,
-        waves=len(programs) / (gpu.sm_count * programs_per_sm),
+        time_s=max(sm_end_s) + second_kernel_s,
+        ideal_s=grid.useful_work / resource.rate_per_s,
+        second_kernel_s=second_kernel_s,
+        waves=len(grid.ctas) / (gpu.sm_count * programs_per_sm),
         sm_end_s=tuple(sm_end_s),
     )
 
 
-def simulate_launch(
-    launch: Launch, gpu: Gpu, programs_per_sm: int, *, resource: SharedResource | None = None
-) -> Schedule:
-    """Simulates a whole call: its programs, then the second kernel at full bandwidth.
-
-    Args:
-        launch: of `decode_launch.decode_launch`, `matmul_matrix_launch` or `matmul_memory_launch`.
-        gpu: SM count and bandwidth.
-        programs_per_sm: how many an SM holds at one time.
-        resource: what the programs share, in the unit of their work; the GPU's DRAM bandwidth when none.
-
-    Returns:
-        The schedule, against the launch's useful work.
-
-    Raises:
-        ValueError: `programs_per_sm` below 1.
-    """
-    resource = resource or memory_of(gpu)
-    grid = simulate(launch.programs, gpu, programs_per_sm, resource=resource, in_turn=launch.in_turn)
-    second_kernel_s = 0.0
-    if launch.second_kernel_bytes is not None:
-        second_kernel_s = SECOND_KERNEL_S + launch.second_kernel_bytes / gpu.bandwidth_bytes_per_s
-    return Schedule(
-        time_s=grid.time_s + second_kernel_s,
-        ideal_s=launch.useful_work / resource.rate_per_s,
-        second_kernel_s=second_kernel_s,
-        waves=grid.waves,
-        sm_end_s=grid.sm_end_s,
-    )
-
-
-def matmul_matrix_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
-    """The launch of `prefill_matmul`, limited by the matrix units; simulate it with `matrix_units_of`.
-
-    An item counts as a program: one that stays for the next pays the fixed time again. It does the whole of
-    its tile, dead rows and columns included; useful are 2 M N K operations.
-    """
-    tile = 2 * tiling.block_m * tiling.block_n * tiling.block_k
-    order = shape.tile_order(tiling)
-    return Launch(
-        programs=tuple(ProgramWork(work=tile * (share.last_k - share.first_k)) for share in order),
-        useful_work=shape.operations,
-        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
-        in_turn=tiling.variant != "pointers",
-    )
+def _sm_end_s(grid: Grid, sm_count: int, programs_per_sm: int, resource: SharedResource) -> list[float]:
+    """When each SM ends its last CTA; slot s is on SM s mod SM count."""
+    sharing = _FairSharing(resource, sm_count, programs_per_sm)
+    slots = sm_count * programs_per_sm
+    free = list(range(slots))
+    starting: list[tuple[float, int, float]] = []  # a heap: end of the fixed time, slot, work
+    # A persistent CTA's next tile is `slots` after its last one; other slots share one queue.
+    queues = [iter(grid.ctas[slot::slots]) for slot in free] if grid.persistent else [iter(grid.ctas)] * slots
+    sm_end_s = [0.0] * sm_count
+    now = 0.0
+    while True:
+        for slot in sorted(free):
+            cta = next(queues[slot], None)
+            if cta is not None:
+                heapq.heappush(starting, (now + cta.fixed_s, slot, cta.work))
+        time_s = min(starting[0][0] - now if starting else math.inf, sharing.first_end_s())
+        if time_s == math.inf:
+            return sm_end_s
+        now += time_s
+        sharing.advance(time_s)
+        free = sharing.take_ended(within_s=_SAME_TIME * now)
+        while starting and starting[0][0] <= now * (1 + _SAME_TIME):
+            _, slot, work = heapq.heappop(starting)
+            if work:
+                sharing.start(slot, work)
+            else:
+                free.append(slot)
+        for slot in free:
+            sm_end_s[slot % sm_count] = now
 
 
-def matmul_memory_launch(shape: MatmulShape, tiling: MatmulCut) -> Launch:
-    """The launch of `prefill_matmul`, limited by DRAM bandwidth; useful are inputs and result, once each.
+class _FairSharing:
+    """CTAs that draw on a resource at equal rates, except where their SM is at its limit.
 
-    Items that read the same panel share its bytes equally, as if L2 kept it for them (see `cache_model`).
-    """
-    blocks_m = math.ceil(shape.rows / tiling.block_m)
-    blocks_n = math.ceil(shape.out_features / tiling.block_columns)
-    order = shape.tile_order(tiling)
-    programs = []
-    for share in order:
-        rows, columns = _live_size(shape, tiling, share)
-        depth = min(share.last_k * tiling.block_k, shape.in_features) - share.first_k * tiling.block_k
-        inputs = rows * shape.x_bytes / blocks_n + columns * shape.weight_bytes / blocks_m
-        out_bytes = shape.out_bytes if share.whole else PARTIAL_BYTES
-        programs.append(ProgramWork(work=max(depth, 0) * inputs + rows * columns * out_bytes))
-    return Launch(
-        programs=tuple(programs),
-        useful_work=shape.least_bytes,
-        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
-        in_turn=tiling.variant != "pointers",
-    )
-
-
-def _reduction_bytes(shape: MatmulShape, tiling: MatmulCut, order: Sequence[TileShare]) -> int | None:
-    """Partial sums read and the result written of tiles that are cut; None where there are none."""
-    sizes = [(math.prod(_live_size(shape, tiling, share)), share.split) for share in order if not share.whole]
-    if not sizes:
-        return None
-    return sum(size * (PARTIAL_BYTES + (shape.out_bytes if split == 0 else 0)) for size, split in sizes)
-
-
-def _live_size(shape: MatmulShape, tiling: MatmulCut, share: TileShare) -> tuple[int, int]:
-    """Live rows and columns of an item's tile."""
-    return (
-        min(tiling.block_m, shape.rows - share.block_m * tiling.block_m),
-        min(tiling.block_columns, shape.out_features - share.block_n * tiling.block_columns),
-    )
-
-
-class _Sharing:
-    """Programs that draw on a resource at equal rates, but for those whose SM is at its most.
-
-    Programs on SMs with the same number of drawing programs have the same rate. For each such number a
-    virtual clock counts what one of them has drawn. A program that starts or ends moves the others on its SM,
-    and none else, to another clock, so an event costs the logarithm of the programs.
+    CTAs on SMs with the same number of drawing CTAs have the same rate. For each such number a virtual clock
+    counts what one of them has drawn. A CTA that starts or ends moves only the others on its SM to another
+    clock, so an event costs the logarithm of the CTAs.
     """
 
     def __init__(self, resource: SharedResource, sm_count: int, slots_per_sm: int) -> None:
         self._rate = resource.rate_per_s
-        self._sm_most = resource.rate_per_s * resource.sm_share / sm_count
+        self._sm_limit = resource.rate_per_s * resource.sm_share / sm_count
         self._sm_count = sm_count
         self._drawing: list[set[int]] = [set() for _ in range(sm_count)]
-        self._sms_with = [0] * (slots_per_sm + 1)  # by number of drawing programs, as the lists below
+        self._sms_with = [0] * (slots_per_sm + 1)  # by number of drawing CTAs, as the lists below
         self._clock = [0.0] * (slots_per_sm + 1)
         self._rates = [0.0] * (slots_per_sm + 1)
         self._ends: list[list[tuple[float, int]]] = [[] for _ in range(slots_per_sm + 1)]  # heaps
-        self._end: dict[int, tuple[int, float]] = {}  # by slot: which clock, and what it will show
+        self._end: dict[int, tuple[int, float]] = {}  # by slot: its clock, and the clock's value at its end
 
     def start(self, slot: int, work: float) -> None:
         """Lets a slot draw until it has had its work."""
@@ -303,7 +217,7 @@ class _Sharing:
             self._clock[count] += rate * time_s
 
     def first_end_s(self) -> float:
-        """Seconds until the first program ends; infinite where none draws."""
+        """Seconds until the first CTA ends; infinite where none draws."""
         self._set_rates()
         seconds = math.inf
         for count, ends in enumerate(self._ends):
@@ -314,7 +228,7 @@ class _Sharing:
         return seconds
 
     def take_ended(self, within_s: float) -> list[int]:
-        """Takes out the programs that have had their work by now, or would so soon."""
+        """Removes the CTAs that end within a time, and returns their slots."""
         ended: list[int] = []
         for count, ends in enumerate(self._ends):
             reached = self._clock[count] + self._rates[count] * within_s
@@ -331,7 +245,7 @@ class _Sharing:
         return ended
 
     def _regroup(self, sm: int, started: dict[int, float], ended: Iterable[int] = ()) -> None:
-        """Moves the programs of an SM to the clock of their new number."""
+        """Moves the CTAs of an SM to the clock of their new number."""
         drawing = self._drawing[sm]
         self._sms_with[len(drawing)] -= 1
         left = {slot: self._end[slot][1] - self._clock[len(drawing)] for slot in drawing.difference(ended)}
@@ -345,15 +259,15 @@ class _Sharing:
             heapq.heappush(self._ends[count], (end, slot))
 
     def _set_rates(self) -> None:
-        """Shares the rate equally; SMs that would get more than their most leave the rest to the others."""
+        """Shares the rate equally; SMs at their limit leave the rest to the others."""
         rate = self._rate
-        programs = sum(count * sms for count, sms in enumerate(self._sms_with) if count)
+        ctas = sum(count * sms for count, sms in enumerate(self._sms_with) if count)
         for count in range(len(self._sms_with) - 1, 0, -1):
             sms = self._sms_with[count]
             if not sms:
                 self._rates[count] = 0.0
                 continue
-            self._rates[count] = min(rate / programs, self._sm_most / count)
-            if self._rates[count] == self._sm_most / count:
-                rate -= sms * self._sm_most
-                programs -= sms * count
+            self._rates[count] = min(rate / ctas, self._sm_limit / count)
+            if self._rates[count] == self._sm_limit / count:
+                rate -= sms * self._sm_limit
+                ctas -= sms * count

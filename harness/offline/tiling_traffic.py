@@ -6,23 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...kernels.decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, DecodeTiling, choose_decode_tiling
+from ...kernels.matmul_tile_tables import MatmulProblem
+from ...kernels.matmul_tiling import MatmulTiling, choose_matmul_tiling
 from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.work import ELEMENT_BYTES
-from .subjects import (
-    COMBINE_PROGRAMS,
-    EDGE_TOKENS,
-    DecodeTiling,
-    GpuLimits,
-    MatmulTiling,
-    choose_decode_tiling,
-    matmul_tiling,
-)
-from .tile_order import PART_RECORD_BYTES, PARTIAL_BYTES, decode_part_order, matmul_tile
+from .tile_order import PARTIAL_BYTES, PARTS_RECORD_BYTES, decode_chunk_order, grouped_tile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .tile_order import DecodePart
+    from ...kernels.gpu_limits import GpuLimits
+    from .tile_order import KvChunk
 
     CountedCase = PrefillMatmul | DecodeAttention
     Tiling = MatmulTiling | DecodeTiling
@@ -49,14 +44,14 @@ def chosen_tiling(case: CountedCase, limits: GpuLimits) -> Tiling:
     """The tiling that the kernel's host function chooses for a case on a GPU."""
     element_bytes = ELEMENT_BYTES[case.dtype]
     if isinstance(case, PrefillMatmul):
-        return matmul_tiling(
-            limits,
+        problem = MatmulProblem.contiguous(
             rows=case.rows,
             out_features=case.out_features,
             in_features=case.in_features,
             x_bytes=element_bytes,
             weight_bytes=element_bytes,
         )
+        return choose_matmul_tiling(problem, limits)
     return choose_decode_tiling(
         batch=case.batch,
         q_heads=case.q_heads,
@@ -115,7 +110,7 @@ def _split_elements(case: PrefillMatmul, tiling: MatmulTiling, blocks_m: int, bl
     """Output elements in the tiles that are split along K; these tiles are few."""
     elements = 0
     for tile in range(min(tiling.whole_tiles, blocks_m * blocks_n), blocks_m * blocks_n):
-        block_m, block_n = matmul_tile(tile, blocks_m, blocks_n, tiling.group_m)
+        block_m, block_n = grouped_tile(tile, blocks_m, blocks_n, tiling.group_m)
         rows = min(tiling.block_m, case.rows - block_m * tiling.block_m)
         elements += rows * min(tiling.block_columns, case.out_features - block_n * tiling.block_columns)
     return elements
@@ -124,7 +119,7 @@ def _split_elements(case: PrefillMatmul, tiling: MatmulTiling, blocks_m: int, bl
 def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffic:
     element_bytes, lengths_bytes = ELEMENT_BYTES[case.dtype], case.batch * _LENGTH_BYTES
     group = case.q_heads // case.kv_heads
-    programs = decode_part_order(
+    programs = decode_chunk_order(
         context_lens=case.contexts,
         capacity=case.capacity,
         q_heads=case.q_heads,
@@ -132,7 +127,7 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
         tiling=tiling,
     )
 
-    def rows_of(part: DecodePart) -> int:
+    def rows_of(part: KvChunk) -> int:
         """Query heads of a part's block of the GQA group."""
         return min(tiling.block_g, group - part.row_block * tiling.block_g)
 
@@ -154,7 +149,7 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     if len(programs) > 1 and tiling.num_splits != 1:
         block_rows = min(group, tiling.block_g)
         combine_programs = math.ceil(block_rows / math.ceil(block_rows / COMBINE_PROGRAMS))
-        written["parts"] = len(programs) * PART_RECORD_BYTES
+        written["parts"] = len(programs) * PARTS_RECORD_BYTES
         read["parts"] = written["parts"] * combine_programs
         read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES
         read["partial_lse"] = written["partial_lse"] = split_rows * PARTIAL_BYTES

@@ -1,17 +1,20 @@
-"""What is compiled: shapes of each operation that lead its host function to each of its variants."""
+"""The cases that `inspect` compiles: shapes that make the host functions launch each of their variants."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...kernels.decode_tiling import DecodeTiling, choose_decode_tiling
+from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, Variant
+from ..core.gpus import Gpu
 from .cache_model import MatmulShape
-from .headroom import Workload
-from .subjects import TMA_FROM_CAPABILITY, GpuLimits, MatmulTiling, Variant, matmul_tiling
+from .default_tilings import kernel_limits, matmul_tiling
+from .headroom import IterationWork
 
 DTYPES = ("bf16", "fp16", "fp32")
 NARROW_DTYPES = ("e4m3", "e5m2", "int8")
-"""Of a cache under bf16 queries; of a product's operands, int8 of the weight alone, under bf16."""
+"""Of the KV cache under bf16 queries; of both matmul operands, except int8: the weight only, under bf16 x."""
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "e4m3": 1, "e5m2": 1, "int8": 1}
 _DECODE = {"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0}
@@ -24,7 +27,7 @@ _MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "rows_1_bias": {"rows": 1, "out_features": 4096, "bias": 1},
     "rows_64": {"rows": 64, "out_features": 4096},
 }
-# Every default tiling of a product: rows by the chooser's branches, columns that fill a GPU and that do not.
+# Rows for each branch of the matmul chooser, and columns that fill a GPU and that do not.
 _MATMUL_MORE: Mapping[str, Mapping[str, int]] = {
     "rows_16": {"rows": 16, "out_features": 4096},
     "rows_24": {"rows": 24, "out_features": 4096},
@@ -43,17 +46,15 @@ _BF16_HEAD_DIMS = (40, 72, 80, 96)  # no powers of two, and no multiples of 16
 
 @dataclass(frozen=True, kw_only=True)
 class CompileCase:
-    """One call of a host function, and so all of its launches.
+    """One call of a host function, which makes one or more launches.
 
     Attributes:
         kernel: "decode_attention" or "prefill_matmul".
         variant: name of the shape.
-        dtype: of the operands: "bf16", "fp16" or "fp32"; of decode attention's cache also "e4m3", "e5m2" or
-            "int8", the queries then being bf16; of a product's operands also "e4m3" or "e5m2", and "int8" of
-            its weight under x of bf16.
-        shape: sizes by name; page_size 0 is a contiguous cache, bias 1 adds one, swiglu 1 makes out_features
-            pairs of gate and up, options 1 turns on all that decode attention has.
-        loads: the variant of a product; the one that its host function chooses when none.
+        dtype: "bf16", "fp16" or "fp32" of the operands; or one of `NARROW_DTYPES`.
+        shape: sizes by name. page_size 0 is a contiguous cache; bias 1 adds a bias; swiglu 1 makes
+            out_features pairs of gate and up; options 1 turns on every option of decode attention.
+        loads: the matmul variant; None means the default of its host function.
     """
 
     kernel: str
@@ -63,14 +64,14 @@ class CompileCase:
     loads: Variant | None = None
 
     def applies_to(self, sm: int) -> bool:
-        """Whether a GPU of this compiler target has what the case's variant loads with."""
+        """Whether GPUs of this compute capability support the case's matmul variant."""
         if self.loads == "warp_specialized":
             return sm // 10 == 10
         return self.loads != "descriptors" or sm >= TMA_FROM_CAPABILITY
 
 
 def default_cases() -> tuple[CompileCase, ...]:
-    """Every variant in every dtype at one common shape: 32 query and 8 key-value heads of 128 elements."""
+    """Every variant in every dtype at one common shape: 32 query and 8 KV heads (GQA) of 128 elements."""
     dtypes = (*DTYPES, *NARROW_DTYPES)
     decode = (
         CompileCase(kernel="decode_attention", variant=variant, dtype=dtype, shape={**_DECODE, **shape})
@@ -82,21 +83,18 @@ def default_cases() -> tuple[CompileCase, ...]:
         for variant, shape in _MATMUL_VARIANTS.items()
         for dtype in dtypes
     )
-    return (*decode, *chosen, *_loading("pointers", "bf16"), *_loading("warp_specialized", "bf16"))
+    return (*decode, *chosen, _forced("pointers", "bf16"), _forced("warp_specialized", "bf16"))
 
 
-def _loading(loads: Variant, *dtypes: str) -> tuple[CompileCase, ...]:
-    """The product of many rows by one variant."""
-    return tuple(
-        CompileCase(
-            kernel="prefill_matmul", variant=f"rows_8192_{loads}", dtype=dtype, shape=_MATMUL, loads=loads
-        )
-        for dtype in dtypes
+def _forced(loads: Variant, dtype: str) -> CompileCase:
+    """The matmul of many rows in a variant that may not be the default."""
+    return CompileCase(
+        kernel="prefill_matmul", variant=f"rows_8192_{loads}", dtype=dtype, shape=_MATMUL, loads=loads
     )
 
 
 def full_cases() -> tuple[CompileCase, ...]:
-    """The default cases; decode attention of other heads, groups and pages; products of other rows."""
+    """The default cases; decode attention with other heads, groups and page sizes; matmuls of other rows."""
     more = []
     for q_heads, kv_heads in _GROUPS:
         for head_dim in (*_HEAD_DIMS, *_BF16_HEAD_DIMS):
@@ -120,13 +118,14 @@ def full_cases() -> tuple[CompileCase, ...]:
         for variant, shape in _MATMUL_MORE.items()
         for dtype in (*DTYPES, *NARROW_DTYPES)
     ]
-    return (*default_cases(), *more, *_loading("pointers", "e4m3"), *_loading("warp_specialized", "e4m3"))
+    return (*default_cases(), *more, _forced("pointers", "e4m3"), _forced("warp_specialized", "e4m3"))
 
 
-def product_shape(case: CompileCase) -> MatmulShape:
-    """The product of a case, its weight's rows being the columns."""
+def case_shape(case: CompileCase) -> MatmulShape:
+    """M, N and K of a matmul case; with swiglu each output takes two rows of the weight."""
     pairs = 2 if case.shape.get("swiglu") else 1
-    x_bytes, weight_bytes = _operand_bytes(case)
+    weight_bytes = ELEMENT_BYTES[case.dtype]
+    x_bytes = 2 if case.dtype == "int8" else weight_bytes
     return MatmulShape(
         rows=case.shape["rows"],
         out_features=case.shape["out_features"] * pairs,
@@ -137,35 +136,36 @@ def product_shape(case: CompileCase) -> MatmulShape:
     )
 
 
-def product_tiling(case: CompileCase, limits: GpuLimits) -> MatmulTiling:
-    """How the product of a case is cut on a GPU."""
-    shape = product_shape(case)
-    return matmul_tiling(
-        limits,
-        rows=shape.rows,
-        out_features=shape.out_features,
-        in_features=shape.in_features,
-        x_bytes=shape.x_bytes,
-        weight_bytes=shape.weight_bytes,
-        variant=case.loads,
+def case_matmul_tiling(case: CompileCase, gpu: Gpu) -> MatmulTiling:
+    """The tiling of a matmul case on a GPU."""
+    return matmul_tiling(case_shape(case), gpu, case.loads)
+
+
+def case_decode_tiling(case: CompileCase, gpu: Gpu) -> DecodeTiling:
+    """The tiling that `decode_attention` chooses for a case on a GPU."""
+    shape = case.shape
+    return choose_decode_tiling(
+        batch=shape["batch"],
+        q_heads=shape["q_heads"],
+        kv_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        capacity=shape["capacity"],
+        page_size=shape["page_size"],
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        query_tokens=shape.get("query_tokens", 1),
+        limits=kernel_limits(gpu),
     )
 
 
 def multiplied_dtype(case: CompileCase, sm: int) -> str:
-    """What a product's operands are multiplied as: GPUs before sm_89 have no products of 8-bit floats."""
+    """The dtype of the tensor-core instructions of a matmul; fp8 needs sm_89."""
     if case.dtype in {"e4m3", "e5m2"}:
         return "fp8" if sm >= 89 else "fp16"
     return "bf16" if case.dtype == "int8" else case.dtype
 
 
-def _operand_bytes(case: CompileCase) -> tuple[int, int]:
-    """Of an element of x, and of the weight."""
-    size = ELEMENT_BYTES[case.dtype]
-    return (2 if case.dtype == "int8" else size), size
-
-
 def feature_cases() -> tuple[CompileCase, ...]:
-    """Decode attention with all its options at once, contiguous and in pages of an awkward size."""
+    """Decode attention with every option at once, contiguous and in pages that do not divide tiles."""
     shape = {**_DECODE, "query_tokens": 3, "options": 1}
     return tuple(
         CompileCase(
@@ -178,53 +178,53 @@ def feature_cases() -> tuple[CompileCase, ...]:
     )
 
 
-def workload(case: CompileCase, launch: str, constants: Mapping[str, Any], sm: int = 90) -> Workload | None:
-    """What one iteration of a launch's hot loop is for.
+def iteration_work(
+    case: CompileCase, launch: str, constants: Mapping[str, Any], sm: int
+) -> IterationWork | None:
+    """What one iteration of a launch's hot loop needs.
 
     Args:
         case: the call.
         launch: which of its launches: "split_kv", "combine", "matmul", "tma", ...
-        constants: its compile-time sizes.
-        sm: the compiler target.
+        constants: the launch's compile-time sizes, in lower case.
+        sm: compute capability.
 
     Returns:
-        The workload; None for a launch that this module does not know, or without the sizes that it needs.
+        The work; None for a launch without a formula, such as the split-K reduction.
     """
-    try:
-        if launch in {"matmul", "tma"}:
-            return _tile(case, constants, sm)
-        known = {"split_kv": _split, "combine": _merge}.get(launch)
-        return known(case, constants) if known else None
-    except KeyError:  # a kernel whose sizes have other names is judged by its code alone
-        return None
+    if launch == "split_kv":
+        return _split_kv_work(case, constants)
+    if launch == "combine":
+        return _combine_work(constants)
+    return _matmul_work(case, constants, sm) if launch in {"matmul", "tma"} else None
 
 
-def _split(case: CompileCase, constants: Mapping[str, Any]) -> Workload:
-    """A tile of keys and values; programs that share a key-value head's rows share its bytes."""
+def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> IterationWork:
+    """A tile of keys and values; CTAs that compute other query rows of the same head share its bytes."""
     rows, tokens = constants["group"] * constants["query_tokens"], constants["block_n"]
     head_dims = constants["head_dim"] + constants["v_head_dim"]
     tile = float(tokens * head_dims * ELEMENT_BYTES[case.dtype])
-    return Workload(
+    return IterationWork(
         useful_bytes=tile / math.ceil(rows / constants["block_g"]),
         streamed_bytes=tile,
         flop=2.0 * min(rows, constants["block_g"]) * tokens * head_dims,
         tile_bytes=tile,
-        dtype="fp16" if case.dtype in NARROW_DTYPES else case.dtype,  # what 8 bits are multiplied as
+        dtype="fp16" if case.dtype in NARROW_DTYPES else case.dtype,  # 8 bits are multiplied as 16
     )
 
 
-def _merge(_case: CompileCase, constants: Mapping[str, Any]) -> Workload:
-    """The partial results of some parts: a row and its log-sum-exp each, in float32."""
+def _combine_work(constants: Mapping[str, Any]) -> IterationWork:
+    """Split-KV partials: a row and its log-sum-exp each, in float32."""
     parts, head_dim = constants["block_s"], constants["v_head_dim"]
     tile = 4.0 * parts * (head_dim + 1)
-    return Workload(
+    return IterationWork(
         useful_bytes=tile, streamed_bytes=tile, flop=2.0 * parts * head_dim, tile_bytes=tile, dtype="fp32"
     )
 
 
-def _tile(case: CompileCase, constants: Mapping[str, Any], sm: int) -> Workload:
-    """A step of K. One block of rows reads the weights alone: all its programs share x, which stays in L2."""
-    shape = product_shape(case)
+def _matmul_work(case: CompileCase, constants: Mapping[str, Any], sm: int) -> IterationWork:
+    """A step along K. With one block of rows only the weight comes from memory: x stays in L2."""
+    shape = case_shape(case)
     block_m, block_n, block_k = (constants[name] for name in ("block_m", "block_n", "block_k"))
     columns = constants.get("columns", block_n)
     steps = math.ceil(shape.rows / block_m) * math.ceil(shape.out_features / columns)
@@ -233,7 +233,7 @@ def _tile(case: CompileCase, constants: Mapping[str, Any], sm: int) -> Workload:
     x_rows = 0 if one_block else shape.rows
     distinct = shape.in_features * (shape.out_features * shape.weight_bytes + x_rows * shape.x_bytes)
     streamed = columns * shape.weight_bytes + (0 if one_block else block_m * shape.x_bytes)
-    return Workload(
+    return IterationWork(
         useful_bytes=distinct / steps,
         streamed_bytes=float(streamed * block_k),
         flop=shape.operations / steps,

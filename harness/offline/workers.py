@@ -1,6 +1,6 @@
-"""Has cases compiled in processes of their own, several at a time; imports no Triton itself.
+"""Compiles cases in worker processes, several at a time, without importing Triton here.
 
-A process of its own may compile where this one interprets, and a compiler that crashes takes one case along.
+A worker can compile while this process interprets, and a compiler that crashes fails one case only.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ def inspect_cases(
     processes: int | None = None,
     on_row: Callable[[CompiledRow], None] | None = None,
 ) -> tuple[CompiledRow, ...]:
-    """Compiles cases for GPUs, in parallel processes, and bounds what comes out.
+    """Compiles cases for GPUs in parallel processes, and bounds the machine code.
 
     Args:
         gpus: names that `find_gpu` knows.
         cases: what to compile; see `variants`.
-        processes: at most so many at a time; as many as the machine has processors when none.
-        on_row: is told each row as it comes, in no order, one at a time.
+        processes: the most processes at a time; None means the number of processors.
+        on_row: called with each row when it is ready, in any order, one call at a time.
 
     Returns:
         The rows, by GPU and case in the order given. A case whose compiler crashes has a "failed" row.
@@ -53,7 +53,7 @@ def inspect_cases(
     for at in range(len(jobs)):
         pending.put(at)
     answers: dict[int, tuple[CompiledRow, ...]] = {}
-    telling = threading.Lock()
+    reporting = threading.Lock()
 
     def serve() -> None:
         worker = _Worker()
@@ -65,7 +65,7 @@ def inspect_cases(
                     return
                 answers[at] = worker.rows(*jobs[at])
                 if on_row is not None:
-                    with telling:
+                    with reporting:
                         for row in answers[at]:
                             on_row(row)
         finally:
@@ -82,7 +82,7 @@ def inspect_cases(
 
 
 def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]") -> None:
-    """Waits for all threads; on Ctrl-C they begin nothing more."""
+    """Waits for all threads; on Ctrl-C they start no further case."""
     try:
         for thread in threads:
             thread.join()
@@ -94,7 +94,7 @@ def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]"
 
 
 class _Worker:
-    """A process that compiles, started when first needed and again after it died."""
+    """A compiling process, started when first needed and again after it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -113,7 +113,7 @@ class _Worker:
         if answer:
             return tuple(CompiledRow.from_json(row) for row in json.loads(answer))
         name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={})
-        return (failed_row(name, self._why_it_died(process)),)
+        return (failed_row(name, self._exit_reason(process)),)
 
     def close(self) -> None:
         if self._process is not None:
@@ -135,11 +135,11 @@ class _Worker:
         )
         return self._process
 
-    def _why_it_died(self, process: subprocess.Popen[str]) -> str:
+    def _exit_reason(self, process: subprocess.Popen[str]) -> str:
         code = process.wait()
-        said = ""
+        printed = ""
         if self._errors is not None:
             self._errors.seek(0)
-            said = " ".join(self._errors.read().split())[-_MESSAGE_CHARACTERS:]
+            printed = " ".join(self._errors.read().split())[-_MESSAGE_CHARACTERS:]
         self.close()
-        return f"the compiler's process ended with {code}: {said}"
+        return f"the compiler's process ended with {code}: {printed}"

@@ -8,7 +8,7 @@ from decodetax.harness.bench.interpreter_checks import check_in_interpreter, sma
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.work import ELEMENT_BYTES
-from decodetax.harness.offline.tile_order import decode_part_order
+from decodetax.harness.offline.tile_order import decode_chunk_order
 from decodetax.kernels import choose_decode_tiling
 from decodetax.kernels.gpu_limits import H100_LIMITS
 from fakes import tiny_model
@@ -162,7 +162,7 @@ def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dty
         element_bytes=ELEMENT_BYTES[dtype],
         limits=H100_LIMITS,
     )
-    parts = decode_part_order(
+    parts = decode_chunk_order(
         context_lens=case.contexts,
         capacity=case.capacity,
         q_heads=case.q_heads,

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.harness.offline.decode_launch import decode_launch
-from decodetax.harness.offline.schedule import simulate_launch
-from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
+from decodetax.harness.offline.default_tilings import kernel_limits
+from decodetax.harness.offline.kernel_grids import decode_grid
+from decodetax.harness.offline.schedule import simulate_grid
+from decodetax.kernels import choose_decode_tiling
 
 HEAD_DIM, ELEMENT_BYTES, GROUP = 128, 2, 4
 LEAST_BYTES = 64 * 10**6
@@ -147,7 +148,7 @@ def cells(row):
 
 
 def simulate_call(call, *, gpu, rule):
-    launch = decode_launch(
+    grid = decode_grid(
         context_lens=call.context_lens,
         capacity=call.capacity,
         q_heads=GROUP * call.kv_heads,
@@ -156,7 +157,7 @@ def simulate_call(call, *, gpu, rule):
         element_bytes=ELEMENT_BYTES,
         tiling=rule(call, gpu),
     )
-    schedule = simulate_launch(launch, gpu, programs_per_sm(gpu))
+    schedule = simulate_grid(grid, gpu, programs_per_sm(gpu))
     return SimpleNamespace(
         time_over_ideal=schedule.time_s / schedule.ideal_s,
         longest_sm_over_mean=schedule.longest_sm_over_mean,

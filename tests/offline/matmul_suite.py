@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import MatmulShape, matmul_traffic
-from decodetax.harness.offline.schedule import simulate_launch
-from decodetax.harness.offline.scheduled import product_grid
-from decodetax.harness.offline.subjects import kernel_limits, matmul_tiling
-from decodetax.harness.offline.tile_order import PARTIAL_BYTES
+from decodetax.harness.offline.default_tilings import matmul_tiling
+from decodetax.harness.offline.kernel_grids import matmul_grid
+from decodetax.harness.offline.schedule import simulate_grid
+from decodetax.harness.offline.tile_order import PARTIAL_BYTES, matmul_tile_order
 
 ELEMENT_BYTES = 2
 
@@ -49,18 +49,6 @@ def bf16_shape(rows, in_features, out_features):
     return MatmulShape(rows=rows, out_features=out_features, in_features=in_features, **sizes)
 
 
-def chosen_tiling(shape, gpu, choose=matmul_tiling):
-    """The tiling that the kernel chooses, or with `matmul_tiling_set` all that it chooses from."""
-    return choose(
-        kernel_limits(gpu),
-        rows=shape.rows,
-        out_features=shape.out_features,
-        in_features=shape.in_features,
-        x_bytes=shape.x_bytes,
-        weight_bytes=shape.weight_bytes,
-    )
-
-
 def programs_per_sm(tiling, gpu):
     """CTAs that the tiling counts on an SM to hold."""
     return max(1, tiling.programs // gpu.sm_count)
@@ -68,19 +56,19 @@ def programs_per_sm(tiling, gpu):
 
 def simulated_efficiency(shape, gpu, tiling):
     """Time at the roof over simulated time."""
-    grid, resource = product_grid(shape, tiling, gpu, "bf16")
-    return simulate_launch(grid, gpu, programs_per_sm(tiling, gpu), resource=resource).efficiency
+    grid, resource = matmul_grid(shape, tiling, gpu, "bf16")
+    return simulate_grid(grid, gpu, programs_per_sm(tiling, gpu), resource=resource).efficiency
 
 
 def product(shape, gpu, tiling=None):
     """Figures of one product by its default tiling, or by another."""
-    tiling = tiling or chosen_tiling(shape, gpu)
-    order = shape.tile_order(tiling)
+    tiling = tiling or matmul_tiling(shape, gpu)
+    order = matmul_tile_order(shape, tiling)
     partial = sum(
-        min(tiling.block_m, shape.rows - share.block_m * tiling.block_m)
-        * min(tiling.block_columns, shape.out_features - share.block_n * tiling.block_columns)
-        for share in order
-        if not share.whole
+        min(tiling.block_m, shape.rows - tile.block_m * tiling.block_m)
+        * min(tiling.block_columns, shape.out_features - tile.block_n * tiling.block_columns)
+        for tile in order
+        if not tile.whole
     )
     intensity = over_best = None
     if shape.rows > max(FEW):

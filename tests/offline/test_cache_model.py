@@ -97,7 +97,7 @@ def block(rows, columns, width):
 @pytest.mark.parametrize("num_splits", [1, 3])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (65, 49, 80), (112, 33, 127)])
 @pytest.mark.parametrize(("whole_tiles", "columns"), [(0, None), (3, 20)])
-def test_matmul_programs_compute_the_shares_of_the_tile_order(
+def test_matmul_ctas_compute_the_work_tiles_of_the_tile_order(
     sizes, num_splits, group_m, whole_tiles, columns, monkeypatch
 ):
     rows, out_features, in_features = sizes
@@ -108,17 +108,17 @@ def test_matmul_programs_compute_the_shares_of_the_tile_order(
     monkeypatch.setattr(matmul_kernels, "_split_k_reduce_kernel", NoKernel())
     with recorded(monkeypatch) as log:
         prefill_matmul(x, weight, out=out, workspace=workspace, tiling=cut)
-    order = matmul_tile_order(rows=rows, out_features=out_features, in_features=in_features, tiling=cut)
+    order = matmul_tile_order(shape(rows, out_features, in_features), cut)
 
     read_x, read_weight, results, partials = {}, {}, {}, {}
-    first_share = sum(share.whole for share in order)
-    for program, share in enumerate(order):
-        m, n = span(share.block_m, 16, rows), span(share.block_n, cut.block_columns, out_features)
-        k = range(share.first_k * 16, min(share.last_k * 16, in_features))
+    first_share = sum(tile.whole for tile in order)
+    for program, tile in enumerate(order):
+        m, n = span(tile.block_m, 16, rows), span(tile.block_n, cut.block_columns, out_features)
+        k = range(tile.first_k * 16, min(tile.last_k * 16, in_features))
         if k:
             read_x[program] = block(m, k, in_features)
             read_weight[program] = block(n, k, in_features)
-        if share.whole:
+        if tile.whole:
             results[program] = block(m, n, out_features)
         else:
             first = (program - first_share) * 16
@@ -134,7 +134,7 @@ class NoKernel:
         return lambda **_arguments: None
 
 
-def test_cache_evicts_what_was_used_longest_ago():
+def test_cache_evicts_the_least_recently_used_entry():
     cache = LruCache(30)
     for key in (1, 2, 3, 1, 4, 1, 2):  # 4 evicts 2, and 2 then evicts 3
         cache.read(key, 10)
@@ -191,7 +191,7 @@ def test_two_by_two_tiles_read_what_the_hand_count_says(l2_bytes, panels_read):
     assert traffic.distinct_bytes == 12 * 512
 
 
-def test_programs_that_run_together_share_a_panel():
+def test_ctas_that_run_together_share_a_panel():
     # All four tiles at one time: each step's two x and two weight panels are read once, though only they fit.
     traffic = matmul_traffic(
         shape(32, 32, 32), tiling(16, 16, 16), gpu=gpu(2, l2_bytes=4 * 512), programs_per_sm=2
@@ -296,40 +296,40 @@ def plain_simulation(product, cut, slots, capacity):
 def plain_accesses(product, cut, slots):
     """What every slot asks for, a step at a time: name, bytes in whole sectors, whether written."""
     m, n, k, size = product.rows, product.out_features, product.in_features, product.x_bytes
-    order = matmul_tile_order(rows=m, out_features=n, in_features=k, tiling=cut)
+    order = matmul_tile_order(product, cut)
     splits = cut.num_splits
 
-    def result(share, name, element_bytes):
-        rows, columns = span(share.block_m, 16, m), span(share.block_n, 32, n)
-        return (name, share.block_m, share.block_n), sectors(rows, columns, n, element_bytes), True
+    def result(tile, name, element_bytes):
+        rows, columns = span(tile.block_m, 16, m), span(tile.block_n, 32, n)
+        return (name, tile.block_m, tile.block_n), sectors(rows, columns, n, element_bytes), True
 
-    def partial(share):
-        name, partial_bytes, write = result(share, "partial", 4)
-        return (*name, share.split), partial_bytes, write
+    def partial(tile):
+        name, partial_bytes, write = result(tile, "partial", 4)
+        return (*name, tile.split), partial_bytes, write
 
     queue = list(order)
-    running = [[share, share.first_k] for share in queue[:slots]]
+    running = [[tile, tile.first_k] for tile in queue[:slots]]
     del queue[:slots]
     while running:
-        if all(at < share.last_k for share, at in running):
+        if all(at < tile.last_k for tile, at in running):
             for slot in running:
-                share, at = slot
+                tile, at = slot
                 columns = span(at, 16, k)
-                yield ("x", share.block_m, at), sectors(span(share.block_m, 16, m), columns, k, size), False
-                yield ("w", share.block_n, at), sectors(span(share.block_n, 32, n), columns, k, size), False
+                yield ("x", tile.block_m, at), sectors(span(tile.block_m, 16, m), columns, k, size), False
+                yield ("w", tile.block_n, at), sectors(span(tile.block_n, 32, n), columns, k, size), False
                 slot[1] += 1
         ended = [slot for slot in running if slot[1] == slot[0].last_k]
-        yield from (partial(share) if splits > 1 else result(share, "out", size) for share, _ in ended)
+        yield from (partial(tile) if splits > 1 else result(tile, "out", size) for tile, _ in ended)
         for slot in ended:
             if queue:
-                share = queue.pop(0)
-                slot[:] = [share, share.first_k]
+                tile = queue.pop(0)
+                slot[:] = [tile, tile.first_k]
             else:
                 running.remove(slot)
-    for share in sorted(share for share in order if splits > 1):
-        yield *partial(share)[:2], False
-        if share.split == splits - 1:
-            yield result(share, "out", size)
+    for tile in sorted(tile for tile in order if splits > 1):
+        yield *partial(tile)[:2], False
+        if tile.split == splits - 1:
+            yield result(tile, "out", size)
 
 
 def span(index, size, limit):
@@ -373,6 +373,6 @@ def test_group_of_equal_merit_is_the_smallest():
     assert best_group_m(product, tiling(16, 16, 16), gpu=gpu(4, l2_bytes=2**30), programs_per_sm=1) == 1
 
 
-def test_no_programs_per_sm_is_refused():
+def test_rejects_an_occupancy_of_0():
     with pytest.raises(ValueError, match="programs_per_sm is 0; it must be at least 1"):
         matmul_traffic(shape(16, 16, 16), tiling(16, 16, 16), gpu=gpu(1), programs_per_sm=0)

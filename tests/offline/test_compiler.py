@@ -1,26 +1,27 @@
-"""The default tilings as the compiler makes them: promises of performance that need no GPU to hold.
+"""The default tilings as compiled: performance promises that hold without a GPU.
 
-What is promised, for every launch compiled here:
-- it compiles and fits the GPU's shared memory, and nothing spills;
-- in bf16 and fp16 the decode and matmul loops load 16 bytes a lane, asynchronously, and use matrix
-  instructions, where the tile has at least 64 rows those that the GPU is fastest with; caches of 8 bits are
-  loaded asynchronously, at least 8 bytes a lane;
-- in bf16 the decode loop keeps a tile of keys and values on its way through its tightest wait;
-- all programs of decode attention run at one time;
-- decode attention and few rows are limited by memory, many rows by the matrix units, and few rows too where a
-  GPU has too little arithmetic for them; on A100, H100 and B200 decode attention has the headrooms of
-  `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows those of `FEW_ROWS`;
-- a product's loop of 128 x 256 x 64 has no more instructions than the same tile of Triton's tutorials;
+Promised for every launch compiled here:
+- it compiles, fits the GPU's shared memory and spills no registers;
+- in bf16 and fp16 the decode and matmul loops load 16 bytes per lane asynchronously and use tensor cores,
+  from 64 rows per tile on with the GPU's fastest instruction; 8-bit caches load asynchronously, at least
+  8 bytes per lane;
+- in bf16 the decode loop keeps a tile of keys and values in flight at its tightest wait;
+- all CTAs of decode attention are resident at one time (one wave);
+- decode attention and few rows are memory-bound, many rows are bound by tensor cores, and so are few rows on
+  GPUs with little arithmetic for their bandwidth; on A100, H100 and B200 decode attention has the headrooms
+  of `HEADROOM`, at the common shape those of `COMMON_SHAPE`, and few rows those of `FEW_ROWS`;
+- a matmul loop of 128 x 256 x 64 has no more instructions than the same tile of Triton's tutorials;
 - the hot loop has no more instructions than in the snapshot of this Triton version.
 
-A slice is compiled by default; with DECODETAX_FULL_MATRIX=1 every default case for every GPU generation, with
-DECODETAX_FULL_MATRIX=2 every case there is, in about half an hour.
-After a change that costs instructions on purpose, or to lower the bar after one that saves some, once with
-the oldest Triton and once with the newest:
+By default each kernel is compiled once, for H100; the slow tests compile a slice of the cases for three GPUs,
+with DECODETAX_FULL_MATRIX=1 every default case for every GPU generation, with DECODETAX_FULL_MATRIX=2 every
+case, in about half an hour. After a change that adds instructions on purpose, or to lower the bar after one
+that saves some, once with the oldest and once with the newest Triton:
 
     python tests/offline/test_compiler.py --update
 """
 
+import functools
 import itertools
 import json
 import os
@@ -34,13 +35,13 @@ from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline import workers
 from decodetax.harness.offline.compiled_rows import CompiledRow
 from decodetax.harness.offline.headroom import Limit, peak_flop_per_s
-from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
 from decodetax.harness.offline.variants import (
     ELEMENT_BYTES,
+    case_decode_tiling,
     default_cases,
     feature_cases,
     full_cases,
-    workload,
+    iteration_work,
 )
 from decodetax.harness.offline.workers import inspect_cases
 
@@ -152,18 +153,13 @@ def product_promises(row, launch):
 
 def decode_promises(row):
     """What decode attention keeps and does not, in words."""
-    limits = find_gpu(row.gpu)
-    promises = {}
-    shape = next((case.shape for case in full_cases() if case.variant == row.variant.partition(":")[0]), None)
-    if shape is not None:
-        tiling = choose_decode_tiling(
-            **{name: shape[name] for name in ("batch", "q_heads", "kv_heads", "head_dim", "capacity")},
-            page_size=shape["page_size"],
-            element_bytes=ELEMENT_BYTES[row.dtype],
-            limits=kernel_limits(limits),
-        )
-        one_wave = tiling.programs <= limits.sm_count * row.programs_per_sm
-        promises[f"all of {tiling.programs} programs at one time"] = one_wave
+    gpu, promises = find_gpu(row.gpu), {}
+    name = row.variant.partition(":")[0]
+    case = next((case for case in full_cases() if (case.variant, case.dtype) == (name, row.dtype)), None)
+    if case is not None:
+        tiling = case_decode_tiling(case, gpu)
+        one_wave = tiling.programs <= gpu.sm_count * row.programs_per_sm
+        promises[f"all of {tiling.programs} CTAs at one time"] = one_wave
     if row.dtype in NARROW_DTYPES:
         promises["8-byte asynchronous loads"] = row.load_bytes >= 8 and row.asynchronous
     if row.dtype == "bf16":
@@ -196,14 +192,6 @@ def raised_counts(rows, snapshot):
     }
 
 
-def documented_headrooms():
-    """Issue headrooms and those at the wait by cache and dtype, on A100, H100 and B200, as in the docs."""
-    return {
-        (cells[0], cells[1]): list(zip(*(cell.split(" / ") for cell in cells[2:]), strict=True))
-        for cells in documented("decode_attention", "headrooms")
-    }
-
-
 def documented(kernel, table):
     """Cells of the rows of a kernel's page that follow a mark, the two lines of the header left out."""
     page = Path(__file__).parents[2] / "docs" / "kernels" / f"{kernel}.md"
@@ -214,28 +202,61 @@ def documented(kernel, table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
 
 
-@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
-@pytest.mark.parametrize("gpu", SLICE_GPUS)
-def test_headrooms_of_the_docs_are_what_the_compiler_makes(gpu):
-    documented = documented_headrooms()
-    decode = [case for case in cases() if case.kernel == "decode_attention" and case in default_cases()]
-    rows = [row for row in inspect_cases([gpu], decode, processes=1) if row.variant.endswith(":split_kv")]
-    assert len(rows) == len(decode) > 0
+@functools.cache
+def compiled(gpu):
+    """The rows of the cases, by GPU."""
+    return inspect_cases([gpu], cases(), processes=None if FULL else 1)
+
+
+def check_documented_headrooms(rows):
+    """Issue headroom and that at the wait of decode attention, on A100, H100 and B200."""
+    lines = {(cache, dtype): cells for cache, dtype, *cells in documented("decode_attention", "headrooms")}
     for row in rows:
-        shown = documented[row.variant.removesuffix(":split_kv"), row.dtype][SLICE_GPUS.index(gpu)]
-        made = (row.issue_headroom, row.latency_headroom_at_wait)
-        assert [each.strip() for each in shown] == [f"{figure:.2f}" for figure in made], key(row)
+        cells = lines[row.variant.removesuffix(":split_kv"), row.dtype]
+        at = SLICE_GPUS.index({"A100-SXM4-80GB": "a100", "H100-SXM5-80GB": "h100", "B200": "b200"}[row.gpu])
+        made = [f"{figure:.2f}" for figure in (row.issue_headroom, row.latency_headroom_at_wait)]
+        assert [cell.split(" / ")[at] for cell in cells] == made, key(row)
 
 
-@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 makes")
+def test_each_kernel_keeps_its_promises_on_h100():
+    few = [case for case in default_cases() if case.dtype == "bf16"]
+    few = [case for case in few if case.variant in {"contiguous", "rows_1", "rows_8192"}]
+    rows = inspect_cases(["h100"], few, processes=1)
+    assert [row.variant.partition(":")[2] for row in rows] == ["split_kv", "combine", "tma", "matmul"]
+    assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
+    decode = rows[0]
+    tiling = case_decode_tiling(few[0], find_gpu("h100"))  # the schedule is simulated with this one
+    for name in ("block_g", "block_n", "num_splits", "min_tiles"):
+        assert decode.tiling[name] == getattr(tiling, name)
+    assert 0 < decode.schedule_efficiency_ragged < decode.schedule_efficiency < 1
+    assert decode.limit.share_of_peak == decode.schedule_efficiency
+    if triton_version() == "3.9.0":
+        check_documented_headrooms([decode])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
+def test_default_tilings_keep_their_promises(gpu):
+    rows = compiled(gpu)
+    supported = {case.variant for case in cases() if case.applies_to(find_gpu(gpu).sm)}
+    assert {row.variant.partition(":")[0] for row in rows} == supported
+    assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
+    path = snapshot_path()
+    if path.exists():  # the oldest and the newest version have one, of the default cases
+        known = {case.variant for case in default_cases()}
+        rows = [row for row in rows if row.variant.partition(":")[0] in known]
+        assert raised_counts(rows, json.loads(path.read_text(encoding="utf-8"))) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton_version() != "3.9.0", reason="the docs have what Triton 3.9.0 compiles")
 @pytest.mark.parametrize("gpu", SLICE_GPUS)
-def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
-    products = [case for case in cases() if case.kernel == "prefill_matmul" and case in default_cases()]
-    rows = {
-        (row.variant.partition(":")[0], row.dtype): row
-        for row in inspect_cases([gpu], products, processes=1)
-        if row.variant.endswith((":matmul", ":tma"))
-    }
+def test_tables_of_the_docs_are_what_the_compiler_makes(gpu):
+    known = {(case.variant, case.dtype) for case in cases() if case in default_cases()}
+    rows = {(row.variant.partition(":")[0], row.dtype): row for row in compiled(gpu)
+            if not row.variant.endswith((":combine", ":split_k_reduce"))}  # fmt: skip
+    rows = {name: row for name, row in rows.items() if name in known}
+    check_documented_headrooms([row for row in rows.values() if row.kernel == "decode_attention"])
     at = SLICE_GPUS.index(gpu)
     checked = 0
     for case, dtype, tile, counts, peers in documented("prefill_matmul", "product loops"):
@@ -259,6 +280,7 @@ def test_products_of_the_docs_are_what_the_compiler_makes(gpu):
     assert checked >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
 def test_all_options_at_once_compile_and_fit(gpu):
     rows = inspect_cases([gpu], feature_cases(), processes=None if FULL else 1)
@@ -266,19 +288,7 @@ def test_all_options_at_once_compile_and_fit(gpu):
     assert sum(row.variant.endswith(":combine") for row in rows) == len(feature_cases())
 
 
-@pytest.mark.parametrize("gpu", GPUS if FULL else SLICE_GPUS)
-def test_default_tilings_keep_their_promises(gpu):
-    rows = inspect_cases([gpu], cases(), processes=None if FULL else 1)
-    there = {case.variant for case in cases() if case.applies_to(find_gpu(gpu).sm)}
-    assert {row.variant.partition(":")[0] for row in rows} == there
-    assert {key(row): broken for row in rows if (broken := broken_promises(row))} == {}
-    path = snapshot_path()
-    if path.exists():  # the oldest and the newest version have one, of the default cases
-        known = {case.variant for case in default_cases()}
-        rows = [row for row in rows if row.variant.partition(":")[0] in known]
-        assert raised_counts(rows, json.loads(path.read_text(encoding="utf-8"))) == {}
-
-
+@pytest.mark.slow
 def test_descriptors_compile_and_fit_where_they_are_not_the_default():
     case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")
     (row,) = inspect_cases(["rtx5090"], [replace(case, loads="descriptors")], processes=1)
@@ -371,7 +381,7 @@ def test_every_planted_fault_of_a_product_breaks_one_promise(good, change, promi
         ({"dtype": "int8", "issue_headroom": 1.0}, "issue headroom of 1.1"),
         ({"dtype": "int8", "gpu": "B200", "issue_headroom": 0.8}, "issue headroom of 0.85"),
         ({"dtype": "e4m3", "load_bytes": 4}, "8-byte"),
-        ({"programs_per_sm": 2}, "396 programs"),
+        ({"programs_per_sm": 2}, "396 CTAs"),
         (
             {"limit": Limit(which="issue", bandwidth_bytes_per_s=1.0, flop_per_s=None, share_of_peak=0.5)},
             "memory",
@@ -418,11 +428,10 @@ def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_gr
         "block_n": 64,
         "block_g": 16,
     }
-    work = workload(case, "split_kv", constants)
+    work = iteration_work(case, "split_kv", constants, sm=90)
     assert (work.useful_bytes, work.tile_bytes) == (16384, 32768)
     assert work.flop == 4 * 16 * 64 * 128
-    assert workload(case, "split_kv", {"head_dim": 128}) is None
-    assert workload(case, "unheard_of", constants) is None
+    assert iteration_work(case, "split_k_reduce", constants, sm=90) is None
 
 
 @pytest.mark.parametrize(
@@ -439,7 +448,7 @@ def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_gr
 )
 def test_useful_bytes_of_a_matmul_step_are_the_weights_or_a_share_of_both(variant, block_m, useful, streamed):
     case = next(case for case in default_cases() if case.variant == variant and case.dtype == "bf16")
-    work = workload(case, "matmul", {"block_m": block_m, "block_n": 64, "block_k": 64})
+    work = iteration_work(case, "matmul", {"block_m": block_m, "block_n": 64, "block_k": 64}, sm=90)
     assert (work.useful_bytes, work.streamed_bytes) == (useful, streamed)
 
 

@@ -14,7 +14,9 @@ import torch
 import triton
 import triton.language as tl
 from decodetax.harness.offline.compiled_rows import CompiledRow
-from decodetax.harness.offline.headroom import Workload
+from decodetax.harness.offline.headroom import IterationWork
+
+pytestmark = pytest.mark.slow
 
 
 @triton.jit
@@ -176,7 +178,7 @@ def useful(function, constants):
     tiles = 8192 // constants["block_m"] * (8192 // constants["block_n"])
     distinct_bytes = 2.0 * 2 * 8192 * constants["block_k"] / tiles
     flop = 2.0 * constants["block_m"] * constants["block_n"] * constants["block_k"]
-    return Workload(
+    return IterationWork(
         useful_bytes=distinct_bytes, streamed_bytes=tile_bytes, flop=flop, tile_bytes=tile_bytes, dtype="bf16"
     )
 

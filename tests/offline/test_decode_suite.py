@@ -26,9 +26,10 @@ from decode_suite import (
     suite_row,
 )
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.harness.offline.decode_launch import decode_launch
-from decodetax.harness.offline.schedule import simulate_launch
-from decodetax.harness.offline.subjects import choose_decode_tiling, kernel_limits
+from decodetax.harness.offline.default_tilings import kernel_limits
+from decodetax.harness.offline.kernel_grids import decode_grid
+from decodetax.harness.offline.schedule import simulate_grid
+from decodetax.kernels import choose_decode_tiling
 
 FULL = bool(os.environ.get("DECODETAX_FULL_MATRIX"))
 H100 = find_gpu("h100")
@@ -91,7 +92,7 @@ def test_worked_calls_of_the_docs(name, lengths):
         one = call(lengths, capacity=8192)
         tiling = dataclasses.replace(balanced(one, H100), num_splits=num_splits)
         simulated = simulate_call(one, gpu=H100, rule=lambda _call, _gpu, tiling=tiling: tiling)
-        ideal_us = one.cache_bytes / H100.bandwidth_bytes_per_s * 1e6
+        ideal_us = one.cache_bytes / H100.memory_bytes_per_s * 1e6
         over = simulated.time_over_ideal
         figures += [f"{ideal_us * over:.1f} us", f"{over:.2f}", f"{simulated.longest_sm_over_mean:.2f}"]
     line = [name, f"{one.cache_bytes / 1e6:.1f} MB", f"{ideal_us:.1f} us", *figures[:5]]
@@ -116,8 +117,8 @@ def test_time_over_ideal_by_hand():
     # 132 x 3 programs take an item each, so that all start at once and end together.
     one_item_each = call([8192] * 396, capacity=8192, kv_heads=1)
     figures = simulate_call(one_item_each, gpu=H100, rule=balanced)
-    ideal_s = one_item_each.cache_bytes / H100.bandwidth_bytes_per_s
-    fixed_s = 1.5e-6 + 0.5e-6 + 3e-6 + 396 * 8 / H100.bandwidth_bytes_per_s
+    ideal_s = one_item_each.cache_bytes / H100.memory_bytes_per_s
+    fixed_s = 1.5e-6 + 0.5e-6 + 3e-6 + 396 * 8 / H100.memory_bytes_per_s
     assert figures.time_over_ideal == pytest.approx((ideal_s + fixed_s) / ideal_s)
     assert figures.longest_sm_over_mean == pytest.approx(1)
 
@@ -198,12 +199,10 @@ def test_partial_results_cost_little_or_less_than_idle_sms(group, query_tokens, 
         coarser = dataclasses.replace(
             tiling, min_tiles=2 * tiling.min_tiles, programs=math.ceil(tiling.programs / 2)
         )
-        launch, other = (
-            decode_launch(context_lens=[context] * batch, tiling=each, **shape) for each in (tiling, coarser)
+        grid, other = (
+            decode_grid(context_lens=[context] * batch, tiling=each, **shape) for each in (tiling, coarser)
         )
-        partial_bytes = 2 * (sum(program.work for program in launch.programs) - launch.useful_work)
-        if partial_bytes > 0.05 * launch.useful_work:
-            slots = math.ceil(tiling.programs / limits.sm_count)
-            assert (
-                simulate_launch(launch, limits, slots).time_s < simulate_launch(other, limits, slots).time_s
-            )
+        partial_bytes = 2 * (sum(cta.work for cta in grid.ctas) - grid.useful_work)
+        if partial_bytes > 0.05 * grid.useful_work:
+            per_sm = math.ceil(tiling.programs / limits.sm_count)
+            assert simulate_grid(grid, limits, per_sm).time_s < simulate_grid(other, limits, per_sm).time_s

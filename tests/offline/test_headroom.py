@@ -3,7 +3,7 @@
 import pytest
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline import headroom
-from decodetax.harness.offline.headroom import Workload
+from decodetax.harness.offline.headroom import IterationWork
 from decodetax.harness.offline.hot_loop import HotLoop
 from decodetax.harness.offline.machine_code import Instruction
 
@@ -47,16 +47,14 @@ def wait(groups):
 def test_resident_programs_are_the_least_of_four_bounds(
     registers, shared_kib, warps, gpu, programs, limited_by
 ):
-    found = headroom.resident_programs(
+    found = headroom.occupancy(
         registers=registers, shared_bytes=int(shared_kib * 1024), warps=warps, gpu=find_gpu(gpu)
     )
     assert (found.programs, found.limited_by) == (programs, limited_by)
 
 
 def test_tensor_memory_bounds_resident_programs():
-    found = headroom.resident_programs(
-        registers=40, shared_bytes=0, warps=4, gpu=B200, tensor_memory_columns=256
-    )
+    found = headroom.occupancy(registers=40, shared_bytes=0, warps=4, gpu=B200, tensor_memory_columns=256)
     assert (found.programs, found.limited_by) == (2, "tensor_memory")
 
 
@@ -136,32 +134,31 @@ def test_latency_headroom_is_littles_law():
     ],
 )
 def test_matrix_rates_follow_from_the_datasheet(opcode, gpu, expected):
-    name = opcode.partition(".")[0]
-    assert headroom.multiply_adds_per_clock(name, opcode, find_gpu(gpu)) == pytest.approx(expected, rel=0.015)
+    assert headroom.multiply_adds_per_clock(opcode, find_gpu(gpu)) == pytest.approx(expected, rel=0.015)
 
 
 def test_a_rate_that_no_datasheet_has_is_unknown():
-    assert headroom.multiply_adds_per_clock("QMMA", "QMMA.16832", A100) is None
+    assert headroom.multiply_adds_per_clock("QMMA.16832", A100) is None
     loop = loop_of("QMMA.16832", multiply_adds=4096.0)
-    assert headroom.matrix_cycles(loop, warps=4, gpu=A100) is None
+    assert headroom.tensor_core_cycles(loop, warps=4, gpu=A100) is None
     assert headroom.matrix_share(loop, warps=4, gpu=A100) is None
 
 
 def test_matrix_share_is_matrix_clocks_over_issue_clocks():
     # Tutorial 03 on A100: 128 x 256 x 64 multiply-adds are 2048 clocks; 282 slots of 8 warps are 564.
     loop = loop_of("128 HMMA.16816.F32.BF16", "154 FFMA", multiply_adds=128 * 2048.0)
-    assert headroom.matrix_cycles(loop, warps=8, gpu=A100) == pytest.approx(2048, rel=1e-3)
+    assert headroom.tensor_core_cycles(loop, warps=8, gpu=A100) == pytest.approx(2048, rel=1e-3)
     assert headroom.issue_cycles(loop.count, 8) == 564
     assert headroom.matrix_share(loop, warps=8, gpu=A100) == pytest.approx(2048 / 564, rel=1e-3)
 
 
-DECODE = Workload(useful_bytes=32768, streamed_bytes=32768, flop=131072, tile_bytes=32768, dtype="bf16")
-MATMUL = Workload(
+DECODE = IterationWork(useful_bytes=32768, streamed_bytes=32768, flop=131072, tile_bytes=32768, dtype="bf16")
+MATMUL = IterationWork(
     useful_bytes=1024, streamed_bytes=49152, flop=2.0 * 128 * 256 * 64, tile_bytes=49152, dtype="bf16"
 )
 
 
-def limit_of(body, workload, *, gpu=A100, warps=4, programs=2, multiply_adds=0.0, **more):
+def limit_of(body, work, *, gpu=A100, warps=4, programs=2, multiply_adds=0.0, **more):
     loop = loop_of(*body, multiply_adds=multiply_adds)
     flight = headroom.bytes_in_flight(loop, warps=warps, stages=3, tile_bytes=None)
     loaded = headroom.bytes_loaded(loop, warps)
@@ -171,7 +168,7 @@ def limit_of(body, workload, *, gpu=A100, warps=4, programs=2, multiply_adds=0.0
         programs=programs,
         flight=flight,
         loaded_bytes=loaded,
-        workload=workload,
+        work=work,
         gpu=gpu,
         **more,
     )
@@ -198,7 +195,7 @@ def test_a_long_loop_is_limited_by_issue_at_its_headroom():
 
 def test_a_loop_that_loads_little_at_a_time_is_limited_by_latency():
     # One load of 16 bytes a lane by one program of four warps: 2048 bytes in 800 ns and 2 clocks.
-    work = Workload(useful_bytes=2048, streamed_bytes=2048, flop=0.0, tile_bytes=2048, dtype="bf16")
+    work = IterationWork(useful_bytes=2048, streamed_bytes=2048, flop=0.0, tile_bytes=2048, dtype="bf16")
     limit = limit_of([LOAD, "FFMA"], work, programs=1)
     assert limit.which == "latency"
     assert limit.bandwidth_bytes_per_s == pytest.approx(108 * 2048 / (800e-9 + 2 / 1.41e9))
@@ -207,7 +204,7 @@ def test_a_loop_that_loads_little_at_a_time_is_limited_by_latency():
 def test_a_wait_that_drains_the_pipeline_lowers_the_latency_bound():
     def bandwidth(groups):
         body = [wait(groups), "HMMA.16816", COPY, COMMIT, COPY, COMMIT]
-        work = Workload(useful_bytes=4096, streamed_bytes=4096, flop=0.0, tile_bytes=4096, dtype="bf16")
+        work = IterationWork(useful_bytes=4096, streamed_bytes=4096, flop=0.0, tile_bytes=4096, dtype="bf16")
         limit = limit_of(body, work, programs=1)
         assert limit.which == "latency"
         return limit.bandwidth_bytes_per_s
@@ -224,7 +221,7 @@ def test_a_large_matmul_is_limited_by_its_matrix_units():
 
 
 def test_float32_work_is_limited_by_the_float_units_where_they_are_narrow():
-    work = Workload(
+    work = IterationWork(
         useful_bytes=32768, streamed_bytes=32768, flop=2 * 32 * 4 * 4000.0, tile_bytes=32768, dtype="fp32"
     )
     limit = limit_of([*PIPELINED, "4000 FFMA"], work)

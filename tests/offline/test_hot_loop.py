@@ -94,7 +94,7 @@ def test_of_loops_side_by_side_the_one_with_most_products_is_hot():
         @P0 BRA `(.L_product)
         EXIT
     """)
-    assert loop.matrix_names == ("HMMA",)
+    assert loop.mma_names == ("HMMA",)
     assert loop.count == 4
 
 
@@ -204,7 +204,7 @@ def test_a_producer_loop_is_given_after_the_loop_that_multiplies():
             EXIT
         """)
     )
-    assert consumer.matrix_names == ("HGMMA",)
+    assert consumer.mma_names == ("HGMMA",)
     assert [each.name for each in producer.global_loads] == ["UTMALDG", "UTMALDG"]
 
 

@@ -11,23 +11,18 @@ from pathlib import Path
 import pytest
 from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.offline.cache_model import matmul_traffic
+from decodetax.harness.offline.default_tilings import kernel_limits, matmul_problem, matmul_tiling
 from decodetax.harness.offline.headroom import peak_flop_per_s
-from decodetax.harness.offline.schedule import (
-    matmul_matrix_launch,
-    matmul_memory_launch,
-    matrix_units_of,
-    memory_of,
-    simulate_launch,
-)
-from decodetax.harness.offline.subjects import matmul_tiling_set
+from decodetax.harness.offline.kernel_grids import matmul_compute_grid, matmul_memory_grid
+from decodetax.harness.offline.schedule import dram_bandwidth, simulate_grid, tensor_cores
 from decodetax.kernels.matmul_tile_tables import SM_RATES
+from decodetax.kernels.matmul_tiling import matmul_tilings
 from matmul_suite import (
     FEW,
     MANY,
     WEIGHTS,
     bf16_shape,
     cells,
-    chosen_tiling,
     group_m_traffic,
     product,
     product_row,
@@ -77,7 +72,7 @@ def test_what_is_cut_for_64_rows_on_b200_takes_less_time_than_whole_tiles_of_tha
         shape = bf16_shape(64, *weight)
         chosen = product(shape, gpu)
         if chosen.partial_share > 0.05:
-            tilings = chosen_tiling(shape, gpu, matmul_tiling_set)
+            tilings = tilings_to_choose_from(shape, gpu)
             assert {tiling.block_n for tiling in tilings} == {chosen.tiling.block_n}  # none is narrower
             assert chosen.efficiency == max(simulated_efficiency(shape, gpu, tiling) for tiling in tilings)
 
@@ -89,22 +84,26 @@ def test_the_chosen_tiling_is_within_a_tenth_of_the_best_of_its_set(rows, gpu):
     # From 4096 rows on all projections fill the GPU, and the largest take the longest to simulate.
     for weight in SLICE if rows < 4096 else SMALL:
         shape = bf16_shape(rows, *weight)
-        # What limits each is the matrix units or memory (see test_offline); the schedule is the rest.
-        tilings = chosen_tiling(shape, found, matmul_tiling_set)
+        # Tensor cores or memory bound each tiling; the schedule is the rest.
+        tilings = tilings_to_choose_from(shape, found)
         reached = {tiling: limit(shape, tiling, found) for tiling in tilings}
-        chosen = chosen_tiling(shape, found)
+        chosen = matmul_tiling(shape, found)
         assert reached[chosen] >= 0.9 * max(reached.values()), (shape, chosen)
+
+
+def tilings_to_choose_from(shape, gpu):
+    return matmul_tilings(matmul_problem(shape), kernel_limits(gpu))
 
 
 def limit(shape, tiling, gpu):
     """One over the seconds of the slower of the two units, its schedule included."""
     peak = peak_flop_per_s("bf16", gpu)
     grids = (
-        (matmul_matrix_launch(shape, tiling), matrix_units_of(peak)),
-        (matmul_memory_launch(shape, tiling), memory_of(gpu)),
+        (matmul_compute_grid(shape, tiling), tensor_cores(peak)),
+        (matmul_memory_grid(shape, tiling), dram_bandwidth(gpu)),
     )
     per_sm = programs_per_sm(tiling, gpu)
-    return 1 / max(simulate_launch(grid, gpu, per_sm, resource=unit).time_s for grid, unit in grids)
+    return 1 / max(simulate_grid(grid, gpu, per_sm, resource=unit).time_s for grid, unit in grids)
 
 
 def test_the_rates_that_the_chooser_counts_with_are_those_of_the_datasheets():
@@ -181,11 +180,11 @@ def test_worked_products_of_the_docs(gpu, name):
     orders = group_m_traffic(shape, tiling, **on, candidates=(1, 2, 4, 6, 8, 12, 16, 24, 32)).values()
     figures = (*(f"{each.dram_bytes / 1e9:.3f}" for each in orders), str(tiling.group_m))
     assert f"| {name} ({per_sm}) | {' | '.join(figures)} |" in page
-    launch = matmul_matrix_launch(shape, tiling)
-    units = matrix_units_of(peak_flop_per_s("bf16", found))
-    schedule = simulate_launch(launch, found, per_sm, resource=units)
+    grid = matmul_compute_grid(shape, tiling)
+    units = tensor_cores(peak_flop_per_s("bf16", found))
+    schedule = simulate_grid(grid, found, per_sm, resource=units)
     figures = (
-        str(len(launch.programs)),
+        str(len(grid.ctas)),
         f"{schedule.waves:.2f}",
         f"{schedule.ideal_s * 1e6:.1f} us",
         f"{schedule.time_s * 1e6:.1f} us",

@@ -1,4 +1,4 @@
-"""Simulated grids: hand-computed times, a plain simulation beside, and the launches of the kernels."""
+"""Simulated grids: hand-computed times, a plain simulation, and the grids of the kernels."""
 
 import dataclasses
 import importlib
@@ -12,25 +12,26 @@ import pytest
 import torch
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import MatmulShape
-from decodetax.harness.offline.decode_launch import decode_launch
-from decodetax.harness.offline.schedule import (
-    LENGTHS_S,
-    PROGRAM_OVERHEAD_S,
-    SECOND_KERNEL_S,
-    Launch,
-    ProgramWork,
-    fixed_time_s,
-    matmul_matrix_launch,
-    matmul_memory_launch,
-    matrix_units_of,
-    simulate,
-    simulate_launch,
+from decodetax.harness.offline.kernel_grids import (
+    decode_grid,
+    matmul_compute_grid,
+    matmul_memory_grid,
+    schedule_efficiency,
 )
-from decodetax.harness.offline.scheduled import schedule_efficiency
-from decodetax.harness.offline.subjects import ITEM_COST_TILES
-from decodetax.harness.offline.tile_order import decode_part_order
-from decodetax.harness.offline.variants import CompileCase
+from decodetax.harness.offline.schedule import (
+    PROGRAM_OVERHEAD_S,
+    READ_LENGTHS_S,
+    SECOND_KERNEL_S,
+    CtaWork,
+    Grid,
+    fixed_time_s,
+    simulate_grid,
+    tensor_cores,
+)
+from decodetax.harness.offline.tile_order import decode_chunk_order
+from decodetax.harness.offline.variants import default_cases
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention
+from decodetax.kernels.decode_tiling import ITEM_COST_TILES
 from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
@@ -42,16 +43,20 @@ H100 = find_gpu("h100")
 TEN = dataclasses.replace(H100, sm_count=10, bandwidth_bytes_per_s=1000.0)
 
 
-def simulated(works, *, gpu=TEN, programs_per_sm=1, fixed_s=0.0, resource=None):
-    programs = [ProgramWork(work=work, fixed_s=fixed_s) for work in works]
-    return simulate(programs, gpu, programs_per_sm, resource=resource)
+def grid(works, *, fixed_s=0.0, persistent=False):
+    ctas = tuple(CtaWork(work=work, fixed_s=fixed_s) for work in works)
+    return Grid(ctas=ctas, useful_work=math.fsum(works), second_kernel_bytes=None, persistent=persistent)
+
+
+def simulated(works, *, gpu=TEN, programs_per_sm=1, resource=None, **options):
+    return simulate_grid(grid(works, **options), gpu, programs_per_sm, resource=resource)
 
 
 def about(figure):
     return pytest.approx(figure, rel=1e-9)
 
 
-def test_one_program_gets_no_more_than_its_sm_can_take():
+def test_one_cta_gets_no_more_than_its_sm_can_take():
     schedule = simulated([160.0], fixed_s=2.0)
     assert schedule.time_s == about(2 + 1)
     assert schedule.ideal_s == about(0.16)
@@ -61,86 +66,77 @@ def test_one_program_gets_no_more_than_its_sm_can_take():
     assert schedule.waves == about(0.1)
 
 
-def test_two_programs_on_one_sm_share_what_it_can_take():
+def test_two_ctas_on_one_sm_share_what_it_can_take():
     two = dataclasses.replace(TEN, sm_count=2)  # fair are 500, at most 800
     schedule = simulated([400.0, 100.0, 800.0], gpu=two, programs_per_sm=2)
-    # Three programs draw: 1000 / 3 each, until the 100 are done at 0.3; then 400 each on the first SM.
+    # Three CTAs draw: 1000 / 3 each, until the 100 are done at 0.3; then 400 each on the first SM.
     first = 0.3 + (400 - 100) / 400
     assert schedule.sm_end_s == (about(first + (800 - 400) / 800), about(0.3))
 
 
-def test_one_full_wave_runs_at_the_full_rate():
-    schedule = simulated([100.0] * 10)
-    assert schedule.time_s == about(1)
-    assert schedule.efficiency == about(1)
-    assert schedule.longest_sm_over_mean == about(1)
+@pytest.mark.parametrize(
+    ("works", "time_s"),
+    [
+        pytest.param([100.0] * 10, 1, id="one full wave"),
+        # The first ten end at 1; the five left get 160 of their 200 each.
+        pytest.param([100.0] * 15, 1 + 100 / 160, id="half a second wave"),
+        # 100 a second each; at 0.5 nine are done, and the last one gets 160.
+        pytest.param([50.0] * 9 + [200.0], 0.5 + 150 / 160, id="freed bandwidth goes to the others"),
+        # The eleventh starts where 50 are done.
+        pytest.param([50.0] + [100.0] * 9 + [50.0], 1, id="a CTA takes the first free slot"),
+        pytest.param([], 0, id="no CTAs"),
+    ],
+)
+def test_wave_quantization(works, time_s):
+    schedule = simulated(works)
+    assert schedule.time_s == about(time_s)
+    assert schedule.waves == about(len(works) / 10)
+    assert schedule.efficiency == about(sum(works) / 1000 / time_s if works else 1)
 
 
-def test_half_a_second_wave_runs_at_what_its_sms_can_take():
-    # The first ten end at 1; the five left get 160 of their 200 each.
-    schedule = simulated([100.0] * 15)
-    assert schedule.waves == about(1.5)
-    assert schedule.time_s == about(1 + 100 / 160)
-    assert schedule.longest_sm_over_mean == about(1.625 / ((5 * 1 + 5 * 1.625) / 10))
+def test_load_imbalance_is_the_last_sm_over_the_mean():
+    assert simulated([100.0] * 10).longest_sm_over_mean == about(1)
+    assert simulated([100.0] * 15).longest_sm_over_mean == about(1.625 / ((5 * 1 + 5 * 1.625) / 10))
+    assert simulated([]).longest_sm_over_mean == 1
 
 
-def test_bandwidth_that_ends_free_goes_to_the_others():
-    # 100 a second each; at 0.5 nine are done, and the last one gets 160.
-    assert simulated([50.0] * 9 + [200.0]).time_s == about(0.5 + 150 / 160)
-
-
-def test_what_an_sm_at_its_most_leaves_goes_to_the_others():
+def test_what_an_sm_at_its_limit_leaves_goes_to_the_others():
     uneven = dataclasses.replace(TEN, sm_count=5)  # fair are 200, at most 320
-    # Six programs, two of them on SM 0: equal shares are 166.7, SM 0 is at its 320 with 160 each, and the
-    # 680 left are 170 for each of the others.
+    # Six CTAs, two of them on SM 0: equal shares are 166.7, SM 0 is at its 320 with 160 each, and the 680
+    # left are 170 for each of the others.
     schedule = simulated([160.0, *[170.0] * 4, 160.0], gpu=uneven, programs_per_sm=2)
     assert schedule.sm_end_s == (about(1),) * 5
 
 
-def test_program_takes_the_first_slot_that_is_free():
-    # The eleventh starts where 50 are done; 100 a second each throughout but for the end.
-    schedule = simulated([50.0] + [100.0] * 9 + [50.0])
-    assert schedule.time_s == about(1)
-    assert schedule.sm_end_s == (about(1),) * 10
-
-
-@pytest.mark.parametrize("in_turn", [False, True])
-def test_items_in_turn_wait_for_their_own_slot(in_turn):
-    # Ten draw 100 a second each, until nine are done at 0.5; then each draws 160.
-    programs = [ProgramWork(work=work, fixed_s=0.0) for work in (100.0, *[50.0] * 9, 80.0)]
-    schedule = simulate(programs, TEN, 1, in_turn=in_turn)
-    # The eleventh begins on a free SM, or in turn after the first.
-    first = 0.5 + 50 / 160
-    expected = first + 80 / 160 if in_turn else 0.5 + 80 / 160
-    assert schedule.time_s == about(expected)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_work_tiles_of_a_persistent_kernel_wait_for_their_own_slot(persistent):
+    # Ten draw 100 a second each, until nine are done at 0.5; then each draws 160. The eleventh begins on a
+    # free SM, or round-robin after the first.
+    start = 0.5 + 50 / 160 if persistent else 0.5
+    schedule = simulated([100.0, *[50.0] * 9, 80.0], persistent=persistent)
+    assert schedule.time_s == about(start + 80 / 160)
 
 
 def test_fixed_time_passes_without_drawing():
     # Ten draw from 1 to 2; the others on the same SMs wait out their fixed time in the same second.
-    programs = [ProgramWork(work=100.0, fixed_s=1.0)] * 10 + [ProgramWork(work=100.0, fixed_s=2.0)] * 10
-    assert simulate(programs, TEN, 2).time_s == about(3)
+    ctas = [CtaWork(work=100.0, fixed_s=1.0)] * 10 + [CtaWork(work=100.0, fixed_s=2.0)] * 10
+    assert simulate_grid(dataclasses.replace(grid([]), ctas=ctas), TEN, 2).time_s == about(3)
 
 
-@pytest.mark.parametrize(("programs", "waves"), [(1, 1), (10, 1), (11, 2), (25, 3)])
-def test_empty_programs_cost_their_fixed_time(programs, waves):
-    schedule = simulated([0.0] * programs, fixed_s=PROGRAM_OVERHEAD_S)
+@pytest.mark.parametrize(("ctas", "waves"), [(1, 1), (10, 1), (11, 2), (25, 3)])
+def test_empty_ctas_cost_their_fixed_time(ctas, waves):
+    schedule = simulated([0.0] * ctas, fixed_s=PROGRAM_OVERHEAD_S)
     assert schedule.time_s == about(waves * 1.5e-6)
     assert schedule.efficiency == 0
 
 
-def test_empty_programs_ahead_delay_the_work_behind():
-    programs = [ProgramWork(work=0.0, fixed_s=1.0)] * 30 + [ProgramWork(work=100.0, fixed_s=1.0)] * 10
-    assert simulate(programs, TEN, 1).time_s == about(3 + 1 + 1)
+def test_empty_ctas_ahead_delay_the_work_behind():
+    assert simulated([0.0] * 30 + [100.0] * 10, fixed_s=1.0).time_s == about(3 + 1 + 1)
 
 
-def test_no_programs_take_no_time():
-    schedule = simulated([])
-    assert (schedule.time_s, schedule.efficiency, schedule.longest_sm_over_mean) == (0, 1, 1)
-
-
-def test_matrix_units_are_each_sm_s_own():
-    resource = matrix_units_of(1000.0)
-    # One program has 100 a second, whatever the others do; two on an SM have 50 each.
+def test_each_sm_has_its_own_tensor_cores():
+    resource = tensor_cores(1000.0)
+    # One CTA has 100 a second, whatever the others do; two on an SM have 50 each.
     assert simulated([100.0], resource=resource).time_s == about(1)
     schedule = simulated([100.0] * 11, programs_per_sm=2, resource=resource)
     assert schedule.sm_end_s == (about(2), *[about(1)] * 9)
@@ -156,21 +152,23 @@ def test_matrix_units_are_each_sm_s_own():
 )
 def test_simulation_agrees_with_a_plain_one(works, fixed, sms, programs_per_sm, sm_share):
     gpu = dataclasses.replace(TEN, sm_count=sms)
-    resource = dataclasses.replace(matrix_units_of(1000.0), sm_share=sm_share)
-    programs = [ProgramWork(work=work, fixed_s=fixed[index % len(fixed)]) for index, work in enumerate(works)]
-    schedule = simulate(programs, gpu, programs_per_sm, resource=resource)
-    assert schedule.sm_end_s == pytest.approx(plain_simulation(programs, sms, programs_per_sm, resource))
+    resource = dataclasses.replace(tensor_cores(1000.0), sm_share=sm_share)
+    ctas = [CtaWork(work=work, fixed_s=fixed[index % len(fixed)]) for index, work in enumerate(works)]
+    schedule = simulate_grid(
+        dataclasses.replace(grid(works), ctas=ctas), gpu, programs_per_sm, resource=resource
+    )
+    assert schedule.sm_end_s == pytest.approx(plain_simulation(ctas, sms, programs_per_sm, resource))
     assert schedule.time_s == max(schedule.sm_end_s)
 
 
-def plain_simulation(programs, sms, programs_per_sm, resource):
-    """All programs and all rates anew at each event; when each SM ends."""
-    queue, running, ends, now = list(programs), {}, [0.0] * sms, 0.0
+def plain_simulation(ctas, sms, programs_per_sm, resource):
+    """All CTAs and all rates anew at each event; when each SM ends."""
+    queue, running, ends, now = list(ctas), {}, [0.0] * sms, 0.0
     while queue or running:
         for slot in range(sms * programs_per_sm):
             if queue and slot not in running:
-                program = queue.pop(0)
-                running[slot] = [program.fixed_s, program.work]
+                cta = queue.pop(0)
+                running[slot] = [cta.fixed_s, cta.work]
         rates = plain_rates([slot for slot, (fixed, _) in running.items() if fixed <= 0], sms, resource)
         left = {slot: work / rates[slot] if fixed <= 0 else fixed for slot, (fixed, work) in running.items()}
         step = min(left.values())
@@ -187,7 +185,7 @@ def plain_simulation(programs, sms, programs_per_sm, resource):
 
 
 def plain_rates(drawing, sms, resource):
-    """Raises all rates together; an SM at its most stays there."""
+    """Raises all rates together; an SM at its limit stays there."""
     most = resource.rate_per_s * resource.sm_share / sms
     rates, free, rate = {}, set(drawing), resource.rate_per_s
     while free:
@@ -202,7 +200,7 @@ def plain_rates(drawing, sms, resource):
     return rates
 
 
-def test_ten_thousand_unequal_programs_take_about_a_second():
+def test_ten_thousand_unequal_ctas_take_about_a_second():
     works = [index * 7919 % 10_007 * 200.0 for index in range(10_000)]
     start = time.process_time()
     schedule = simulated(works, gpu=H100, programs_per_sm=3, fixed_s=PROGRAM_OVERHEAD_S)
@@ -212,23 +210,21 @@ def test_ten_thousand_unequal_programs_take_about_a_second():
 
 
 @pytest.mark.parametrize(
-    ("parts", "reads_lengths", "time_s"),
+    ("items", "reads_lengths", "time_s"),
     [(0, False, 1.5e-6), (1, False, 1.5e-6), (1, True, 2e-6), (3, True, 5e-6)],
 )
-def test_fixed_time_counts_parts_and_the_reading_of_lengths(parts, reads_lengths, time_s):
-    assert fixed_time_s(parts, reads_lengths=reads_lengths) == about(time_s)
-    assert (PROGRAM_OVERHEAD_S, LENGTHS_S, SECOND_KERNEL_S) == (1.5e-6, 0.5e-6, 3e-6)
+def test_fixed_time_counts_items_and_the_reading_of_lengths(items, reads_lengths, time_s):
+    assert fixed_time_s(items, reads_lengths=reads_lengths) == about(time_s)
+    assert (PROGRAM_OVERHEAD_S, READ_LENGTHS_S, SECOND_KERNEL_S) == (1.5e-6, 0.5e-6, 3e-6)
 
 
 def test_second_kernel_costs_its_launch_and_its_bytes():
-    launch = Launch(
-        programs=(ProgramWork(work=100.0, fixed_s=0.0),) * 10, useful_work=900.0, second_kernel_bytes=500
-    )
-    schedule = simulate_launch(launch, TEN, 1)
+    first = dataclasses.replace(grid([100.0] * 10), useful_work=900.0)
+    schedule = simulate_grid(dataclasses.replace(first, second_kernel_bytes=500), TEN, 1)
     assert schedule.second_kernel_s == about(3e-6 + 0.5)
     assert schedule.time_s == about(1 + 3e-6 + 0.5)
     assert schedule.efficiency == about(0.9 / schedule.time_s)
-    alone = simulate_launch(dataclasses.replace(launch, second_kernel_bytes=None), TEN, 1)
+    alone = simulate_grid(first, TEN, 1)
     assert (alone.second_kernel_s, alone.time_s) == (0, about(1))
 
 
@@ -245,7 +241,7 @@ def decode_tiling(num_splits=0, *, programs=1, min_tiles=1, block_n=64):
 
 
 def decode(context_lens, tiling, *, q_heads=8, kv_heads=2, **options):
-    return decode_launch(
+    return decode_grid(
         context_lens=context_lens,
         capacity=1000,
         q_heads=q_heads,
@@ -257,82 +253,82 @@ def decode(context_lens, tiling, *, q_heads=8, kv_heads=2, **options):
     )
 
 
-def test_decode_program_moves_the_keys_and_values_of_its_item():
-    launch = decode([100, 0, 1], decode_tiling(1))
-    assert [program.work for program in launch.programs] == [51200, 51200, 0, 0, 512, 512]
-    assert launch.useful_work == 101 * 2 * 512
-    assert launch.second_kernel_bytes is None
-    assert {program.fixed_s for program in launch.programs} == {1.5e-6}
+def test_decode_cta_moves_the_keys_and_values_of_its_item():
+    grid = decode([100, 0, 1], decode_tiling(1))
+    assert [cta.work for cta in grid.ctas] == [51200, 51200, 0, 0, 512, 512]
+    assert grid.useful_work == 101 * 2 * 512
+    assert grid.second_kernel_bytes is None
+    assert {cta.fixed_s for cta in grid.ctas} == {1.5e-6}
 
 
-def test_cut_context_moves_partial_results_twice():
-    # 150 tokens are 3 tiles: one to each of three shares, and the fourth is empty.
-    launch = decode([150], decode_tiling(4))
+def test_split_kv_partials_are_written_and_read():
+    # 150 tokens are 3 tiles: one to each of three splits, and the fourth is empty.
+    grid = decode([150], decode_tiling(4))
     partial = 4 * (128 + 1) * 4
-    assert [program.work for program in launch.programs] == [
+    assert [cta.work for cta in grid.ctas] == [
         512 * count + (partial if count else 0) for count in [64, 64, 22, 0] * 2
     ]
-    assert launch.useful_work == 150 * 2 * 512
-    assert launch.second_kernel_bytes == 6 * partial + 8 * 128 * 2 + 8 * 8
+    assert grid.useful_work == 150 * 2 * 512
+    assert grid.second_kernel_bytes == 6 * partial + 8 * 128 * 2 + 8 * 8
 
 
-def test_programs_of_one_group_share_its_keys_and_values():
+def test_ctas_of_one_gqa_group_share_its_keys_and_values():
     # 20 query heads are two blocks of 16, the second of 4.
-    launch = decode([100], decode_tiling(2), q_heads=20, kv_heads=1)
+    grid = decode([100], decode_tiling(2), q_heads=20, kv_heads=1)
     partial = (128 + 1) * 4
-    assert [program.work for program in launch.programs] == [
+    assert [cta.work for cta in grid.ctas] == [
         64 * 256 + 16 * partial,
         36 * 256 + 16 * partial,
         64 * 256 + 4 * partial,
         36 * 256 + 4 * partial,
     ]
-    assert launch.useful_work == 100 * 512
+    assert grid.useful_work == 100 * 512
 
 
-def test_equal_shares_cross_sequences_and_pay_for_each_part():
-    # Two items of 8 + ITEM_COST_TILES tiles: three shares end in the first, in the second and at its end.
+def test_balanced_chunks_cross_sequences_and_pay_for_each_item():
+    # Two items of 8 + ITEM_COST_TILES tiles: three chunks end in the first, in the second and at its end.
     tiles = 8 + ITEM_COST_TILES
     share = -(-2 * (tiles + ITEM_COST_TILES) // 3)
-    launch = decode([64 * tiles] * 2, decode_tiling(programs=3), q_heads=4, kv_heads=1)
+    grid = decode([64 * tiles] * 2, decode_tiling(programs=3), q_heads=4, kv_heads=1)
     partial = 4 * (128 + 1) * 4
     held = [
         share - ITEM_COST_TILES,
         share - ITEM_COST_TILES,
         2 * (tiles - share + ITEM_COST_TILES),
     ]
-    assert [program.work for program in launch.programs] == [
+    assert [cta.work for cta in grid.ctas] == [
         held[0] * 64 * 512 + partial,
         held[1] * 64 * 512 + 2 * partial,
         held[2] * 64 * 512 + partial,
     ]
-    assert [program.fixed_s for program in launch.programs] == [about(2e-6), about(3.5e-6), about(2e-6)]
-    assert launch.useful_work == 2 * tiles * 64 * 512
-    assert launch.second_kernel_bytes == 4 * partial + 2 * 4 * 128 * 2 + 3 * 8
+    assert [cta.fixed_s for cta in grid.ctas] == [about(2e-6), about(3.5e-6), about(2e-6)]
+    assert grid.useful_work == 2 * tiles * 64 * 512
+    assert grid.second_kernel_bytes == 4 * partial + 2 * 4 * 128 * 2 + 3 * 8
 
 
-def test_balanced_launch_of_several_programs_always_merges():
-    # Every share is a whole item, and the kernel cannot know: lengths are on the device.
+def test_balanced_grid_of_several_ctas_always_combines():
+    # Every chunk is a whole item, but the host does not know it: lengths are on the device.
     whole = decode([64] * 4, decode_tiling(programs=4), q_heads=4, kv_heads=1)
-    assert {program.work for program in whole.programs} == {64 * 512}
+    assert {cta.work for cta in whole.ctas} == {64 * 512}
     assert whole.second_kernel_bytes == 4 * 8
     assert decode([64] * 4, decode_tiling(programs=1)).second_kernel_bytes is None
 
 
-def test_program_without_a_share_costs_its_start_and_the_lengths():
-    launch = decode([64], decode_tiling(programs=3, min_tiles=16), q_heads=4, kv_heads=1)
-    assert [program.work for program in launch.programs] == [64 * 512, 0, 0]
-    assert {program.fixed_s for program in launch.programs} == {2e-6}
+def test_cta_without_work_costs_its_start_and_the_lengths():
+    grid = decode([64], decode_tiling(programs=3, min_tiles=16), q_heads=4, kv_heads=1)
+    assert [cta.work for cta in grid.ctas] == [64 * 512, 0, 0]
+    assert {cta.fixed_s for cta in grid.ctas} == {2e-6}
 
 
 def test_window_and_sizes_of_values_count():
-    launch = decode([500], decode_tiling(1), v_head_dim=64, window=100, query_tokens=2)
-    assert launch.useful_work == 101 * 2 * (128 + 64) * 2
+    grid = decode([500], decode_tiling(1), v_head_dim=64, window=100, query_tokens=2)
+    assert grid.useful_work == 101 * 2 * (128 + 64) * 2
 
 
-def test_one_long_sequence_among_short_ones_leaves_sms_idle_unless_shares_are_equal():
+def test_one_long_sequence_among_short_ones_leaves_sms_idle_unless_chunks_are_balanced():
     lengths, slots = [1000] + [10] * 31, 2 * H100.sm_count
     ragged, equal, balanced = (
-        simulate_launch(decode(lens, tiling, kv_heads=8), H100, 2)
+        simulate_grid(decode(lens, tiling, kv_heads=8), H100, 2)
         for lens, tiling in (
             (lengths, decode_tiling(1)),
             ([1000] * 32, decode_tiling(1)),
@@ -345,10 +341,10 @@ def test_one_long_sequence_among_short_ones_leaves_sms_idle_unless_shares_are_eq
     assert balanced.longest_sm_over_mean < 1.7
 
 
-def test_parts_by_hand():
-    # Units of a sequence: 2 for its beginning, then its tiles, here of 16 tokens.
-    # 40 tokens: 2 + 3; 0: 2; 16: 2 + 1; 100: 2 + 7. 19 units, in shares of 7.
-    parts = decode_part_order(
+def test_chunks_by_hand():
+    # The cost of a sequence: 2 to start it, then its tiles, here of 16 tokens.
+    # 40 tokens: 2 + 3; 0: 2; 16: 2 + 1; 100: 2 + 7. 19 in all, in chunks of 7.
+    chunks = decode_chunk_order(
         context_lens=[40, 0, 16, 100],
         capacity=100,
         q_heads=1,
@@ -356,16 +352,16 @@ def test_parts_by_hand():
         tiling=decode_tiling(programs=3, block_n=16),
         item_cost_tiles=2,
     )
-    assert [[(part.sequence, part.begin, part.end, part.whole) for part in own] for own in parts] == [
+    assert [[(each.sequence, each.begin, each.end, each.whole) for each in own] for own in chunks] == [
         [(0, 0, 40, True), (1, 0, 0, True)],
         [(2, 0, 16, True), (3, 0, 32, False)],
         [(3, 32, 100, False)],
     ]
 
 
-def test_share_that_ends_in_a_beginning_leaves_the_item_to_the_next():
-    # 2 + 1 and 2 + 3 units: the first of two shares of 4 ends one unit into the second item.
-    parts = decode_part_order(
+def test_chunk_that_ends_in_a_starting_cost_leaves_the_item_to_the_next():
+    # 2 + 1 and 2 + 3: the first of two chunks of 4 ends one into the second item.
+    chunks = decode_chunk_order(
         context_lens=[16, 48],
         capacity=100,
         q_heads=1,
@@ -373,22 +369,22 @@ def test_share_that_ends_in_a_beginning_leaves_the_item_to_the_next():
         tiling=decode_tiling(programs=2, block_n=16),
         item_cost_tiles=2,
     )
-    assert [[(part.sequence, part.end, part.whole) for part in own] for own in parts] == [
+    assert [[(each.sequence, each.end, each.whole) for each in own] for own in chunks] == [
         [(0, 16, True)],
         [(1, 48, True)],
     ]
 
 
-SHARES = {
+CHUNKS = {
     "one split": ([0, 17, 90], 2, decode_tiling(1, block_n=16), {}),
     "four splits": ([0, 17, 90], 2, decode_tiling(4, block_n=16), {}),
     "splits of row blocks": ([33, 90], 20, decode_tiling(3, block_n=16), {}),
     "splits in a window": ([70, 10], 2, decode_tiling(2, block_n=16), {"window": 21}),
-    "equal shares": ([0, 17, 90, 80, 1], 2, decode_tiling(programs=7, block_n=16), {}),
-    "more programs than tiles": ([0, 17, 1], 2, decode_tiling(programs=40, block_n=16), {}),
-    "shares of at least 6": ([80, 3, 64], 2, decode_tiling(programs=9, min_tiles=6, block_n=16), {}),
-    "equal shares of row blocks": ([33, 0, 90], 20, decode_tiling(programs=5, block_n=16), {}),
-    "equal shares in a window": (
+    "balanced": ([0, 17, 90, 80, 1], 2, decode_tiling(programs=7, block_n=16), {}),
+    "more CTAs than tiles": ([0, 17, 1], 2, decode_tiling(programs=40, block_n=16), {}),
+    "chunks of at least 6": ([80, 3, 64], 2, decode_tiling(programs=9, min_tiles=6, block_n=16), {}),
+    "balanced row blocks": ([33, 0, 90], 20, decode_tiling(programs=5, block_n=16), {}),
+    "balanced in a window": (
         [70, 10, 80],
         2,
         decode_tiling(programs=6, block_n=16),
@@ -398,9 +394,9 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_decode_programs_read_their_parts(name, monkeypatch):
-    lengths, q_heads, tiling, options = SHARES[name]
+@pytest.mark.parametrize("name", CHUNKS)
+def test_decode_ctas_read_their_chunks(name, monkeypatch):
+    lengths, q_heads, tiling, options = CHUNKS[name]
     kv_heads, capacity = 2 if q_heads == 2 else 1, 80
     query_tokens, window = options.get("query_tokens", 1), options.get("window")
     q = torch.zeros(len(lengths), query_tokens, q_heads, 16, dtype=torch.float16)
@@ -411,7 +407,7 @@ def test_decode_programs_read_their_parts(name, monkeypatch):
         decode_attention(
             q, *caches, torch.tensor(lengths, dtype=torch.int32), window=window, out=out, tiling=tiling
         )
-    order = decode_part_order(
+    order = decode_chunk_order(
         context_lens=lengths,
         capacity=capacity,
         q_heads=q_heads,
@@ -423,8 +419,8 @@ def test_decode_programs_read_their_parts(name, monkeypatch):
     items = len(lengths) * kv_heads * math.ceil(q_heads // kv_heads * query_tokens / 16)
     assert len(order) == (items * tiling.num_splits or tiling.programs)
     cache_rows, queries, results = {}, {}, {}
-    for program, parts in enumerate(order):
-        for sequence, kv_head, row_block, begin, end, whole in parts:
+    for program, chunks in enumerate(order):
+        for sequence, kv_head, row_block, begin, end, whole in chunks:
             rows = {
                 (sequence * query_tokens + row // group) * q_heads + kv_head * group + row % group
                 for group in [q_heads // kv_heads]
@@ -483,19 +479,15 @@ def rows_of(log, tensor):
     return touched
 
 
-DECODE_CASE = CompileCase(
-    kernel="decode_attention",
-    variant="contiguous",
-    dtype="bf16",
-    shape={"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0},
+@pytest.mark.parametrize(
+    ("name", "programs_per_sm", "least", "has_ragged"),
+    [("contiguous", 3, 0.88, True), ("rows_8192", 1, 0.93, False), ("rows_1", 1, 0.86, False)],
 )
-
-
-def test_compiled_decode_is_simulated_with_its_grid():
-    constants = {"block_g": 16, "block_n": 64, "num_splits": 0, "min_tiles": 6}
-    efficiency = schedule_efficiency(DECODE_CASE, "split_kv", constants, H100, 3)
-    assert 0.85 < efficiency.ragged < efficiency.uniform < 1
-    assert schedule_efficiency(DECODE_CASE, "split_kv", {"block": 16}, H100, 3) is None
+def test_compiled_case_is_simulated_with_its_grid(name, programs_per_sm, least, has_ragged):
+    case = next(case for case in default_cases() if case.variant == name)
+    efficiency = schedule_efficiency(case, H100, programs_per_sm)
+    assert least < efficiency.uniform < 1
+    assert (least < efficiency.ragged < efficiency.uniform) if has_ragged else (efficiency.ragged is None)
 
 
 def matmul_tiling(num_splits=1):
@@ -510,52 +502,43 @@ def product(rows, out_features, in_features):
     )
 
 
-def test_matmul_program_does_its_whole_tile():
-    launch = matmul_matrix_launch(product(129, 256, 100), matmul_tiling())
-    assert [program.work for program in launch.programs] == [2 * 128 * 256 * 128] * 2
-    assert launch.useful_work == 2 * 129 * 256 * 100
-    assert launch.second_kernel_bytes is None
+def test_matmul_cta_computes_its_whole_tile():
+    grid = matmul_compute_grid(product(129, 256, 100), matmul_tiling())
+    assert [cta.work for cta in grid.ctas] == [2 * 128 * 256 * 128] * 2
+    assert grid.useful_work == 2 * 129 * 256 * 100
+    assert grid.second_kernel_bytes is None
 
 
-def test_split_k_shares_the_steps_and_is_added_up():
+def test_split_k_divides_the_steps_and_is_reduced():
     # 5 steps in 4 splits: two each, then one, then none.
-    launch = matmul_matrix_launch(product(128, 256, 320), matmul_tiling(4))
+    grid = matmul_compute_grid(product(128, 256, 320), matmul_tiling(4))
     step = 2 * 128 * 256 * 64
-    assert [program.work for program in launch.programs] == [2 * step, 2 * step, step, 0]
-    assert launch.second_kernel_bytes == 128 * 256 * (4 * 4 + 2)
+    assert [cta.work for cta in grid.ctas] == [2 * step, 2 * step, step, 0]
+    assert grid.second_kernel_bytes == 128 * 256 * (4 * 4 + 2)
 
 
-def test_matmul_programs_read_inputs_once_together():
+def test_matmul_ctas_read_inputs_once_together():
     for splits, last_k in ((1, 100), (2, 100), (4, 300)):
-        shape = product(200, 700, last_k)
-        launch = matmul_memory_launch(shape, matmul_tiling(splits))
+        grid = matmul_memory_grid(product(200, 700, last_k), matmul_tiling(splits))
         inputs = 200 * last_k * 2 + 700 * last_k
-        assert launch.useful_work == inputs + 200 * 700 * 2
+        assert grid.useful_work == inputs + 200 * 700 * 2
         written = 200 * 700 * (2 if splits == 1 else 4 * splits)
-        assert math.fsum(program.work for program in launch.programs) == about(inputs + written)
+        assert math.fsum(cta.work for cta in grid.ctas) == about(inputs + written)
 
 
 @pytest.mark.parametrize(
-    ("variant", "in_turn"), [("pointers", False), ("descriptors", True), ("warp_specialized", True)]
+    ("variant", "persistent"), [("pointers", False), ("descriptors", True), ("warp_specialized", True)]
 )
-def test_items_of_programs_that_stay_are_told_off_beforehand(variant, in_turn):
+def test_variants_with_tma_are_persistent(variant, persistent):
     tiling = dataclasses.replace(matmul_tiling(), variant=variant)
-    for launch in (matmul_matrix_launch, matmul_memory_launch):
-        assert launch(product(200, 700, 100), tiling).in_turn == in_turn
-    launch = Launch(
-        programs=(*[ProgramWork(work=50.0, fixed_s=0.0)] * 9, ProgramWork(work=500.0, fixed_s=0.0)) * 2,
-        useful_work=1900.0,
-        second_kernel_bytes=None,
-        in_turn=in_turn,
-    )
-    ends = simulate_launch(launch, TEN, 1).sm_end_s
-    assert (len(set(ends[:9])) == 1) == in_turn  # the tenth SM alone has both long ones
+    for grid_of in (matmul_compute_grid, matmul_memory_grid):
+        assert grid_of(product(200, 700, 100), tiling).persistent == persistent
 
 
-def test_whole_tiles_of_a_large_matmul_fill_the_gpu_wave_by_wave():
+def test_tiles_of_a_large_matmul_fill_the_gpu_wave_by_wave():
     # 32 x 112 tiles on 132 SMs are 27.15 waves, so 28 rounds of tiles that take one SM's share each.
-    launch = matmul_matrix_launch(product(4096, 28672, 4096), matmul_tiling())
-    schedule = simulate_launch(launch, H100, 1, resource=matrix_units_of(989e12))
+    grid = matmul_compute_grid(product(4096, 28672, 4096), matmul_tiling())
+    schedule = simulate_grid(grid, H100, 1, resource=tensor_cores(989e12))
     tile_s = 2 * 128 * 256 * 4096 / (989e12 / 132)
     assert schedule.waves == about(32 * 112 / 132)
     assert schedule.time_s == about(28 * (tile_s + 1.5e-6))
@@ -564,11 +547,11 @@ def test_whole_tiles_of_a_large_matmul_fill_the_gpu_wave_by_wave():
 
 @pytest.mark.parametrize("field", ["work", "fixed_s"])
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
-def test_program_without_a_finite_cost_is_refused(field, value):
+def test_rejects_a_cost_that_is_not_finite(field, value):
     with pytest.raises(ValueError, match=f"{field} is .*; it must be finite and at least 0"):
-        ProgramWork(**{"work": 1.0, field: value})
+        CtaWork(**{"work": 1.0, field: value})
 
 
-def test_no_programs_per_sm_is_refused():
+def test_rejects_an_occupancy_of_0():
     with pytest.raises(ValueError, match="programs_per_sm is 0; it must be at least 1"):
         simulated([1.0], programs_per_sm=0)
