@@ -92,7 +92,7 @@ def test_worked_calls_of_the_docs(name, lengths):
         one = call(lengths, capacity=8192)
         tiling = dataclasses.replace(balanced(one, H100), num_splits=num_splits)
         simulated = simulate_call(one, gpu=H100, rule=lambda _call, _gpu, tiling=tiling: tiling)
-        ideal_us = one.cache_bytes / H100.memory_bytes_per_s * 1e6
+        ideal_us = one.cache_bytes / H100.bandwidth_bytes_per_s * 1e6
         over = simulated.time_over_ideal
         figures += [f"{ideal_us * over:.1f} us", f"{over:.2f}", f"{simulated.longest_sm_over_mean:.2f}"]
     line = [name, f"{one.cache_bytes / 1e6:.1f} MB", f"{ideal_us:.1f} us", *figures[:5]]
@@ -117,8 +117,8 @@ def test_time_over_ideal_by_hand():
     # 132 x 3 programs take an item each, so that all start at once and end together.
     one_item_each = call([8192] * 396, capacity=8192, kv_heads=1)
     figures = simulate_call(one_item_each, gpu=H100, rule=balanced)
-    ideal_s = one_item_each.cache_bytes / H100.memory_bytes_per_s
-    fixed_s = 1.5e-6 + 0.5e-6 + 3e-6 + 396 * 8 / H100.memory_bytes_per_s
+    ideal_s = one_item_each.cache_bytes / H100.bandwidth_bytes_per_s
+    fixed_s = 1.5e-6 + 0.5e-6 + 3e-6 + 396 * 8 / H100.bandwidth_bytes_per_s
     assert figures.time_over_ideal == pytest.approx((ideal_s + fixed_s) / ideal_s)
     assert figures.longest_sm_over_mean == pytest.approx(1)
 
