@@ -143,7 +143,9 @@ class Terms(NamedTuple):
     fixed_s: Quantity
 
 
-KIND_OF: Mapping[str, type[GemmConstants] | type[DecodeConstants] | type[PrefillConstants]] = {
+Constants: TypeAlias = GemmConstants | DecodeConstants | PrefillConstants
+
+KIND_OF: Mapping[str, type[Constants]] = {
     "gemm": GemmConstants,
     SINGLE: DecodeConstants,
     GROUPED: DecodeConstants,
@@ -155,19 +157,20 @@ def constants_for(gpu: Gpu) -> KernelConstants:
     """Gives a GPU's constants.
 
     A GPU with measurements has its own. Any other takes the efficiencies and costs of H100 if it multiplies
-    fp8, of A100 if not, applied to its own datasheet. Prefill attention was measured on H100 alone.
+    fp8, of A100 if not, applied to its own datasheet. Prefill attention was measured on H100 only.
     """
-    fitted, has_fp8 = _fitted(), gpu.flop_per_s["fp8"] is not None
-    measured = min(fitted, key=lambda g: (g != gpu.name, (("gemm", "fp8") in fitted[g]) != has_fp8))
-    prefill_gpu = min(fitted, key=lambda g: (("prefill_attention", "bf16") not in fitted[g], g != measured))
-    own = fitted[measured]
+    table, has_fp8 = calibrated(), gpu.flop_per_s["fp8"] is not None
+    names = dict.fromkeys(name for _, name, _ in table)
+    own = min(names, key=lambda name: (name != gpu.name, (("gemm", name, "fp8") in table) != has_fp8))
+    prefill = min(names, key=lambda name: (("prefill_attention", name, "bf16") not in table, name != own))
+    by_kernel = {(kernel, dtype): each for (kernel, name, dtype), each in table.items() if name == own}
     return KernelConstants(
-        gpu=measured,
-        basis=f"calibrated on {measured}" if measured == gpu.name else "derived from the datasheet",
-        prefill_attention_gpu=prefill_gpu,
-        gemm={dtype: c for (kernel, dtype), c in own.items() if kernel == "gemm"},
-        decode_attention={key: c for key, c in own.items() if key[0] in (SINGLE, GROUPED)},
-        prefill_attention=fitted[prefill_gpu]["prefill_attention", "bf16"],
+        gpu=own,
+        basis=f"calibrated on {own}" if own == gpu.name else "derived from the datasheet",
+        prefill_attention_gpu=prefill,
+        gemm={dtype: each for (kernel, dtype), each in by_kernel.items() if kernel == "gemm"},
+        decode_attention={key: each for key, each in by_kernel.items() if key[0] in (SINGLE, GROUPED)},
+        prefill_attention=table["prefill_attention", prefill, "bf16"],
     )
 
 
@@ -356,24 +359,25 @@ def rate_of(gpu: Gpu, dtype: str) -> float:
     return gpu.flop_per_s[dtype] or gpu.flop_per_s["fp16"] or math.nan
 
 
+def column_of(constant: str) -> tuple[str, float]:
+    """A constant's column in `kernel_constants.csv` and the unit of its cells: seconds as microseconds."""
+    return (f"{constant[:-2]}_us", 1e-6) if constant.endswith("_s") else (constant, 1.0)
+
+
 def constants_from(kernel: str, cells: Mapping[str, str]) -> Any:
-    """Reads a row of the table of constants: microseconds become seconds, an empty cell the default."""
+    """Reads a row of `kernel_constants.csv`; an empty cell means the default."""
     kind = KIND_OF[kernel]
-    values = {}
-    for name in (constant.name for constant in fields(kind)):
-        column, unit = (f"{name[:-2]}_us", 1e-6) if name.endswith("_s") else (name, 1.0)
-        if cells[column]:
-            values[name] = float(cells[column]) * unit
-    return kind(**values)
+    columns = {constant.name: column_of(constant.name) for constant in fields(kind)}
+    return kind(**{n: float(cells[column]) * unit for n, (column, unit) in columns.items() if cells[column]})
 
 
 @functools.cache
-def _fitted() -> Mapping[str, Mapping[tuple[str, str], Any]]:
-    """By measured GPU, its constants by kernel and dtype."""
-    table: dict[str, dict[tuple[str, str], Any]] = {}
-    for row in data_table("kernel_constants.csv"):
-        table.setdefault(row["gpu"], {})[row["kernel"], row["dtype"]] = constants_from(row["kernel"], row)
-    return table
+def calibrated() -> Mapping[tuple[str, str, str], Any]:
+    """The constants fitted to measured kernels, by kernel, GPU and dtype."""
+    return {
+        (row["kernel"], row["gpu"], row["dtype"]): constants_from(row["kernel"], row)
+        for row in data_table("kernel_constants.csv")
+    }
 
 
 def _kernel_time(terms: Terms) -> KernelTime:

@@ -10,8 +10,8 @@ import pytest
 from decodetax.harness.core.data_table import data_table
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.cost.calibrate import __main__ as command
-from decodetax.harness.cost.calibrate import accuracy, fitting, tables
-from decodetax.harness.cost.kernel_time import GROUPED, SINGLE, constants_for
+from decodetax.harness.cost.calibrate import fit, measured
+from decodetax.harness.cost.kernel_time import GROUPED, SINGLE, calibrated
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = find_gpu("H100-SXM5-80GB")
@@ -23,10 +23,6 @@ def write_table(folder, table, rows):
         writer = csv.DictWriter(lines, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def kept_constants(measured):
-    return accuracy._kept_constants(measured)
 
 
 @pytest.fixture(scope="module")
@@ -50,63 +46,39 @@ def folder(tmp_path_factory):
         ],
     }
     for table, rows in shapes.items():
-        blank = [{**HEADER, **row, "latency_us": 1} for row in rows]
-        write_table(folder, table, blank)
-    for table in shapes:
-        for name in shapes.keys() - {table}:
-            assert (folder / f"{name}.csv").exists()
-    for measured in tables.read(folder):
-        times = dict(
-            zip(
-                measured.hashes().tolist(),
-                fitting.modelled_s(measured, kept_constants(measured)),
-                strict=True,
-            )
+        write_table(folder, table, [{**HEADER, **row, "latency_us": 1} for row in rows])
+    times = {table: {} for table in shapes}
+    for each in measured.read(folder):
+        sizes = zip(*each.sizes.values(), strict=True)
+        times[each.table] |= zip(sizes, fit.modelled_s(each, calibrated()[each.key]), strict=True)
+    for table, rows in shapes.items():
+        timed = [(row, times[table][tuple(row[column] for column in measured.SIZES[table])]) for row in rows]
+        write_table(
+            folder, table, [{**HEADER, **row, "latency_us": f"{time_s * 1e6:.9g}"} for row, time_s in timed]
         )
-        path = folder / f"{measured.table}.csv"
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        for row in rows:
-            time_s = times.get(_hash_of(measured, row))
-            if time_s is not None:
-                row["latency_us"] = f"{time_s * 1e6:.9g}"
-        write_table(folder, measured.table, rows)
     return folder
 
 
-def _hash_of(measured, row):
-    names = tables.SHAPES[measured.table]
-    one = tables.Measured(
-        **{
-            **vars(measured),
-            "sizes": {name: np.array([float(row[column])]) for column, name in names.items()},
-            "time_s": np.array([1.0]),
-        }
-    )
-    return int(one.hashes()[0])
-
-
 def test_the_fit_recovers_the_constants_that_made_the_times(folder):
-    found = tables.read(folder)
-    assert {m.kernel for m in found} == {"gemm", SINGLE, GROUPED, "prefill_attention"}
-    fitted = fitting.fit_all(found)
-    for measured in found:
-        truth = kept_constants(measured)
-        constants = accuracy.constants_of(fitted, measured)
-        off = fitting.errors(measured, constants)
-        assert np.median(off) < 0.01, measured.kernel
-        assert np.percentile(off, 90) < 0.05, measured.kernel
+    found = measured.read(folder)
+    assert {each.kernel for each in found} == {"gemm", SINGLE, GROUPED, "prefill_attention"}
+    fitted = fit.fit_all(found)
+    for each in found:
+        truth, constants = calibrated()[each.key], fitted[each.key]
+        off = fit.errors(each, constants)
+        assert np.median(off) < 0.01, each.kernel
+        assert np.percentile(off, 90) < 0.05, each.kernel
         assert constants.fixed_s == pytest.approx(truth.fixed_s, rel=0.1)
         assert constants.compute_share == pytest.approx(truth.compute_share, rel=0.05)
         assert constants.memory_share == pytest.approx(truth.memory_share, rel=0.05)
 
 
 def test_other_times_give_other_constants(folder, tmp_path):
-    for table in tables.SHAPES:
+    for table in measured.SIZES:
         rows = list(csv.DictReader((folder / f"{table}.csv").read_text(encoding="utf-8").splitlines()))
         write_table(tmp_path, table, [{**row, "latency_us": 2 * float(row["latency_us"])} for row in rows])
-    [prefill] = [m for m in tables.read(tmp_path) if m.table == "prefill_attention"]
-    constants = accuracy.constants_of({(prefill.kernel, prefill.gpu, "bf16"): fitting.fit(prefill)}, prefill)
-    truth = constants_for(H100).prefill_attention
+    [prefill] = [each for each in measured.read(tmp_path) if each.table == "prefill_attention"]
+    constants, truth = fit.fit(prefill), calibrated()[prefill.key]
     assert constants.compute_share == pytest.approx(truth.compute_share / 2, rel=0.05)
     assert constants.fixed_s == pytest.approx(truth.fixed_s * 2, rel=0.05)
 
@@ -142,15 +114,20 @@ def spoil(path, old, new, count=1):
     [
         ("gemm", ",latency_us", ",latency", "gemm.csv: has no column latency_us"),
         ("decode_attention", "kv_heads,", "heads,", "decode_attention.csv: has no column kv_heads"),
-        ("gemm", "bfloat16,1,", "bfloat16,one,", "gemm.csv: line 2 has a size or time that is no number"),
+        ("gemm", "bfloat16,1,", "bfloat16,one,", "gemm.csv: line 2 has a size or time that is not a number"),
         ("gemm", "bfloat16,1,", "bfloat16,-1,", "gemm.csv: line 2 needs positive numbers and a dtype of"),
         ("gemm", "bfloat16,1,", "int3,1,", "gemm.csv: line 2 needs positive numbers and a dtype of"),
-        ("prefill_attention", "H100-SXM5-80GB", "X9", "prefill_attention.csv: gpu 'X9' is not in the table"),
+        (
+            "prefill_attention",
+            "H100-SXM5-80GB",
+            "X9",
+            "prefill_attention.csv: gpu 'X9' is not a name of `decodetax devices`",
+        ),
         ("decode_attention", "H100-SXM5-80GB", "H20", "gemm.csv: has no rows of H20 in bf16"),
     ],
 )
 def test_a_malformed_table_is_one_clear_line(folder, tmp_path, capsys, table, old, new, message):
-    for name in tables.SHAPES:
+    for name in measured.SIZES:
         text = (folder / f"{name}.csv").read_text(encoding="utf-8")
         (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
     spoil(tmp_path / f"{table}.csv", old, new)
@@ -180,9 +157,13 @@ def test_the_kept_rows_are_few_cited_and_of_every_kind():
     assert kinds == constants
 
 
+def sample_errors():
+    return fit.errors_by_class(measured.read_sample(), calibrated())
+
+
 def test_the_page_states_the_errors_on_the_kept_rows():
     page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    assert accuracy.accuracy_table(accuracy.sample_accuracy(tables.read_sample())) in page
+    assert fit.accuracy_table({"all rows": sample_errors()}) in page
 
 
 def test_the_page_states_the_constants():
@@ -210,26 +191,24 @@ TARGETS = {  # median and 90th percentile that the model is held to
 
 
 def test_the_kept_rows_are_within_the_targets():
-    rows = accuracy.sample_accuracy(tables.read_sample())
-    assert {(row.kind, row.gpu, row.dtype) for row in rows} == TARGETS.keys()
-    for row in rows:
-        median, tail = TARGETS[row.kind, row.gpu, row.dtype]
-        assert np.median(row.all) <= median, row.kind
-        assert np.percentile(row.all, 90) <= tail, row.kind
+    errors = sample_errors()
+    assert errors.keys() == TARGETS.keys()
+    for key, (median, tail) in TARGETS.items():
+        assert np.median(errors[key]) <= median, key
+        assert np.percentile(errors[key], 90) <= tail, key
 
 
-def test_whole_shapes_are_held_out_about_a_fifth_of_them():
-    sample = tables.read_sample()
-    held = np.concatenate([accuracy.held_out(m) for m in sample])
+def test_entire_shapes_are_held_out_about_a_fifth_of_them():
+    sample = measured.read_sample()
+    held = np.concatenate([fit.held_out(each) for each in sample])
     assert 0.1 < held.mean() < 0.3
-    [product] = [m for m in sample if m.table == "gemm" and m.dtype == "fp8"]
-    same = tables.Measured(**{**vars(product), "gpu": "A100-SXM4-80GB", "dtype": "bf16"})
-    assert (accuracy.held_out(product) == accuracy.held_out(same)).all()
+    [gemm] = [each for each in sample if each.table == "gemm" and each.dtype == "fp8"]
+    same = measured.Measured(**{**vars(gemm), "gpu": find_gpu("a100"), "dtype": "bf16"})
+    assert (fit.held_out(gemm) == fit.held_out(same)).all()
 
 
-def test_nelder_mead_finds_the_bottom_of_a_bent_valley():
-    def valley(point):
-        return float((1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2)
-
-    found = fitting.nelder_mead(valley, np.array([-1.2, 1.0]), 0.5, 300)
-    assert found == pytest.approx([1, 1], abs=1e-3)
+def test_fit_to_the_kept_rows_is_no_worse_on_them_than_the_kept_constants():
+    for each in measured.read_sample():
+        kept = calibrated()[each.key]
+        share = kept.compute_share if each.table == "decode_attention" else None
+        assert fit.loss(each, fit.fit(each, share)) <= fit.loss(each, kept), each.key

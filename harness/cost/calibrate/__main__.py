@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...core.errors import UsageError
-from .accuracy import accuracy_of, accuracy_table, sample_accuracy
-from .fitting import Fitted, constant_columns, fit_all
-from .tables import SHAPES, Measured, read, read_sample
+from ..kernel_time import calibrated
+from .fit import Fitted, accuracy_columns, accuracy_table, cells_of, errors_by_class, fit_all
+from .measured import SIZES, Measured, read, read_sample
 
 SOURCE = "ai-dynamo/aiconfigurator, Apache-2.0, commit 095f58a, 2026-08-21"
 DATA = Path(__file__).parents[2] / "core" / "data"
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fitted = fit_all(tables)
         _say(f"Measured kernels: {SOURCE}")
         for m in tables:
-            _say(f"  {m.kernel}: {m.gpu}, {m.dtype}, {m.software}, {len(m.time_s)} rows")
+            _say(f"  {m.kernel}: {m.gpu.name}, {m.dtype}, {m.software}, {len(m.time_s)} rows")
         _say("\nRelative error of the modelled time, median / 90th percentile")
-        _say(accuracy_table(accuracy_of(tables, fitted)))
+        _say(accuracy_table(accuracy_columns(tables, fitted)))
     except UsageError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 2
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(DATA / "kernel_constants.csv", constant_rows(tables, fitted))
         _write(DATA / "measured_kernels.csv", sample_rows(tables))
     _say("\nThe same of the rows that the project keeps, by the constants that it keeps")
-    _say(accuracy_table(sample_accuracy(read_sample())))
+    _say(accuracy_table({"all rows": errors_by_class(read_sample(), calibrated())}))
     return 0
 
 
@@ -51,10 +51,10 @@ def constant_rows(tables: Sequence[Measured], fitted: Fitted) -> list[dict[str, 
     """The table of constants: a row for each kernel, GPU and dtype."""
     return [
         {
-            "gpu": m.gpu,
+            "gpu": m.gpu.name,
             "kernel": m.kernel,
             "dtype": m.dtype,
-            **{column: fitted[m.kernel, m.gpu, m.dtype][column] for column in constant_columns()},
+            **cells_of(fitted[m.key]),
             "source": f"fitted to {m.software} in {SOURCE}",
         }
         for m in tables
@@ -62,26 +62,26 @@ def constant_rows(tables: Sequence[Measured], fitted: Fitted) -> list[dict[str, 
 
 
 def sample_rows(tables: Sequence[Measured]) -> list[dict[str, str]]:
-    """Rows that stand for all: of each table, GPU and dtype equally many, those with the least hashes."""
-    sets = list(dict.fromkeys((m.table, m.gpu, m.dtype) for m in tables))
+    """A sample of the rows: of each table, GPU and dtype equally many, those with the lowest hashes."""
+    sets = list(dict.fromkeys((m.table, m.gpu.name, m.dtype) for m in tables))
     found = []
-    for table, gpu, dtype in sets:
+    for key in sets:
         candidates = []
         for m in tables:
-            if (m.table, m.gpu, m.dtype) == (table, gpu, dtype):
-                aimed = m.only(m.classes()[table])
-                candidates += [(int(value), row, aimed) for row, value in enumerate(aimed.hashes())]
+            if (m.table, m.gpu.name, m.dtype) == key:
+                fitted_to = m.only(m.classes()[m.table])
+                candidates += [(int(value), row, fitted_to) for row, value in enumerate(fitted_to.hashes())]
         candidates.sort(key=lambda candidate: candidate[0])
         found += [_sample_row(m, row) for _, row, m in candidates[: SAMPLE_ROWS // len(sets)]]
     return found
 
 
 def _sample_row(measured: Measured, row: int) -> dict[str, str]:
-    sizes = {name: "" for shape in SHAPES.values() for name in shape.values()}
+    sizes = {name: "" for names in SIZES.values() for name in names.values()}
     sizes |= {name: f"{values[row]:.0f}" for name, values in measured.sizes.items()}
     return {
         "table": measured.table,
-        "gpu": measured.gpu,
+        "gpu": measured.gpu.name,
         "dtype": measured.dtype,
         "software": measured.software,
         **sizes,

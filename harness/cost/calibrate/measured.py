@@ -1,4 +1,4 @@
-"""Measured kernels: reads their tables, and sorts their rows by kernel, GPU and dtype."""
+"""Measured kernels: reads their tables and groups the rows by kernel, GPU, dtype and software."""
 
 import csv
 import zlib
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from ...core.data_table import data_table
 from ...core.errors import UsageError
-from ...core.gpus import Gpu, gpu_of_device
+from ...core.gpus import Gpu, gpu_table
 from ..kernel_time import GROUPED, SINGLE
 
 Array: TypeAlias = NDArray[Any]
 
-# The columns of a shape by table, as the table names them and as they are named here.
+# The size columns of each table, and the names of the sizes here.
 _HEADS = {"batch": "sequences", "q_heads": "q_heads", "kv_heads": "kv_heads", "head_dim": "head_dim"}
-SHAPES = {
+SIZES = {
     "gemm": {"m": "rows", "n": "out_features", "k": "in_features"},
     "decode_attention": {**_HEADS, "context": "tokens"},
     "prefill_attention": {**_HEADS, "prompt": "tokens"},
@@ -39,7 +39,7 @@ class Measured:
     Attributes:
         table: "gemm", "decode_attention" or "prefill_attention".
         kernel: as the table of constants names it.
-        gpu: name in the table of devices.
+        gpu: the GPU.
         dtype: "bf16" or "fp8".
         software: framework and version.
         sizes: by name, an element a row.
@@ -48,23 +48,20 @@ class Measured:
 
     table: str
     kernel: str
-    gpu: str
+    gpu: Gpu
     dtype: str
     software: str
     sizes: Mapping[str, Array]
     time_s: Array
 
     @property
-    def peaks(self) -> Gpu:
-        """The GPU's datasheet."""
-        peaks = gpu_of_device(self.gpu)
-        if peaks is None:
-            raise UsageError(f"{self.table}.csv: gpu {self.gpu!r} is not in the table of devices")
-        return peaks
+    def key(self) -> tuple[str, str, str]:
+        """Kernel, GPU and dtype, which have constants of their own."""
+        return self.kernel, self.gpu.name, self.dtype
 
     @property
     def group(self) -> Array:
-        """Query heads a kv head."""
+        """Query heads per KV head (GQA group)."""
         return self.sizes["q_heads"] / self.sizes["kv_heads"]
 
     @property
@@ -79,7 +76,7 @@ class Measured:
         return Measured(**{**vars(self), "sizes": sizes, "time_s": self.time_s[rows]})
 
     def classes(self) -> dict[str, Array]:
-        """What errors are stated of: the rows of each class, the one that is fitted first."""
+        """Masks of the row classes that errors are stated for; the constants are fitted to the first."""
         if self.table != "decode_attention":
             return {self.table: np.ones(len(self.time_s), dtype=bool)}
         small_group = self.group <= _LARGEST_GROUP
@@ -91,24 +88,28 @@ class Measured:
         }
 
     def hashes(self) -> Array:
-        """A number from each row's shape, the same on every GPU and in every dtype."""
-        columns = zip(*(self.sizes[name] for name in SHAPES[self.table].values()), strict=True)
-        return np.array([zlib.crc32("x".join(f"{size:.0f}" for size in shape).encode()) for shape in columns])
+        """A hash of each row's sizes, the same on every GPU and in every dtype."""
+        columns = zip(*(self.sizes[name] for name in SIZES[self.table].values()), strict=True)
+        return np.array([zlib.crc32("x".join(f"{size:.0f}" for size in sizes).encode()) for sizes in columns])
 
 
 def read(folder: Path) -> list[Measured]:
-    """Reads a folder's tables."""
+    """Reads a folder's tables.
+
+    Raises:
+        UsageError: the folder, a table, a column or a value is missing or invalid.
+    """
     if not folder.is_dir():
         raise UsageError(f"FOLDER: {folder} is not a folder")
     found = []
-    for table, shape in SHAPES.items():
+    for table, sizes in SIZES.items():
         path = folder / f"{table}.csv"
         if not path.is_file():
             raise UsageError(f"FOLDER: {folder} has no {path.name}")
         with path.open(encoding="utf-8", newline="") as lines:
             reader = csv.DictReader(lines)
             dtype_column = _DTYPE_COLUMN[table]
-            needed = {"gpu", "framework", "version", "latency_us", *shape, *filter(None, [dtype_column])}
+            needed = {"gpu", "framework", "version", "latency_us", *sizes, *filter(None, [dtype_column])}
             missing = sorted(needed - set(reader.fieldnames or ()))
             if missing:
                 raise UsageError(f"{path.name}: has no column {', '.join(missing)}")
@@ -117,53 +118,54 @@ def read(folder: Path) -> list[Measured]:
                     "gpu": row["gpu"],
                     "software": f"{row['framework']} {row['version']}",
                     "dtype": _DTYPES.get(row[dtype_column] if dtype_column else "bfloat16", ""),
-                    **{name: row[column] for column, name in shape.items()},
+                    **{name: row[column] for column, name in sizes.items()},
                     "latency_us": row["latency_us"],
                 }
                 for row in reader
             ]
-        found += _measured(table, rows)
+        found += _grouped(table, rows)
     return found
 
 
 def read_sample() -> list[Measured]:
-    """Reads the rows that the project keeps."""
+    """Reads the sample of rows that comes with the package."""
     rows = data_table("measured_kernels.csv")
-    return [m for table in SHAPES for m in _measured(table, [row for row in rows if row["table"] == table])]
+    return [m for table in SIZES for m in _grouped(table, [row for row in rows if row["table"] == table])]
 
 
-def _measured(table: str, rows: Sequence[Mapping[str, str]]) -> list[Measured]:
-    """Checks rows and sorts them by kernel, GPU, dtype and software."""
-    names = tuple(SHAPES[table].values())
-    sorted_rows: dict[tuple[str, str, str, str], list[list[float]]] = {}
-    for number, row in enumerate(rows, start=2):
+def _grouped(table: str, rows: Sequence[Mapping[str, str]]) -> list[Measured]:
+    """Validates rows and groups them by kernel, GPU, dtype and software."""
+    names = tuple(SIZES[table].values())
+    groups: dict[tuple[str, str, str, str], list[list[float]]] = {}
+    for line, row in enumerate(rows, start=2):
         try:
             values = [float(row[name]) for name in (*names, "latency_us")]
         except (TypeError, ValueError):
-            raise UsageError(f"{table}.csv: line {number} has a size or time that is no number") from None
+            raise UsageError(f"{table}.csv: line {line} has a size or time that is not a number") from None
         if not all(0 < value < float("inf") for value in values) or not row["dtype"]:
             raise UsageError(
-                f"{table}.csv: line {number} needs positive numbers and a dtype of {', '.join(_DTYPES)}"
+                f"{table}.csv: line {line} needs positive numbers and a dtype of {', '.join(_DTYPES)}"
             )
+        gpu = gpu_table().get(row["gpu"])
+        if gpu is None:
+            raise UsageError(f"{table}.csv: gpu {row['gpu']!r} is not a name of `decodetax devices`")
+        if gpu.flop_per_s[row["dtype"]] is None:
+            raise UsageError(f"{table}.csv: {gpu.name} has no {row['dtype']}")
         kernel = table
         if table == "decode_attention":
             is_single = values[names.index("q_heads")] == values[names.index("kv_heads")]
             kernel = SINGLE if is_single else GROUPED
-        key = (row["gpu"], row["dtype"], kernel, row["software"])
-        sorted_rows.setdefault(key, []).append(values)
-    found = []
-    for (gpu, dtype, kernel, software), values_of_rows in sorted_rows.items():
-        columns = np.array(values_of_rows).T
-        measured = Measured(
+        groups.setdefault((kernel, gpu.name, row["dtype"], row["software"]), []).append(values)
+    return [
+        Measured(
             table=table,
             kernel=kernel,
-            gpu=gpu,
+            gpu=gpu_table()[gpu_name],
             dtype=dtype,
             software=software,
             sizes=dict(zip(names, columns, strict=False)),
             time_s=columns[-1] * 1e-6,
         )
-        if measured.peaks.flop_per_s[dtype] is None:
-            raise UsageError(f"{table}.csv: {gpu} has no {dtype}")
-        found.append(measured)
-    return found
+        for (kernel, gpu_name, dtype, software), values_of_rows in groups.items()
+        for columns in [np.array(values_of_rows).T]
+    ]
