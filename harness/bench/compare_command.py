@@ -1,19 +1,23 @@
-"""`decodetax compare`: two runs against each other."""
+"""`decodetax compare`: the options, and the text of two runs compared."""
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core import options
-from ..core.errors import UsageError, path_text
+from ..core.errors import FAILED, UsageError, path_text, printable
+from ..core.table import Column, Table, wide_option
+from ..core.units import seconds
 
 if TYPE_CHECKING:
     from ..core.records import Run
+    from .comparison import RunComparison, StatusChange
 
-WORSE = 1
 RUN_FILE = click.Path(path_type=Path)
 
 
@@ -40,34 +44,173 @@ def _percentage(text: str) -> float:
     "--across-devices", is_flag=True, help="Judge runs of different devices too; else none is a regression."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@wide_option
 def compare_command(
-    before_file: Path, after_file: Path, limit: float, across_devices: bool, as_json: bool
+    before_file: Path, after_file: Path, limit: float, across_devices: bool, as_json: bool, wide: bool
 ) -> int:
-    """Tell which kernels became faster or slower between two runs, and of which that is not sure.
+    """Show which kernels became faster or slower between two runs, and for which that is not sure.
 
     Exit code 1 means that a row is surely slower by more than the limit, or was right before and is wrong
     now; 2 a wrong argument or file.
     """
     from ..core.run_file import read_run
-    from .comparison import compare
+    from .comparison import compare_runs
 
     before, after = read_run(before_file), read_run(after_file)
-    comparison = compare(before, after, limit=limit, across_devices=across_devices)
+    comparison = compare_runs(before, after, limit=limit, across_devices=across_devices)
     if comparison.empty:
-        sides = " and ".join(_workload(run) for run in (before, after))
         raise UsageError(
-            f"AFTER.json: {str(after_file)!r} has no row to compare with {str(before_file)!r}: {sides}"
+            f"AFTER.json: {str(after_file)!r} has no row to compare with {str(before_file)!r}: "
+            f"{_workload(before)} and {_workload(after)}"
         )
-    files = {"before": path_text(before_file), "after": path_text(after_file)}
+    names = (path_text(before_file), path_text(after_file))
     if as_json:
+        files = dict(zip(("before", "after"), names, strict=True))
         click.echo(json.dumps({**files, **comparison.to_json()}, indent=1, allow_nan=False))
     else:
-        from .comparison_text import comparison_text
-
-        click.echo(comparison_text(comparison, list(zip(files.values(), (before, after), strict=True))))
-    return WORSE if comparison.worse else 0
+        click.echo(comparison_text(comparison, (before, after), names, wide=wide))
+    return FAILED if comparison.worse else 0
 
 
 def _workload(run: "Run") -> str:
     settings = run.settings
-    return f"{settings['model']['name']} in {settings['dtype']} with {len(run.rows)} rows"
+    return printable(f"{settings['model']['name']} in {settings['dtype']} with {len(run.rows)} rows")
+
+
+def comparison_text(
+    comparison: "RunComparison", runs: tuple["Run", "Run"], names: tuple[str, str], *, wide: bool = False
+) -> str:
+    """The comparison of two runs, whose files have these names, for a terminal."""
+    blocks = (
+        [*map(_heading, ("Before", "After"), names, runs), *_notes(comparison)],
+        _difference_lines(comparison),
+        _row_lines(comparison, wide=wide),
+        _status_lines(comparison),
+        [_gap_table(comparison).text(wide=wide)] if comparison.gaps else [],
+        _conclusion(comparison),
+    )
+    return "\n\n".join(filter(None, map("\n".join, blocks)))
+
+
+def _heading(side: str, name: str, run: "Run") -> str:
+    device, commit = run.environment["device"]["name"], run.environment["commit"] or "unknown"
+    started = run.environment.get("started", "at an unknown time")
+    return printable(f"{side}: {name}: {device}, {started}, commit {commit}")
+
+
+def _notes(comparison: "RunComparison") -> Iterator[str]:
+    yield from map(printable, comparison.unfinished)
+    if not comparison.same_device:
+        yield "The devices are not the same" + (
+            "; slower rows are judged all the same, as --across-devices asks."
+            if comparison.across_devices
+            else ", so nothing is judged; --across-devices judges it all the same."
+        )
+
+
+def _difference_lines(comparison: "RunComparison") -> Iterator[str]:
+    if comparison.differences:
+        yield "Not the same in both runs"
+    for what, old, new in comparison.differences:
+        yield f"  {printable(what)}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = printable(str(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _row_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
+    title = "Rows: time after over time before, below 1 is faster"
+    if not comparison.rows:
+        yield f"{title}\n(no row is ok in both runs)"
+        return
+    columns = (
+        Column("case"),
+        Column("provider"),
+        Column("before", show=seconds, wide=True),
+        Column("after", show=seconds, wide=True),
+        Column("ratio", show=_ratio),
+        Column("95% interval"),
+        Column("verdict"),
+        Column("why"),
+    )
+    rows = tuple(
+        (row.case, row.provider, row.before_s, row.after_s, row.ratio, _interval(row.low, row.high),
+         row.verdict, row.reason)
+        for row in comparison.rows
+    )  # fmt: skip
+    yield Table(title=title, columns=columns, rows=rows).text(wide=wide)
+    for row in comparison.rows:
+        for change in row.changes:
+            yield f"changed: {printable(f'{row.case} {row.provider}')}: {_short(change)}"
+    counts = Counter(row.verdict for row in comparison.rows)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("slower", "faster", "same", "not sure"))
+    yield f"{tally}; the median ratio is {comparison.median_ratio:.3f}"
+    if comparison.controls:
+        moved = ", ".join(f"{control.name} {control.most:.3f}" for control in comparison.controls)
+        yield f"The machine's own ratios, which widen the intervals: {moved}"
+
+
+def _interval(low: float | None, high: float | None) -> str | None:
+    if low is None or high is None:
+        return None
+    return f"{low:.3f} to {'any' if high >= 1000 else f'{high:.3f}'}"
+
+
+def _status_lines(comparison: "RunComparison") -> Iterator[str]:
+    for change in sorted(comparison.statuses, key=lambda change: not change.broke):
+        reason = f": {_short(change.reason)}" if change.reason else ""
+        yield f"{_status_verb(change)}: {printable(f'{change.case} {change.provider}')}{reason}"
+
+
+def _status_verb(change: "StatusChange") -> str:
+    if change.broke:
+        return "BROKE"
+    if change.after is None:
+        return f"only before ({change.before})"
+    if change.before is None:
+        return f"only after ({change.after})"
+    return f"{change.before} -> {change.after}"
+
+
+def _gap_table(comparison: "RunComparison") -> Table:
+    entries = [change.to_json() for change in comparison.gaps]
+    shows: Mapping[str, Column] = {
+        "batch": Column("batch"),
+        "context": Column("context"),
+        "prompt": Column("prompt"),
+        "gap_before": Column("gap before", show="{:.2f}".format),
+        "gap_after": Column("gap after", show="{:.2f}".format),
+        "ratio": Column("ratio", show=_ratio),
+        "input_s_per_token_ratio": Column("input token", show=_ratio),
+        "output_s_per_token_ratio": Column("output token", show=_ratio),
+    }
+    return Table(
+        title="Gap, and seconds of a token after over before (no verdict)",
+        columns=tuple(shows.values()),
+        rows=tuple(tuple(entry[name] for name in shows) for entry in entries),
+    )
+
+
+def _conclusion(comparison: "RunComparison") -> Iterator[str]:
+    from .row_comparison import ERROR, SAME_WITHIN
+
+    limit = f"{comparison.limit:.6%}".rstrip("0%").rstrip(".") + "%"
+    if not comparison.judged:
+        yield "No verdicts: the devices are not the same."
+        return
+    for row in comparison.regressions:
+        name = printable(f"{row.case} {row.provider}")
+        yield f"slower by over {limit}: {name}: {row.ratio:.3f}, surely over {row.low:.3f}"
+    for change in comparison.broke:
+        yield f"wrong now: {printable(f'{change.case} {change.provider}')}"
+    if not comparison.worse:
+        yield (
+            f"No row is surely slower by over {limit} and none broke "
+            f"(surely: any wrong verdict of over {SAME_WITHIN:.0%} has a chance below {ERROR:.0%})."
+        )

@@ -1,36 +1,38 @@
-"""Compares two runs: how the times of their rows changed, what broke, and what else is not the same."""
+"""Two runs compared: how the times of their rows changed, which rows broke, and what else differs."""
 
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import to_builtins
 
 from ..core.records import Ceiling, Gap, Row, Run, Status
 from ..core.statistics import round_medians
-from .row_change import (
+from .row_comparison import (
     LEAST_ROUNDS,
     MOST_SPREAD,
     Control,
     RowChange,
-    resemblance_of,
-    row_change,
-    spread_of,
+    compare_row,
+    round_autocorrelation,
+    sample_spread,
     with_verdicts,
 )
 
 DEFAULT_LIMIT = 0.05
-"""Slower by surely more than this is a regression: beside the 2% that are the same it leaves 3% to prove."""
+"""A row surely slower by more than this is a regression: 2% count as the same, 3% are left to be proved."""
 
 SAME_MEMORY_WITHIN = 0.01
-"""Of one machine's memory: what a system keeps for itself differs a little from start to start."""
+"""Share of a machine's memory: what a system keeps for itself differs a little from start to start."""
 
 IDENTITY = ("kind", "name", "cores", "threads", "sm_count", "compute_capability")
-"""What makes a device another one, beside its memory."""
+"""Facts, beside memory, that are the same on the same device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusChange:
-    """A row whose status is another now, or one that only one run has (then the other's is None)."""
+    """A row whose status changed; None where a run does not have the row."""
 
     case: str
     provider: str
@@ -40,13 +42,13 @@ class StatusChange:
 
     @property
     def broke(self) -> bool:
-        """Gave right results before and wrong ones now."""
+        """Whether it was right before and is wrong now."""
         return (self.before, self.after) == ("ok", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GapChange:
-    """The gap at one batch, context and prompt in both runs: information, without a verdict."""
+    """The gap at one batch, context and prompt in both runs, without a verdict."""
 
     before: Gap
     after: Gap
@@ -71,8 +73,16 @@ class GapChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """All that two runs tell of one another."""
+class RunComparison:
+    """How one run differs from another.
+
+    Attributes:
+        limit: slower by surely more than this share is a regression.
+        differences: settings and facts of the environment that differ: name, before, after.
+        controls: what the machine itself did between the runs.
+        statuses: rows whose status changed or that only one run has.
+        unfinished: why rows may be missing.
+    """
 
     limit: float
     same_device: bool
@@ -97,69 +107,70 @@ class Comparison:
 
     @property
     def broke(self) -> tuple[StatusChange, ...]:
-        """Rows that were ok and give wrong results now."""
+        """Rows that were right before and are wrong now."""
         return tuple(change for change in self.statuses if change.broke)
 
     @property
     def worse(self) -> bool:
-        """Whether anything surely got worse."""
+        """Whether anything surely became worse."""
         return self.judged and bool(self.regressions or self.broke)
 
     @property
     def empty(self) -> bool:
-        """Whether the runs have nothing to compare: no row is in both that was ok in one of them."""
+        """Whether the runs have nothing to compare: no row of both was ok in either."""
         return not self.rows and all(None in {change.before, change.after} for change in self.statuses)
 
     @property
     def median_ratio(self) -> float | None:
-        """The median over the rows: what moved them all alike."""
+        """The median ratio of the rows, which shows what changed all of them alike."""
         return statistics.median(row.ratio for row in self.rows) if self.rows else None
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as a JSON object."""
         return {
             "schema_version": 1,
-            "limit": self.limit,
+            **to_builtins(self),
             "worse": self.worse,
-            "same_device": self.same_device,
-            "across_devices": self.across_devices,
-            "unfinished": list(self.unfinished),
             "differences": [
                 {"what": what, "before": old, "after": new} for what, old, new in self.differences
             ],
-            "controls": [asdict(control) for control in self.controls],
             "median_ratio": self.median_ratio,
-            "rows": [row.to_json() for row in self.rows],
-            "regressions": [_named(row) for row in self.regressions],
-            "broke": [_named(change) for change in self.broke],
-            "statuses": [asdict(change) for change in self.statuses],
+            "rows": [to_builtins(row) | {"ratio": row.ratio} for row in self.rows],
+            "regressions": [{"case": row.case, "provider": row.provider} for row in self.regressions],
+            "broke": [{"case": change.case, "provider": change.provider} for change in self.broke],
             "gaps": [change.to_json() for change in self.gaps],
         }
 
 
-def compare(
+def compare_runs(
     before: Run, after: Run, *, limit: float = DEFAULT_LIMIT, across_devices: bool = False
-) -> Comparison:
+) -> RunComparison:
     """Compare two runs.
 
     Args:
         before: the run to compare with.
         after: the run in question.
         limit: slower by surely more than this share is a regression.
-        across_devices: judge runs of different devices too; what their ceilings differ by is then no excuse.
+        across_devices: judge runs of different devices too. Ceiling differences then do not widen the
+            interval.
     """
     same = same_device(before, after)
     old, new = ({row.key: row for row in run.rows} for run in (before, after))
-    both = [key for key in new if key in old and old[key].status == new[key].status == "ok"]
-    rows: list[RowChange] = []
     blocked = _disturbance(before, after) if same or across_devices else "another device"
-    alike = (resemblance_of(old.values()), resemblance_of(new.values()))
-    for key in both:
-        controls = controls_of(before, after, old[key], new[key]) if same else ()
-        rows.append(row_change(old[key], new[key], alike, controls, blocked))
-    keys = dict.fromkeys((*old, *new))
-    statuses = [_status_change(old.get(key), new.get(key)) for key in keys]
-    return Comparison(
+    autocorrelations = (round_autocorrelation(before.rows), round_autocorrelation(after.rows))
+    rows = [
+        compare_row(
+            old[key],
+            row,
+            autocorrelations,
+            controls_of(before, after, old[key], row) if same else (),
+            blocked,
+        )
+        for key, row in new.items()
+        if key in old and old[key].status == row.status == "ok"
+    ]
+    statuses = [_status_change(old.get(key), new.get(key)) for key in dict.fromkeys((*old, *new))]
+    return RunComparison(
         limit=limit,
         same_device=same,
         across_devices=across_devices,
@@ -173,7 +184,7 @@ def compare(
 
 
 def same_device(before: Run, after: Run) -> bool:
-    """Whether two runs were made on the same device, as far as the runs tell."""
+    """Whether two runs were made on the same device, as far as their environments show."""
     one, other = (run.environment["device"] for run in (before, after))
     memory = (one["memory_bytes"], other["memory_bytes"])
     return max(memory) - min(memory) <= SAME_MEMORY_WITHIN * max(memory) and all(
@@ -182,9 +193,10 @@ def same_device(before: Run, after: Run) -> bool:
 
 
 def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
-    """How much longer each ceiling takes now: no kernel of this project runs in them.
+    """How much longer each ceiling takes now. No kernel of this project runs in a ceiling.
 
-    By the fastest call of either run and, where both timed it in rounds, by the level of the rounds.
+    It is taken from the fastest calls of both runs and, where both timed the same call in rounds, from the
+    levels of the rounds.
     """
     measured = {_ceiling_name(c): c for c in before.ceilings if c.provenance == "measured"}
     found = []
@@ -194,21 +206,21 @@ def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
         if old is None or old.rate is None or ceiling.rate is None:
             continue
         ratios = [old.rate / ceiling.rate]
-        levels = [ceiling_level_s(side) for side in (old, ceiling)]
-        if levels[0] and levels[1] and (old.work, old.call) == (ceiling.work, ceiling.call):
-            ratios.append(levels[1] / levels[0])
+        before_s, after_s = _level_s(old), _level_s(ceiling)
+        if before_s and after_s and (old.work, old.call) == (ceiling.work, ceiling.call):
+            ratios.append(after_s / before_s)
         found.append(Control(name=name, least=min(ratios), most=max(ratios)))
     return tuple(found)
 
 
-def ceiling_level_s(ceiling: Ceiling) -> float | None:
-    """Seconds of a ceiling's call over a whole run; None where it was not timed in enough rounds."""
+def _level_s(ceiling: Ceiling) -> float | None:
+    """Seconds of a ceiling's call over a whole run; None where it was timed in too few rounds."""
     medians = round_medians(ceiling.samples_s, ceiling.rounds) if ceiling.rounds else []
     return statistics.geometric_mean(medians) if len(medians) >= LEAST_ROUNDS else None
 
 
 def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, ...]:
-    """What of the machine bears on a row: both bandwidths, matmul in its dtype, and its SM clock."""
+    """What the machine did that affects a row: both bandwidths, matmul in its dtype, its SM clock."""
     other_matmul = {
         _ceiling_name(c) for c in after.ceilings if c.kind == "matmul" and c.dtype != new.case.dtype
     }
@@ -224,14 +236,10 @@ def _ceiling_name(ceiling: Ceiling) -> str:
     return " ".join(filter(None, (ceiling.dtype, ceiling.kind.replace("_", " "))))
 
 
-def _named(change: RowChange | StatusChange) -> dict[str, str]:
-    return {"case": change.case, "provider": change.provider}
-
-
 def _disturbance(before: Run, after: Run) -> str:
-    """Why no time of a run can be relied on; empty where both can be."""
+    """Why the times of a run are unreliable; empty where those of both runs are reliable."""
     for side, run in (("before", before), ("after", after)):
-        spread = spread_of(run.rows)
+        spread = sample_spread(run.rows)
         if spread > MOST_SPREAD:
             return f"the machine was disturbed {side}: samples scatter by {spread:.0%}"
     return ""
@@ -265,7 +273,7 @@ def _gap_changes(before: Run, after: Run) -> Iterator[GapChange]:
 
 
 def _differences(before: Run, after: Run) -> Iterator[tuple[str, Any, Any]]:
-    """What of environment and settings is not the same, leaf by leaf; the clock just then left out."""
+    """Environment and settings that differ, value by value, without the start time and the clock then."""
     old, new = ({**_leaves(run.environment), **_leaves(run.settings)} for run in (before, after))
     for name in dict.fromkeys((*old, *new)):
         if name not in {"started", "device.sm_clock_hz"} and old.get(name) != new.get(name):

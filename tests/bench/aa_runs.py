@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from decodetax.harness.bench.comparison import Comparison, compare
+from decodetax.harness.bench.comparison import RunComparison, compare_runs
 from decodetax.harness.core.run_file import read_run
 
 QUICK_ROW_S = 0.05
@@ -48,7 +48,7 @@ class Findings:
     missed: float
 
 
-def findings(comparisons: Sequence[Comparison]) -> Findings:
+def findings(comparisons: Sequence[RunComparison]) -> Findings:
     """What comparisons of the same code with itself show."""
     rows = list(itertools.chain.from_iterable(comparison.rows for comparison in comparisons))
     shifts = [math.log(row.ratio) for row in rows]
@@ -121,7 +121,7 @@ def main(pairs: int, row_limit_s: float, one: Path | None) -> None:
             for file in files:
                 command = [sys.executable, __file__, "--one", str(file), "--row-limit-s", str(row_limit_s)]
                 subprocess.run(command, check=True)
-            comparisons.append(compare(*map(read_run, files)))
+            comparisons.append(compare_runs(*map(read_run, files)))
             click.echo(f"pair {number} of {pairs}: median ratio {comparisons[-1].median_ratio:.3f}")
     found = findings(comparisons)
     click.echo(text_of(found))

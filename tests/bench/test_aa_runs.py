@@ -7,14 +7,14 @@ from pathlib import Path
 import aa_runs
 import pytest
 from click.testing import CliRunner
-from decodetax.harness.bench.comparison import compare
+from decodetax.harness.bench.comparison import compare_runs
 from drifting_runs import Machine, case, drifting_runs
 
 QUIET = Machine(noise=0.005, row_shift=0.002, round_shift=0.002, drift_step=0.001)
 
 
 def test_twenty_pairs_of_the_same_code_show_no_regression():
-    found = aa_runs.findings([compare(*drifting_runs(seed)) for seed in range(20)])
+    found = aa_runs.findings([compare_runs(*drifting_runs(seed)) for seed in range(20)])
     assert found.regressions == ()
     assert found.pairs == 20
     assert found.verdicts.total() == 20 * 60
@@ -46,7 +46,7 @@ def test_the_script_compares_runs_of_this_machine(monkeypatch):
 
 def test_a_planted_slowdown_is_told_of():
     pairs = [drifting_runs(1, machine=QUIET), drifting_runs(2, machine=QUIET, slowdown={4: 1.5})]
-    found = aa_runs.findings([compare(*pair) for pair in pairs])
+    found = aa_runs.findings([compare_runs(*pair) for pair in pairs])
     [line] = found.regressions
     assert line.startswith(f"pair 2: {case(4).id} torch 1.5")
     assert found.largest == pytest.approx(1.5, rel=0.02)
@@ -55,6 +55,6 @@ def test_a_planted_slowdown_is_told_of():
 
 def test_older_runs_without_rounds_have_no_intervals():
     runs = drifting_runs(1, rows=3, rounds=1)
-    found = aa_runs.findings([compare(*runs)])
+    found = aa_runs.findings([compare_runs(*runs)])
     assert found.verdicts == Counter({"not sure": 3})
     assert found.missed == 0

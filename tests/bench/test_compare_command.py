@@ -124,7 +124,7 @@ def test_gaps_and_the_machine_are_told(written):
     before.interrupted = True
     out = decodetax("compare", *written(before, after)).out
     # 40 s over 4 s before, over 5 s after.
-    assert "1        16         16        10.00         8.00     0.800    1.250          1.000" in out
+    assert " 1 16 16 10.00 8.00 0.800 1.250 1.000 " in " ".join(out.split())
     assert "before: was interrupted" in out
     assert "The machine's own ratios, by which intervals are widened: read bandwidth" in out
 
@@ -176,7 +176,7 @@ def test_an_older_file_without_rounds_is_compared_and_not_judged(written):
     before, after = (run.to_json() for run in runs({1: 1.2}))
     for row in before["rows"]:
         del row["rounds"]
-    outcome = decodetax("compare", *written(before, after))
+    outcome = decodetax("compare", *written(before, after), "--wide")
     assert outcome.code == 0
     assert "samples of 1 round, needs 3: drift is not known" in outcome.out
     assert "3 not sure" in outcome.out
@@ -203,3 +203,17 @@ def test_help_tells_the_exit_codes():
     assert outcome.code == 0
     assert "Exit code 1" in outcome.out
     assert "[default: 5%]" in outcome.out
+
+
+def test_the_text_fits_80_columns_and_shows_no_control_characters(written):
+    before, after = runs()
+    for run in (before, after):
+        run.rows.append(ok_row(SMALL_MATMUL, provider="\x1b[2Kmine\nNo row is surely slower"))
+        run.environment = {**run.environment, "commit": "\x1b]0;owned\x07\nfake"}
+    after.settings = {**after.settings, "usd_per_hour_source": "\x1b[31m"}
+    out = decodetax("compare", *written(before, after)).out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert not [line for line in out.splitlines() if line.startswith(("fake", "No row is surely slower\n"))]
+    table = out.partition("Rows: ")[2].partition("; the median")[0].splitlines()
+    assert max(map(len, table)) <= 80

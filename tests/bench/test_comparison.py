@@ -6,10 +6,10 @@ from unittest import mock
 
 import pytest
 from decodetax.harness.bench import comparison as comparing
-from decodetax.harness.bench import row_change as judging
+from decodetax.harness.bench import row_comparison as judging
 from decodetax.harness.bench import timer
-from decodetax.harness.bench.comparison import compare
-from decodetax.harness.bench.row_change import ERROR, SAME_WITHIN, verdict_of
+from decodetax.harness.bench.comparison import compare_runs
+from decodetax.harness.bench.row_comparison import ERROR, SAME_WITHIN, RowChange, with_verdicts
 from decodetax.harness.core.cases import DecoderLayer
 from decodetax.harness.core.records import Ceiling
 from drifting_runs import case
@@ -42,7 +42,7 @@ def pair(shift, a=0.01, before=None, after=None):
 
 
 def only_row(before, after, **options):
-    [row] = compare(before, after, **options).rows
+    [row] = compare_runs(before, after, **options).rows
     return row
 
 
@@ -110,7 +110,7 @@ def test_verdict_at_the_edge_of_same(a, shift, verdict):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "ratio", "p", "verdict"),
+    ("low", "high", "after_s", "p", "verdict"),
     [
         (1 / 1.02, 1.02, 1.0, 1.0, "same"),
         (1 / 1.0201, 1.02, 1.0, 1.0, "not sure"),
@@ -121,8 +121,10 @@ def test_verdict_at_the_edge_of_same(a, shift, verdict):
         (0.93, 0.95, 0.94, 0.0501, "not sure"),
     ],
 )
-def test_verdict_of_an_interval_and_a_corrected_p(low, high, ratio, p, verdict):
-    assert verdict_of(low, high, ratio, p) == verdict
+def test_verdict_of_an_interval_and_a_corrected_p(low, high, after_s, p, verdict):
+    facts = {"before_s": 1.0, "rounds_before": 4, "rounds_after": 4, "p": p}
+    row = RowChange(case="a", provider="b", after_s=after_s, low=low, high=high, **facts)
+    assert [row.verdict for row in with_verdicts([row])] == [verdict]
 
 
 def test_the_same_is_what_the_timer_settles_to():
@@ -137,7 +139,7 @@ def test_p_is_corrected_for_the_rows_that_are_judged():
     alone = only_row(*one)
     assert alone.verdict == "slower"
     assert alone.corrected_p == alone.p
-    first, *rest = compare(*(run_of(*run.rows, *others) for run in one)).rows
+    first, *rest = compare_runs(*(run_of(*run.rows, *others) for run in one)).rows
     assert first.p == alone.p
     assert first.corrected_p == pytest.approx(3 * alone.p)
     assert first.verdict == "not sure"
@@ -170,7 +172,7 @@ def test_an_older_file_without_rounds_counts_as_one_round():
 def test_a_row_of_few_rounds_does_not_count_among_the_judged():
     shift = math.log(1.02) + 2.9 * ERROR_OF_A * 0.01
     unknown = ok_row(case(8), samples_s=(1.0, 1.1))
-    found = compare(*(run_of(*run.rows, unknown) for run in pair(shift)))
+    found = compare_runs(*(run_of(*run.rows, unknown) for run in pair(shift)))
     assert [row.verdict for row in found.rows] == ["slower", "not sure"]
 
 
@@ -178,7 +180,7 @@ def test_drift_makes_rounds_count_less_by_hand():
     # Rounds at -1.5 d to 1.5 d: steps d^2, variance 5/3 d^2, so r = 1 - 0.6 / 2 = 0.7. Then 4 rounds count as
     # 4 / (1 + 2 (0.75 x 0.7 + 0.5 x 0.49 + 0.25 x 0.343)) = 1.48, so 2: a variance of 1.25 d^2 / (2 - 1).
     medians = [math.exp(0.01 * step) for step in (-1.5, -0.5, 0.5, 1.5)]
-    alike = judging.resemblance_of([rounds_row([math.log(median) for median in medians])])
+    alike = judging.round_autocorrelation([rounds_row([math.log(median) for median in medians])])
     assert alike == pytest.approx(0.7)
     level = judging._level(medians, alike)
     assert level.variance == pytest.approx(1.25e-4)
@@ -195,10 +197,12 @@ def steady_rise():
 
 
 def test_a_machine_that_slows_down_steadily_is_no_regression():
-    found = compare(*steady_rise())
+    found = compare_runs(*steady_rise())
     assert [row.verdict for row in found.rows] == ["not sure"]
-    with mock.patch.object(comparing, "resemblance_of", return_value=0.0):  # what the guard guards against
-        assert compare(*steady_rise()).regressions
+    with mock.patch.object(
+        comparing, "round_autocorrelation", return_value=0.0
+    ):  # what the guard guards against
+        assert compare_runs(*steady_rise()).regressions
 
 
 @pytest.mark.parametrize(("deviation", "verdict"), [(0.249, "slower"), (0.251, "not sure")])
@@ -224,7 +228,7 @@ def bandwidth(rate):
 def test_a_slower_machine_widens_the_interval_and_is_named():
     before, after = pair(math.log(1.1))
     before.ceilings, after.ceilings = bandwidth(1.12e8), bandwidth(1e8)
-    found = compare(before, after)
+    found = compare_runs(before, after)
     [row] = found.rows
     assert row.verdict == "not sure"
     assert row.reason == "the machine was slower after: read bandwidth by 12.0%"
@@ -232,7 +236,7 @@ def test_a_slower_machine_widens_the_interval_and_is_named():
     assert row.low == pytest.approx(1.1 / 1.12 * math.exp(-half), rel=1e-6)
     assert row.high == pytest.approx(1.1 * math.exp(half), rel=1e-6)
     assert [control.name for control in found.controls] == ["read bandwidth", "bf16 matmul"]
-    assert compare(*pair(math.log(1.1))).regressions
+    assert compare_runs(*pair(math.log(1.1))).regressions
 
 
 def test_a_row_slower_than_the_machine_became_is_slower():
@@ -264,7 +268,7 @@ def test_a_ceiling_without_a_rate_or_of_a_datasheet_says_nothing():
         *ceilings(provenance="datasheet"),
         Ceiling(kind="matmul", provenance="measured", dtype="bf16", reason="out of memory"),
     ]
-    found = compare(before, after)
+    found = compare_runs(before, after)
     assert found.controls == ()
     assert found.rows[0].verdict == "slower"
 
@@ -273,7 +277,7 @@ def test_a_measured_ceiling_is_set_beside_a_measured_one():
     before, after = pair(math.log(1.2))
     before.ceilings = bandwidth(1e8)
     after.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=5e7), *bandwidth(1e8)]
-    assert [control.most for control in compare(before, after).controls] == [1.0, 1.0]
+    assert [control.most for control in compare_runs(before, after).controls] == [1.0, 1.0]
 
 
 CLOCKS = {"clock_before_hz": 1.98e9, "clock_after_hz": 1.965e9}
@@ -309,14 +313,14 @@ CLOCKS = {"clock_before_hz": 1.98e9, "clock_after_hz": 1.965e9}
             {},
             {"throttle_reasons": ("power cap",)},
             "not sure",
-            "the clock was held down: nothing before; power cap after",
+            "the clock was throttled: nothing before; power cap after",
             id="power cap after",
         ),
         pytest.param(
             {"throttle_reasons": ("thermal, software",)},
             {"throttle_reasons": ("thermal, software",)},
             "not sure",
-            "the clock was held down: thermal, software before; thermal, software after",
+            "the clock was throttled: thermal, software before; thermal, software after",
             id="heat in both",
         ),
     ],
@@ -350,7 +354,7 @@ def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
     level = 1.2 ** (3 / 4)
     assert row.verdict == "not sure"
     assert row.reason == f"the machine was slower after: read bandwidth by {level - 1:.1%}"
-    [control] = compare(before, after).controls
+    [control] = compare_runs(before, after).controls
     assert (control.least, control.most) == (1.0, pytest.approx(level))
 
 
@@ -365,7 +369,7 @@ def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
 def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
     before, after = pair(math.log(1.1))
     before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), after_ceilings
-    assert [control.most for control in compare(before, after).controls] == [1.0]
+    assert [control.most for control in compare_runs(before, after).controls] == [1.0]
     assert only_row(before, after).verdict == "slower"
 
 
@@ -374,13 +378,13 @@ def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
 )
 def test_a_regression_is_surely_over_the_limit(limit, regressions):
     # Slower by 12%, and the interval begins at 1.12 x exp(-0.01998) = 1.0978.
-    found = compare(*pair(math.log(1.12)), limit=limit)
+    found = compare_runs(*pair(math.log(1.12)), limit=limit)
     assert len(found.regressions) == regressions
     assert found.worse == bool(regressions)
 
 
 def test_faster_is_no_regression():
-    found = compare(*pair(math.log(0.5)))
+    found = compare_runs(*pair(math.log(0.5)))
     assert found.rows[0].verdict == "faster"
     assert not found.worse
 
@@ -389,7 +393,7 @@ def test_rows_that_changed_their_status_or_stand_alone_are_named():
     same, mended, broken, gone, new, never = map(case, range(6))
     before = run_of(ok_row(same), failed_row(mended), ok_row(broken), ok_row(gone), failed_row(never))
     after = run_of(ok_row(same), ok_row(mended), failed_row(broken), ok_row(new), failed_row(never))
-    found = compare(before, after)
+    found = compare_runs(before, after)
     assert [(change.case, change.before, change.after) for change in found.statuses] == [
         (mended.id, "failed", "ok"),
         (broken.id, "ok", "failed"),
@@ -404,7 +408,7 @@ def test_rows_that_changed_their_status_or_stand_alone_are_named():
 
 @pytest.mark.parametrize("status", ["skipped", "unsupported"])
 def test_a_row_that_is_not_timed_any_more_is_named_and_did_not_break(status):
-    found = compare(run_of(ok_row(SMALL_MATMUL)), run_of(failed_row(SMALL_MATMUL, status=status)))
+    found = compare_runs(run_of(ok_row(SMALL_MATMUL)), run_of(failed_row(SMALL_MATMUL, status=status)))
     assert [change.after for change in found.statuses] == [status]
     assert not found.worse
 
@@ -414,7 +418,7 @@ def test_providers_of_one_case_are_rows_of_their_own():
         run_of(*(rounds_row([log, log + 0.001, log], provider=name) for name in ("torch", "triton")[:count]))
         for log, count in ((0.0, 2), (1.0, 1))
     )
-    found = compare(before, after)
+    found = compare_runs(before, after)
     assert [row.provider for row in found.rows] == ["torch"]
     assert [change.provider for change in found.statuses] == ["triton"]
 
@@ -425,7 +429,7 @@ def test_layers_of_one_name_and_other_sizes_are_not_compared():
         for model in (TINY, replace(TINY, hidden_size=128))
     )
     assert small.id == large.id
-    found = compare(run_of(ok_row(small)), run_of(ok_row(large)))
+    found = compare_runs(run_of(ok_row(small)), run_of(ok_row(large)))
     assert found.rows == ()
     assert found.empty
 
@@ -446,12 +450,12 @@ def test_another_device_is_no_regression_unless_asked_for(other):
     after.environment = {**after.environment, "device": other}
     after.rows.append(failed_row(case(9)))
     before.rows.append(ok_row(case(9)))
-    found = compare(before, after)
+    found = compare_runs(before, after)
     assert not found.same_device
     assert not found.worse
     assert (found.rows[0].verdict, found.rows[0].reason) == ("not sure", "another device")
     assert found.rows[0].ratio == pytest.approx(3)
-    asked = compare(before, after, across_devices=True)
+    asked = compare_runs(before, after, across_devices=True)
     assert asked.regressions
     assert asked.broke
     assert asked.worse
@@ -460,15 +464,15 @@ def test_another_device_is_no_regression_unless_asked_for(other):
 def test_across_devices_their_ceilings_are_no_excuse():
     before, after = pair(math.log(3))
     before.ceilings, after.ceilings = bandwidth(4e8), bandwidth(1e8)
-    assert not compare(before, after, across_devices=True).regressions  # the same device after all
+    assert not compare_runs(before, after, across_devices=True).regressions  # the same device after all
     after.environment = {**after.environment, "device": {**CPU, "name": "Another CPU"}}
-    assert compare(before, after, across_devices=True).regressions
+    assert compare_runs(before, after, across_devices=True).regressions
 
 
 def test_a_little_more_memory_is_the_same_device():
     before, after = pair(0.0)
     after.environment = {**after.environment, "device": {**CPU, "memory_bytes": CPU["memory_bytes"] * 1.005}}
-    assert compare(before, after).same_device
+    assert compare_runs(before, after).same_device
 
 
 def test_differences_are_named_leaf_by_leaf():
@@ -482,7 +486,7 @@ def test_differences_are_named_leaf_by_leaf():
     }
     after.settings = {**after.settings, "model": {"name": "other"}, "batches": [1, 8]}
     before.settings = {**before.settings, "batches": (1, 8)}
-    assert compare(before, after).differences == (
+    assert compare_runs(before, after).differences == (
         ("commit", "abc", "def"),
         ("model.name", "tiny", "other"),
         ("versions.torch", None, "2.13"),
@@ -503,7 +507,7 @@ def test_gaps_are_set_side_by_side():
         gap(output_parts_s={"projections": 6.0, "attention": 20.0, "rest": 10.0, "lm_head": 14.0}),
         gap(batch=2),
     ]
-    [change] = compare(before, after).gaps
+    [change] = compare_runs(before, after).gaps
     assert change.to_json() == {
         "batch": 1,
         "context": 16,
@@ -519,7 +523,7 @@ def test_gaps_are_set_side_by_side():
 def test_a_run_that_did_not_end_says_so():
     before, after = pair(0.0)
     before.interrupted, after.broken = True, "RuntimeError: gone"
-    first, second = compare(before, after).unfinished
+    first, second = compare_runs(before, after).unfinished
     assert first.startswith("before: was interrupted")
     assert second.startswith("after: broke off (RuntimeError: gone)")
 

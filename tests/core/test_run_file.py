@@ -8,8 +8,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from decodetax.harness.bench.comparison import compare
-from decodetax.harness.bench.comparison_text import comparison_text
+from decodetax.harness.bench.compare_command import comparison_text
+from decodetax.harness.bench.comparison import compare_runs
 from decodetax.harness.bench.report_command import run_text
 from decodetax.harness.bench.summary import heading
 from decodetax.harness.core.cases import cases_of
@@ -103,7 +103,7 @@ def rendered(run):
     return (
         heading(run),
         run_text(run, wide=True),
-        comparison_text(compare(run, run), [("a", run), ("b", run)]),
+        comparison_text(compare_runs(run, run), (run, run), ("a", "b")),
     )
 
 
@@ -251,7 +251,7 @@ def test_every_command_that_reads_a_run_refuses_an_invalid_one_alike(tmp_path, a
     [
         ("bench.summary.workload", ["report"]),
         ("bench.report_command.markdown_report", ["report", "--markdown", "x.md"]),
-        ("bench.comparison.compare", ["compare", "run.json"]),
+        ("bench.comparison.compare_runs", ["compare", "run.json"]),
         ("cost.claims.measured_facts", ["claims"]),
         ("core.run_file.convert", ["report"]),
     ],

@@ -1,0 +1,264 @@
+"""One row in two runs: the ratio of its times, its 95% interval, and the verdict.
+
+The medians of its rounds give a row's level in each run. Two levels give the ratio and Welch's interval,
+widened by what the machine itself did. p is the chance of such a ratio where the times are the same;
+corrected for the number of rows (Holm) it gives the verdict.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..core.records import Row
+from ..core.statistics import holm, round_medians, t_quantile, t_tail
+
+SAME_WITHIN = 0.02
+"""Times closer than this are the same. The timer calls a kernel warmed up when two medians differ by less
+than 2%, so no number of samples settles the level of a run better than that."""
+
+ERROR = 0.05
+"""Chance of any wrong "faster" or "slower" in a comparison, and of a ratio outside its interval."""
+
+LEAST_ROUNDS = 3
+"""1 round does not show how rounds differ. With 2 a side, Student's t has 2 degrees of freedom: being sure of
+2% among 30 rows would take 24 standard errors, and one difference a side cannot tell drift from noise."""
+
+STEADY_THROTTLING = frozenset({"power cap"})
+"""Throttling that leaves times comparable when both runs have it: the clock settles where the power limit is
+reached, and it is read. Heat and faults come and go between two readings."""
+
+MOST_SPREAD = 0.25
+"""Largest standard deviation of the logarithms of a row's samples, at the median row of an undisturbed run.
+Other work on the same cores at least doubles a call that it meets: log(2) sqrt(1/6 x 5/6) = 0.26 is one call
+in 6. A run alone on 2 shared CPU cores has 0.1; one beside two busy processes had 0.5, and a row 60 times as
+slow."""
+
+LARGEST_LOG = 700.0
+"""Its exponential is about the largest float."""
+
+Verdict = Literal["faster", "slower", "same", "not sure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What the machine itself did between the runs, by something that both measured.
+
+    Attributes:
+        name: a ceiling or the SM clock.
+        least, most: the factors by which this alone makes a time longer, after over before.
+    """
+
+    name: str
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowChange:
+    """A row that is ok in both runs.
+
+    Attributes:
+        before_s, after_s: geometric mean of the rounds' medians; the median of all samples where there are
+            too few rounds.
+        rounds_before, rounds_after: number of rounds that the samples come from.
+        low, high: 95% interval of the ratio, widened by the controls; None where there are too few rounds.
+        p: chance of such a ratio where the true one is the same within 2%; None where nothing is known.
+        corrected_p: the same among all rows judged (Holm).
+        reason: what the verdict rests on, or why it is not sure.
+        changes: what else of the row differs: its variant, tiling or method of timing.
+    """
+
+    case: str
+    provider: str
+    before_s: float
+    after_s: float
+    rounds_before: int
+    rounds_after: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    corrected_p: float | None = None
+    verdict: Verdict = "not sure"
+    reason: str = ""
+    changes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Time after over time before."""
+        return self.after_s / self.before_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """Mean of the logarithms of round medians, its variance, and that variance's degrees of freedom."""
+
+    mean: float
+    variance: float
+    freedom: float
+
+
+def _medians(row: Row) -> list[float]:
+    return round_medians(row.samples_s, row.rounds or (0,) * len(row.samples_s))
+
+
+def round_autocorrelation(rows: Iterable[Row]) -> float:
+    """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1.
+
+    It follows from the von Neumann ratio of a row: the mean square of successive differences over the
+    variance. That is 2 in expectation where rounds are independent, for any number of them, and less where
+    the machine drifts. Drift is the machine's, so the mean over a run's rows counts.
+    """
+    ratios = []
+    for row in rows:
+        logs = [math.log(median) for median in _medians(row)]
+        if len(logs) >= LEAST_ROUNDS and statistics.pstdev(logs) >= 1e-12:
+            steps = [(late - early) ** 2 for early, late in itertools.pairwise(logs)]
+            ratios.append(statistics.fmean(steps) / statistics.variance(logs))
+    return min(0.99, max(0.0, 1 - statistics.fmean(ratios) / 2)) if ratios else 0.0
+
+
+def sample_spread(rows: Iterable[Row]) -> float:
+    """How much a run's samples scatter, as MOST_SPREAD has it; 0 where no row has enough samples."""
+    spreads = [
+        statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= LEAST_ROUNDS
+    ]
+    return statistics.median(spreads) if spreads else 0.0
+
+
+def _level(medians: Sequence[float], r: float) -> _Level:
+    """The level of round medians whose lag-1 autocorrelation is r.
+
+    n rounds count as n / (1 + 2 sum (1 - k / n) r^k) independent ones, at least 2. The variance of the mean
+    is the rounds' own, divided by n, over that number less one. It has (n - 1)(1 - r^2) / (1 + r^2) degrees
+    of freedom, at least 1 (Bayley and Hammersley, J. R. Stat. Soc. 8, 1946). At r = 0 these are n, s^2 / n
+    and n - 1.
+    """
+    n, logs = len(medians), [math.log(median) for median in medians]
+    inflation = 1 + 2 * math.fsum((1 - k / n) * r**k for k in range(1, n))
+    return _Level(
+        mean=statistics.fmean(logs),
+        variance=statistics.pvariance(logs) / (max(2.0, n / inflation) - 1),
+        freedom=max(1.0, (n - 1) * (1 - r**2) / (1 + r**2)),
+    )
+
+
+def compare_row(
+    old: Row, new: Row, autocorrelations: tuple[float, float], controls: Sequence[Control], blocked: str
+) -> RowChange:
+    """A row's ratio, interval and p, without a verdict yet.
+
+    Args:
+        old: the row before.
+        new: the row after.
+        autocorrelations: `round_autocorrelation` of either run.
+        controls: what the machine did, as far as it affects the row.
+        blocked: why no row of these runs can be sure; empty where there is no reason.
+    """
+    medians = (_medians(old), _medians(new))
+    change = RowChange(
+        case=new.case.id,
+        provider=new.provider,
+        before_s=statistics.median(old.samples_s),
+        after_s=statistics.median(new.samples_s),
+        rounds_before=len(medians[0]),
+        rounds_after=len(medians[1]),
+        changes=tuple(_field_changes(old, new)),
+    )
+    fewest = min(map(len, medians))
+    if fewest < LEAST_ROUNDS:
+        rounds = "1 round" if fewest == 1 else f"{fewest} rounds"
+        return replace(change, reason=f"samples of {rounds}, needs {LEAST_ROUNDS}: drift is not known")
+    before, after = map(_level, medians, autocorrelations)
+    change = replace(change, before_s=math.exp(before.mean), after_s=math.exp(after.mean))
+    return _tested(change, before, after, controls, blocked or _throttling(old, new))
+
+
+def _tested(
+    change: RowChange, before: _Level, after: _Level, controls: Sequence[Control], blocked: str
+) -> RowChange:
+    """The change with Welch's interval of its ratio, widened by the controls, and p of "the same"."""
+    shift, variance = after.mean - before.mean, before.variance + after.variance
+    error, freedom = math.sqrt(variance), 1.0
+    if variance > 0:
+        freedom = variance**2 / (before.variance**2 / before.freedom + after.variance**2 / after.freedom)
+    half = t_quantile(ERROR / 2, freedom) * error
+    least = math.log(min([1.0, *(control.least for control in controls)]))
+    most = math.log(max([1.0, *(control.most for control in controls)]))
+    change = replace(change, low=_exp(shift - half - most), high=_exp(shift + half - least))
+    if blocked:
+        return replace(change, reason=blocked)
+
+    def p_beyond(excess: float) -> float:
+        if excess <= 0:
+            return 1.0
+        return 2 * t_tail(excess / error, freedom) if error > 0 else 0.0
+
+    same = math.log1p(SAME_WITHIN)
+    p = p_beyond(max(shift - most, least - shift) - same)
+    by_machine = p > ERROR and p_beyond(abs(shift) - same) <= ERROR
+    return replace(change, p=p, reason=_machine_change(controls, shift) if by_machine else "")
+
+
+def _exp(logarithm: float) -> float:
+    """The exponential, bounded by what a float holds: few rounds that differ much leave everything open."""
+    return math.exp(max(-LARGEST_LOG, min(LARGEST_LOG, logarithm)))
+
+
+def _machine_change(controls: Sequence[Control], shift: float) -> str:
+    """Which change of the machine could explain that the row is slower or faster."""
+    if shift > 0:
+        worst = max(controls, key=lambda control: control.most)
+        return f"the machine was slower after: {worst.name} by {worst.most - 1:.1%}"
+    best = min(controls, key=lambda control: control.least)
+    return f"the machine was faster after: {best.name} by {1 / best.least - 1:.1%}"
+
+
+def _throttling(old: Row, new: Row) -> str:
+    """Why throttling makes this row incomparable; empty if comparable."""
+    before, after = set(old.throttle_reasons), set(new.throttle_reasons)
+    if before == after and after <= STEADY_THROTTLING:
+        return ""
+    told = [", ".join(sorted(reasons)) or "nothing" for reasons in (before, after)]
+    return f"the clock was throttled: {told[0]} before; {told[1]} after"
+
+
+def with_verdicts(rows: Sequence[RowChange]) -> tuple[RowChange, ...]:
+    """The rows with p corrected for the number of rows that have one, and their verdicts."""
+    p_values = [row.p for row in rows if row.p is not None]
+    corrected = iter(holm(p_values))
+    return tuple(
+        row if row.p is None else _with_verdict(replace(row, corrected_p=next(corrected)), len(p_values))
+        for row in rows
+    )
+
+
+def _with_verdict(row: RowChange, count: int) -> RowChange:
+    """The verdict on a row with p; `count` rows were judged together."""
+    if row.p is None or row.corrected_p is None or row.low is None or row.high is None:
+        return row
+    if row.low >= 1 / (1 + SAME_WITHIN) and row.high <= 1 + SAME_WITHIN:
+        return replace(row, verdict="same", reason=f"within {SAME_WITHIN:.0%}")
+    if row.corrected_p <= ERROR:
+        verdict: Verdict = "slower" if row.ratio > 1 else "faster"
+        return replace(row, verdict=verdict, reason=f"by over {SAME_WITHIN:.0%}")
+    if row.p <= ERROR:
+        chance = f"by chance one of {count} rows may differ as much"
+    else:
+        chance = "the interval is too wide to tell"
+    return replace(row, reason=row.reason or chance)
+
+
+def _field_changes(old: Row, new: Row) -> Iterator[str]:
+    for name in ("variant", "tiling", "method", "input_copies"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield f"{name.replace('_', ' ')}: {_text(before)} -> {_text(after)}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return "none" if value is None else str(value)
