@@ -108,7 +108,7 @@ def _small(monkeypatch):
         time_limit_s=1e-4, warm_up_s=1e-4, least_samples=1, enough_samples=1))  # fmt: skip
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
     monkeypatch.setattr(ceilings, "LEAST_BUFFER_BYTES", {"cpu": 2**16})
-    monkeypatch.setattr(session, "open_device", lambda _name: SmallCpu())
+    monkeypatch.setattr(device, "open_device", lambda _name: SmallCpu())
     monkeypatch.setattr(inputs, "BLOCK", 65_537)
     few = variants.default_cases()
     monkeypatch.setattr(variants, "default_cases", lambda: (few[0], few[-1]))

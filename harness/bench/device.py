@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pynvml
 import torch
 
+from ...kernels import use_interpreter
 from ..core.errors import UsageError
 
 Call = Callable[[], object]
@@ -227,7 +228,10 @@ class CudaDevice:
 
 
 def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
-    """The device that `--device` names: auto, cpu, cuda or cuda:INDEX.
+    """The device that `--device` names: auto, cpu, cuda or cuda:INDEX; makes PyTorch and Triton ready for it.
+
+    On a CPU this process runs Triton's interpreter from here on. cuBLAS accumulates in float32, as all other
+    kernels do, and not in a narrower dtype.
 
     Raises:
         UsageError: another word, or a CUDA device that does not exist.
@@ -235,6 +239,7 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     kind, _, index = argument.partition(":")
     count = cuda.device_count() if cuda.is_available() else 0
     if argument == "cpu" or (argument == "auto" and count == 0):
+        use_interpreter()
         return CpuDevice()
     if kind not in {"auto", "cuda"} or (":" in argument and not (kind == "cuda" and index.isdecimal())):
         raise UsageError(f"--device: {argument!r} is not auto, cpu, cuda or cuda:INDEX")
@@ -243,6 +248,8 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     if int(index or 0) >= count:
         names = ", ".join(f"cuda:{i}" for i in range(count))
         raise UsageError(f"--device: {argument!r} is not there; there is {names}")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return CudaDevice(int(index or 0), cuda=cuda)
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core import options
 from ..core.errors import UsageError
@@ -11,7 +11,6 @@ from ..core.files import write_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
-    from .device import Device
     from .session import Settings
 
 SAVE_EVERY_S = 1.0
@@ -63,16 +62,3 @@ def read_begun(run_file: Path) -> "tuple[Run, Settings]":
         return run, settings_of(run)
     except ValidationError as error:
         raise UsageError(f"{str(run_file)!r}: is not a valid run: {fault_of(error, 'settings')}") from error
-
-
-def device_of(run: "Run", argument: str) -> "Device":
-    """The device that the run was begun on, which must be the one at hand.
-
-    Raises:
-        UsageError: it is another, or a version is.
-    """
-    from .session import choose_device, require_same_machine
-
-    opened: Any = choose_device(argument)
-    require_same_machine(run, opened)
-    return opened  # type: ignore[no-any-return]

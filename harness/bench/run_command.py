@@ -14,7 +14,7 @@ from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError, path_te
 from ..core.files import file_problem, folder_problem, write_text
 from ..core.progress import progress_bar
 from .report_command import Outputs, report_options, run_text
-from .resuming import Keeper, device_of, partial_of, read_begun
+from .resuming import Keeper, partial_of, read_begun
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -152,44 +152,43 @@ def run_command(
 
 
 def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
-    """What is asked for, the device, and the run that goes on, where one does."""
-    if resume is None:
-        return *_settings(device, asked), None
-    run, settings = read_begun(resume)
-    return settings, device_of(run, device), run
+    """The settings, the device, and the run that continues, if one does."""
+    if resume is not None:
+        run, settings = read_begun(resume)
+        from .device import open_device
+        from .session import require_same_machine
 
-
-def _settings(device: str, asked: dict[str, Any]) -> tuple["Settings", Any]:
-    """What is asked for, completed with the device's defaults, and the device."""
+        opened = open_device(device)
+        require_same_machine(run, opened)
+        return settings, opened, run
     from ..core.language_model import load_timed_model
 
-    named = load_timed_model(asked["model"]) if asked["model"] is not None else None
-    from .session import Settings, choose_device
+    model = load_timed_model(asked["model"]) if asked["model"] is not None else None
+    from .device import open_device
+    from .session import Settings
 
-    opened = choose_device(device)
+    opened = open_device(device)
     gpu, quick = opened.kind == "cuda", asked["quick"]
-    return (
-        Settings(
-            model=named or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
-            batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
-            contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
-            prompt=asked["prompt"],
-            prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
-            dtype=asked["dtype"],
-            usd_per_hour=asked["usd_per_hour"],
-            row_limit_s=0.05 if quick else 0.4,
-            ceiling_limit_s=0.05 if quick else 0.25,
-            total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
-            seed=asked["seed"],
-            providers=asked["providers"],
-            counters=asked["counters"],
-        ),
-        opened,
+    settings = Settings(
+        model=model or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
+        batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
+        contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
+        prompt=asked["prompt"],
+        prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
+        dtype=asked["dtype"],
+        usd_per_hour=asked["usd_per_hour"],
+        row_limit_s=0.05 if quick else 0.4,
+        ceiling_limit_s=0.05 if quick else 0.25,
+        total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
+        seed=asked["seed"],
+        providers=asked["providers"],
+        counters=asked["counters"],
     )
+    return settings, opened, None
 
 
 def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
-    """What `decodetax tune` found for this GPU; a cache that cannot be used is told of and left alone."""
+    """What `decodetax tune` found for this GPU; a bad cache is reported, left as it is and not used."""
     from .runner import no_tiling
 
     if device.kind != "cuda":
@@ -204,10 +203,10 @@ def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
 
 
 def _writable(output: Path | None) -> Path:
-    """Where the run goes; made sure of before anything is measured.
+    """The file that the run is written to, checked before anything is measured.
 
     Raises:
-        UsageError: the place cannot be written to.
+        UsageError: it cannot be written.
     """
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     target = output or Path("results") / f"run-{now}-{os.getpid()}.json"
@@ -223,10 +222,10 @@ def _writable(output: Path | None) -> Path:
 
 
 def _write(target: Path, text: str) -> None:
-    """Write under a temporary name in the same folder and rename, so that no half file ever stands there.
+    """Write the run; if that fails by now, to the system's temporary folder.
 
     Raises:
-        FailureError: the disk is full or gone by now; the run then goes to the system's temporary folder.
+        FailureError: it was written to that folder.
     """
     target = target.resolve()  # a link is written through
     try:

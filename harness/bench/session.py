@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import torch
 from msgspec import Meta, convert
 
-from ...kernels import interpreting, use_interpreter
+from ...kernels import interpreting
 from ..core.cases import Case, Size, Sweep, cases_of
 from ..core.errors import UsageError, one_line
 from ..core.gpus import Gpu, gpu_of_device
@@ -19,7 +18,7 @@ from ..core.language_model import LanguageModel
 from ..core.records import Ceiling, NonNegative, Positive, Roof, Row, Run
 from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
-from .device import Device, open_device
+from .device import Device
 from .environment import describe
 from .interpreter_checks import check_in_interpreter
 from .providers import user_providers
@@ -85,21 +84,6 @@ class Settings:
             prefill_tokens=self.prefill_tokens,
             dtype=dtype,
         )
-
-
-def choose_device(argument: str) -> Device:
-    """The device that `--device` names; on a CPU, this process runs Triton's interpreter from here on.
-
-    Raises:
-        UsageError: see `open_device`.
-    """
-    device = open_device(argument)
-    if device.kind == "cpu":
-        use_interpreter()
-    # All other kernels accumulate in float32, so cuBLAS must not reduce in a narrower dtype.
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    return device
 
 
 def check_memory(settings: Settings, device: Device) -> None:

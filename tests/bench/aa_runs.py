@@ -83,10 +83,11 @@ def text_of(found: Findings) -> str:
 
 def one_run(target: Path, row_limit_s: float) -> None:
     """Measure as `decodetax run --quick` does, with so many seconds a row, into a file."""
-    from decodetax.harness.bench.session import Settings, begin, choose_device, measure  # noqa: PLC0415
+    from decodetax.harness.bench.device import open_device  # noqa: PLC0415
+    from decodetax.harness.bench.session import Settings, begin, measure  # noqa: PLC0415
     from decodetax.harness.core.language_model import load_timed_model  # noqa: PLC0415
 
-    device = choose_device("auto")
+    device = open_device("auto")
     gpu = device.kind == "cuda"
     settings = Settings(
         model=load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),

@@ -103,8 +103,11 @@ def test_release_gives_cached_memory_back():
         ("cuda:1", 2, "cuda:1"),
     ],
 )
-def test_device_argument_opens(argument, gpus, opened):
+def test_device_argument_opens(argument, gpus, opened, monkeypatch):
+    interpreted = []
+    monkeypatch.setattr(module, "use_interpreter", lambda: interpreted.append(True))
     device = open_device(argument, cuda=FakeCuda(count=gpus))
+    assert interpreted == ([True] if opened == "cpu" else [])
     assert device.torch_device == torch.device(opened)
     assert device.kind == opened.partition(":")[0]
 

@@ -326,15 +326,6 @@ def test_begun_run_on_a_known_gpu_names_its_datasheet():
     assert {c.provenance for c in session.begin(settings(), device).ceilings} == {"datasheet"}
 
 
-@pytest.mark.parametrize(("kind", "told"), [("cpu", [True]), ("cuda", [])])
-def test_cpu_is_told_to_interpret(monkeypatch, kind, told):
-    asked = []
-    monkeypatch.setattr(session, "open_device", lambda _argument: FakeDevice(kind=kind))
-    monkeypatch.setattr(session, "use_interpreter", lambda: asked.append(True))
-    assert session.choose_device("auto").kind == kind
-    assert asked == told
-
-
 def test_whole_run_on_this_processor(monkeypatch):
     processor = device.CpuDevice()
     processor.cache_bytes = 4096
