@@ -104,12 +104,6 @@ def group_m_traffic(shape, tiling, *, candidates=None, **on):
     }
 
 
-def best_group_m(shape, tiling, **on):
-    """The `group_m` of least modelled DRAM bytes, the smallest of equals."""
-    traffic = group_m_traffic(shape, tiling, **on)
-    return min(traffic, key=lambda group_m: (traffic[group_m].dram_bytes, group_m))
-
-
 def product_row(gpu, rows, weights=WEIGHTS):
     """The extremes of all products of as many rows on a GPU; `weights` holds in and out features."""
     products = [product(bf16_shape(rows, *weight), gpu) for weight in weights]

@@ -1,17 +1,11 @@
 """Simulated grids: hand-computed times, a plain simulation, and the grids of the kernels."""
 
 import dataclasses
-import importlib
 import math
 import time
-from contextlib import contextmanager
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.harness.offline.cache_model import MatmulShape
 from decodetax.harness.offline.kernel_grids import (
     decode_grid,
     matmul_compute_grid,
@@ -28,15 +22,11 @@ from decodetax.harness.offline.schedule import (
     simulate_grid,
     tensor_cores,
 )
-from decodetax.harness.offline.tile_order import decode_chunk_order
 from decodetax.harness.offline.variants import default_cases
-from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention
 from decodetax.kernels.decode_tiling import ITEM_COST_TILES
 from hypothesis import given
 from hypothesis import strategies as st
-from triton.runtime.interpreter import interpreter_builder
-
-decode_kernels = importlib.import_module("decodetax.kernels.decode_attention")
+from small_calls import decode_tiling, matmul_shape, matmul_tiling
 
 H100 = find_gpu("h100")
 # 10 SMs, 1000 bytes a second: fair are 100 to an SM, and it gets 160 at most.
@@ -228,18 +218,6 @@ def test_second_kernel_costs_its_launch_and_its_bytes():
     assert (alone.second_kernel_s, alone.time_s) == (0, about(1))
 
 
-def decode_tiling(num_splits=0, *, programs=1, min_tiles=1, block_n=64):
-    return DecodeTiling(
-        block_g=16,
-        block_n=block_n,
-        num_splits=num_splits,
-        programs=programs,
-        min_tiles=min_tiles,
-        num_warps=4,
-        num_stages=3,
-    )
-
-
 def decode(context_lens, tiling, *, q_heads=8, kv_heads=2, **options):
     return decode_grid(
         context_lens=context_lens,
@@ -341,144 +319,6 @@ def test_one_long_sequence_among_short_ones_leaves_sms_idle_unless_chunks_are_ba
     assert balanced.longest_sm_over_mean < 1.7
 
 
-def test_chunks_by_hand():
-    # The cost of a sequence: 2 to start it, then its tiles, here of 16 tokens.
-    # 40 tokens: 2 + 3; 0: 2; 16: 2 + 1; 100: 2 + 7. 19 in all, in chunks of 7.
-    chunks = decode_chunk_order(
-        context_lens=[40, 0, 16, 100],
-        capacity=100,
-        q_heads=1,
-        kv_heads=1,
-        tiling=decode_tiling(programs=3, block_n=16),
-        item_cost_tiles=2,
-    )
-    assert [[(each.sequence, each.begin, each.end, each.whole) for each in own] for own in chunks] == [
-        [(0, 0, 40, True), (1, 0, 0, True)],
-        [(2, 0, 16, True), (3, 0, 32, False)],
-        [(3, 32, 100, False)],
-    ]
-
-
-def test_chunk_that_ends_in_a_starting_cost_leaves_the_item_to_the_next():
-    # 2 + 1 and 2 + 3: the first of two chunks of 4 ends one into the second item.
-    chunks = decode_chunk_order(
-        context_lens=[16, 48],
-        capacity=100,
-        q_heads=1,
-        kv_heads=1,
-        tiling=decode_tiling(programs=2, block_n=16),
-        item_cost_tiles=2,
-    )
-    assert [[(each.sequence, each.end, each.whole) for each in own] for own in chunks] == [
-        [(0, 16, True)],
-        [(1, 48, True)],
-    ]
-
-
-CHUNKS = {
-    "one split": ([0, 17, 90], 2, decode_tiling(1, block_n=16), {}),
-    "four splits": ([0, 17, 90], 2, decode_tiling(4, block_n=16), {}),
-    "splits of row blocks": ([33, 90], 20, decode_tiling(3, block_n=16), {}),
-    "splits in a window": ([70, 10], 2, decode_tiling(2, block_n=16), {"window": 21}),
-    "balanced": ([0, 17, 90, 80, 1], 2, decode_tiling(programs=7, block_n=16), {}),
-    "more CTAs than tiles": ([0, 17, 1], 2, decode_tiling(programs=40, block_n=16), {}),
-    "chunks of at least 6": ([80, 3, 64], 2, decode_tiling(programs=9, min_tiles=6, block_n=16), {}),
-    "balanced row blocks": ([33, 0, 90], 20, decode_tiling(programs=5, block_n=16), {}),
-    "balanced in a window": (
-        [70, 10, 80],
-        2,
-        decode_tiling(programs=6, block_n=16),
-        {"window": 21, "query_tokens": 3},
-    ),
-    "no live token": ([0, 0], 2, decode_tiling(programs=2, block_n=16), {}),
-}
-
-
-@pytest.mark.parametrize("name", CHUNKS)
-def test_decode_ctas_read_their_chunks(name, monkeypatch):
-    lengths, q_heads, tiling, options = CHUNKS[name]
-    kv_heads, capacity = 2 if q_heads == 2 else 1, 80
-    query_tokens, window = options.get("query_tokens", 1), options.get("window")
-    q = torch.zeros(len(lengths), query_tokens, q_heads, 16, dtype=torch.float16)
-    caches = [torch.zeros(len(lengths), capacity, kv_heads, 16, dtype=torch.float16) for _ in range(2)]
-    out = torch.empty_like(q)
-    monkeypatch.setattr(decode_kernels, "_combine_kernel", NoKernel())
-    with recorded(monkeypatch) as log:
-        decode_attention(
-            q, *caches, torch.tensor(lengths, dtype=torch.int32), window=window, out=out, tiling=tiling
-        )
-    order = decode_chunk_order(
-        context_lens=lengths,
-        capacity=capacity,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        tiling=tiling,
-        query_tokens=query_tokens,
-        window=window,
-    )
-    items = len(lengths) * kv_heads * math.ceil(q_heads // kv_heads * query_tokens / 16)
-    assert len(order) == (items * tiling.num_splits or tiling.programs)
-    cache_rows, queries, results = {}, {}, {}
-    for program, chunks in enumerate(order):
-        for sequence, kv_head, row_block, begin, end, whole in chunks:
-            rows = {
-                (sequence * query_tokens + row // group) * q_heads + kv_head * group + row % group
-                for group in [q_heads // kv_heads]
-                for row in range(row_block * 16, min(row_block * 16 + 16, group * query_tokens))
-            }
-            read = {(sequence * capacity + token) * kv_heads + kv_head for token in range(begin, end)}
-            cache_rows[program] = cache_rows.get(program, set()) | read
-            queries[program] = queries.get(program, set()) | rows
-            if whole:
-                results[program] = results.get(program, set()) | rows
-    cache_rows = {program: read for program, read in cache_rows.items() if read}
-    assert rows_of(log.loads, caches[0]) == cache_rows
-    assert rows_of(log.loads, caches[1]) == cache_rows
-    assert rows_of(log.loads, q) == queries
-    assert rows_of(log.stores, out) == results
-
-
-class NoKernel:
-    def __getitem__(self, grid):
-        return lambda **_arguments: None
-
-
-@contextmanager
-def recorded(monkeypatch):
-    """Live addresses of every load and store, with the program that asks for them."""
-    log = SimpleNamespace(loads=[], stores=[])
-    builder = type(interpreter_builder)
-    load, store = builder.create_masked_load, builder.create_masked_store
-
-    def live(ptrs, mask):
-        return ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)]
-
-    def masked_load(self, ptrs, mask, *rest, **options):
-        log.loads.append((self.grid_idx[0], live(ptrs, mask)))
-        return load(self, ptrs, mask, *rest, **options)
-
-    def masked_store(self, ptrs, value, mask, *rest, **options):
-        log.stores.append((self.grid_idx[0], live(ptrs, mask)))
-        return store(self, ptrs, value, mask, *rest, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(builder, "create_masked_load", masked_load)
-        patch.setattr(builder, "create_masked_store", masked_store)
-        yield log
-
-
-def rows_of(log, tensor):
-    """Rows of a tensor, along its last dimension, that each program named."""
-    first, row_bytes = tensor.data_ptr(), tensor.shape[-1] * tensor.element_size()
-    touched = {}
-    for program, addresses in log:
-        offsets = addresses.astype(np.int64) - first
-        inside = offsets[(offsets >= 0) & (offsets < tensor.numel() * tensor.element_size())]
-        if inside.size:
-            touched.setdefault(program, set()).update((inside // row_bytes).tolist())
-    return touched
-
-
 @pytest.mark.parametrize(
     ("name", "programs_per_sm", "least", "has_ragged"),
     [("contiguous", 3, 0.88, True), ("rows_8192", 1, 0.93, False), ("rows_1", 1, 0.86, False)],
@@ -490,20 +330,16 @@ def test_compiled_case_is_simulated_with_its_grid(name, programs_per_sm, least, 
     assert (least < efficiency.ragged < efficiency.uniform) if has_ragged else (efficiency.ragged is None)
 
 
-def matmul_tiling(num_splits=1):
-    return MatmulTiling(
-        block_m=128, block_n=256, block_k=64, group_m=8, num_splits=num_splits, num_warps=8, num_stages=3
-    )
-
-
 def product(rows, out_features, in_features):
-    return MatmulShape(
-        rows=rows, out_features=out_features, in_features=in_features, x_bytes=2, weight_bytes=1, out_bytes=2
-    )
+    return matmul_shape(rows, out_features, in_features, weight_bytes=1)
+
+
+def large_tiles(num_splits=1, **more):
+    return matmul_tiling(128, 256, 64, num_splits=num_splits, **more)
 
 
 def test_matmul_cta_computes_its_whole_tile():
-    grid = matmul_compute_grid(product(129, 256, 100), matmul_tiling())
+    grid = matmul_compute_grid(product(129, 256, 100), large_tiles())
     assert [cta.work for cta in grid.ctas] == [2 * 128 * 256 * 128] * 2
     assert grid.useful_work == 2 * 129 * 256 * 100
     assert grid.second_kernel_bytes is None
@@ -511,7 +347,7 @@ def test_matmul_cta_computes_its_whole_tile():
 
 def test_split_k_divides_the_steps_and_is_reduced():
     # 5 steps in 4 splits: two each, then one, then none.
-    grid = matmul_compute_grid(product(128, 256, 320), matmul_tiling(4))
+    grid = matmul_compute_grid(product(128, 256, 320), large_tiles(4))
     step = 2 * 128 * 256 * 64
     assert [cta.work for cta in grid.ctas] == [2 * step, 2 * step, step, 0]
     assert grid.second_kernel_bytes == 128 * 256 * (4 * 4 + 2)
@@ -519,7 +355,7 @@ def test_split_k_divides_the_steps_and_is_reduced():
 
 def test_matmul_ctas_read_inputs_once_together():
     for splits, last_k in ((1, 100), (2, 100), (4, 300)):
-        grid = matmul_memory_grid(product(200, 700, last_k), matmul_tiling(splits))
+        grid = matmul_memory_grid(product(200, 700, last_k), large_tiles(splits))
         inputs = 200 * last_k * 2 + 700 * last_k
         assert grid.useful_work == inputs + 200 * 700 * 2
         written = 200 * 700 * (2 if splits == 1 else 4 * splits)
@@ -530,14 +366,14 @@ def test_matmul_ctas_read_inputs_once_together():
     ("variant", "persistent"), [("pointers", False), ("descriptors", True), ("warp_specialized", True)]
 )
 def test_variants_with_tma_are_persistent(variant, persistent):
-    tiling = dataclasses.replace(matmul_tiling(), variant=variant)
+    tiling = large_tiles(variant=variant)
     for grid_of in (matmul_compute_grid, matmul_memory_grid):
         assert grid_of(product(200, 700, 100), tiling).persistent == persistent
 
 
 def test_tiles_of_a_large_matmul_fill_the_gpu_wave_by_wave():
     # 32 x 112 tiles on 132 SMs are 27.15 waves, so 28 rounds of tiles that take one SM's share each.
-    grid = matmul_compute_grid(product(4096, 28672, 4096), matmul_tiling())
+    grid = matmul_compute_grid(product(4096, 28672, 4096), large_tiles())
     schedule = simulate_grid(grid, H100, 1, resource=tensor_cores(989e12))
     tile_s = 2 * 128 * 256 * 4096 / (989e12 / 132)
     assert schedule.waves == about(32 * 112 / 132)
