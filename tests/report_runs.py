@@ -17,6 +17,8 @@ HOSTILE = (
     '<a href="javascript:alert(1)">名前 ünï \u2028 \U0001f600</a>',
     "%{customdata[0]}${alert(1)}$x_1$|`a`|",
 )
+CONTROL = "\x1b]0;OWNED\x07\x1b[2J\nOWNED\r\x9bOWNED\u2028OWNED \u202eOWNED"
+"""What a terminal takes for commands and for line ends."""
 
 
 def whole_run(**changes):
@@ -54,37 +56,35 @@ def priced_run():
     return run
 
 
-def hostile_run():
+def hostile_run(texts=HOSTILE):
     """A run with such texts wherever a file can put one."""
     run = priced_run()
     run.environment = {
         **run.environment,
-        "device": {**CPU, "name": SCRIPT, "capability": HOSTILE[2]},
-        "commit": HOSTILE[3],
-        HOSTILE[0]: HOSTILE[1],
+        "device": {**CPU, "name": texts[0], "capability": texts[2]},
+        "versions": {"python": texts[4], texts[6]: texts[3]},
+        "commit": texts[3],
+        texts[0]: texts[1],
     }
-    run.settings = {
-        **run.settings,
-        "model": {"name": HOSTILE[5]},
-        "usd_per_hour_source": HOSTILE[1],
-    }
-    run.broken = HOSTILE[1]
+    run.settings = {**run.settings, "model": {"name": texts[5]}, "usd_per_hour_source": texts[1]}
+    run.broken = run.counters_reason = texts[1]
     run.rows = [
-        replace(row, provider=HOSTILE[at % len(HOSTILE)], reason=row.reason and HOSTILE[1])
+        replace(row, provider=texts[at % len(texts)], reason=row.reason and texts[1])
         for at, row in enumerate(run.rows)
     ]
     first = run.rows[0]
     run.rows[0] = replace(
-        first, case=structs.replace(first.case, part=HOSTILE[1]), throttle_reasons=(SCRIPT,), variant="<b>"
+        first, case=structs.replace(first.case, part=texts[1]), throttle_reasons=(texts[0],), variant=texts[2]
     )
     run.gaps = [
         replace(
             gap,
-            providers={f"{SCRIPT}/{HOSTILE[1]}": HOSTILE[1]},
-            output_parts_s={**gap.output_parts_s, HOSTILE[1]: 1.0, SCRIPT: 2.0},
+            providers={f"{texts[0]}/{texts[1]}": texts[1]},
+            output_parts_s={**gap.output_parts_s, texts[1]: 1.0, texts[0]: 2.0},
         )
         for gap in run.gaps
     ]
-    run.ceilings = [replace(ceiling, detail=HOSTILE[1]) for ceiling in run.ceilings]
-    run.interpreter_checks = [check(provider=SCRIPT, reason=HOSTILE[1])]
+    run.ceilings = [replace(ceiling, detail=texts[1]) for ceiling in run.ceilings]
+    run.ceilings.append(replace(run.ceilings[0], kind="copy_bandwidth", reason=texts[2]))
+    run.interpreter_checks = [check(provider=texts[0], reason=texts[1])]
     return run

@@ -98,9 +98,10 @@ def _answer(name: str, run: Run) -> Iterator[str]:
     if missing := list(missing_from(run)):
         items = "".join(f"<li>{html_escaped(line)}</li>" for line in missing)
         yield f'<div class="missing"><b>What is missing</b><ul>{items}</ul></div>'
-    facts = [*heading(run).splitlines(), workload(run), fastest_providers(run)]
-    lines = "\n".join(map(html_escaped, filter(None, facts)))
-    yield f'<p class="facts">{lines}</p>'
+    facts = "\n".join(map(html_escaped, (*heading(run).splitlines(), workload(run))))
+    yield f'<p class="facts">{facts}</p>'
+    if fastest := html_escaped(fastest_providers(run)):
+        yield f'<details><summary>Providers</summary><p class="notes">{fastest}</p></details>'
 
 
 def _figure(chart: Chart) -> Iterator[str]:

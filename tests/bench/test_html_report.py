@@ -14,7 +14,7 @@ from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.bench.summary import missing_from, sentences
 from decodetax.harness.cost.prices import price_list
 from hand_made import ceilings, failed_row, gap, run_record
-from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
+from report_runs import CONTROL, HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
 
 RATIOS = price_ratios(price_list())
 
@@ -190,25 +190,36 @@ def test_no_text_of_a_file_becomes_markup():
         assert " ".join(text.split()) in hostile.words()
 
 
-def test_no_text_of_a_file_becomes_a_tag_of_plotly_or_ends_the_script():
-    text = html_report({SCRIPT: hostile_run(), HOSTILE[1]: hostile_run()}, RATIOS)
+def strings(value):
+    """All strings in JSON data."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [string for inner in value for string in strings(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def chart_strings(runs):
+    text = html_report(runs, RATIOS)
     [data] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL)
     assert not re.search("[<>&\u2028\u2029]", data)
+    return strings(json.loads(data))
 
-    def strings(value):
-        if isinstance(value, dict):
-            for inner in value.values():
-                yield from strings(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                yield from strings(inner)
-        elif isinstance(value, str):
-            yield value
 
-    tags = {tag for string in strings(json.loads(data)) for tag in re.findall(r"<[^>]*>", string)}
+def test_no_text_of_a_file_becomes_a_tag_of_plotly_or_ends_the_script():
+    found = chart_strings({SCRIPT: hostile_run(), HOSTILE[1]: hostile_run()})
+    tags = {tag for string in found for tag in re.findall(r"<[^>]*>", string)}
     assert tags <= {"<b>", "</b>", "<br>", "<extra>", "</extra>"}
-    templates = {s for s in strings(json.loads(data)) if "<extra>" in s}
-    assert not any("alert" in template for template in templates)
+    assert not [string for string in found if "<extra>" in string and "alert" in string]
+
+
+def test_no_control_character_of_a_file_reaches_a_chart_or_the_page():
+    hostile = hostile_run((CONTROL,) * len(HOSTILE))
+    found = chart_strings({CONTROL: hostile, "b": hostile})
+    assert any("OWNED" in string for string in found)
+    assert all(string.isprintable() for string in found)
+    attributes = [value for _, a in page(hostile).elements for value in a.values() if value]
+    assert all(value.isprintable() for value in [*attributes, page(hostile).words()])
 
 
 def test_labels_are_one_line_of_limited_length():

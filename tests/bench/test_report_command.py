@@ -10,7 +10,7 @@ import pytest
 from decodetax.harness.bench import run_tables, summary
 from decodetax.harness.core.run_file import read_run
 from hand_made import assert_misuse, decodetax, run_record
-from report_runs import HOSTILE, SCRIPT, hostile_run, whole_run
+from report_runs import CONTROL, HOSTILE, SCRIPT, hostile_run, whole_run
 
 SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
 TABLES = 8
@@ -161,6 +161,33 @@ def test_hostile_text_goes_from_a_file_into_a_report_as_text(folder):
     assert HOSTILE[1] not in text
     assert text.count("<script") == text.count("</script>") == 3
     assert not re.search(r"<[^>]*javascript:", text.partition("<script")[0])
+
+
+def test_no_control_character_reaches_an_output_and_no_name_begins_a_line(folder):
+    run_file = write(f"{CONTROL}.json", hostile_run((CONTROL,) * len(HOSTILE)))
+    places = ("--html", "r.html", "--markdown", "r.md", "--csv", "c")
+    commands = [
+        ("report", run_file),
+        ("report", run_file, "--wide"),
+        ("report", run_file, "run.json", *places),
+        ("report", run_file, "--csv", CONTROL),
+        ("report", run_file, "--html", run_file),
+        ("prices", "--run", run_file),
+        ("claims", run_file),
+    ]
+    texts = {}
+    for command in commands:
+        done = decodetax(*command)
+        texts[command] = done.out + done.err
+        assert "OWNED" in texts[command] or command[0] in {"prices", "claims"}
+    for file in (folder / name for name in names(folder) if not name.endswith(".json")):
+        texts[file] = file.read_text(encoding="utf-8").partition("<script")[0]
+        assert "OWNED" in texts[file] or file.name == "price_ratios.csv"
+    for source, text in texts.items():
+        assert not [character for character in text if not (character.isprintable() or character == "\n")], (
+            source
+        )
+        assert not [line for line in text.splitlines() if line.startswith("OWNED")], source
 
 
 def test_an_interrupted_run_that_has_nothing_is_reported(folder):
