@@ -1,26 +1,29 @@
-"""Decode attention: one or a few query tokens a sequence against its key-value cache.
+"""Decode attention over a contiguous or paged KV cache: flash-decoding with on-device work scheduling.
 
-For each sequence of length L and query head h of the group of key-value head g:
+For each sequence of length L and query head h of the GQA group of key-value head g:
     out[h] = sum over t < L of softmax(scale q[h] . k[t, g]) v[t, g]
-Operations: 4 L q_heads head_dim a query token. Bytes at least: 2 L kv_heads head_dim elements of cache,
-however many query tokens and heads share them. Their ratio, 2 group query_tokens / element bytes, is far
-below what a GPU balances: memory bandwidth is the bound, so every live key and value is read once and nothing
-else of size.
+Operations: 4 L q_heads head_dim per query token. Bytes at least: 2 L kv_heads head_dim cache elements,
+however many query tokens and heads share them. Their ratio, 2 group query_tokens / bytes per element, is
+far below the balance point of a GPU, so DRAM bandwidth is the bound: the kernel reads every live key and
+value once and little else.
 
-The rows of one matrix product are the query tokens and heads that share a key-value head, padded to 16, the
-height of a matrix instruction; more rows than the registers hold go in blocks, each an item of its own. The
-split kernel gives each program the tiles of keys and values that `decode_shares` works out for it. What it
-makes of a whole item is the result; what it makes of part of one is kept in float32 with its log-sum-exp, and
-the merge kernel adds the parts in their order.
+The rows of one dot are the query tokens and heads of a GQA group, padded to 16, the height of a tensor-core
+instruction. More rows than fit in registers become several blocks, each a work item of its own. The split-KV
+kernel is persistent: each CTA loops over the KV tiles that `decode_schedule` assigns to it. An item that one
+CTA processes completely is stored as the result. Otherwise each CTA leaves a float32 partial with its
+log-sum-exp, and the combine kernel reduces the partials in a fixed order.
 
-Scores are in base 2: exp(x) = exp2(x log2(e)), with log2(e) and the scales of the scores in one factor. Tiles
-whose tokens every row sees need no mask, and are the hot loop; what is left at the ends of an item goes in
-small masked tiles. Caches of 8 bits are multiplied as float16, which holds each of their values.
+Softmax is online and in base 2: exp(x) = exp2(x log2(e)), with log2(e) and all score scales in one factor. KV
+tiles that all rows attend to need no mask: they are the hot loop. The tokens at either end of an item go in
+small masked tiles. 8-bit caches are multiplied as float16, which holds each of their values.
+
+This file is over 400 lines because the two kernels and the only function that launches them belong together.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -29,8 +32,9 @@ import triton.language as tl
 from . import checks
 from .decode_plan import DecodePlan, plan_decode
 from .decode_schedule import LENGTHS_BLOCK, balanced_chunk, live_tokens, split_chunk
-from .decode_tile import as_float16, attend, finished, store_result
+from .decode_tile import attend, normalized, scaled_to_float16, store_output
 from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, DecodeTiling
+from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 
@@ -38,12 +42,10 @@ patch_interpreter()
 
 _LOG2_E = 1.0 / math.log(2.0)
 _COMBINE_BLOCK_PARTS = 16
-_E4M3_BITS_FACTOR = 256.0
-"""By how much bits of float8 e4m3 are too small as float16: the biases of their exponents differ by 8."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from top to bottom)
+def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to bottom)
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
@@ -89,7 +91,6 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
     STRIDE_UNIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    E4M3_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     MIN_TILES: tl.constexpr,
@@ -102,10 +103,11 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
     EDGE_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> None:
-    """The items of one program's share, each over those of its tiles that are in the share.
+    """One CTA's chunk of KV tiles: loops over the work items in it, and over the tiles of each in the chunk.
 
-    Strides of tokens and pages are compile-time constants: the addresses of a tile then differ by constants.
-    Cache strides outside the hot loop come divided by STRIDE_UNIT: the product tells their alignment.
+    Token and page strides are compile-time constants, so that addresses in a tile differ by constants. Cache
+    strides outside the hot loop come divided by STRIDE_UNIT: the multiplication shows the compiler their
+    alignment.
     """
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
@@ -115,12 +117,12 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
     programs = tl.num_programs(0)
     items_per_sequence = kv_heads * ROW_BLOCKS
     if NUM_SPLITS > 0:
-        first_item, share_first, stop_item, last_item, share_last, parts = split_chunk(
+        first_item, chunk_first, stop_item, last_item, chunk_last, parts = split_chunk(
             program, context_lens_ptr, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, NUM_SPLITS, BLOCK_N,
         )  # fmt: skip
     else:
-        first_item, share_first, stop_item, last_item, share_last, parts = balanced_chunk(
+        first_item, chunk_first, stop_item, last_item, chunk_last, parts = balanced_chunk(
             program, programs, context_lens_ptr, batch, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, ITEM_COST_TILES, LENGTHS_BLOCK,
         )  # fmt: skip
@@ -140,8 +142,8 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
         begin, end = live_tokens(length, capacity, window, QUERY_TOKENS, HAS_WINDOW)
         first_tile = begin // BLOCK_N
         last_tile = tl.cdiv(end, BLOCK_N)
-        share_begin = first_tile + tl.where(item == first_item, share_first, 0)
-        share_end = tl.where(item == last_item, first_tile + share_last, last_tile)
+        chunk_begin = first_tile + tl.where(item == first_item, chunk_first, 0)
+        chunk_end = tl.where(item == last_item, first_tile + chunk_last, last_tile)
 
         heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)
         q_ptrs = (
@@ -155,11 +157,11 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
         scale = score_factor
         if k_scale_ptr is not None:
             scale = scale * tl.load(k_scale_ptr + kv_head * stride_k_scale).to(tl.float32)
-        # A maximum of scores is one of scaled scores where the factor is not negative.
+        # With a factor >= 0 the maximum of scaled scores is the scaled maximum: move the sign to q.
         q = tl.where(scale < 0.0, -q, q)
         factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
         if k_ptr.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.bfloat16:
-            q, row_factor = as_float16(q)
+            q, row_factor = scaled_to_float16(q)
             factor *= row_factor
 
         k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
@@ -173,19 +175,19 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
         total = tl.zeros((BLOCK_G,), tl.float32)
         maximum = tl.full((BLOCK_G,), float("-inf"), tl.float32)
         positions = end - QUERY_TOKENS + rows // GROUP
-        # Tokens [whole_begin, whole_end) are seen by every row.
+        # Every row attends to tokens [whole_begin, whole_end).
         whole_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
         whole_begin = tl.maximum(end - window, 0) if HAS_WINDOW else begin
-        hot_begin = tl.minimum(tl.maximum(tl.cdiv(whole_begin, BLOCK_N), share_begin), share_end)
-        hot_end = tl.minimum(tl.maximum(whole_end // BLOCK_N, hot_begin), share_end)
+        hot_begin = tl.minimum(tl.maximum(tl.cdiv(whole_begin, BLOCK_N), chunk_begin), chunk_end)
+        hot_end = tl.minimum(tl.maximum(whole_end // BLOCK_N, hot_begin), chunk_end)
         if HAS_WINDOW:
             acc, total, maximum = attend(
-                tl.maximum(share_begin * EDGES, begin // EDGE_N), hot_begin * EDGES,
+                tl.maximum(chunk_begin * EDGES, begin // EDGE_N), hot_begin * EDGES,
                 begin, end, acc, total, maximum, q, factor, positions,
                 k_head, v_head, table_ptr, window, softcap_log2,
                 HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
                 K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
-                HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+                HAS_WINDOW, HAS_SOFTCAP, PRECISION,
                 BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
             )  # fmt: skip
         acc, total, maximum = attend(
@@ -193,23 +195,23 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
             k_head, v_head, table_ptr, window, softcap_log2,
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
-            HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+            HAS_WINDOW, HAS_SOFTCAP, PRECISION,
             BLOCK_G, BLOCK_D, BLOCK_V, BLOCK_N, False, NUM_STAGES,
         )  # fmt: skip
         acc, total, maximum = attend(
-            hot_end * EDGES, tl.minimum(share_end * EDGES, tl.cdiv(end, EDGE_N)),
+            hot_end * EDGES, tl.minimum(chunk_end * EDGES, tl.cdiv(end, EDGE_N)),
             begin, end, acc, total, maximum, q, factor, positions,
             k_head, v_head, table_ptr, window, softcap_log2,
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
-            HAS_WINDOW, HAS_SOFTCAP, E4M3_BITS, PRECISION,
+            HAS_WINDOW, HAS_SOFTCAP, PRECISION,
             BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
         )  # fmt: skip
 
-        out, lse_log2 = finished(acc, maximum, total)
-        begun = share_begin == first_tile
-        if begun & (share_end == last_tile):
-            store_result(
+        out, lse_log2 = normalized(acc, maximum, total)
+        begun = chunk_begin == first_tile
+        if begun & (chunk_end == last_tile):
+            store_output(
                 out, lse_log2, rows, live_rows, sequence, kv_head, end,
                 out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
                 stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
@@ -219,10 +221,10 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one item after another, read from
             slot = program.to(tl.int64)
             if NUM_SPLITS == 0:
                 slot += tl.where(begun, 0, programs)
-            places = slot * SLOT_ROWS + rows % BLOCK_G
+            row_offs = slot * SLOT_ROWS + rows % BLOCK_G
             live = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
-            tl.store(partial_ptr + places[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=live)
-            tl.store(partial_lse_ptr + places, lse_log2, mask=live_rows)
+            tl.store(partial_ptr + row_offs[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=live)
+            tl.store(partial_lse_ptr + row_offs, lse_log2, mask=live_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -251,9 +253,9 @@ def _combine_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """COMBINE_ROWS rows of the item that one program of the split kernel began and did not end.
+    """Combines the partials of COMBINE_ROWS rows of the item that one split-KV CTA began and did not finish.
 
-    The parts are added in their order, BLOCK_S at a time.
+    It reduces the partials in their order, BLOCK_S at a time, so that the result has the same bits every run.
     """
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
@@ -277,7 +279,7 @@ def _combine_kernel(
             live = part < parts
             slots = first_program + part
             if NUM_SPLITS == 0:
-                # The first part lies in its program's slot for what it began, the others in the other one.
+                # The first partial is in its CTA's begun slot, the others in continued slots.
                 slots += tl.where(part == 0, 0, programs)
             at = slots * SLOT_ROWS + row
             lses = tl.load(partial_lse_ptr + at, mask=live, other=float("-inf"))  # [BLOCK_S]
@@ -293,11 +295,11 @@ def _combine_kernel(
             total = total * decay + tl.sum(weights, 0)
             acc = acc * decay[:, None] + tl.sum(weights[:, None] * partials, 0)[None, :]
             maximum = new_maximum
-        out, lse_log2 = finished(acc, maximum, total)
+        out, lse_log2 = normalized(acc, maximum, total)
         sequence = item // (kv_heads * ROW_BLOCKS)
         _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
         rows = item % ROW_BLOCKS * BLOCK_G + row + tl.arange(0, 1)
-        store_result(
+        store_output(
             out, lse_log2, rows, rows < ROWS, sequence, item % (kv_heads * ROW_BLOCKS) // ROW_BLOCKS, end,
             out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
             stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
@@ -324,55 +326,55 @@ def decode_attention(
     workspace: torch.Tensor | None = None,
     tiling: DecodeTiling | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one or a few query tokens a sequence over the live part of its key-value cache.
+    """Attention of one or a few query tokens per sequence over the live part of its KV cache.
 
-    Not differentiable. The same bits every run. The launch depends on shapes and capacity alone,
-    never on the lengths, which stay on the device: it can be captured in a CUDA graph.
+    Not differentiable. Results have the same bits every run. The launch depends only on shapes and
+    capacity, never on the lengths, which stay on the device: it can be captured in a CUDA graph.
 
     Args:
         q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim], bfloat16, float16
-            or float32; head_dim a multiple of 8 from 16 to 256, its stride 1. The 1 to 8 query
-            tokens are the last ones of the sequence, and each sees those up to itself.
-        k_cache: [batch, capacity, kv_heads, head_dim] with any strides but 1 for head_dim, so
-            tokens or heads may come first in memory; with `block_table`
+            or float32; head_dim a multiple of 8 from 16 to 256, with stride 1. The 1 to 8 query
+            tokens are the last ones of the sequence; attention among them is causal.
+        k_cache: [batch, capacity, kv_heads, head_dim]; any strides, except 1 for head_dim: tokens
+            or heads may come first in memory. A paged KV cache, with `block_table`, is
             [pages, page_size, kv_heads, head_dim]. Dtype of `q`, float8_e4m3fn, float8_e5m2 or
-            int8. q_heads is kv_heads times 1 to 64; query heads h group, ..., h group + group - 1
-            read key-value head h.
-        v_cache: as `k_cache`, with a head_dim (of the same limits) and strides of its own.
-        context_lens: [batch] int32: how many tokens of each cache are live, those of `q` among
-            them, clamped to 0..capacity. What lies past them is never read.
-        block_table: [batch, max_pages] int32: the pages of each sequence in order, so that
+            int8. q_heads is kv_heads times the GQA group size, 1 to 64; query heads
+            h group, ..., h group + group - 1 read key-value head h.
+        v_cache: like `k_cache`, with its own head_dim (same limits) and strides.
+        context_lens: [batch] int32: live tokens of each cache, those of `q` included, clamped to
+            0..capacity. Tokens past them are never read.
+        block_table: [batch, max_pages] int32: the pages of each sequence in order;
             capacity = max_pages x page_size. Entries past the live pages are never read; live
             entries must lie in 0..pages - 1, which is not checked.
-        scale: multiplies the scores; 1 / sqrt(head_dim) when none.
-        window: how many tokens a query token sees, itself the last; older ones are not read. All
-            when none.
+        scale: multiplies the scores; None means 1 / sqrt(head_dim).
+        window: sliding window: tokens that a query token attends to, itself the last; older tokens
+            are not read. None means all.
         softcap: positive c: scores s become c tanh(s / c), after `scale` and `k_scale`.
-        sinks: [q_heads], bfloat16, float16 or float32: a logit beside the scaled scores of each query
-            head, whose value is 0; it counts in the log-sum-exp.
-        k_scale: what elements of `k_cache` are to be multiplied by: a number, or float32 [], [1] or
-            [kv_heads].
-        v_scale: the same of `v_cache`.
-        num_splits: cut each sequence into so many shares by its own length, so that its result does
-            not depend on the rest of the batch; shares of equal size across the batch when none.
+        sinks: [q_heads], bfloat16, float16 or float32: attention sinks, one more logit per query head
+            whose value is 0; it counts in the log-sum-exp.
+        k_scale: dequantisation scale of `k_cache`: a number, or float32 [], [1] or [kv_heads].
+        v_scale: dequantisation scale of `v_cache`, likewise.
+        num_splits: split-KV: split each sequence into this many chunks by its own length, so that
+            its result does not depend on the rest of the batch. None means chunks of equal size
+            across the batch.
         return_lse: also return the log-sum-exp of the logits.
-        out: where to write the output: shape of `q` with the head_dim of `v_cache`, dtype of `q`,
-            stride 1 for head_dim, not overlapping the inputs. With `return_lse` it may be a pair, the
-            second for the log-sum-exp, contiguous. New tensors when none.
-        workspace: contiguous memory for partial results, of any dtype, at least
+        out: output tensor: shape of `q` with the head_dim of `v_cache`, dtype of `q`, stride 1 for
+            head_dim, not overlapping the inputs. With `return_lse` it may be a pair, the second for
+            the log-sum-exp, contiguous. None allocates.
+        workspace: contiguous memory for split-KV partials, of any dtype, at least
             `decode_attention_workspace_bytes` long and aligned to 16 bytes, not shared with a call
             that may run at the same time. With it and `out` (the pair, with `return_lse`) nothing is
-            allocated. New when none.
-        tiling: how to cut the work; `choose_decode_tiling` decides when none.
+            allocated. None allocates.
+        tiling: tile sizes and CTA count; None means those of `choose_decode_tiling`.
 
     Returns:
         Output [batch, (query_tokens,) q_heads, head_dim of `v_cache`], dtype of `q`; with
         `return_lse` a pair with the natural log-sum-exp [batch, (query_tokens,) q_heads], float32.
-        A sequence of length 0 gives output 0 and -inf, and so does a query token before its start.
+        A sequence of length 0, or a query token before its start, gives output 0 and -inf.
 
     Raises:
-        ValueError: an argument of the wrong shape, strides, dtype, device or size; or CPU tensors
-            while Triton compiles its kernels.
+        ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on
+            the CPU while Triton compiles its kernels.
     """
     checks.check_decode_attention(
         q=q,
@@ -429,43 +431,23 @@ def decode_attention_workspace_bytes(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
-    *,
-    block_table: torch.Tensor | None = None,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    k_scale: torch.Tensor | float | None = None,
-    v_scale: torch.Tensor | float | None = None,
-    num_splits: int | None = None,
-    return_lse: bool = False,
-    tiling: DecodeTiling | None = None,
+    **options: Any,
 ) -> int:
-    """Bytes of `workspace` that `decode_attention` takes with the same arguments: from shapes alone.
+    """Bytes of `workspace` that `decode_attention` needs with the same arguments, from shapes alone.
+
+    Args:
+        q: as in `decode_attention`.
+        k_cache: as in `decode_attention`.
+        v_cache: as in `decode_attention`.
+        context_lens: as in `decode_attention`.
+        **options: the other arguments of `decode_attention`, except `workspace`.
 
     Raises:
         ValueError: as `decode_attention`.
     """
-    checks.check_decode_attention(
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        context_lens=context_lens,
-        block_table=block_table,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        num_splits=num_splits,
-        return_lse=return_lse,
-        out=None,
-        tiling=tiling,
-    )
-    return plan_decode(
-        q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device)
-    ).workspace_bytes
+    checks.check_decode_attention(q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, **options)
+    chosen = (options.get(name) for name in ("block_table", "num_splits", "tiling"))
+    return plan_decode(q, k_cache, v_cache, *chosen, gpu_limits(q.device)).workspace_bytes
 
 
 def _launch(
@@ -487,18 +469,18 @@ def _launch(
     lse: torch.Tensor | None,
     workspace: torch.Tensor | None,
 ) -> None:
-    """Launches the split kernel and, where it may leave parts, the merge kernel."""
+    """Launches the split-KV kernel and, if it may leave partials, the combine kernel."""
     tiling, kv_heads = plan.tiling, k_cache.shape[2]
     if plan.e4m3_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
-        scale, v_factor = scale * _E4M3_BITS_FACTOR, v_factor * _E4M3_BITS_FACTOR
+        scale, v_factor = scale * E4M3_BITS_FACTOR, v_factor * E4M3_BITS_FACTOR
     partials = partial_lses = parts = None
     if plan.slots:
-        assert workspace is not None  # noqa: S101  (what the caller has just made)
+        assert workspace is not None  # noqa: S101  (the caller has allocated it)
         partials, partial_lses, parts = plan.workspace_parts(workspace)
     unit = _stride_unit(k_cache, v_cache)
     block_v = triton.next_power_of_2(plan.v_head_dim)
-    results = {
+    shared = {
         "context_lens_ptr": context_lens,
         "out_ptr": out,
         "lse_ptr": lse,
@@ -524,7 +506,7 @@ def _launch(
     }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _split_kv_kernel[(plan.programs,)](
-            **results,
+            **shared,
             q_ptr=q,
             k_ptr=k_cache,
             v_ptr=v_cache,
@@ -552,7 +534,6 @@ def _launch(
             STRIDE_UNIT=unit,
             HAS_WINDOW=window is not None,
             HAS_SOFTCAP=softcap is not None,
-            E4M3_BITS=plan.e4m3_bits,
             PRECISION="ieee",
             MIN_TILES=tiling.min_tiles,
             ITEM_COST_TILES=ITEM_COST_TILES,
@@ -568,18 +549,18 @@ def _launch(
         if plan.slots:
             combine_rows = math.ceil(plan.slot_rows / COMBINE_PROGRAMS)
             _combine_kernel[(plan.programs, math.ceil(plan.slot_rows / combine_rows))](
-                **results,
+                **shared,
                 COMBINE_ROWS=combine_rows,
                 BLOCK_S=_COMBINE_BLOCK_PARTS,
                 num_warps=4,
-                maxnreg=128,  # more than it takes: left alone, the compiler may spill to take fewer
+                maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             )
 
 
 def _stride_unit(*caches: torch.Tensor) -> int:
-    """8 where every cache stride is a multiple of 8, 1 elsewhere.
+    """8 if every cache stride is a multiple of 8, else 1.
 
-    Triton knows of an argument only whether 16 divides it. 8 elements of 2 bytes already make the
-    16 of an asynchronous load, and a head_dim of 40 or 72 gives strides of no more.
+    Triton specialises arguments only on divisibility by 16. But 8 elements of 2 bytes are already the 16
+    bytes of cp.async, and strides of a head_dim like 40 or 72 are only multiples of 8.
     """
     return 8 if all(stride % 8 == 0 for cache in caches for stride in cache.stride()[:3]) else 1

@@ -1,8 +1,8 @@
-"""The hot loop of decode attention: tiles of keys and values taken into one item's running result.
+"""What the decode attention kernels are made of: the hot loop over KV tiles, and the epilogue.
 
-Keys, values and page ids are loaded some iterations ahead (the compiler's pipeline). What keeps the loop
-short: no masks, addresses that differ by constants, one page id a page, scores that are scaled inside the
-exponential's multiply-add, and row sums that wait for the last tile.
+K, V and page ids are loaded several iterations ahead (software pipelining with num_stages; cp.async). The hot
+loop is short because it has no masks, its addresses differ by constants, it loads one page id per page, it
+folds the score scale into the exponential's multiply-add, and it sums rows after the last tile.
 """
 
 from __future__ import annotations
@@ -10,31 +10,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .float8 import to_float16
 from .interpreter import patch_interpreter
 
 patch_interpreter()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiplied(cache: tl.tensor, dtype: tl.constexpr, E4M3_BITS: tl.constexpr) -> tl.tensor:
-    """Elements of a cache as they are multiplied; with E4M3_BITS too small by 256.
-
-    All 8 bits fit float16. A GPU without instructions for e4m3 moves its bits to where float16 has them: the
-    sign stays in front, exponent and mantissa follow behind an exponent bit that stays 0. The code of NaN is
-    the largest, 1.875; times 36000 it alone overflows, and infinity times 0 is NaN.
-    """
+def _dot_operand(cache: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """Cache elements in the dtype of the dot; those of 8 bits pass through float16 (see `to_float16`)."""
     if cache.dtype.primitive_bitwidth > 8:
         return cache
-    if E4M3_BITS:
-        moved = (cache.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
-        small = moved.to(tl.float16, bitcast=True)
-        return (small + small * 36000.0 * 0.0).to(dtype)
-    return cache.to(tl.float16).to(dtype)
+    return to_float16(cache).to(dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _tanh(x: tl.tensor) -> tl.tensor:
-    """Hyperbolic tangent: 1 - 2 / (1 + exp(2x)), no ratio of infinities; its series where that cancels."""
+    """Hyperbolic tangent: 1 - 2 / (1 + exp(2x)); a series near 0, where that cancels."""
     square = x * x
     near_0 = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
     return tl.where(tl.abs(x) < 0.2, near_0, 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268)))
@@ -50,34 +42,34 @@ def _pages_of(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> tl.tuple:
-    """The page of each token of a tile, and its place there less what `_in_page` says; [BLOCK_N] int64."""
+    """Page id of each token, and the tile's start offset in its page; `_in_page` adds the per-token part."""
     if BLOCK_N % PAGE_SIZE == 0 or PAGE_SIZE % BLOCK_N == 0:
-        # A page id is loaded once, and a tile that lies in one page starts somewhere inside it.
+        # Each page id is loaded once. A tile inside one page starts at an offset in it.
         PAGES: tl.constexpr = BLOCK_N // PAGE_SIZE if BLOCK_N > PAGE_SIZE else 1
         IN_PAGE: tl.constexpr = BLOCK_N // PAGES
         starts = tile * BLOCK_N + tl.arange(0, PAGES) * IN_PAGE
         live = (starts + IN_PAGE > begin) & (starts < end)
         page_ids = _loaded(table_ptr + starts // PAGE_SIZE, live, MASKED)
         page_ids = tl.reshape(tl.broadcast_to(page_ids[:, None], (PAGES, IN_PAGE)), (BLOCK_N,))
-        places = tl.zeros((BLOCK_N,), tl.int64)
+        page_offs = tl.zeros((BLOCK_N,), tl.int64)
         if PAGES == 1:
-            places += tl.cast(tile, tl.int64) * BLOCK_N % PAGE_SIZE
+            page_offs += tl.cast(tile, tl.int64) * BLOCK_N % PAGE_SIZE
     else:
         tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         page_ids = _loaded(table_ptr + tokens // PAGE_SIZE, (tokens >= begin) & (tokens < end), MASKED)
-        places = (tokens % PAGE_SIZE).to(tl.int64)
-    return page_ids.to(tl.int64), places
+        page_offs = (tokens % PAGE_SIZE).to(tl.int64)
+    return page_ids.to(tl.int64), page_offs
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _loaded(ptrs: tl.tensor, mask: tl.tensor, MASKED: tl.constexpr) -> tl.tensor:
-    """What lies at the pointers; where masked, at those of live lanes."""
+    """The elements at the pointers; if MASKED, 0 where the mask is false."""
     return tl.load(ptrs, mask=mask, other=0.0) if MASKED else tl.load(ptrs)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _in_page(PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
-    """What the tokens of every tile have in common of their place in a page, or in a contiguous cache."""
+    """Per-token offset inside a page (or a contiguous cache), the same for all tiles: [BLOCK_N] int64."""
     offs_n = tl.arange(0, BLOCK_N).to(tl.int64)
     if PAGE_SIZE > 0 and PAGE_SIZE % BLOCK_N != 0:
         in_page = offs_n % PAGE_SIZE if BLOCK_N % PAGE_SIZE == 0 else offs_n * 0
@@ -113,7 +105,6 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     V_STRIDE_PAGE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    E4M3_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -122,17 +113,17 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     MASKED: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> tl.tuple:
-    """Takes tiles [first_tile, last_tile) of BLOCK_N tokens into the running result of one item.
+    """Online softmax over KV tiles [first_tile, last_tile) of BLOCK_N tokens, from a running state.
 
-    `maximum` [BLOCK_G] is the largest score in base 2; `acc` [BLOCK_G, BLOCK_V] and `total` [BLOCK_G], the
-    sum of the probabilities, are relative to it.
+    The state of one work item: `maximum` [BLOCK_G] is the largest score in base 2; the accumulator `acc`
+    [BLOCK_G, BLOCK_V] and the sum of probabilities `total` [BLOCK_G] are relative to it.
     """
     offs_d, offs_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     live_d, live_v = offs_d < HEAD_DIM, offs_v < V_HEAD_DIM
     in_page = _in_page(PAGE_SIZE, BLOCK_N)
     k_ptrs = k_head + (in_page * K_STRIDE_TOKEN)[None, :] + offs_d[:, None]  # [BLOCK_D, BLOCK_N]
     v_ptrs = v_head + (in_page * V_STRIDE_TOKEN)[:, None] + offs_v[None, :]  # [BLOCK_N, BLOCK_V]
-    # Where warps share rows, the sum along a row waits for the last tile: it would cross them at every one.
+    # If warps share rows, rows are summed after the last tile: per tile it would be a reduction across warps.
     LATE_SUM: tl.constexpr = BLOCK_G <= 32
     sums = tl.zeros((BLOCK_G, BLOCK_N if LATE_SUM else 1), tl.float32)
     first_maximum = maximum
@@ -144,16 +135,14 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
             k_at, v_at = k_ptrs + k_offs, v_ptrs + v_offs
         else:
-            pages, places = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
-            k_offs = pages * K_STRIDE_PAGE + places * K_STRIDE_TOKEN
-            v_offs = pages * V_STRIDE_PAGE + places * V_STRIDE_TOKEN
+            pages, page_offs = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
+            k_offs = pages * K_STRIDE_PAGE + page_offs * K_STRIDE_TOKEN
+            v_offs = pages * V_STRIDE_PAGE + page_offs * V_STRIDE_TOKEN
             k_at, v_at = k_ptrs + k_offs[None, :], v_ptrs + v_offs[:, None]
-        # Unused cache may hold NaN, and 0 x NaN is NaN: dead values must not be loaded at all.
+        # Unused cache may hold NaN, and 0 x NaN is NaN: tokens past the context must not be loaded at all.
         k_mask, v_mask = live_d[:, None] & live_n[None, :], live_n[:, None] & live_v[None, :]
         k = _loaded(k_at, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
-        scores = tl.dot(
-            q, _multiplied(k, q.dtype, E4M3_BITS), input_precision=PRECISION
-        )  # [BLOCK_G, BLOCK_N]
+        scores = tl.dot(q, _dot_operand(k, q.dtype), input_precision=PRECISION)  # [BLOCK_G, BLOCK_N]
         score_factor = factor
         if HAS_SOFTCAP:
             scores = softcap_log2 * _tanh(scores * factor[:, None])
@@ -165,12 +154,12 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
                 if HAS_WINDOW:
                     seen = seen & (tokens[None, :] > positions[:, None] - window)
             largest = tl.max(tl.where(seen, scores, float("-inf")), 1)
-            # A row that sees none of the tile has no maximum, which a factor of 0 would turn into NaN.
+            # A row that attends to no token of the tile has maximum -inf; times a factor of 0 it is NaN.
             largest = tl.where(largest == float("-inf"), float("-inf"), largest * score_factor)
         else:
             largest = tl.max(scores, 1) * score_factor
         new_maximum = tl.maximum(maximum, largest)
-        # A row that has met -inf alone has no maximum to subtract: -inf less -inf is no number.
+        # If all scores so far are -inf, subtract 0: -inf minus -inf is NaN.
         offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         probabilities = tl.exp2(scores * score_factor[:, None] - offset[:, None])
         if MASKED:
@@ -180,10 +169,11 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         maximum = new_maximum
         v = _loaded(v_at, v_mask if MASKED else live_v[None, :], MASKED or V_HEAD_DIM < BLOCK_V)
         weights = probabilities.to(q.dtype)
-        values = _multiplied(v, q.dtype, E4M3_BITS)
+        values = _dot_operand(v, q.dtype)
         if MASKED and QUERY_TOKENS > 1:
-            # Live values that a row does not see must not reach it either: those that are no finite numbers
-            # are counted apart, at most BLOCK_N of each kind.
+            # A non-finite V of a token that a row does not attend to must not reach the row (0 x NaN is NaN).
+            # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row:
+            # the counts stay apart, as a tile has fewer than 32 tokens.
             plus, minus = values == float("inf"), values == float("-inf")
             kinds = (
                 tl.where(plus, 1.0, 0.0)
@@ -201,8 +191,8 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def as_float16(q: tl.tensor) -> tl.tuple:
-    """Rows of bfloat16 [rows, columns] as float16 in [-2, 2], and the powers of two they are divided by."""
+def scaled_to_float16(q: tl.tensor) -> tl.tuple:
+    """bfloat16 rows [rows, columns] as float16 in [-2, 2], and the power of two that divides each row."""
     wide = q.to(tl.float32)
     largest = tl.max(tl.abs(wide), 1)
     power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -211,25 +201,25 @@ def as_float16(q: tl.tensor) -> tl.tuple:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def finished(acc: tl.tensor, maximum: tl.tensor, total: tl.tensor) -> tl.tuple:
-    """Output and base-2 log-sum-exp of weighted values, their base-2 maximum and the sum of their weights."""
+def normalized(acc: tl.tensor, maximum: tl.tensor, total: tl.tensor) -> tl.tuple:
+    """Output and base-2 log-sum-exp of an online-softmax state: accumulator, base-2 maximum, sum."""
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     return out, tl.where(total == 0.0, float("-inf"), maximum + tl.log2(total))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _with_sink(out: tl.tensor, lse_log2: tl.tensor, sink_log2: tl.tensor) -> tl.tuple:
-    """Output [rows, columns] and base-2 log-sum-exp [rows] with one more logit, whose value is 0."""
+    """Output [rows, columns] and base-2 log-sum-exp [rows] with an attention sink, a logit of value 0."""
     largest = tl.maximum(lse_log2, sink_log2)
     offset = tl.where(largest == float("-inf"), 0.0, largest)
     kept = tl.exp2(lse_log2 - offset)
     total = kept + tl.exp2(sink_log2 - offset)
-    share = kept / tl.where(total == 0.0, 1.0, total)
-    return out * share[:, None], tl.where(total == 0.0, float("-inf"), offset + tl.log2(total))
+    weight = kept / tl.where(total == 0.0, 1.0, total)
+    return out * weight[:, None], tl.where(total == 0.0, float("-inf"), offset + tl.log2(total))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def store_result(
+def store_output(
     out: tl.tensor,
     lse_log2: tl.tensor,
     rows: tl.tensor,
@@ -251,12 +241,12 @@ def store_result(
     QUERY_TOKENS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
 ) -> None:
-    """Stores finished rows of one item; sinks, the scale of the values and natural logarithms come here."""
+    """Epilogue of an item: applies attention sinks and v_scale, stores output and natural log-sum-exp."""
     tokens = rows // GROUP
     heads = kv_head * GROUP + rows % GROUP
     if sinks_ptr is not None:
         sinks = tl.load(sinks_ptr + heads, mask=live_rows, other=0.0).to(tl.float32) * 1.4426950408889634
-        # A query token before the sequence's start has no result, and a sink gives it none.
+        # A query token before the start of the sequence has output 0, with or without sinks.
         sinks = tl.where(length - QUERY_TOKENS + tokens >= 0, sinks, float("-inf"))
         out, lse_log2 = _with_sink(out, lse_log2, sinks)
     factor = v_factor

@@ -1,17 +1,18 @@
-"""What the kernels of `prefill_matmul` are made of: which tile an item is, its product, and its result."""
+"""What the matmul kernels are made of: the tile order, one K step, and the epilogue."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from .float8 import to_float16
 from .interpreter import patch_interpreter
 
 patch_interpreter()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def item_of(
+def tile_of_item(
     item: tl.tensor,
     whole_tiles: tl.tensor,
     blocks_m: tl.tensor,
@@ -20,20 +21,20 @@ def item_of(
     GROUP_M: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
 ) -> tl.tuple:
-    """Batch, row block, column block and steps of K [first_k, last_k) of an item.
+    """Batch, row block, column block and K steps [first_k, last_k) of a work item, in swizzled tile order.
 
-    The first `whole_tiles` items are a tile each, the others a share of K of one, the shares of a tile being
-    neighbours. Inside a group of GROUP_M row blocks tiles go down the rows first, so that those that run at
-    one time share rows of x and weight.
+    The first `whole_tiles` items are one tile each. The others are split-K: one of NUM_SPLITS chunks of K of
+    a tile, the chunks of a tile one after another. Inside a group of GROUP_M row blocks the order goes down
+    the rows first, so that tiles that run at once share panels of x and weight in L2.
     """
     tile = item
     first_k = k_tiles * 0
     last_k = k_tiles
     if NUM_SPLITS > 1:
-        share = tl.maximum(item - whole_tiles, 0)
-        tile = tl.minimum(item, whole_tiles) + share // NUM_SPLITS
+        split = tl.maximum(item - whole_tiles, 0)
+        tile = tl.minimum(item, whole_tiles) + split // NUM_SPLITS
         steps = tl.where(item < whole_tiles, k_tiles, tl.cdiv(k_tiles, NUM_SPLITS))
-        first_k = tl.minimum(share % NUM_SPLITS * steps, k_tiles)
+        first_k = tl.minimum(split % NUM_SPLITS * steps, k_tiles)
         last_k = tl.minimum(first_k + steps, k_tiles)
     batch = tile // (blocks_m * blocks_n)
     tile = tile % (blocks_m * blocks_n)
@@ -53,7 +54,7 @@ def load_tile(
     EVEN_ROWS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ) -> tl.tensor:
-    """An operand's tile [rows, BLOCK_K], dead lanes 0; no mask where all are live, which saves registers."""
+    """An operand's tile [rows, BLOCK_K], 0 outside it; even sizes need no mask, which saves registers."""
     if EVEN_ROWS and EVEN_K:
         tile = tl.load(ptrs)
     elif EVEN_K:
@@ -66,7 +67,7 @@ def load_tile(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def multiplied(
+def accumulate(
     x: tl.tensor,
     weight: tl.tensor,
     acc: tl.tensor,
@@ -75,15 +76,15 @@ def multiplied(
     PRECISION: tl.constexpr,
     IMPRECISE: tl.constexpr,
 ) -> tl.tensor:
-    """The sums of one more step: x [BLOCK_M, BLOCK_K] times weight [BLOCK_N, BLOCK_K] transposed.
+    """Tensor-core step: adds x [BLOCK_M, BLOCK_K] times the transpose of weight [BLOCK_N, BLOCK_K] to `acc`.
 
-    Int8 weights become the dtype of x, which holds each of their values. With WEIGHT_FIRST the transposed
-    product is summed: weights are then the operand that may come from registers, and that has the height of
-    a matrix instruction however few rows x has.
+    Int8 weights are converted to the dtype of x, which holds each of their values. WEIGHT_FIRST swaps the
+    operands and accumulates the transposed product: weights may then come from registers, and fill the rows
+    of an instruction however few rows x has.
     """
     if FLOAT8_BITS:
-        x = _float16_of_e4m3(x)
-        weight = _float16_of_e4m3(weight)
+        x = to_float16(x)
+        weight = to_float16(weight)
     elif weight.dtype == tl.int8:
         weight = weight.to(x.dtype)
     if WEIGHT_FIRST:
@@ -94,19 +95,7 @@ def multiplied(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _float16_of_e4m3(codes: tl.tensor) -> tl.tensor:
-    """Bytes of float8 e4m3 as float16 too small by 256, their bits moved to where float16 has them.
-
-    The code of NaN is the largest, 1.875; times 36000 it alone overflows, and infinity times 0 is NaN.
-    """
-    if codes.dtype != tl.uint8:
-        return codes.to(tl.float16)
-    small = ((codes.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001).to(tl.float16, bitcast=True)
-    return small + small * 36000.0 * 0.0
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def store_result(
+def store_output(
     acc: tl.tensor,
     batch: tl.tensor,
     offs_m: tl.tensor,
@@ -129,25 +118,26 @@ def store_result(
     ACTIVATION: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Scales, adds the bias, applies the activation, all in float32, and stores: one rounding.
+    """Fused epilogue in float32: scales, bias, activation; then one rounding and the store.
 
-    `acc` [rows, BLOCK_N] are sums of features `first_n` on, the first COLUMNS of them this tile's; with
-    "swiglu" gate and up of a column side by side, so that half as many columns are stored.
+    `acc` [rows, BLOCK_N] holds the sums of features first_n, first_n + 1, ...; only the first COLUMNS belong
+    to this tile. For "swiglu" the gate and up sums of a column are neighbours, and half as many columns are
+    stored.
     """
-    SHARED: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
-    out_features = features // SHARED
-    lanes_n = tl.arange(0, acc.shape[1] // SHARED)
-    offs_n = first_n // SHARED + lanes_n
-    live_m, live_n = offs_m < rows, (offs_n < out_features) & (lanes_n < COLUMNS // SHARED)
-    place, columns = batch.to(tl.int64), offs_n.to(tl.int64)
+    INTERLEAVED: tl.constexpr = 2 if ACTIVATION == "swiglu" else 1
+    out_features = features // INTERLEAVED
+    lanes_n = tl.arange(0, acc.shape[1] // INTERLEAVED)
+    offs_n = first_n // INTERLEAVED + lanes_n
+    live_m, live_n = offs_m < rows, (offs_n < out_features) & (lanes_n < COLUMNS // INTERLEAVED)
+    batch_index, columns = batch.to(tl.int64), offs_n.to(tl.int64)
     scale = tl.full((1, 1), 1.0, tl.float32) * factor
     if x_scale_ptr is not None:
-        x_scale_ptrs = x_scale_ptr + (place * rows + offs_m) * stride_x_scale
+        x_scale_ptrs = x_scale_ptr + (batch_index * rows + offs_m) * stride_x_scale
         scale = scale * tl.load(x_scale_ptrs, mask=live_m, other=0.0)[:, None]
     if weight_scale_ptr is not None:
-        weight_scale_ptr += place * stride_weight_scale_batch
+        weight_scale_ptr += batch_index * stride_weight_scale_batch
     if bias_ptr is not None:
-        bias_ptr += place * stride_bias_batch
+        bias_ptr += batch_index * stride_bias_batch
     if ACTIVATION == "swiglu":
         acc, up = tl.split(tl.reshape(acc, (acc.shape[0], acc.shape[1] // 2, 2)))
         up = _scaled(
@@ -155,7 +145,7 @@ def store_result(
             stride_weight_scale,
         )  # fmt: skip
     acc = _scaled(acc, scale, columns, live_n, bias_ptr, weight_scale_ptr, stride_bias, stride_weight_scale)
-    if ACTIVATION == "silu" or ACTIVATION == "swiglu":  # noqa: PLR1714  (Triton knows no `in`)
+    if ACTIVATION == "silu" or ACTIVATION == "swiglu":  # noqa: PLR1714  (Triton has no `in`)
         acc = acc / (1.0 + tl.exp(-acc))
     if ACTIVATION == "swiglu":
         acc = acc * up
@@ -163,7 +153,7 @@ def store_result(
         acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
     out_ptrs = (
         out_ptr
-        + place * stride_out_batch
+        + batch_index * stride_out_batch
         + offs_m.to(tl.int64)[:, None] * stride_out_row
         + columns[None, :] * stride_out_column
     )
@@ -173,7 +163,7 @@ def store_result(
 @triton.jit  # type: ignore[untyped-decorator]
 def store_item(
     acc: tl.tensor,
-    share: tl.tensor,
+    split: tl.tensor,
     batch: tl.tensor,
     offs_m: tl.tensor,
     first_n: tl.tensor,
@@ -200,34 +190,34 @@ def store_item(
     LANE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """What an item leaves: the result of a whole tile, or float32 sums of share 0 and up of the others.
+    """Epilogue of an item: stores a whole tile's output, or the float32 partial sums of K split `split` >= 0.
 
-    `partial_ptr` is [shares, BLOCK_M, BLOCK_N]; `acc` starts at column LANE of the tile. SLICES parts of its
-    columns go one after another, so that scales, bias and addresses take fewer registers.
+    `partial_ptr` is [splits, BLOCK_M, BLOCK_N]; `acc` starts at column LANE of the tile. Columns are stored
+    in SLICES slices, one after another, so that scales, bias and addresses take fewer registers.
     """
     if SLICES > 1:
         HALF: tl.constexpr = acc.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, HALF)), (0, 2, 1)))
         store_item(
-            left, share, batch, offs_m, first_n, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
+            left, split, batch, offs_m, first_n, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
             weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
             stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row,
             stride_out_column, ACTIVATION, HALF, SPLIT, SLICES // 2, LANE, BLOCK_N,
         )  # fmt: skip
         store_item(
-            right, share, batch, offs_m, first_n + HALF, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
+            right, split, batch, offs_m, first_n + HALF, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
             weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
             stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row,
             stride_out_column, ACTIVATION, HALF, SPLIT, SLICES // 2, LANE + HALF, BLOCK_N,
         )  # fmt: skip
-    elif SPLIT and share >= 0:
+    elif SPLIT and split >= 0:
         lanes_n = tl.arange(0, acc.shape[1])
         live_n = (first_n + lanes_n < features) & (lanes_n < COLUMNS)
-        places = tl.arange(0, acc.shape[0])[:, None] * BLOCK_N + LANE + lanes_n[None, :]
-        partial_ptrs = partial_ptr + share.to(tl.int64) * (acc.shape[0] * BLOCK_N) + places
+        tile_offs = tl.arange(0, acc.shape[0])[:, None] * BLOCK_N + LANE + lanes_n[None, :]
+        partial_ptrs = partial_ptr + split.to(tl.int64) * (acc.shape[0] * BLOCK_N) + tile_offs
         tl.store(partial_ptrs, acc, mask=(offs_m < rows)[:, None] & live_n[None, :])
     else:
-        store_result(
+        store_output(
             acc, batch, offs_m, first_n, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows,
             features, stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch,
             stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS,
@@ -245,7 +235,7 @@ def _scaled(
     stride_bias: tl.tensor,
     stride_weight_scale: tl.tensor,
 ) -> tl.tensor:
-    """Sums of some features times their scales, and the bias."""
+    """Sums of features times their scales, plus the bias."""
     acc = acc * scale
     if weight_scale_ptr is not None:
         scales = tl.load(weight_scale_ptr + features * stride_weight_scale, mask=live_n, other=0.0)

@@ -1,24 +1,29 @@
 """Batched prefill matmul: out[m, n] = activation(sum over k of x[m, k] weight[n, k], scaled, plus bias[n]).
 
-One prompt's tokens are the rows of x, so M = tokens, N = out_features, K = in_features.
-Operations: 2 M N K. Bytes at least: (M K + N K + M N) elements. With M in the thousands the operations to a
-byte, about M, lie far above what a GPU balances, so arithmetic is the bound; with few rows the weights' N K
-elements are nearly all the bytes, and bandwidth is.
+The rows of x are the tokens of one prompt, so M = tokens, N = out_features, K = in_features.
+Operations: 2 M N K. Bytes at least: (M K + N K + M N) elements. With M in the thousands the operations per
+byte, about M, are far above the balance point of a GPU, so the tensor cores are the bound. With few rows
+the weights' N K elements are nearly all bytes, and DRAM bandwidth is the bound.
 
-An item is a [BLOCK_M, BLOCK_N] tile of the result, or a share of K of one. Items go to programs in their
-order, in groups of GROUP_M row blocks, so that those that run at one time share rows of x and weight in L2.
-Where tiles are too few to fill the GPU, or the last wave of them would leave most of it idle, tiles are cut
-along K: each share leaves float32 sums in a workspace, and a second kernel adds them in a fixed order.
+A work item is a [BLOCK_M, BLOCK_N] tile of the output, or one K split of such a tile. Items run in grouped
+(swizzled) order, in groups of GROUP_M row blocks, so that tiles that run at once share rows of x and weight
+in L2. If there are too few tiles to fill the GPU, or wave quantization would leave most SMs idle in the tail
+wave, tiles are split along K (split-K; a stream-K-like tail): each split leaves float32 partial sums in a
+workspace, and a reduction kernel adds them in a fixed order. No atomics: the same bits every run.
 
-Two kernels make the product. One loads through pointers, on any GPU and for any strides. The other lets the
-copy engine of sm_90 and newer load whole tiles by their descriptors, and its programs stay and take one item
-after another; on sm_100 its warps can be specialised, some loading, one multiplying, others storing.
+There are two matmul kernels. One loads through pointers (cp.async), on any GPU and with any strides. The
+other is persistent and loads whole tiles with the TMA (tensor memory accelerator) of sm_90 and newer: each
+CTA loops over tiles. On sm_100 it can specialise its warps: some load, one issues the tensor-core
+instructions, others store.
+
+This file is over 400 lines because the three kernels and the only function that launches them belong
+together.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -26,10 +31,11 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import checks
+from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
-from .matmul_tile import item_of, load_tile, multiplied, store_item, store_result
+from .matmul_tile import accumulate, load_tile, store_item, store_output, tile_of_item
 
 if TYPE_CHECKING:
     from .matmul_tiling import MatmulTiling
@@ -38,8 +44,6 @@ patch_interpreter()
 
 _REDUCE_ELEMENTS = 1024
 _SLICE_COLUMNS = 64
-_E4M3_FACTOR = 256.0
-"""By how much bits of float8 e4m3 are too small as float16: the biases of their exponents differ by 8."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -87,15 +91,15 @@ def _matmul_kernel(
     EVEN_K: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """One item; operands are loaded through pointers.
+    """One work item per CTA; loads operands through pointers (cp.async).
 
-    The pipeline advances two scalar bases; lanes keep 32-bit offsets from them, or 64-bit ones where WIDE
-    says that a tile reaches over 2^31 elements.
+    The software pipeline advances two scalar base pointers. Lanes keep 32-bit offsets from them; 64-bit ones
+    if WIDE says that a tile spans 2^31 elements.
     """
     item = tl.program_id(0)
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, COLUMNS)
-    batch, block_m, block_n, first_k, last_k = item_of(
+    batch, block_m, block_n, first_k, last_k = tile_of_item(
         item, whole_tiles, blocks_m, blocks_n, tl.cdiv(in_features, BLOCK_K), GROUP_M, NUM_SPLITS
     )
     lanes_m, lanes_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -108,7 +112,7 @@ def _matmul_kernel(
     kind = tl.int64 if WIDE else tl.int32
     weight_lanes = lanes_n.to(kind)
     if ACTIVATION == "swiglu":
-        # Gate and up of a column lie side by side in the tile, so that a thread has both.
+        # Gate and up columns are interleaved in the tile, so that one thread has both.
         weight_row = weight_row // 2
         weight_lanes = weight_lanes // 2 + weight_lanes % 2 * (features // 2)
     x_offs = (
@@ -129,7 +133,7 @@ def _matmul_kernel(
         live_k = offs_k < in_features - k_tile * BLOCK_K
         x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
         weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
-        acc = multiplied(x, weight, acc, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, IMPRECISE)
+        acc = accumulate(x, weight, acc, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, IMPRECISE)
         x_base += step_k * stride_x_k
         weight_base += step_k * stride_weight_k
 
@@ -177,10 +181,10 @@ def _tma_kernel(
     SLICES: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> None:
-    """Items program_id, program_id + programs and so on; operands [rows, K] are loaded by descriptors.
+    """Persistent kernel: a tile loop over round-robin work items per CTA; the TMA loads the operands.
 
-    FLATTEN makes one loop of items and steps, so that the next tile loads while this one is stored. The
-    result is stored in SLICES of columns, which takes fewer registers.
+    FLATTEN merges the tile loop and the K loop, so that the loads of the next tile overlap the epilogue of
+    this one. The epilogue stores columns in SLICES slices, which takes fewer registers.
     """
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, BLOCK_N)
@@ -189,7 +193,7 @@ def _tma_kernel(
         tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
     ):
         item = tl.cast(at, tl.int32)
-        batch, block_m, block_n, first_k, last_k = item_of(
+        batch, block_m, block_n, first_k, last_k = tile_of_item(
             item, whole_tiles, blocks_m, blocks_n, k_tiles, GROUP_M, NUM_SPLITS
         )
         row, feature = block_m * BLOCK_M, block_n * BLOCK_N
@@ -204,7 +208,7 @@ def _tma_kernel(
                 weight = tl.reshape(pairs, (BLOCK_N, BLOCK_K))
             else:
                 weight = weight_desc.load([feature, k_tile * BLOCK_K])
-            acc = multiplied(x, weight, acc, WEIGHT_FIRST, False, PRECISION, IMPRECISE)
+            acc = accumulate(x, weight, acc, WEIGHT_FIRST, False, PRECISION, IMPRECISE)
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
         store_item(
@@ -242,11 +246,11 @@ def _split_k_reduce_kernel(
     NUM_SPLITS: tl.constexpr,
     REDUCE_M: tl.constexpr,
 ) -> None:
-    """REDUCE_M rows of a tile that was cut: its shares of K added in their order, then the result."""
+    """Split-K reduction: adds the partial sums of REDUCE_M rows of a tile in K order, then the epilogue."""
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, COLUMNS)
     tile = tl.program_id(0)
-    batch, block_m, block_n, _, _ = item_of(
+    batch, block_m, block_n, _, _ = tile_of_item(
         tile + whole_tiles, whole_tiles, blocks_m, blocks_n, blocks_n, GROUP_M, 1
     )
     lanes_m = tl.program_id(1) * REDUCE_M + tl.arange(0, REDUCE_M)
@@ -260,7 +264,7 @@ def _split_k_reduce_kernel(
     for _ in range(NUM_SPLITS):
         acc += tl.load(partial_ptrs, mask=live, other=0.0)
         partial_ptrs += BLOCK_M * BLOCK_N
-    store_result(
+    store_output(
         acc, batch, offs_m, feature, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor,
         rows, features, stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch,
         stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS,
@@ -283,39 +287,38 @@ def prefill_matmul(
 ) -> torch.Tensor:
     """Activation of (x @ weight.T, scaled, + bias), summed in float32 and rounded once.
 
-    Not differentiable. The same bits every run. Tensors keep their strides: nothing is copied, except an
-    `x` of leading dimensions that cannot be viewed as rows of two strides.
+    Not differentiable. Results have the same bits every run. Operands keep their strides: nothing is copied,
+    except an `x` whose leading dimensions cannot be viewed as [batch, rows].
 
     Args:
         x: [..., in_features], bfloat16, float16, float32, float8_e4m3fn or float8_e5m2.
-        weight: [out_features, in_features], or a view of that shape of its transpose. Dtype of `x`;
-            float8 of either kind under float8; under bfloat16 and float16 also int8, each element being
-            multiplied as it is. [batch, out_features, in_features] under `x` [batch, tokens,
-            in_features] gives each batch a weight of its own. For "swiglu" it has 2 out_features rows,
-            first those of the gate, then those of the up projection.
-        bias: [rows of weight] or, of a batch, [batch, rows of weight], `out_dtype` or float32; none adds
-            nothing.
-        activation: None, "silu", "gelu" (by the error function) or "swiglu": silu(gate) x up.
-        x_scale: what `x` is to be multiplied by: a number, or float32 [] or [1], or a number a row: the
-            shape of `x` without in_features, or with 1 in its place.
-        weight_scale: the same of `weight`: a number, or float32 [] or [1], or a number a row of
-            `weight`: its shape without in_features, or with 1 in its place.
-        out_dtype: bfloat16, float16 or float32; that of `x`, or bfloat16 where that is float8, when none.
+        weight: [out_features, in_features], or a transposed view of that shape. Dtype of `x`; either
+            float8 if `x` is float8; also int8 if `x` is bfloat16 or float16, multiplied by its integer
+            values. [batch, out_features, in_features] with `x` [batch, tokens, in_features] gives each
+            batch its own weight. For "swiglu" it has 2 out_features rows: first those of the gate, then
+            those of the up projection.
+        bias: [rows of weight], or [batch, rows of weight] for a batched weight; `out_dtype` or float32.
+            None adds nothing.
+        activation: None, "silu", "gelu" (exact, with erf) or "swiglu": silu(gate) x up.
+        x_scale: dequantisation scale of `x`: a number, float32 [] or [1], or one per row: the shape of
+            `x` without in_features, or with 1 in its place.
+        weight_scale: dequantisation scale of `weight`, likewise: a number, float32 [] or [1], or one per
+            row of `weight` (output channel).
+        out_dtype: bfloat16, float16 or float32; None means that of `x`, or bfloat16 if `x` is float8.
         precision: of float32 products: "ieee", or "tf32", which multiplies with 10 bits of mantissa.
-        out: where to write the result: [..., out_features], `out_dtype`, not overlapping the inputs.
-            A new tensor when none.
-        workspace: contiguous memory for partial sums, of any dtype, at least
+        out: output tensor [..., out_features], `out_dtype`, not overlapping the inputs. None allocates.
+        workspace: contiguous memory for split-K partial sums, of any dtype, at least
             `prefill_matmul_workspace_bytes` long and aligned to 16 bytes, not shared with a call that
-            may run at the same time. With it and `out` nothing is allocated. New when none.
-        tiling: how to cut the work; `choose_matmul_tiling` decides when none. A variant that the GPU or
-            the strides of the operands do not allow falls back to "pointers".
+            may run at the same time. With it and `out` nothing is allocated. None allocates.
+        tiling: tile sizes and split-K; None means those of `choose_matmul_tiling`. A variant that the
+            GPU or the operands' strides do not allow falls back to "pointers".
 
     Returns:
         [..., out_features], `out_dtype`.
 
     Raises:
-        ValueError: an argument of the wrong shape, strides, dtype, device or size; or CPU tensors while
-            Triton compiles its kernels.
+        ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on the
+            CPU while Triton compiles its kernels.
     """
     checks.check_prefill_matmul(
         x=x,
@@ -351,35 +354,20 @@ def prefill_matmul(
     return out
 
 
-def prefill_matmul_workspace_bytes(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    activation: str | None = None,
-    x_scale: torch.Tensor | float | None = None,
-    weight_scale: torch.Tensor | float | None = None,
-    out_dtype: torch.dtype | None = None,
-    precision: str = "ieee",
-    tiling: MatmulTiling | None = None,
-) -> int:
-    """Bytes of `workspace` that `prefill_matmul` takes with the same arguments: from shapes alone.
+def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> int:
+    """Bytes of `workspace` that `prefill_matmul` needs with the same arguments, from shapes alone.
+
+    Args:
+        x: as in `prefill_matmul`.
+        weight: as in `prefill_matmul`.
+        **options: the other arguments of `prefill_matmul`, except `workspace`.
 
     Raises:
         ValueError: as `prefill_matmul`.
     """
-    checks.check_prefill_matmul(
-        x=x,
-        weight=weight,
-        bias=bias,
-        activation=activation,
-        x_scale=x_scale,
-        weight_scale=weight_scale,
-        out_dtype=out_dtype,
-        precision=precision,
-        out=None,
-        tiling=tiling,
-    )
+    checks.check_prefill_matmul(x=x, weight=weight, **options)
+    activation, precision = options.get("activation"), options.get("precision", "ieee")
+    tiling = options.get("tiling")
     return plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device)).workspace_bytes
 
 
@@ -394,7 +382,7 @@ def _launch(
     out: torch.Tensor,
     workspace: torch.Tensor | None,
 ) -> None:
-    """Launches the product's kernel and, where tiles were cut, the kernel that adds their shares."""
+    """Launches the matmul kernel and, if tiles are split along K, the reduction kernel."""
     x, weight, tiling = plan.x, plan.weight, plan.tiling
     matrices = result_matrices(out, plan)
     factor = math.prod(scale for scale in (x_scale, weight_scale) if isinstance(scale, float | int))
@@ -403,7 +391,7 @@ def _launch(
     )
     if plan.float8_bits:
         x, weight = _e4m3_codes(x), _e4m3_codes(weight)
-        factor *= _E4M3_FACTOR ** sum(operand.dtype == torch.uint8 for operand in (x, weight))
+        factor *= E4M3_BITS_FACTOR ** sum(operand.dtype == torch.uint8 for operand in (x, weight))
     epilogue = {
         "bias_ptr": bias,
         "x_scale_ptr": x_scales,
@@ -473,7 +461,7 @@ def _launch(
                 x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, tiling.block_k]),
                 weight_desc=_weight_descriptor(weight[0], tiling, gated=plan.gated),
                 items=plan.items,
-                # One loop of items and steps needs items of equally many steps.
+                # A flattened loop needs the same number of K steps in every item.
                 FLATTEN=specialized or (plan.flattens and not plan.split_tiles),
                 WARP_SPECIALIZE=specialized,
                 NUM_STAGES=tiling.num_stages,
@@ -491,7 +479,7 @@ def _launch(
 
 
 def _per_row(scales: torch.Tensor | None) -> int:
-    """1 where there is a scale a row, 0 where there is one."""
+    """Stride of the scales: 1 if there is one per row, 0 if there is one in all."""
     return 0 if scales is None or scales.numel() == 1 else 1
 
 
@@ -501,7 +489,7 @@ def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
 
 
 def _weight_descriptor(weight: torch.Tensor, tiling: MatmulTiling, *, gated: bool) -> TensorDescriptor:
-    """Of tiles [block_n, block_k]; of a weight of gate and up, [block_n / 2, 2, block_k] of its pairs."""
+    """TMA descriptor of [block_n, block_k] tiles; for "swiglu" of [block_n / 2, 2, block_k] gate-up pairs."""
     if not gated:
         return TensorDescriptor.from_tensor(weight, [tiling.block_n, tiling.block_k])
     pairs = weight.view(2, -1, weight.shape[1]).transpose(0, 1)
