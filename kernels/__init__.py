@@ -1,7 +1,14 @@
-"""The two kernels, their tilings and their oracles.
+"""Triton kernels (decode attention, prefill matmul, merge of attention states), their tilings and oracles.
 
-Importing this package, or `decodetax.kernels.reference` alone, imports no Triton, so that
-`use_interpreter` can still choose how Triton runs. The kernels load on first use.
+Importing this package, or `decodetax.kernels.reference`, does not import Triton, so that `use_interpreter`
+can still choose how Triton runs. The kernels are imported on first use.
+
+Why the package has its own module class: after importing a submodule, Python binds it as an attribute of its
+package. `decode_attention`, `prefill_matmul`, `merge_states` and `gpu_limits` each name a submodule and a
+function in it, so `import decodetax.kernels.decode_attention` would turn `decodetax.kernels.decode_attention`
+into the module. Importing the functions here, before anyone imports the submodules, would prevent that, but
+it would import Triton; and a module-level `__getattr__` is not asked for an attribute that exists. Only
+`__setattr__` on the class sees the binding.
 """
 
 from __future__ import annotations
@@ -56,11 +63,7 @@ _HOME = {
 
 
 class _Kernels(ModuleType):
-    """This package: a submodule named after its host function never hides the function.
-
-    Python binds a submodule as an attribute of its package once the submodule has run, which
-    would turn `from decodetax.kernels import decode_attention` into the module.
-    """
+    """This package: binding a submodule that shares its name with a function binds the function instead."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, ModuleType) and _HOME.get(name) == name:

@@ -1,4 +1,4 @@
-"""Argument validation: every misuse raises a ValueError that names the argument and what it may be."""
+"""Argument checks: every misuse raises a ValueError that names the argument, its value and what it may be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .interpreter import interpreting
 from .matmul_tiling import MatmulTiling
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Token positions are 32-bit; a split's range is rounded up past the last token.
+# Token positions are 32-bit, and the range of a split is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
 _MAX_QUERY_TOKENS = 8
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
@@ -32,7 +32,7 @@ def check_prefill_matmul(
     out: torch.Tensor | None = None,
     tiling: MatmulTiling | None = None,
 ) -> None:
-    """Raise ValueError unless the arguments are those that `prefill_matmul` documents."""
+    """Raise ValueError unless the arguments are as `prefill_matmul` documents them."""
     _check_one_of("activation", activation, _ACTIVATIONS)
     _check_one_of("precision", precision, ("ieee", "tf32"))
     _check_one_of("out_dtype", out_dtype, (None, *_DTYPES))
@@ -67,7 +67,7 @@ def check_prefill_matmul(
 
 
 def default_out_dtype(x: torch.Tensor) -> torch.dtype:
-    """What `prefill_matmul` gives where no `out_dtype` is said."""
+    """The dtype of the output of `prefill_matmul` without `out_dtype`."""
     return torch.bfloat16 if x.element_size() == 1 else x.dtype
 
 
@@ -102,7 +102,7 @@ def _check_operands(x: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def _check_rows_view(out: torch.Tensor, weight: torch.Tensor) -> None:
-    """Rows of a result must lie one stride apart, but where each batch has a weight of its own."""
+    """The rows of `out` must have one stride, unless the weight is batched."""
     if weight.dim() == 3:
         return
     try:
@@ -114,7 +114,7 @@ def _check_rows_view(out: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def _check_row_scale(name: str, scale: torch.Tensor | float | None, of: str, tensor: torch.Tensor) -> None:
-    """A number, one of float32, or one a row of `tensor`."""
+    """A number, one float32 element, or one per row of `tensor`."""
     if not isinstance(scale, torch.Tensor):
         _check_number(name, scale)
         return
@@ -155,7 +155,7 @@ def check_decode_attention(
     out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     tiling: DecodeTiling | None = None,
 ) -> None:
-    """Raise ValueError unless the arguments are those that `decode_attention` documents."""
+    """Raise ValueError unless the arguments are as `decode_attention` documents them."""
     if tiling is not None and not isinstance(tiling, DecodeTiling):
         raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a DecodeTiling")
     _check_queries(q)
@@ -193,11 +193,11 @@ def check_decode_attention(
 
 
 def check_workspace(
-    workspace: torch.Tensor, *, at_least_bytes: int, beside: tuple[str, torch.Tensor]
+    workspace: torch.Tensor, *, at_least_bytes: int, same_device_as: tuple[str, torch.Tensor]
 ) -> None:
-    """Raise ValueError unless a workspace is one that the kernels document; it lies `beside` an argument."""
+    """Raise ValueError unless a workspace is as the kernels document it, on the device of that argument."""
     _check_tensor("workspace", workspace)
-    _check_device("workspace", workspace, *beside)
+    _check_device("workspace", workspace, *same_device_as)
     if not workspace.is_contiguous():
         raise ValueError(f"workspace has strides {tuple(workspace.stride())}; it must be contiguous")
     if workspace.nbytes < at_least_bytes:
@@ -209,7 +209,7 @@ def check_workspace(
 
 
 def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> None:
-    """Raise ValueError unless the arguments are those that `merge_states` documents."""
+    """Raise ValueError unless the arguments are as `merge_states` documents them."""
     _check_floating("o", o)
     if o.dim() == 0:
         raise ValueError("o has no dimensions; it must be [..., head_dim]")
@@ -373,7 +373,7 @@ def _check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.T
 
 
 def _check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...], meaning: str) -> None:
-    """`wanted` holds None where a size is free."""
+    """`wanted` holds None for a free size."""
     _check_tensor(name, tensor)
     fits = tensor.dim() == len(wanted) and all(
         want in (None, size) for want, size in zip(wanted, tensor.shape, strict=True)

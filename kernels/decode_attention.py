@@ -396,7 +396,7 @@ def decode_attention(
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
-        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("q", q))
+        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("q", q))
     elif workspace_bytes:
         workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=q.device)
     out, lse = out if isinstance(out, tuple) else (out, None)
@@ -446,8 +446,9 @@ def decode_attention_workspace_bytes(
         ValueError: as `decode_attention`.
     """
     checks.check_decode_attention(q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, **options)
-    chosen = (options.get(name) for name in ("block_table", "num_splits", "tiling"))
-    return plan_decode(q, k_cache, v_cache, *chosen, gpu_limits(q.device)).workspace_bytes
+    block_table, num_splits, tiling = map(options.get, ("block_table", "num_splits", "tiling"))
+    plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    return plan.workspace_bytes
 
 
 def _launch(

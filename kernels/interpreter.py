@@ -1,7 +1,7 @@
 """Whether Triton kernels run compiled, or on the CPU in Triton's interpreter.
 
-Triton reads `TRITON_INTERPRET` when it is imported; from then on every kernel of the process runs
-the one way or the other. Importing this module imports no Triton.
+Triton reads `TRITON_INTERPRET` once, when it is imported; that decides for every kernel of the process.
+Importing this module does not import Triton.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import sys
 
 
 def interpreting() -> bool:
-    """Whether Triton kernels run interpreted: as Triton was imported or, before that, will be."""
+    """Whether Triton kernels run interpreted: as Triton was imported, or would be imported now."""
     if "triton.language" not in sys.modules:
         return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"}
     from triton import JITFunction  # noqa: PLC0415  (importing this module must not import Triton)
     from triton.language import standard  # noqa: PLC0415  (the same)
 
-    # Triton's own library functions became what they are when Triton was imported.
+    # How Triton was imported shows in the type of its own library functions.
     return not isinstance(standard.sigmoid, JITFunction)
 
 
 def use_interpreter() -> None:
-    """Make Triton kernels run in the mended interpreter, on CPU tensors; call it before importing triton.
+    """Run Triton kernels in the patched interpreter, on CPU tensors; call it before importing triton.
 
     Sets `TRITON_INTERPRET=1`, which child processes inherit.
 
@@ -40,11 +40,11 @@ def use_interpreter() -> None:
 
 
 def patch_interpreter() -> None:
-    """Mend Triton's interpreter (see `interpreter_patches`), once; nothing where kernels are compiled.
+    """Patch Triton's interpreter (see `interpreter_patches`), once; does nothing if kernels are compiled.
 
     Raises:
-        RuntimeError: `TRITON_INTERPRET` changed after triton was imported, so that new kernels
-            would run another way than Triton's own functions that they call.
+        RuntimeError: `TRITON_INTERPRET` changed after triton was imported: new kernels and Triton's own
+            functions that they call would run in different ways.
     """
     from triton import knobs  # noqa: PLC0415  (importing this module must not import Triton)
 

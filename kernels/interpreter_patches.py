@@ -1,10 +1,10 @@
-"""Mends Triton's interpreter where it departs from a GPU, so that kernels need no second form for it.
+"""Patches for Triton's interpreter where it differs from a GPU, so that the same kernel code runs on both.
 
-Triton 3.6 to 3.9 emulate kernels in numpy, which has no bfloat16 or float8: the emulation multiplies,
-adds and compares their bit patterns as integers, rounds to them wrongly, and warns where a GPU
-quietly computes an infinity or a NaN. Each function below replaces a method of that name on the
-interpreter's classes. Kernels of any library gain, and tools that wrap the methods of Triton's
-`interpreter_builder` object keep working.
+Triton 3.6 to 3.9 emulate kernels in numpy, which has neither bfloat16 nor float8: the emulation multiplies,
+adds and compares bit patterns as integers, rounds wrongly, and warns where a GPU silently computes an
+infinity or NaN. Each function below replaces the method of the same name on the interpreter's classes. This
+fixes kernels of any library, and tools that wrap the methods of Triton's `interpreter_builder` object keep
+working.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _unary_op = InterpreterBuilder.unary_op
 _reduce_min_max = ReduceOps.min_max
 _reduce_sum = ReduceOps.sum
 _launch = GridExecutor.__call__
-_patch_lang_tensor = interpreter._patch_lang_tensor  # noqa: SLF001  (where Triton binds tensor methods)
+_patch_lang_tensor = interpreter._patch_lang_tensor  # noqa: SLF001  (Triton binds tensor methods there)
 
 
 def apply() -> None:
-    """Put the methods of this module in place; again changes nothing."""
+    """Install the patches; calling it again changes nothing."""
     for method in (
         cast_impl,
         create_clampf,
@@ -57,18 +57,18 @@ def apply() -> None:
     ReduceOps.min_max = min_max
     ReduceOps.sum = sum_
     GridExecutor.__call__ = launch
-    Autotuner._bench = bench  # noqa: SLF001  (what times one configuration)
-    interpreter._patch_lang_tensor = patch_lang_tensor  # noqa: SLF001  (where Triton binds tensor methods)
+    Autotuner._bench = bench  # noqa: SLF001  (it times one configuration)
+    interpreter._patch_lang_tensor = patch_lang_tensor  # noqa: SLF001  (Triton binds tensor methods there)
 
 
 def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
-    """Casts between numbers: to and from bfloat16 by value."""
+    """Casts between number types; bfloat16 and float8 by value."""
     source, kind = _decoded(src), dst_type.scalar
     return _encoded(source, kind) if kind in _FORMATS else _cast_impl(self, source, dst_type)
 
 
 def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-    """Casts that float8 takes part in, or that state a rounding mode."""
+    """Casts with float8 or with an explicit rounding mode."""
     source, kind = _decoded(src), dst_type.scalar
     toward_zero = rounding_mode == ir.ROUNDING_MODE.RTZ
     if source.dtype.scalar in _NUMPY_FLOATS and kind in _FORMATS:
@@ -79,35 +79,35 @@ def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> A
 
 
 def get_bf16(self: Any, value: float) -> Any:
-    """A bfloat16 constant; Triton 3.6 has none."""
+    """A bfloat16 constant; Triton 3.6 does not implement it."""
     return cast_impl(self, self.get_fp32(value), tl.bfloat16)
 
 
 def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-    """Matrix products; those of bfloat16 and float8 are exact in float32, as on a GPU."""
+    """`tl.dot`; products of bfloat16 and float8 are exact in float32, as on a GPU."""
     return _create_dot(self, _decoded(a), _decoded(b), d, *rest)
 
 
 def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
-    """Arithmetic and comparisons of two tensors; bfloat16 is computed in float32 and rounded."""
+    """Binary arithmetic and comparisons; bfloat16 is computed in float32 and rounded."""
     if lhs.dtype.scalar != tl.bfloat16:
         return _binary_op(self, lhs, rhs, op)
     output = op(_decoded(lhs).data, _decoded(rhs).data)
-    # Comparisons give truth values, which Triton relabels itself.
+    # Comparisons give bool arrays, whose type Triton sets itself.
     return TensorHandle(
         rounding.bf16_codes(output) if output.dtype == np.float32 else output, lhs.dtype.scalar
     )
 
 
 def unary_op(self: Any, arg: Any, op: Any) -> Any:
-    """Arithmetic of one tensor, the same."""
+    """Unary arithmetic, likewise."""
     if arg.dtype.scalar != tl.bfloat16:
         return _unary_op(self, arg, op)
     return TensorHandle(rounding.bf16_codes(op(_decoded(arg).data)), tl.bfloat16)
 
 
 def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-    """Product x * y plus z, rounded once."""
+    """Fused multiply-add x * y + z, rounded once."""
     if z.dtype.scalar != tl.bfloat16:
         return _create_fma(self, x, y, z)
     product = _decoded(x).data.astype(np.float64) * _decoded(y).data  # exact
@@ -115,35 +115,35 @@ def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 def create_clampf(self: Any, arg: Any, lo: Any, hi: Any, propagate_nans: Any) -> Any:
-    """Arg held within lo and hi."""
+    """`arg` clamped to [lo, hi]."""
     clamped = _create_clampf(self, _decoded(arg), _decoded(lo), _decoded(hi), propagate_nans)
     return _encoded(clamped, tl.bfloat16) if arg.dtype.scalar == tl.bfloat16 else clamped
 
 
 def create_minnumf(self: Any, lhs: Any, rhs: Any) -> Any:
-    """The smaller, or the one that is a number; Triton 3.6 gives the NaN."""
+    """Minimum; if one operand is NaN, the other one (Triton 3.6 returns NaN)."""
     return self.binary_op(lhs, rhs, np.fmin)
 
 
 def create_maxnumf(self: Any, lhs: Any, rhs: Any) -> Any:
-    """The larger, or the one that is a number; Triton 3.6 gives the NaN."""
+    """Maximum; if one operand is NaN, the other one (Triton 3.6 returns NaN)."""
     return self.binary_op(lhs, rhs, np.fmax)
 
 
 def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
-    """A scalar as a block; the truth value of a comparison comes labelled with what was compared."""
+    """A scalar as a block; gives the bool of a comparison its own type, not that of the operands."""
     if arg.data.dtype != np.bool_:
         return _create_splat(self, ret_ty, arg)
     return TensorHandle(np.broadcast_to(arg.data, ret_ty.shape), tl.int1)
 
 
 def sum_(self: Any, values: Any) -> Any:
-    """`tl.sum`; of bfloat16 in float32, rounded once."""
+    """`tl.sum`; bfloat16 is summed in float32 and rounded once."""
     return _narrowed(_reduce_sum(self, _widened(values)), values.dtype.scalar)
 
 
 def min_max(self: Any, values: Any, val_reduce_op: Any, idx_reduce_op: Any = None) -> Any:
-    """`tl.min`, `tl.max` and their indices; a row of NaN alone is NaN, without a warning."""
+    """`tl.min`, `tl.max` and their indices; a row of only NaN gives NaN without a warning."""
     values = values[0] if isinstance(values, tuple) else values
     if idx_reduce_op is None:
         if val_reduce_op in {np.max, np.nanmax}:
@@ -157,27 +157,27 @@ def min_max(self: Any, values: Any, val_reduce_op: Any, idx_reduce_op: Any = Non
 
 
 def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A kernel launch; overflow and invalid operations pass silently, as on a GPU."""
+    """A kernel launch; overflow and invalid operations are silent, as on a GPU."""
     with np.errstate(all="ignore"):
         return _launch(self, *args, **kwargs)
 
 
 def patch_lang_tensor(tensor: Any, *scope: Any) -> None:
-    """Methods of `tl.tensor` during a launch; `range` takes bounds that the kernel computed.
+    """Methods of `tl.tensor` during a launch; makes `range` accept bounds that the kernel computed.
 
-    Triton 3.6 calls int() on an array of one element, which numpy deprecates, and refuses from 2.4.
+    Triton 3.6 calls int() on a one-element array, which numpy deprecates and rejects from 2.4 on.
     """
     _patch_lang_tensor(tensor, *scope)
     tensor.__index__ = lambda self: int(self.handle.data.item())
 
 
 def bench(_self: Any, *_args: Any, **_meta: Any) -> Any:
-    """Times no configuration of `triton.autotune`, so that it takes the first: such times say nothing."""
+    """Makes `triton.autotune` take its first configuration: interpreted times are meaningless."""
     return (0.0, 0.0, 0.0)
 
 
 def _decoded(source: Any) -> Any:
-    """The same values as float32, where they are stored as bfloat16 or float8."""
+    """bfloat16 or float8 values as float32; others unchanged."""
     kind = source.dtype.scalar
     if kind == tl.bfloat16:
         return TensorHandle(rounding.bf16_values(source.data), tl.float32)
@@ -193,14 +193,14 @@ def _encoded(source: Any, kind: Any, *, toward_zero: bool = False) -> Any:
 
 
 def _widened(values: Any) -> Any:
-    """A bfloat16 tensor as a float32 one."""
+    """A bfloat16 tensor as float32; others unchanged."""
     if values.dtype.scalar != tl.bfloat16:
         return values
     return tl.core.tensor(_decoded(values.handle), tl.block_type(tl.float32, list(values.handle.data.shape)))
 
 
 def _narrowed(values: Any, kind: Any) -> Any:
-    """A float32 result as the bfloat16 that its operands were."""
+    """A float32 result rounded to bfloat16 if its operands were bfloat16."""
     if kind != tl.bfloat16:
         return values
     narrow = tl.block_type(kind, list(values.type.shape)) if values.type.is_block() else kind

@@ -1,8 +1,9 @@
-"""Merge of two attention results: over a shared prefix and over a sequence's own tokens, for one.
+"""Merge of two attention states, such as those of a shared prefix and of a sequence's own tokens.
 
-With outputs o and natural log-sum-exps l of the logits of two disjoint parts of a context:
+With outputs o and natural log-sum-exps l of two disjoint parts of a context:
     lse = log(exp(l1) + exp(l2))          o = exp(l1 - lse) o1 + exp(l2 - lse) o2
-Operations: 3 head_dim a row. Bytes: each state read and the result written once. Memory is the bound.
+Operations: 3 head_dim per row. Bytes: each state read and the result written once. DRAM bandwidth is the
+    bound.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _merge_states_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """BLOCK_R rows."""
+    """Merges BLOCK_R rows."""
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d = tl.arange(0, BLOCK_D)
     live_r = offs_r < rows
@@ -41,14 +42,14 @@ def _merge_states_kernel(
     lse = tl.load(lse_ptr + offs_r, mask=live_r, other=float("-inf"))
     lse2 = tl.load(lse2_ptr + offs_r, mask=live_r, other=float("-inf"))
     largest = tl.maximum(lse, lse2)
-    # Two empty parts have no maximum to subtract: -inf less -inf is no number.
+    # If both parts are empty, subtract 0: -inf minus -inf is NaN.
     offset = tl.where(largest == float("-inf"), 0.0, largest)
     weight, weight2 = tl.exp(lse - offset), tl.exp(lse2 - offset)
     total = weight + weight2
     some = tl.where(total == 0.0, 1.0, total)
     o = tl.load(o_ptr + at, mask=live, other=0.0).to(tl.float32)  # [BLOCK_R, BLOCK_D]
     o2 = tl.load(o2_ptr + at, mask=live, other=0.0).to(tl.float32)
-    # An empty part has no output, whatever stands there: 0 x NaN is NaN.
+    # The output of an empty part is ignored, even if it is NaN: 0 x NaN is NaN.
     o = tl.where((weight == 0.0)[:, None], 0.0, o * (weight / some)[:, None])
     o2 = tl.where((weight2 == 0.0)[:, None], 0.0, o2 * (weight2 / some)[:, None])
     tl.store(out_ptr + at, (o + o2).to(out_ptr.dtype.element_ty), mask=live)
@@ -58,23 +59,23 @@ def _merge_states_kernel(
 def merge_states(
     o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over two disjoint parts of a context, from the results over each.
+    """Attention over two disjoint parts of a context, merged from the states of each.
 
     Not differentiable. Either part, or both, may be empty: log-sum-exp -inf, with any output.
 
     Args:
-        o: [..., head_dim], output over one part; bfloat16, float16 or float32.
+        o: [..., head_dim], output of one part; bfloat16, float16 or float32.
         lse: [...] float32, natural log-sum-exp of its logits, as `decode_attention` returns it.
-        o2: output over the other part; shape and dtype of `o`.
-        lse2: as `lse`.
+        o2: output of the other part; shape and dtype of `o`.
+        lse2: log-sum-exp of the other part, like `lse`.
 
     Returns:
         Output [..., head_dim], dtype of `o`, and log-sum-exp [...], float32, over both parts; 0 and
         -inf where both are empty.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype or device; or CPU tensors while Triton
-            compiles its kernels.
+        ValueError: an argument has the wrong shape, dtype or device; or tensors are on the CPU while
+            Triton compiles its kernels.
     """
     checks.check_merge_states(o, lse, o2, lse2)
     head_dim = o.shape[-1]

@@ -335,7 +335,7 @@ def prefill_matmul(
     plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device))
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
-        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, beside=("x", x))
+        checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("x", x))
     elif workspace_bytes:
         workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     if out is None:

@@ -1,7 +1,7 @@
 """Float64 oracles of the kernels, in plain PyTorch.
 
-Written for plainness, not speed: one sequence and one key-value head at a time, so that only
-what that one needs is held in float64. Inputs may be of any floating dtype, float8 included.
+They are simple rather than fast: one sequence and one key-value head at a time, so that only its data is held
+in float64. Inputs may have any floating dtype, float8 included.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def prefill_matmul(
 
     Args:
         x: [..., in_features].
-        weight: [out_features, in_features], or [batch, out_features, in_features] under x of 3 dimensions;
+        weight: [out_features, in_features], or [batch, out_features, in_features] with a 3-dimensional x;
             for "swiglu" first the rows of the gate, then as many of the up projection.
-        bias: [out_features] or [batch, out_features], or none.
-        activation: None, "silu", "gelu" (by the error function) or "swiglu": silu(gate) x up.
-        x_scale: a number, or a tensor of one, or of one a row of x; its last dimension may be 1.
-        weight_scale: the same of weight.
+        bias: [out_features] or [batch, out_features], or None.
+        activation: None, "silu", "gelu" (exact, with erf) or "swiglu": silu(gate) x up.
+        x_scale: a number, a tensor of one element, or one scale per row of x; its last dimension may be 1.
+        weight_scale: the same for the weight.
 
     Returns:
         [..., out_features], float64; half as many features for "swiglu".
@@ -47,7 +47,7 @@ def prefill_matmul(
 
 
 def _of_rows(scale: torch.Tensor | float | None, operand: torch.Tensor) -> torch.Tensor:
-    """A scale as it multiplies an operand [..., rows, elements]."""
+    """A scale in a shape that multiplies an operand [..., rows, elements]."""
     if not isinstance(scale, torch.Tensor):
         return torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, device=operand.device)
     scale = _float64(scale)
@@ -68,27 +68,27 @@ def decode_attention(
     k_scale: torch.Tensor | float | None = None,
     v_scale: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one or a few query tokens a sequence over the live part of its cache, in float64.
+    """Attention of one or a few query tokens per sequence over the live part of its cache, in float64.
 
     Args:
         q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim].
         k_cache: [batch, capacity, kv_heads, head_dim]; with `block_table`
             [pages, page_size, kv_heads, head_dim].
-        v_cache: as `k_cache`, with a head_dim of its own.
+        v_cache: like `k_cache`, with its own head_dim.
         context_lens: [batch], integers; clamped to 0..capacity. Cache past them is never read. The
-            query tokens are the last ones, and each sees those up to itself.
+            query tokens are the last ones of the sequence; attention among them is causal.
         block_table: [batch, max_pages], integers: the pages of each sequence, in order.
-        scale: multiplies the scores; 1 / sqrt(head_dim) when none.
-        window: how many tokens a query token sees, itself the last; all when none.
+        scale: multiplies the scores; None means 1 / sqrt(head_dim).
+        window: sliding window: tokens that a query token attends to, itself the last; None means all.
         softcap: c: scores s become c tanh(s / c).
-        sinks: [q_heads]: a further logit of each query head, whose value is 0.
-        k_scale: number, [], [1] or [kv_heads]: what the keys are multiplied by.
-        v_scale: the same of the values.
+        sinks: [q_heads]: attention sinks, one more logit per query head, whose value is 0.
+        k_scale: number, [], [1] or [kv_heads]: multiplies the keys.
+        v_scale: the same for the values.
 
     Returns:
         Output [batch, (query_tokens,) q_heads, head_dim of v_cache] and log-sum-exp of the logits (natural
-        log) [batch, (query_tokens,) q_heads], both float64. A query token that sees no token gives output 0
-        and -inf.
+        log) [batch, (query_tokens,) q_heads], both float64. A query token that attends to no token gives
+        output 0 and -inf.
     """
     queries = q[:, None] if q.dim() == 3 else q
     _, query_tokens, q_heads, head_dim = queries.shape
@@ -130,13 +130,13 @@ def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[float]:
 def merge_states(
     o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over two parts of a context from the results of each, in float64.
+    """Attention over two parts of a context, merged from the states of each, in float64.
 
     Args:
-        o: [..., head_dim], output over one part.
+        o: [..., head_dim], output of one part.
         lse: [...], natural log-sum-exp of its logits; -inf for an empty part.
-        o2: the same of the other part.
-        lse2: the same.
+        o2: output of the other part.
+        lse2: log-sum-exp of the other part.
 
     Returns:
         Output [..., head_dim] and log-sum-exp [...] over both, float64; 0 and -inf where both are empty.
@@ -155,14 +155,14 @@ def prefill_attention(
     scale: float | None = None,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention of a whole prompt, in float64.
+    """Causal attention of a prompt, in float64.
 
     Args:
         q: [batch, q_heads, tokens, head_dim].
         k: [batch, kv_heads, tokens, head_dim].
-        v: as `k`.
-        scale: multiplies the scores; 1 / sqrt(head_dim) when none.
-        rows: int64 [rows], the query positions to compute; all when none.
+        v: like `k`.
+        scale: multiplies the scores; None means 1 / sqrt(head_dim).
+        rows: int64 [rows], the query positions to compute; None means all.
 
     Returns:
         [batch, q_heads, rows, head_dim], float64.
@@ -189,7 +189,7 @@ def _live(
     if pages is None:
         return cache[sequence, begin:end, head]
     page_size = cache.shape[1]
-    # Only live slots are touched: unused ones of the first and the last page are never read.
+    # Unused slots of the first and last page are never read.
     parts = []
     for at in range(begin // page_size, -(-end // page_size)):
         first, last = max(begin - at * page_size, 0), min(end - at * page_size, page_size)

@@ -1,8 +1,8 @@
-"""Bfloat16 and float8 as codes and values in numpy, which knows neither.
+"""Encoding and decoding of bfloat16 and float8 in numpy, which has neither type.
 
-Rounding follows the PTX `cvt` instructions that compiled kernels use (PTX ISA, "cvt"): to nearest,
-ties to even; bfloat16 overflows to infinity; float8 conversions are `.satfinite`, so that whatever
-is too large, infinity too, becomes the largest finite value. Every NaN becomes the canonical one.
+Rounding follows the PTX `cvt` instructions of compiled kernels (PTX ISA, "cvt"): to nearest, ties to even;
+bfloat16 overflows to infinity; float8 conversions are `.satfinite`: values that are too large, infinity
+included, become the largest finite value. Every NaN becomes the canonical one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A floating-point storage format, by the fields of its code.
+    """A floating-point storage format: the bit fields of its codes.
 
     Attributes:
-        bits: size of a code, the sign in its highest bit.
-        mantissa_bits: size of the lowest field.
-        bias: exponent field of the value 1.
+        bits: bits of a code; the highest is the sign.
+        mantissa_bits: bits of the mantissa, the lowest field.
+        bias: exponent bias: the exponent field of the value 1.
         largest: code of the largest finite value.
-        overflow: code that too large a magnitude becomes.
-        nan: code that every NaN becomes.
+        overflow: code for magnitudes that are too large.
+        nan: code for every NaN.
     """
 
     bits: int
@@ -36,11 +36,11 @@ class Format:
 
     def encode(self, values: npt.NDArray[Any], *, toward_zero: bool = False) -> npt.NDArray[Any]:
         """Codes of `values`, rounded to nearest, or toward zero; float16, float32, float64 or integers."""
-        with np.errstate(invalid="ignore"):  # which a signalling NaN is
+        with np.errstate(invalid="ignore"):  # a signalling NaN raises it
             exact = values.astype(np.float64)
         size = np.where(np.isfinite(exact), np.abs(exact), 0.0)
         _, exponent = np.frexp(size)  # size = fraction x 2^exponent, fraction in [0.5, 1)
-        lowest = 1 - self.bias  # of the smallest normal values, and of the subnormal ones
+        lowest = 1 - self.bias  # exponent of the smallest normal values and of the subnormal ones
         binade = np.where(size == 0.0, lowest, np.maximum(exponent.astype(np.int64) - 1, lowest))
         steps = np.ldexp(size, (self.mantissa_bits - binade).astype(np.int32))
         steps = np.floor(steps) if toward_zero else np.rint(steps)
@@ -52,7 +52,7 @@ class Format:
         return np.where(np.isnan(exact), self.nan, code).astype(np.uint16 if self.bits == 16 else np.uint8)
 
     def values(self, *, infinity: int | None) -> npt.NDArray[np.float32]:
-        """The value of each code; those past the largest finite one are NaN, but for `infinity`."""
+        """The value of each code. Codes past `largest` are NaN, except `infinity`."""
         sign = 1 << (self.bits - 1)
         code = np.arange(2 * sign)
         field = (code & (sign - 1)) >> self.mantissa_bits
@@ -74,12 +74,12 @@ E5M2_VALUES = E5M2.values(infinity=0x7C)
 
 
 def bf16_codes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """`BF16.encode` of float32 to nearest, on the bits: the interpreter does little else."""
+    """`BF16.encode` of float32 to nearest, by bit operations for speed: the interpreter does little else."""
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(BF16.nan), rounded).astype(np.uint16)
 
 
 def bf16_values(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """The values of bfloat16 codes: the upper halves of float32 ones."""
+    """The values of bfloat16 codes, which are the upper halves of float32 codes."""
     return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
