@@ -19,9 +19,9 @@ patch_interpreter()
 @triton.jit  # type: ignore[untyped-decorator]
 def _dot_operand(cache: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """Cache elements in the dtype of the dot; those of 8 bits pass through float16 (see `to_float16`)."""
-    if cache.dtype.primitive_bitwidth > 8:
-        return cache
-    return to_float16(cache).to(dtype)
+    if cache.dtype.primitive_bitwidth == 8:
+        cache = to_float16(cache).to(dtype)
+    return cache
 
 
 @triton.jit  # type: ignore[untyped-decorator]

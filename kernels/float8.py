@@ -21,8 +21,8 @@ def to_float16(x: tl.tensor) -> tl.tensor:
     exponent bit that stays 0. The result is too small by E4M3_BITS_FACTOR. The code of NaN becomes the
     largest value, 1.875: only that overflows when multiplied by 36000, and infinity times 0 is NaN.
     """
-    if x.dtype != tl.uint8:
-        return x.to(tl.float16)
-    moved = (x.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
-    small = moved.to(tl.float16, bitcast=True)
-    return small + small * 36000.0 * 0.0
+    if x.dtype == tl.uint8:
+        moved = (x.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
+        small = moved.to(tl.float16, bitcast=True)
+        x = small + small * 36000.0 * 0.0
+    return x.to(tl.float16)
