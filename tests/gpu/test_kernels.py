@@ -181,14 +181,14 @@ def cache_dtype(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("page_size", [0, 64], ids=["contiguous", "paged"])
-def test_caches_of_8_bits_agree_with_the_oracle(cache_dtype, dtype, page_size):
+def test_8_bit_caches(cache_dtype, dtype, page_size):
     inputs = decode_inputs(
         (0, 1, 65, 4095, 4096), capacity=4096, page_size=page_size, dtype=dtype, cache_dtype=cache_dtype
     )
     assert_decodes(inputs, **scales(cache_dtype))
 
 
-def test_each_code_of_8_bits_is_right_to_the_bit(cache_dtype):
+def test_every_8_bit_code_is_exact(cache_dtype):
     codes = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(cache_dtype)
     output = decode_attention(
         normal(1, 1, 16, dtype=torch.float32),
@@ -200,7 +200,7 @@ def test_each_code_of_8_bits_is_right_to_the_bit(cache_dtype):
     torch.testing.assert_close(output[0, 0].double(), values.double(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_bfloat16_queries_of_any_size_meet_8_bit_caches(cache_dtype):
+def test_8_bit_caches_with_large_and_small_bfloat16_queries(cache_dtype):
     inputs = decode_inputs((500,), capacity=512, cache_dtype=cache_dtype)
     inputs["q"] *= 1e30
     assert_decodes(inputs, scale=1e-31, **scales(cache_dtype))
@@ -219,7 +219,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("query_tokens", [None, 1, 4, 8])
 @pytest.mark.parametrize("page_size", [0, 64, 100], ids=["contiguous", "pages_of_64", "pages_of_100"])
-def test_options_agree_with_the_oracle(options, query_tokens, page_size):
+def test_options(options, query_tokens, page_size):
     on_device = {
         name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
         for name, value in options.items()
@@ -234,7 +234,7 @@ def test_options_agree_with_the_oracle(options, query_tokens, page_size):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group", [16, 64])
 @pytest.mark.parametrize("head_dim", [64, 72, 128, 256])
-def test_many_rows_agree_with_the_oracle(group, head_dim, dtype):
+def test_many_query_rows(group, head_dim, dtype):
     inputs = decode_inputs(
         (700, 5), q_heads=group, kv_heads=1, head_dim=head_dim, capacity=1024, query_tokens=8, dtype=dtype
     )
@@ -243,7 +243,7 @@ def test_many_rows_agree_with_the_oracle(group, head_dim, dtype):
 
 @pytest.mark.parametrize("token", [100, 699], ids=["whole_tile", "last_token"])
 @pytest.mark.parametrize("num_splits", [None, 3])
-def test_not_a_number_in_live_cache_reaches_the_output_and_no_earlier_query_token(token, num_splits):
+def test_nan_in_live_cache_reaches_only_later_query_tokens(token, num_splits):
     inputs = decode_inputs((700,), capacity=1024, query_tokens=2)
     inputs["k_cache"][0, token, 1, 3] = NAN
     inputs["v_cache"][0, token, 0, 3] = NAN
@@ -254,7 +254,7 @@ def test_not_a_number_in_live_cache_reaches_the_output_and_no_earlier_query_toke
     assert output.isnan().sum() == (2 - first) * (4 + 4 * 128)
 
 
-def test_a_sequence_does_not_feel_the_others_where_splits_are_given():
+def test_sequence_is_independent_of_the_batch_with_num_splits():
     inputs = decode_inputs((4000, 17, 0, 8192))
     expected = decode_attention(**inputs, num_splits=5)
     for rows in ([0], [3, 0], [1, 0, 2, 1, 0]):
@@ -262,14 +262,14 @@ def test_a_sequence_does_not_feel_the_others_where_splits_are_given():
         assert torch.equal(output, expected[rows])
 
 
-def test_random_lengths_give_the_same_bits_every_run():
+def test_random_lengths_are_bitwise_reproducible():
     lengths = torch.randint(0, 2049, (300,)).tolist()
     inputs = decode_inputs(tuple(lengths), capacity=2048, kv_heads=2, q_heads=8, head_dim=64)
     output = assert_decodes(inputs)
     assert all(torch.equal(decode_attention(**inputs), output) for _ in range(10))
 
 
-def test_a_call_with_output_and_workspace_neither_allocates_nor_waits():
+def test_no_allocation_or_sync_with_out_and_workspace():
     inputs = decode_inputs((8192, 17))
     size = decode_attention_workspace_bytes(**inputs)
     given = {
@@ -290,7 +290,7 @@ def test_a_call_with_output_and_workspace_neither_allocates_nor_waits():
 
 
 @pytest.mark.parametrize("num_splits", [None, 4])
-def test_decode_attention_replays_in_a_cuda_graph_with_other_lengths(num_splits):
+def test_cuda_graph_replay_with_other_lengths(num_splits):
     inputs = decode_inputs((2048,) * 4, capacity=2048)
     size = decode_attention_workspace_bytes(**inputs, num_splits=num_splits)
     workspace = torch.full((size // 4,), NAN, device=DEVICE)
@@ -309,7 +309,7 @@ def test_decode_attention_replays_in_a_cuda_graph_with_other_lengths(num_splits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_shared_prefix_and_own_tokens_are_the_whole_context(dtype):
+def test_shared_prefix_and_own_tokens_equal_full_context(dtype):
     prefix = decode_inputs((3000,), capacity=3000, dtype=dtype)
     own = decode_inputs((500, 0, 77), capacity=500, dtype=dtype)
     shared = {"q": own["q"], "context_lens": torch.full_like(own["context_lens"], 3000)}
@@ -324,7 +324,7 @@ def test_a_shared_prefix_and_own_tokens_are_the_whole_context(dtype):
     assert_decoded(output, lse, *reference.decode_attention(**whole), whole, roundings=3)
 
 
-def test_merged_empty_parts_are_empty_whatever_stands_in_them():
+def test_merge_of_empty_parts():
     nothing = torch.full((5, 128), NAN, device=DEVICE), torch.full((5,), -math.inf, device=DEVICE)
     o, lse = normal(5, 128, dtype=torch.float32), normal(5, dtype=torch.float32)
     assert torch.equal(merge_states(*nothing, o, lse)[0], o)

@@ -89,7 +89,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 @each_shape
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_each_variant_agrees_with_the_oracle(variant, shape, dtype):
+def test_variants(variant, shape, dtype):
     rows, features, in_features = shape
     x, weight = normal(rows, in_features, dtype=dtype), normal(features, in_features, dtype=dtype)
     tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
@@ -98,14 +98,14 @@ def test_each_variant_agrees_with_the_oracle(variant, shape, dtype):
 
 @pytest.mark.parametrize("activation", [None, "silu", "gelu", "swiglu"])
 @pytest.mark.parametrize("rows", [3, 64, 333])
-def test_scales_bias_and_activation_are_applied_in_each_variant(variant, rows, activation):
+def test_fused_epilogue_in_each_variant(variant, rows, activation):
     x, weight = normal(rows, 1000), normal(514, 1000)
     tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
     assert_right(x, weight, tiling=tiling, **epilogue(rows, 514, activation))
 
 
 @pytest.mark.parametrize("rows", [1, 64, 333])
-def test_every_tiling_to_choose_from_is_right(variant, rows):
+def test_every_candidate_tiling(variant, rows):
     x, weight = normal(rows, 4096), normal(6144, 4096)
     tilings = matmul_tilings(problem_of(x, weight), gpu_limits(DEVICE), variant)
     for tiling in dict.fromkeys((tilings[0], *tilings[:: max(1, len(tilings) // 8)])):
@@ -115,7 +115,7 @@ def test_every_tiling_to_choose_from_is_right(variant, rows):
 @pytest.mark.parametrize("rows", [1, 64, 333, 2048])
 @pytest.mark.parametrize("x_dtype", FLOAT8, ids=str)
 @pytest.mark.parametrize("weight_dtype", FLOAT8, ids=str)
-def test_float8_agrees_with_the_oracle(rows, x_dtype, weight_dtype):
+def test_float8(rows, x_dtype, weight_dtype):
     x, weight = normal(rows, 4096, dtype=x_dtype), normal(1026, 4096, dtype=weight_dtype)
     scales = {"x_scale": torch.rand(rows, 1, device=DEVICE) + 0.5, "weight_scale": 0.25}
     assert_right(x, weight, **scales)
@@ -123,19 +123,19 @@ def test_float8_agrees_with_the_oracle(rows, x_dtype, weight_dtype):
 
 @pytest.mark.parametrize("rows", [1, 64, 333, 2048])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_int8_weights_agree_with_the_oracle(rows, dtype):
+def test_int8_weights(rows, dtype):
     x, weight = normal(rows, 4096, dtype=dtype), normal(1026, 4096, dtype=torch.int8)
     assert_right(x, weight, weight_scale=INT8_UNIT * (torch.rand(1026, device=DEVICE) + 0.5))
 
 
 @pytest.mark.parametrize("rows", [5, 333])
-def test_tf32_agrees_with_the_oracle(rows):
+def test_tf32(rows):
     x, weight = normal(rows, 2048, dtype=torch.float32), normal(513, 2048, dtype=torch.float32)
     assert_right(x, weight, precision="tf32")
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 300])
-def test_each_batch_has_a_weight_of_its_own(tokens):
+def test_batched_weights(tokens):
     x, weight = normal(5, tokens, 520), normal(5, 258, 520)
     assert_right(x, weight, activation="swiglu", bias=normal(5, 258))
     assert_right(x, weight)
@@ -151,12 +151,12 @@ def test_each_batch_has_a_weight_of_its_own(tokens):
     ids=["transposed", "shifted", "odd"],
 )
 @pytest.mark.parametrize("rows", [7, 333])
-def test_any_strides_agree_with_the_oracle(rows, layout):
+def test_strided_operands(rows, layout):
     assert_right(layout(normal(rows, 1024)), layout(normal(514, 1024)))
 
 
 @pytest.mark.parametrize("rows", [1, 64, 333])
-def test_a_call_with_output_and_workspace_neither_allocates_nor_waits(rows):
+def test_no_allocation_or_sync_with_out_and_workspace(rows):
     x, weight = normal(rows, 4096), normal(1024, 4096)
     size = prefill_matmul_workspace_bytes(x, weight)
     out = torch.empty(rows, 1024, dtype=torch.bfloat16, device=DEVICE)
@@ -173,7 +173,7 @@ def test_a_call_with_output_and_workspace_neither_allocates_nor_waits(rows):
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-def test_a_product_in_each_variant_replays_in_a_cuda_graph(variant):
+def test_cuda_graph_replay_in_each_variant(variant):
     x, weight = normal(200, 4096), normal(1024, 4096)
     out = torch.empty(200, 1024, dtype=torch.bfloat16, device=DEVICE)
     tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE), variant)
@@ -191,7 +191,7 @@ def test_a_product_in_each_variant_replays_in_a_cuda_graph(variant):
     assert float(errors.max()) <= tolerance(torch.bfloat16, reduction=4096, roundings=1)
 
 
-def test_a_variant_that_the_operands_do_not_allow_falls_back():
+def test_unsupported_variant_falls_back_to_pointers():
     x, weight = normal(100, 1001), normal(300, 1001)
     tiling = choose_matmul_tiling(problem_of(x, weight), gpu_limits(DEVICE))
     assert_right(x, weight, tiling=dataclasses.replace(tiling, variant="descriptors"))

@@ -36,18 +36,18 @@ def bench(device):
     return Bench(device=device, source=Source(device.torch_device, 0), budget=BUDGET, roof=ROOF)
 
 
-def test_kernels_of_this_session_are_compiled():
+def test_kernels_are_compiled():
     assert not interpreting()
 
 
-def test_device_is_described(device):
+def test_device_description(device):
     assert device.kind == "cuda"
     assert 2**20 <= device.cache_bytes < device.memory_bytes
     assert 0 < device.free_bytes() <= device.memory_bytes
     assert device.name == torch.cuda.get_device_name(device.torch_device)
 
 
-def test_events_time_a_matmul_within_what_the_device_can_do(device):
+def test_event_times_are_within_device_limits(device):
     size = 4096
     a, b = (torch.randn(size, size, device=device.torch_device).half() for _ in range(2))
     timing = measure(device, [lambda: a @ b], BUDGET)
@@ -58,7 +58,7 @@ def test_events_time_a_matmul_within_what_the_device_can_do(device):
     assert timing.method == "cuda: each call"
 
 
-def test_events_time_the_call_and_not_its_launch(device):
+def test_events_exclude_launch_time(device):
     [spin_s] = device.time_each([lambda: torch.cuda._sleep(20_000_000)])
     [longer_s] = device.time_each([lambda: torch.cuda._sleep(40_000_000)])
     assert 0.001 < spin_s < 0.2  # at 0.1 to 20 GHz
@@ -85,7 +85,7 @@ def test_short_calls_are_replayed_from_a_graph_and_verified_after(bench):
         assert all(0 < sample < 50e-6 for sample in row.samples_s)
 
 
-def test_graph_of_a_call_that_writes_nothing_any_more_fails(bench, monkeypatch):
+def test_graph_that_writes_nothing_fails(bench, monkeypatch):
     calls = []
 
     def idle(inputs):
@@ -97,7 +97,7 @@ def test_graph_of_a_call_that_writes_nothing_any_more_fails(bench, monkeypatch):
     assert (row.status, row.relative_error) == ("failed", math.inf)
 
 
-def test_out_of_memory_is_a_skipped_row_and_the_next_case_runs(bench, monkeypatch):
+def test_out_of_memory_gives_a_skipped_row(bench, monkeypatch):
     def greedy(inputs):
         return torch.empty(2**50, device=inputs.x.device)
 
@@ -110,7 +110,7 @@ def test_out_of_memory_is_a_skipped_row_and_the_next_case_runs(bench, monkeypatc
     assert row.status == "ok"
 
 
-def test_copies_larger_than_the_cache_are_slower_than_one_in_it(device):
+def test_copies_outside_l2_are_slower(device):
     case = DecodeAttention(contexts=(4096,) * 2, q_heads=8, kv_heads=8, head_dim=128, dtype="fp16")
     bench = Bench(device=device, source=Source(device.torch_device, 0), budget=BUDGET, roof=ROOF)
     [row] = [row for row in run_case(case, bench) if row.provider == "triton"]
@@ -134,7 +134,7 @@ def own_kernel(tmp_path, monkeypatch):
     sys.modules.pop("my_kernel", None)
 
 
-def test_whole_small_run(device, own_kernel):
+def test_small_run(device, own_kernel):
     model = LanguageModel(
         name="small",
         source="the tests",

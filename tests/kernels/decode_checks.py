@@ -1,4 +1,4 @@
-"""What the tests of decode attention hold a call against."""
+"""Helpers of the decode attention tests: tilings, comparison with the oracle, recorded memory accesses."""
 
 import math
 from contextlib import contextmanager
@@ -25,23 +25,23 @@ A100_LIMITS = GpuLimits(
 
 
 def split(num_splits=1, *, block_g=16, block_n=16):
-    """A tiling of shares of each sequence."""
+    """A split-KV tiling: each sequence is split into `num_splits` chunks."""
     return DecodeTiling(block_g=block_g, block_n=block_n, num_splits=num_splits, num_warps=4, num_stages=2)
 
 
 def balanced(programs, *, min_tiles=1, block_g=16, block_n=16):
-    """A tiling of equal shares of the whole batch."""
+    """A balanced tiling: `programs` CTAs take equal chunks of the whole batch."""
     return DecodeTiling(
         block_g=block_g, block_n=block_n, programs=programs, min_tiles=min_tiles, num_warps=4, num_stages=2
     )
 
 
-CUTS = {"whole": split(1), "split": split(3), "balanced": balanced(3)}
-"""One of each kind: no parts, parts of each sequence, parts that cross sequences."""
+TILINGS = {"whole": split(1), "split": split(3), "balanced": balanced(3)}
+"""One of each kind: no partials, split-KV partials per sequence, chunks across sequences."""
 
 
 def attend(inputs, *, tiling=None, **options):
-    """Output and log-sum-exp, written over NaN, with a workspace of NaN as small as may be."""
+    """Output and log-sum-exp, written over NaN, with the smallest workspace, full of NaN."""
     q = inputs["q"]
     out = poisoned(*q.shape[:-1], inputs["v_cache"].shape[-1], dtype=q.dtype)
     lse = poisoned(*q.shape[:-1], dtype=torch.float32)
@@ -60,8 +60,10 @@ def attend(inputs, *, tiling=None, **options):
 
 
 def assert_right(inputs, *, tiling=None, num_splits=None, **options):
-    cut = {"tiling": tiling} | ({} if num_splits is None else {"num_splits": num_splits})
-    output, lse = attend(inputs, **cut, **options)
+    if num_splits is not None:
+        options["num_splits"] = num_splits
+    output, lse = attend(inputs, tiling=tiling, **options)
+    options.pop("num_splits", None)
     expected, expected_lse = reference.decode_attention(**inputs, **options)
     assert decode_error(output, expected, inputs, expected_lse) <= 1
     # An absolute error of the logarithm is a relative one of the sum, which is never rounded to q's dtype.
@@ -70,18 +72,18 @@ def assert_right(inputs, *, tiling=None, num_splits=None, **options):
 
 
 def decode_error(output, expected, inputs, expected_lse=None, *, roundings=2):
-    """Rounded twice: the probabilities before they meet the values, and the output."""
+    """Worst row error in units of the tolerance; rounded twice: the probabilities and the output."""
     reduction = _products(inputs, expected_lse)
     return worst_error(output, expected, reduction=reduction, roundings=roundings)
 
 
 def _products(inputs, lse=None):
-    """Products behind an output element, and what errors of the scores are worth in products.
+    """Number of products whose rounding error equals that of an output element.
 
-    An error of a score is as large a relative error of its exponential. A score of size s is a sum whose
-    terms and partial sums are of that size, so that its own head_dim roundings come to sqrt(head_dim) s
-    roundoffs. The largest score of a row is the one whose size counts, and log-sum-exp is no smaller.
-    `tolerance` takes the square root of products for roundoffs.
+    An absolute error of a score is a relative error of its exponential. A score of size s is a sum of
+    head_dim terms and partial sums of at most that size, so its error is sqrt(head_dim) s roundoffs. The
+    largest score of a row counts, and the log-sum-exp bounds it. `tolerance` takes the square root of the
+    number of products as roundoffs.
     """
     head_dim = inputs["q"].shape[-1]
     capacity = inputs["k_cache"].shape[1] * inputs.get("block_table", torch.empty(1, 1)).shape[1]
@@ -90,7 +92,7 @@ def _products(inputs, lse=None):
 
 
 class Accesses:
-    """Addresses of each load and store instruction, by program, while kernels ran in the interpreter."""
+    """Addresses of each load and store of interpreted kernels, by CTA."""
 
     def __init__(self):
         self.loads, self.stores = [], []
@@ -105,15 +107,15 @@ class Accesses:
                 yield program, inside
 
     def loads_of(self, tensor):
-        """How often each address of a tensor's memory was loaded."""
+        """Number of loads of each address of a tensor's memory."""
         return _counts(addresses for _, addresses in self._within(self.loads, tensor))
 
     def stores_of(self, tensor):
-        """The same, stored."""
+        """Number of stores to each address of a tensor's memory."""
         return _counts(addresses for _, addresses in self._within(self.stores, tensor))
 
     def by_program(self, kind, tensor):
-        """Addresses of a tensor's memory that each program touched."""
+        """Addresses of a tensor's memory that each CTA accessed."""
         result = {}
         for program, inside in self._within(getattr(self, kind), tensor):
             result.setdefault(program[0], set()).update(inside.tolist())
@@ -127,7 +129,7 @@ def _counts(addresses):
 
 @contextmanager
 def accesses(monkeypatch):
-    """Watches what interpreted kernels load and store."""
+    """Records the loads and stores of interpreted kernels."""
     seen = Accesses()
     load, store = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
 
@@ -149,7 +151,7 @@ def accesses(monkeypatch):
 
 
 def addresses(tensor):
-    """Of each element of a tensor."""
+    """Addresses of the elements of a tensor."""
     at = torch.zeros(tensor.shape, dtype=torch.int64)
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         at += (torch.arange(size) * stride).view(-1, *[1] * (tensor.dim() - dim - 1))
@@ -157,7 +159,7 @@ def addresses(tensor):
 
 
 def live_addresses(cache, inputs, ranges):
-    """Of each element of the tokens [begin, end) of each sequence."""
+    """Addresses of the elements of the tokens [begin, end) of each sequence."""
     result = set()
     for sequence, (begin, end) in enumerate(ranges):
         for at in range(begin, end):

@@ -1,4 +1,4 @@
-"""Inputs of the kernels' tests: unused memory is NaN, and unused page numbers lead nowhere."""
+"""Inputs of the kernel tests: unused memory is NaN, and unused page ids are out of range."""
 
 import torch
 from decodetax.harness.core.gate import row_errors, tolerance
@@ -8,7 +8,7 @@ NARROW_DTYPES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
 NAN = float("nan")
 NOWHERE = 2**31 - 1
 INT8_UNIT = 1 / 40
-"""What a number of an int8 cache stands for: its scale gives it a standard deviation of 1."""
+"""Scale of int8 caches, with which their values have a standard deviation of 1."""
 
 
 def dtype_name(value):
@@ -42,7 +42,7 @@ def decode_inputs(
 ):
     """Arguments of `decode_attention` for sequences of these lengths; page_size 0 is a contiguous cache.
 
-    Tokens past the lengths, and before the window if there is one, are `unused`; int8 has -128 for NaN.
+    Tokens past the lengths, and before the sliding window, are `unused`; int8 has -128 for NaN.
     """
     batch = len(lengths)
     drawn, capacity = capacity, -(-capacity // (page_size or 1)) * (page_size or 1)
@@ -70,25 +70,25 @@ def decode_inputs(
 
 
 def live_range(length, capacity, window=None, query_tokens=1):
-    """Tokens [begin, end) that some query token sees."""
+    """Tokens [begin, end) that at least one query token attends to."""
     end = min(max(length, 0), capacity)
     return (0 if window is None else max(end - window - query_tokens + 1, 0)), end
 
 
 def scattered_pages(ranges, max_pages, page_size):
-    """A block table in no order; one page in three belongs to nobody."""
+    """A block table in random order; one page in three is unused."""
     used = [range(begin // page_size, -(-end // page_size) if end else 0) for begin, end in ranges]
     pages = max(1, sum(map(len, used)) * 3 // 2)
     order = torch.randperm(pages, generator=torch.Generator().manual_seed(4)).tolist()
     table = torch.full((len(ranges), max_pages), NOWHERE, dtype=torch.int32)
-    for sequence, places in enumerate(used):
-        for at in places:
+    for sequence, pages_used in enumerate(used):
+        for at in pages_used:
             table[sequence, at] = order.pop()
     return table
 
 
 def in_pages(cache, table, page_size, unused):
-    """The same live cache in pages."""
+    """The cache as a paged KV cache."""
     live = table != NOWHERE
     pages = max(1, int(live.sum()) * 3 // 2)
     result = torch.full((pages, page_size, *cache.shape[2:]), unused)
@@ -103,11 +103,11 @@ def narrowed(cache, dtype):
 
 
 def laid_out(cache, *, heads_first):
-    """With tokens or heads first in memory, within a sequence or a page."""
+    """The cache with tokens or heads first in memory, within a sequence or page."""
     return cache.transpose(1, 2).contiguous().transpose(1, 2) if heads_first else cache
 
 
 def worst_error(actual, expected, *, reduction, roundings):
-    """The worst row's relative error, in units of what the dtype of `actual` allows."""
+    """Worst relative row error, in units of the tolerance of the dtype of `actual`."""
     bound = tolerance(actual.dtype, reduction=reduction, roundings=roundings)
     return float(row_errors(actual, expected).max()) / bound

@@ -1,4 +1,4 @@
-"""What decode attention can do: 8-bit caches, scales, windows, softcap, sinks, several query tokens."""
+"""Features of decode attention: 8-bit caches, scales, sliding window, softcap, sinks, query tokens."""
 
 import importlib
 import itertools
@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from decode_checks import A100_LIMITS, CUTS, assert_right, attend, balanced, decode_error, split
+from decode_checks import A100_LIMITS, TILINGS, assert_right, attend, balanced, decode_error, split
 from decodetax.kernels import decode_attention, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,13 +21,13 @@ from kernel_inputs import (
 )
 
 module = importlib.import_module("decodetax.kernels.decode_attention")
-any_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+any_tiling = pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 either_cache = pytest.mark.parametrize("page_size", [0, 5], ids=["contiguous", "paged"])
 
 
 @pytest.fixture(params=["float8_e4m3fn", "float8_e4m3fn_from_bits", "float8_e5m2", "int8"])
 def cache_dtype(request, monkeypatch):
-    """Each type of 8 bits; GPUs that have no instruction for e4m3 decode it from its bits."""
+    """Each 8-bit dtype; e4m3 also as on GPUs without instructions for it."""
     name = request.param.removesuffix("_from_bits")
     if name != request.param:
         monkeypatch.setattr(module, "gpu_limits", lambda _device: A100_LIMITS)
@@ -35,14 +35,14 @@ def cache_dtype(request, monkeypatch):
 
 
 def scales(cache_dtype):
-    """What makes numbers of a narrow cache of size 1."""
+    """Scales that give values of an 8-bit cache a size of 1."""
     unit = INT8_UNIT if cache_dtype == torch.int8 else 1.0
     return {"k_scale": unit, "v_scale": unit}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @either_cache
-def test_caches_of_8_bits_agree_with_the_oracle(cache_dtype, dtype, page_size):
+def test_8_bit_caches(cache_dtype, dtype, page_size):
     inputs = decode_inputs(
         [33, 0, 16], q_heads=3, kv_heads=1, head_dim=24, capacity=40, page_size=page_size,
         dtype=dtype, cache_dtype=cache_dtype,
@@ -51,13 +51,13 @@ def test_caches_of_8_bits_agree_with_the_oracle(cache_dtype, dtype, page_size):
 
 
 def all_codes(cache_dtype):
-    """[256], as the cache holds them, and as float64."""
+    """All 256 codes: in the cache dtype, and as float64."""
     codes = torch.arange(256, dtype=torch.uint8).view(cache_dtype)
     return codes, (codes if cache_dtype == torch.int8 else codes.float()).double()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
-def test_each_code_of_a_value_is_right_to_the_bit(cache_dtype, dtype):
+def test_every_code_of_an_8_bit_value_is_exact(cache_dtype, dtype):
     codes, values = all_codes(cache_dtype)
     output, _ = attend(
         {
@@ -71,8 +71,8 @@ def test_each_code_of_a_value_is_right_to_the_bit(cache_dtype, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
-def test_each_code_of_a_key_is_right(cache_dtype, dtype):
-    # Each query takes one element of the key for its score, and over one token that is the log-sum-exp.
+def test_every_code_of_an_8_bit_key(cache_dtype, dtype):
+    # Each query selects one element of the key as its score; with one token that is the log-sum-exp.
     codes, values = all_codes(cache_dtype)
     finite = values.isfinite()
     key = torch.where(finite, torch.arange(256), 0).to(torch.uint8).view(cache_dtype)
@@ -93,7 +93,7 @@ NAN_CODES = {torch.float8_e4m3fn: [0x7F, 0xFF], torch.float8_e5m2: [0x7D, 0xFF],
 
 
 @pytest.mark.parametrize("token", [3, 19], ids=["whole_tile", "last_token"])
-def test_a_live_code_that_is_no_number_reaches_the_output(cache_dtype, token):
+def test_nan_code_of_an_8_bit_cache_reaches_the_output(cache_dtype, token):
     for code in NAN_CODES[cache_dtype]:
         inputs = decode_inputs([20], q_heads=4, capacity=20, head_dim=16, cache_dtype=cache_dtype)
         inputs["v_cache"].view(torch.uint8)[0, token, 0, 3] = code
@@ -105,7 +105,7 @@ def test_a_live_code_that_is_no_number_reaches_the_output(cache_dtype, token):
 
 
 @pytest.mark.parametrize("size", [3e4, 1e30, 1e-30], ids=str)
-def test_bfloat16_queries_of_any_size_meet_8_bit_caches(cache_dtype, size):
+def test_8_bit_caches_with_large_and_small_bfloat16_queries(cache_dtype, size):
     inputs = decode_inputs([20], q_heads=4, head_dim=24, capacity=20, cache_dtype=cache_dtype)
     inputs["q"] = inputs["q"] * size
     inputs["q"][0, 1] = 0
@@ -123,19 +123,19 @@ SCALE_SHAPES = {
 
 @pytest.mark.parametrize("shape", SCALE_SHAPES.values(), ids=SCALE_SHAPES.keys())
 @pytest.mark.parametrize("name", ["k_scale", "v_scale"])
-def test_scales_multiply_the_keys_and_the_values(name, shape):
+def test_k_scale_and_v_scale_shapes(name, shape):
     inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, cache_dtype=torch.float8_e5m2)
     assert_right(inputs, tiling=split(2), **{name: shape(torch.tensor([-0.75, 1.25]))})
 
 
-def test_scales_of_0_leave_equal_shares_and_no_output():
+def test_scales_of_zero():
     inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, cache_dtype=torch.float8_e5m2)
     scale = torch.tensor([0.0, 1.0])
     assert_right(inputs, tiling=split(2), k_scale=scale)
     assert_right(inputs, tiling=split(2), v_scale=scale)
 
 
-def test_scales_multiply_caches_of_the_dtype_of_q_as_well():
+def test_scales_with_cache_of_the_dtype_of_q():
     inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20, dtype=torch.float32)
     assert_right(inputs, k_scale=torch.tensor([2.0, -1.0]), v_scale=3, scale=-0.1, softcap=2.0)
 
@@ -143,8 +143,8 @@ def test_scales_multiply_caches_of_the_dtype_of_q_as_well():
 @pytest.mark.parametrize("window", [1, 15, 16, 17, 2**40])
 @pytest.mark.parametrize("query_tokens", [None, 3])
 @either_cache
-def test_a_window_ends_what_is_seen_and_read(window, query_tokens, page_size):
-    # Whatever lies before the window is NaN, and pages before it lead nowhere.
+def test_tokens_outside_the_sliding_window_are_not_read(window, query_tokens, page_size):
+    # Tokens before the window are NaN, and page ids before it are out of range.
     inputs = decode_inputs(
         [1, 37, 50], q_heads=3, kv_heads=1, head_dim=16, capacity=50, page_size=page_size,
         window=window, query_tokens=query_tokens,
@@ -152,23 +152,23 @@ def test_a_window_ends_what_is_seen_and_read(window, query_tokens, page_size):
     assert_right(inputs, window=window, tiling=balanced(2))
 
 
-@any_cut
+@any_tiling
 @pytest.mark.parametrize("block_n", [16, 64])
-def test_a_window_in_a_long_context_agrees_with_the_oracle(cut, block_n):
+def test_sliding_window_in_a_long_context(tiling, block_n):
     inputs = decode_inputs([150, 131], q_heads=2, kv_heads=1, head_dim=16, capacity=150, window=70)
-    cut = split(cut.num_splits, block_n=block_n) if cut.num_splits else balanced(3, block_n=block_n)
-    assert_right(inputs, window=70, tiling=cut)
+    tiling = split(tiling.num_splits, block_n=block_n) if tiling.num_splits else balanced(3, block_n=block_n)
+    assert_right(inputs, window=70, tiling=tiling)
 
 
 @pytest.mark.parametrize("softcap", [0.25, 5, 50.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_softcap_bounds_the_scores(softcap, dtype):
-    # Scores reach 30: some caps bind, and exponentials of others would overflow in a ratio.
+def test_softcap(softcap, dtype):
+    # Scores reach 30: some caps bind; for others exponentials would overflow in a ratio.
     inputs = decode_inputs([37], q_heads=4, capacity=40, dtype=dtype)
     assert_right(inputs, softcap=softcap, scale=1.5, tiling=split(2))
 
 
-def test_softcap_of_infinite_scores_is_the_cap():
+def test_softcap_of_infinite_scores():
     inputs = decode_inputs([37], q_heads=4, capacity=40, dtype=torch.float32)
     inputs["q"].abs_()
     inputs["k_cache"][0, 3], inputs["k_cache"][0, 36] = math.inf, -math.inf
@@ -176,31 +176,31 @@ def test_softcap_of_infinite_scores_is_the_cap():
 
 
 @pytest.mark.parametrize("softcap", [1e4, 1e8], ids=str)
-def test_a_softcap_far_above_the_scores_caps_nothing(softcap):
+def test_softcap_far_above_the_scores_changes_nothing(softcap):
     inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20)
     output, _ = attend(inputs, softcap=softcap)
     assert decode_error(output, reference.decode_attention(**inputs)[0], inputs) <= 1
 
 
-@any_cut
+@any_tiling
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_sink_takes_a_share_and_counts_in_the_log_sum_exp(cut, dtype):
+def test_attention_sinks(tiling, dtype):
     inputs = decode_inputs([50, 7], q_heads=4, head_dim=16, capacity=50)
-    assert_right(inputs, sinks=torch.tensor([-20.0, 0.0, 2.5, 60.0], dtype=dtype), tiling=cut)
+    assert_right(inputs, sinks=torch.tensor([-20.0, 0.0, 2.5, 60.0], dtype=dtype), tiling=tiling)
 
 
-@any_cut
-def test_a_sink_gives_nothing_to_an_empty_sequence_or_a_token_before_its_start(cut):
+@any_tiling
+def test_attention_sinks_leave_empty_sequences_empty(tiling):
     inputs = decode_inputs([0, 1, 40], q_heads=4, head_dim=16, capacity=40, query_tokens=2)
-    output, lse = attend(inputs, sinks=torch.ones(4), tiling=cut)
+    output, lse = attend(inputs, sinks=torch.ones(4), tiling=tiling)
     for sequence, token in ((0, 0), (0, 1), (1, 0)):
         assert (output[sequence, token] == 0).all()
         assert (lse[sequence, token] == -math.inf).all()
     assert lse[1, 1].isfinite().all()
-    assert_right(inputs, sinks=torch.ones(4), tiling=cut)
+    assert_right(inputs, sinks=torch.ones(4), tiling=tiling)
 
 
-def test_a_sink_of_minus_infinity_is_none():
+def test_attention_sink_of_minus_infinity_changes_nothing():
     inputs = decode_inputs([20], q_heads=4, head_dim=16, capacity=20)
     expected = attend(inputs)
     for actual, wanted in zip(attend(inputs, sinks=torch.full((4,), -math.inf)), expected, strict=True):
@@ -208,14 +208,14 @@ def test_a_sink_of_minus_infinity_is_none():
 
 
 @pytest.mark.parametrize("query_tokens", [1, 2, 3, 5, 8])
-def test_query_tokens_see_what_comes_before_them(query_tokens):
+def test_several_query_tokens_are_causal(query_tokens):
     inputs = decode_inputs(
         [0, 1, 3, 8, 37], q_heads=3, kv_heads=1, head_dim=16, capacity=40, query_tokens=query_tokens
     )
     assert_right(inputs, tiling=balanced(2))
 
 
-def test_one_query_token_is_the_same_with_and_without_its_dimension():
+def test_query_token_dimension_of_one_changes_nothing():
     inputs = decode_inputs([20, 7], capacity=20)
     expected = decode_attention(**inputs)
     output = decode_attention(**inputs | {"q": inputs["q"][:, None]})
@@ -223,19 +223,21 @@ def test_one_query_token_is_the_same_with_and_without_its_dimension():
 
 
 @pytest.mark.parametrize(
-    ("cut", "page_size"), [(split(1), 5), (split(2), 0), (balanced(2), 5)], ids=["whole", "split", "balanced"]
+    ("tiling", "page_size"),
+    [(split(1), 5), (split(2), 0), (balanced(2), 5)],
+    ids=["whole", "split", "balanced"],
 )
-def test_query_tokens_in_many_tiles_agree_with_the_oracle(cut, page_size):
+def test_query_tokens_with_window_softcap_and_sinks(tiling, page_size):
     inputs = decode_inputs(
         [50, 2, 17], q_heads=5, kv_heads=1, head_dim=16, capacity=50, query_tokens=4, page_size=page_size
     )
-    assert_right(inputs, tiling=cut, window=20, softcap=10.0, sinks=normal(5, dtype=torch.float32, seed=7))
+    assert_right(inputs, tiling=tiling, window=20, softcap=10.0, sinks=normal(5, dtype=torch.float32, seed=7))
 
 
 @pytest.mark.parametrize("name", ["k_cache", "v_cache"])
 @pytest.mark.parametrize("value", [NAN, math.inf], ids=str)
 @pytest.mark.parametrize("length", [16, 18, 33])
-def test_what_comes_last_never_reaches_earlier_query_tokens(name, value, length):
+def test_non_finite_last_token_does_not_reach_earlier_query_tokens(name, value, length):
     inputs = decode_inputs(
         [length], q_heads=2, kv_heads=1, head_dim=16, capacity=40, query_tokens=3, dtype=torch.float32
     )
@@ -248,7 +250,7 @@ def test_what_comes_last_never_reaches_earlier_query_tokens(name, value, length)
 
 
 @pytest.mark.parametrize("token", [0, 31, 32], ids=["whole_tile", "seen_by_all", "seen_by_one"])
-def test_infinity_in_a_value_is_infinity_for_the_query_tokens_that_see_it(token):
+def test_infinite_value_with_several_query_tokens(token):
     inputs = decode_inputs(
         [33], q_heads=2, kv_heads=1, head_dim=16, capacity=40, query_tokens=2, dtype=torch.float32
     )
@@ -257,7 +259,7 @@ def test_infinity_in_a_value_is_infinity_for_the_query_tokens_that_see_it(token)
 
 
 @pytest.mark.parametrize(("length", "window"), [(10, None), (60, 20)], ids=["short", "window"])
-def test_infinity_in_the_first_tile_that_a_row_sees_stays_infinity(length, window):
+def test_infinite_value_in_the_first_tile_of_a_row(length, window):
     inputs = decode_inputs(
         [length],
         q_heads=2,
@@ -273,23 +275,24 @@ def test_infinity_in_the_first_tile_that_a_row_sees_stays_infinity(length, windo
 
 
 @pytest.mark.parametrize(
-    "cut",
+    "tiling",
     [split(1), split(2), balanced(3), balanced(3, block_g=32)],
     ids=["whole", "split", "balanced", "balanced_in_two"],
 )
-def test_more_rows_than_a_program_takes_go_in_blocks(cut):
+def test_more_rows_than_one_cta_holds(tiling):
     # 35 rows: the last block is not full.
     inputs = decode_inputs([33, 17], q_heads=7, kv_heads=1, head_dim=16, capacity=40, query_tokens=5)
-    assert_right(inputs, tiling=cut)
+    assert_right(inputs, tiling=tiling)
 
 
-def test_the_most_rows_of_the_largest_head_agree_with_the_oracle():
+@pytest.mark.slow
+def test_most_rows_with_the_largest_head_dim():
     inputs = decode_inputs([40], q_heads=64, kv_heads=1, head_dim=256, capacity=40, query_tokens=8)
     assert_right(inputs)
 
 
 def faults():
-    """Arguments as the kernel gets them, against those of the oracle: each differs in one feature."""
+    """Arguments of the kernel and of the oracle that differ in one feature."""
     query_tokens = {"query_tokens": 3}
     later = {"context_lens": torch.tensor([39], dtype=torch.int32)}
     k_scale, v_scale = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.1])
@@ -309,7 +312,7 @@ def faults():
 
 
 @pytest.mark.parametrize(("shape", "actual", "right"), faults().values(), ids=faults().keys())
-def test_a_feature_gone_wrong_would_be_noticed(shape, actual, right):
+def test_fault_in_a_feature_is_found(shape, actual, right):
     inputs = decode_inputs([40], q_heads=4, head_dim=16, capacity=40, **shape)
     output = decode_attention(**inputs | actual)
     expected, expected_lse = reference.decode_attention(**inputs | right)
@@ -319,6 +322,7 @@ def test_a_feature_gone_wrong_would_be_noticed(shape, actual, right):
 CACHES = [(dtype, cache) for dtype, cache in itertools.product(DTYPES, [None, *NARROW_DTYPES])]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(0, 50), min_size=1, max_size=2),
@@ -328,7 +332,7 @@ CACHES = [(dtype, cache) for dtype, cache in itertools.product(DTYPES, [None, *N
     page_size=st.sampled_from([0, 1, 5, 16, 64]),
     heads_first=st.booleans(),
     dtypes=st.sampled_from(CACHES),
-    cut=st.sampled_from([split(1), split(2), balanced(1), balanced(3), balanced(2, block_n=32)]),
+    tiling=st.sampled_from([split(1), split(2), balanced(1), balanced(3), balanced(2, block_n=32)]),
     options=st.fixed_dictionaries(
         {},
         optional={
@@ -339,8 +343,8 @@ CACHES = [(dtype, cache) for dtype, cache in itertools.product(DTYPES, [None, *N
         },
     ),
 )
-def test_any_shape_with_any_options_agrees_with_the_oracle(
-    lengths, heads, query_tokens, head_dims, page_size, heads_first, dtypes, cut, options
+def test_random_shapes_and_options(
+    lengths, heads, query_tokens, head_dims, page_size, heads_first, dtypes, tiling, options
 ):
     kv_heads, group = heads
     inputs = decode_inputs(
@@ -359,4 +363,4 @@ def test_any_shape_with_any_options_agrees_with_the_oracle(
     )
     if "sinks" in options:
         options = options | {"sinks": options["sinks"][: kv_heads * group]}
-    assert_right(inputs, tiling=cut, **scales(dtypes[1]), **options)
+    assert_right(inputs, tiling=tiling, **scales(dtypes[1]), **options)

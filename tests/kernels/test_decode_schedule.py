@@ -1,11 +1,11 @@
-"""Which program reads what: every live key and value once, by the program that its share falls to."""
+"""On-device work scheduling: the assigned CTA reads each live key and value exactly once."""
 
 import importlib
 
 import pytest
 import torch
 from decode_checks import (
-    CUTS,
+    TILINGS,
     accesses,
     addresses,
     assert_right,
@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from kernel_inputs import NARROW_DTYPES, decode_inputs, live_range, poisoned
 
 module = importlib.import_module("decodetax.kernels.decode_attention")
-any_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+any_tiling = pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 
 BLOCK_N = 16
 
 
 def altered(monkeypatch, kernel, **changes):
-    """Launches of a kernel get other arguments: each a function of the one that the host function gave."""
+    """Changes arguments of a kernel's launches, each by a function of the host function's value."""
     launched = getattr(module, kernel)
 
     class Altered:
@@ -40,27 +40,27 @@ def altered(monkeypatch, kernel, **changes):
 
 
 def tile_ranges(lengths, capacity, window=None):
-    """First tile and the tile after the last, of each sequence."""
+    """First tile, and the tile after the last, of each sequence."""
     ranges = [live_range(length, capacity, window) for length in lengths]
     return [(begin // BLOCK_N, -(-end // BLOCK_N)) for begin, end in ranges]
 
 
 def balanced_tiles(lengths, *, kv_heads, capacity, programs, min_tiles, item_cost_tiles, window=None):
-    """The tiles (sequence, head, tile) of each program: equal shares of one row of units.
+    """The tiles (sequence, head, tile) of each CTA: equal chunks of a row of units.
 
-    An item counts item_cost_tiles units before its first tile.
+    An item has item_cost_tiles units before its first tile.
     """
     row = []
     for sequence, (first, last) in enumerate(tile_ranges(lengths, capacity, window)):
         for head in range(kv_heads):
             row += [None] * item_cost_tiles + [(sequence, head, tile) for tile in range(first, last)]
-    share = max(-(-len(row) // programs), min_tiles)
-    shares = [row[program * share :][:share] for program in range(programs)]
-    return {at: {unit for unit in units if unit} for at, units in enumerate(shares) if any(units)}
+    size = max(-(-len(row) // programs), min_tiles)
+    chunks = [row[program * size :][:size] for program in range(programs)]
+    return {at: {unit for unit in units if unit} for at, units in enumerate(chunks) if any(units)}
 
 
 def split_tiles(lengths, *, kv_heads, capacity, num_splits, window=None):
-    """The same of a program a share of each item."""
+    """The tiles of each CTA where each item is split by its own length."""
     result = {}
     for sequence, (first, last) in enumerate(tile_ranges(lengths, capacity, window)):
         size = max(1, -(-(last - first) // num_splits))
@@ -74,7 +74,7 @@ def split_tiles(lengths, *, kv_heads, capacity, num_splits, window=None):
 
 
 def tiles_read(seen, keys):
-    """The tiles of a contiguous cache that each program loaded keys of."""
+    """The tiles of a contiguous cache whose keys each CTA loaded."""
     where = {}
     _, capacity, kv_heads, _ = keys.shape
     for sequence in range(len(keys)):
@@ -91,7 +91,7 @@ def tiles_read(seen, keys):
 def check_schedule(
     monkeypatch, lengths, tiling, *, kv_heads=1, capacity=80, window=None, item_cost_tiles=None
 ):
-    """Who reads, who leaves partial results and who finishes, as a plain model has it."""
+    """Loads, split-KV partials and stores of each CTA are those of a simple model."""
     item_cost_tiles = item_cost_tiles or module.ITEM_COST_TILES
     altered(monkeypatch, "_split_kv_kernel", ITEM_COST_TILES=lambda _: item_cost_tiles)
     inputs = decode_inputs(
@@ -121,7 +121,7 @@ def check_schedule(
         live = live_addresses(inputs[name], inputs, ranges)
         assert seen.loads_of(inputs[name]) == dict.fromkeys(live, 1)
     assert seen.stores_of(out) == dict.fromkeys(addresses(out), 1)
-    # A part is 16 numbers and their log-sum-exp; two numbers say what the merge is to do.
+    # A partial is 16 numbers and their log-sum-exp; two more numbers direct the combine kernel.
     parts = [len(touched) - 2 for touched in seen.by_program("stores", workspace).values()]
     assert set(parts) <= {0, 17, 34} if not tiling.num_splits else set(parts) <= {0, 17}
     assert set(seen.stores_of(workspace).values()) <= {1}
@@ -129,6 +129,7 @@ def check_schedule(
     assert decode_error(out, expected_out, inputs) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(0, 80), min_size=1, max_size=4),
@@ -138,9 +139,7 @@ def check_schedule(
     window=st.sampled_from([None, None, 1, 20, 33]),
     item_cost_tiles=st.integers(1, 3),
 )
-def test_balanced_programs_take_equal_shares_of_all_tiles(
-    lengths, kv_heads, programs, min_tiles, window, item_cost_tiles
-):
+def test_balanced_ctas_take_equal_chunks(lengths, kv_heads, programs, min_tiles, window, item_cost_tiles):
     with pytest.MonkeyPatch.context() as patch:
         tiling = balanced(programs, min_tiles=min_tiles)
         check_schedule(
@@ -149,30 +148,32 @@ def test_balanced_programs_take_equal_shares_of_all_tiles(
 
 
 @pytest.mark.parametrize("programs", [1, 2, 3, 7, 12, 30])
-def test_balanced_programs_share_one_long_sequence(monkeypatch, programs):
+def test_balanced_ctas_split_one_long_sequence(monkeypatch, programs):
     check_schedule(monkeypatch, [160], balanced(programs), capacity=160)
 
 
 @pytest.mark.parametrize("batch", [3, 4, 5, 8, 9])
 @pytest.mark.parametrize("programs", [2, 5])
-def test_balanced_programs_read_lengths_a_block_at_a_time(monkeypatch, batch, programs):
+def test_balanced_ctas_read_lengths_in_blocks(monkeypatch, batch, programs):
     altered(monkeypatch, "_split_kv_kernel", LENGTHS_BLOCK=lambda _: 4)
     check_schedule(monkeypatch, [0, 33, 17, 0, 49, 0, 0, 1, 16][-batch:], balanced(programs))
 
 
-def test_balanced_programs_share_more_sequences_than_a_block_of_lengths(monkeypatch):
+@pytest.mark.slow
+def test_balanced_ctas_with_more_sequences_than_a_block_of_lengths(monkeypatch):
     lengths = [0] * 129
     lengths[0], lengths[1], lengths[127], lengths[128] = 17, 16, 20, 33
     check_schedule(monkeypatch, lengths, balanced(5), capacity=33)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     lengths=st.lists(st.integers(0, 80), min_size=1, max_size=3),
     num_splits=st.integers(1, 7),
     window=st.sampled_from([None, 20]),
 )
-def test_splits_share_each_sequence_by_its_own_length(lengths, num_splits, window):
+def test_kv_splits_follow_each_sequence_length(lengths, num_splits, window):
     with pytest.MonkeyPatch.context() as patch:
         check_schedule(patch, lengths, split(num_splits), window=window)
 
@@ -190,18 +191,18 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(
-    ("layout", "cut"),
+    ("layout", "tiling"),
     [(name, balanced(3)) for name in LAYOUTS]
-    + [("window_in_pages", cut) for cut in (split(1), split(3), None)],
+    + [("window_in_pages", tiling) for tiling in (split(1), split(3), None)],
     ids=[*LAYOUTS, "whole", "split", "default"],
 )
-def test_each_live_key_and_value_is_loaded_once_and_no_other(monkeypatch, layout, cut):
+def test_every_live_key_and_value_is_loaded_exactly_once(monkeypatch, layout, tiling):
     layout = LAYOUTS[layout]
     inputs = decode_inputs(
         [37, 0, 16], q_heads=2, kv_heads=1, **{"head_dim": 16, "v_head_dim": 40, "capacity": 48, **layout}
     )
     with accesses(monkeypatch) as seen:
-        decode_attention(**inputs, tiling=cut, window=layout.get("window"))
+        decode_attention(**inputs, tiling=tiling, window=layout.get("window"))
     ranges = [
         live_range(length, 48, layout.get("window"), layout.get("query_tokens", 1)) for length in (37, 0, 16)
     ]
@@ -210,12 +211,12 @@ def test_each_live_key_and_value_is_loaded_once_and_no_other(monkeypatch, layout
         assert seen.loads_of(inputs[name]) == dict.fromkeys(live, 1)
 
 
-@any_cut
+@any_tiling
 @pytest.mark.parametrize("window", [None, 4])
-def test_no_page_number_but_those_of_live_pages_is_read(monkeypatch, cut, window):
+def test_only_live_block_table_entries_are_read(monkeypatch, tiling, window):
     inputs = decode_inputs([31, 0, 3], q_heads=1, kv_heads=1, head_dim=16, capacity=48, page_size=3)
     with accesses(monkeypatch) as seen:
-        decode_attention(**inputs, tiling=cut, window=window)
+        decode_attention(**inputs, tiling=tiling, window=window)
     table = inputs["block_table"]
     first = slice(0, 11) if window is None else slice(9, 11)
     assert seen.loads_of(table).keys() == addresses(table[0, first]) | addresses(table[2, :1])
@@ -224,7 +225,7 @@ def test_no_page_number_but_those_of_live_pages_is_read(monkeypatch, cut, window
 @pytest.mark.parametrize(
     ("query_tokens", "passes"), [(4, 1), (8, 2)], ids=["as_many_rows_as_fit", "twice_as_many"]
 )
-def test_rows_of_up_to_16384_elements_share_one_pass_over_the_cache(query_tokens, passes):
+def test_one_pass_over_the_cache_up_to_16384_row_elements(query_tokens, passes):
     inputs = decode_inputs([20], q_heads=64, kv_heads=1, capacity=20, query_tokens=query_tokens)
     with count_traffic() as traffic:
         decode_attention(**inputs)
@@ -234,7 +235,8 @@ def test_rows_of_up_to_16384_elements_share_one_pass_over_the_cache(query_tokens
         assert tensors[name].bytes_requested == passes * 20 * 64 * 2
 
 
-def test_the_bytes_of_a_batch_are_within_a_twentieth_of_the_least():
+@pytest.mark.slow
+def test_traffic_is_within_5_percent_of_the_minimum():
     lengths = [1000, 37]
     inputs = decode_inputs(lengths, q_heads=32, kv_heads=8, head_dim=128, capacity=1000)
     with count_traffic() as traffic:
@@ -247,52 +249,52 @@ def test_the_bytes_of_a_batch_are_within_a_twentieth_of_the_least():
     assert decode_error(output, reference.decode_attention(**inputs)[0], inputs) <= 1
 
 
-def without_last_part(parts):
+def without_last_partial(parts):
     counts = parts.view(-1, 2)[:, 1]
     counts[counts > 0] -= 1
     return parts
 
 
-MERGE_FAULTS = {
-    "skips_a_part": {"parts_ptr": without_last_part},
-    "takes_a_slot_for_another": {"NUM_SPLITS": lambda splits: 0 if splits else 1},
-    "forgets_the_scale_of_the_values": {"v_factor": lambda _: 1.0},
+COMBINE_FAULTS = {
+    "skips_a_partial": {"parts_ptr": without_last_partial},
+    "reads_another_slot": {"NUM_SPLITS": lambda splits: 0 if splits else 1},
+    "omits_v_scale": {"v_factor": lambda _: 1.0},
 }
 
 
-@pytest.mark.parametrize("fault", MERGE_FAULTS.values(), ids=MERGE_FAULTS.keys())
-@pytest.mark.parametrize("cut", [split(3), balanced(3)], ids=["split", "balanced"])
-def test_a_merge_gone_wrong_would_be_noticed(monkeypatch, fault, cut):
+@pytest.mark.parametrize("fault", COMBINE_FAULTS.values(), ids=COMBINE_FAULTS.keys())
+@pytest.mark.parametrize("tiling", [split(3), balanced(3)], ids=["split", "balanced"])
+def test_fault_in_the_combine_kernel_is_found(monkeypatch, fault, tiling):
     inputs = decode_inputs([96, 50], q_heads=1, kv_heads=1, head_dim=16, capacity=96)
     altered(monkeypatch, "_combine_kernel", **fault)
-    workspace = torch.zeros(decode_attention_workspace_bytes(**inputs, tiling=cut), dtype=torch.uint8)
-    output = decode_attention(**inputs, tiling=cut, v_scale=1.1, workspace=workspace)
+    workspace = torch.zeros(decode_attention_workspace_bytes(**inputs, tiling=tiling), dtype=torch.uint8)
+    output = decode_attention(**inputs, tiling=tiling, v_scale=1.1, workspace=workspace)
     assert decode_error(output, reference.decode_attention(**inputs, v_scale=1.1)[0], inputs) > 1
 
 
 SPLIT_FAULTS = {
-    "two_programs_write_one_place": {"stride_out_batch": lambda _: 0},
+    "two_ctas_write_one_address": {"stride_out_batch": lambda _: 0},
     "reads_past_the_cache": {"capacity": lambda capacity: capacity + 20},
     "reads_another_page_size": {"stride_k_batch": lambda stride: 2 * stride},
 }
 
 
 @pytest.mark.parametrize("fault", SPLIT_FAULTS.values(), ids=SPLIT_FAULTS.keys())
-def test_a_stray_access_would_be_noticed(monkeypatch, fault):
+def test_fault_of_a_stray_access_is_found(monkeypatch, fault):
     inputs = decode_inputs([60, 60], q_heads=1, kv_heads=1, head_dim=16, capacity=48)
     altered(monkeypatch, "_split_kv_kernel", **fault)
     with pytest.raises(SanitizerError), count_traffic():
         decode_attention(**inputs, tiling=split(1))
 
 
-@pytest.mark.parametrize("cut", [split(3), balanced(3)], ids=["split", "balanced"])
-def test_a_schedule_that_leaves_out_a_tile_would_be_noticed(monkeypatch, cut):
+@pytest.mark.parametrize("tiling", [split(3), balanced(3)], ids=["split", "balanced"])
+def test_fault_of_a_missing_tile_is_found(monkeypatch, tiling):
     altered(monkeypatch, "_split_kv_kernel", context_lens_ptr=lambda lengths: lengths - 16)
     with pytest.raises(AssertionError):
-        check_schedule(monkeypatch, [80, 33], cut)
+        check_schedule(monkeypatch, [80, 33], tiling)
 
 
-def test_a_merge_that_never_runs_would_be_noticed(monkeypatch):
+def test_fault_of_a_missing_combine_is_found(monkeypatch):
     altered(monkeypatch, "_combine_kernel", parts_ptr=torch.zeros_like)
     with pytest.raises(AssertionError):
         assert_right(decode_inputs([60], capacity=60), tiling=split(2))

@@ -1,4 +1,4 @@
-"""Kernels of nobody in particular run right in the mended interpreter."""
+"""Small kernels give the results of a GPU in the patched interpreter."""
 
 import math
 import subprocess
@@ -72,7 +72,7 @@ def dot_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2],
     ids=str,
 )
-def test_matrix_product_is_right(dtype):
+def test_dot_products(dtype):
     a, b = normal(16, 16, dtype=dtype, seed=1), normal(16, 16, dtype=dtype, seed=2)
     out = torch.empty(16, 16)
     dot_kernel[(1,)](a, b, out, SIZE=16)
@@ -80,7 +80,7 @@ def test_matrix_product_is_right(dtype):
 
 
 @triton.jit
-def arithmetic_kernel(x_ptr, y_ptr, out_ptr, SIZE: tl.constexpr, OPERATION: tl.constexpr):  # noqa: C901  (one branch an operation)
+def arithmetic_kernel(x_ptr, y_ptr, out_ptr, SIZE: tl.constexpr, OPERATION: tl.constexpr):  # noqa: C901  (one branch per operation)
     at = tl.arange(0, SIZE)
     x, y = tl.load(x_ptr + at), tl.load(y_ptr + at)
     if OPERATION == "add":
@@ -140,7 +140,7 @@ def maximum_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
     tl.store(out_ptr + tl.arange(0, SIZE), tl.maximum(tl.max(x, 1), -1.0))
 
 
-def test_maximum_passes_over_a_nan_without_a_warning():
+def test_maximum_ignores_nan_without_warning():
     x = torch.full((4, 4), math.nan)
     x[1:, 0] = torch.tensor([3.0, -2.0, math.inf])
     out = torch.empty(4)
@@ -177,7 +177,7 @@ def test_loop_over_loaded_bounds():
     assert out.item() == 2 + 3 + 4
 
 
-def test_wrapped_methods_of_the_builder_object_are_called(monkeypatch):
+def test_wrapped_builder_methods_are_called(monkeypatch):
     shapes = []
     before = interpreter_builder.create_dot
 
@@ -192,7 +192,7 @@ def test_wrapped_methods_of_the_builder_object_are_called(monkeypatch):
     assert shapes[0][0][1] == shapes[0][1][0]
 
 
-def test_mending_again_changes_nothing():
+def test_patching_again_changes_nothing():
     before = dict(vars(InterpreterBuilder))
     patch_interpreter()
     use_interpreter()
@@ -200,15 +200,16 @@ def test_mending_again_changes_nothing():
     assert interpreting()
 
 
-def test_changed_environment_is_refused(monkeypatch):
+def test_rejects_changed_environment(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET was unset after triton was imported"):
         patch_interpreter()
 
 
-def test_without_the_mending_bfloat16_is_wrong(tmp_path):
-    # Where the first result turns True, Triton has mended itself, and a mend may go.
-    script = tmp_path / "unmended.py"
+@pytest.mark.slow
+def test_bfloat16_is_wrong_without_the_patches(tmp_path):
+    # If a first result turns True, Triton has fixed it itself, and a patch can be removed.
+    script = tmp_path / "unpatched.py"
     script.write_text(
         "import torch, triton, triton.language as tl\n"
         "@triton.jit\n"
@@ -218,7 +219,7 @@ def test_without_the_mending_bfloat16_is_wrong(tmp_path):
         "    tl.store(out_ptr + tile, tl.dot(a, a))\n"
         "    rounded = (a.to(tl.float32) * 1.01).to(tl.bfloat16)\n"
         "    tl.store(out_ptr + SIZE * SIZE + tile, rounded.to(tl.float32))\n"
-        "if __import__('sys').argv[1] == 'mended':\n"
+        "if __import__('sys').argv[1] == 'patched':\n"
         "    from decodetax.kernels import use_interpreter; use_interpreter()\n"
         "a = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()\n"
         "out = torch.empty(2, 16, 16)\n"
@@ -230,12 +231,12 @@ def test_without_the_mending_bfloat16_is_wrong(tmp_path):
         subprocess.run(
             [sys.executable, script, mode], capture_output=True, text=True, check=True
         ).stdout.split()
-        for mode in ("unmended", "mended")
+        for mode in ("unpatched", "patched")
     ]
     assert results == [["False", "False"], ["True", "True"]]
 
 
-def test_overflow_to_infinity_warns_no_more_than_a_gpu():
+def test_overflow_to_infinity_does_not_warn():
     assert np.geterr()["over"] != "ignore", "the setting must not leak out of a launch"
     with warnings.catch_warnings(action="error"):
         assert cast(torch.tensor([1e38, -1e38, 1.0, 2.0]), torch.float16).tolist() == [

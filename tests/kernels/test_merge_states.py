@@ -1,4 +1,4 @@
-"""The merge of two attention results."""
+"""The merge of two attention states."""
 
 import math
 
@@ -10,7 +10,7 @@ from kernel_inputs import DTYPES, NAN, decode_inputs, dtype_name, normal, worst_
 
 
 def states(*rows, head_dim, dtype, seed):
-    """Output and log-sum-exp of one part."""
+    """Output and log-sum-exp of one part of a context."""
     return normal(*rows, head_dim, dtype=dtype, seed=seed), normal(*rows, dtype=torch.float32, seed=seed + 1)
 
 
@@ -29,21 +29,21 @@ def assert_merged(o, lse, o2, lse2):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("head_dim", [8, 72, 256, 5000])
 @pytest.mark.parametrize("rows", [(1,), (17, 3), (2, 3, 5)], ids=str)
-def test_any_shape_agrees_with_the_oracle(rows, head_dim, dtype):
+def test_merged_shapes(rows, head_dim, dtype):
     assert_merged(
         *states(*rows, head_dim=head_dim, dtype=dtype, seed=1),
         *states(*rows, head_dim=head_dim, dtype=dtype, seed=5),
     )
 
 
-def test_one_row_without_leading_dimensions():
+def test_merge_of_one_row():
     assert_merged(
         *states(head_dim=16, dtype=torch.float32, seed=1), *states(head_dim=16, dtype=torch.float32, seed=5)
     )
 
 
 @pytest.mark.parametrize("apart", [0.0, 30.0, 200.0, -1e4], ids=str)
-def test_logarithms_far_apart_or_far_from_0(apart):
+def test_merge_of_distant_log_sum_exps(apart):
     o, lse = states(5, head_dim=16, dtype=torch.float32, seed=1)
     o2, lse2 = states(5, head_dim=16, dtype=torch.float32, seed=5)
     assert_merged(o, lse + apart, o2, lse2)
@@ -52,7 +52,7 @@ def test_logarithms_far_apart_or_far_from_0(apart):
 
 @pytest.mark.parametrize("empty", ["first", "second"])
 @pytest.mark.parametrize("content", [0.0, NAN, math.inf], ids=str)
-def test_an_empty_part_adds_nothing_whatever_stands_in_it(empty, content):
+def test_empty_part_is_ignored(empty, content):
     o, lse = states(5, head_dim=16, dtype=torch.bfloat16, seed=1)
     nothing = torch.full_like(o, content), torch.full_like(lse, -math.inf)
     pair = (*nothing, o, lse) if empty == "first" else (o, lse, *nothing)
@@ -62,14 +62,14 @@ def test_an_empty_part_adds_nothing_whatever_stands_in_it(empty, content):
 
 
 @pytest.mark.parametrize("content", [0.0, NAN], ids=str)
-def test_two_empty_parts_are_empty(content):
+def test_merge_of_two_empty_parts(content):
     nothing = torch.full((5, 16), content), torch.full((5,), -math.inf)
     output, merged = merge_states(*nothing, *nothing)
     assert (output == 0).all()
     assert (merged == -math.inf).all()
 
 
-def test_not_a_number_in_one_row_stays_there():
+def test_nan_stays_in_its_row():
     o, lse = states(5, head_dim=16, dtype=torch.float32, seed=1)
     o2, lse2 = states(5, head_dim=16, dtype=torch.float32, seed=5)
     o[1, 3], lse2[3] = NAN, NAN
@@ -88,7 +88,7 @@ def test_strided_states():
 
 
 @pytest.mark.parametrize("lengths", [[20, 0, 7], [0, 0, 0]], ids=str)
-def test_a_shared_prefix_and_own_tokens_are_the_whole_context(lengths):
+def test_shared_prefix_and_own_tokens_equal_full_context(lengths):
     # One prefix of 37 tokens for every sequence, held once; each sequence's own tokens follow it.
     shape = {"q_heads": 4, "head_dim": 16}
     prefix = decode_inputs([37], capacity=37, **shape)
@@ -107,7 +107,7 @@ def test_a_shared_prefix_and_own_tokens_are_the_whole_context(lengths):
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 
 
-def test_a_merge_that_weighs_both_parts_alike_would_be_noticed():
+def test_fault_of_equal_weights_is_found():
     o, lse = states(5, head_dim=16, dtype=torch.bfloat16, seed=1)
     o2, lse2 = states(5, head_dim=16, dtype=torch.bfloat16, seed=5)
     output, _ = merge_states(o, torch.zeros_like(lse), o2, torch.zeros_like(lse))

@@ -12,14 +12,14 @@ from torch.nn import functional
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def test_prefill_matmul_is_a_linear_layer_in_float64():
+def test_prefill_matmul_oracle_is_a_linear_layer():
     x, weight, bias = (normal(*shape, dtype=torch.bfloat16, seed=1) for shape in ((2, 3, 5), (7, 5), (7,)))
     expected = functional.linear(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(reference.prefill_matmul(x, weight, bias=bias), expected, **EXACT)
 
 
 @pytest.mark.parametrize("page_size", [0, 1, 3, 16])
-def test_decode_attention_is_attention_over_the_live_cache(page_size):
+def test_decode_oracle_is_attention_over_the_live_cache(page_size):
     inputs = decode_inputs([20, 7], capacity=20)
     pages = decode_inputs([20, 7], capacity=20, page_size=page_size)
     output, lse = reference.decode_attention(**pages)
@@ -33,20 +33,20 @@ def test_decode_attention_is_attention_over_the_live_cache(page_size):
         torch.testing.assert_close(lse[sequence], scores.exp().sum(-1).log(), **EXACT)
 
 
-def test_decode_attention_of_nothing_is_zero_and_minus_infinity():
+def test_decode_oracle_of_empty_sequence():
     output, lse = reference.decode_attention(**decode_inputs([0, -3], capacity=8))
     assert (output == 0).all()
     assert (lse == -math.inf).all()
 
 
-def test_decode_attention_clamps_to_capacity():
+def test_decode_oracle_clamps_to_capacity():
     inputs = decode_inputs([8], capacity=8)
     longer = inputs | {"context_lens": torch.tensor([9])}
     assert torch.equal(reference.decode_attention(**longer)[0], reference.decode_attention(**inputs)[0])
 
 
 @pytest.mark.parametrize("page_size", [0, 3])
-def test_decode_attention_takes_float8(page_size):
+def test_decode_oracle_with_float8(page_size):
     inputs = decode_inputs([8, 5], capacity=8, page_size=page_size, dtype=torch.float32)
     narrow = {name: inputs[name].to(torch.float8_e4m3fn) for name in ("q", "k_cache", "v_cache")}
     wide = {name: value.float() for name, value in narrow.items()}
@@ -58,7 +58,7 @@ def test_decode_attention_takes_float8(page_size):
         torch.testing.assert_close(actual, expected, **EXACT)
 
 
-def test_decode_attention_with_every_option_is_the_softmax_of_each_query_token():
+def test_decode_oracle_with_every_option():
     inputs = decode_inputs(
         [20, 2], q_heads=4, head_dim=16, v_head_dim=24, query_tokens=3, capacity=20, dtype=torch.float64
     )
@@ -83,12 +83,12 @@ def test_decode_attention_with_every_option_is_the_softmax_of_each_query_token()
 
 
 @pytest.mark.parametrize("page_size", [0, 3])
-def test_decode_attention_reads_no_token_or_page_before_the_window(page_size):
+def test_decode_oracle_reads_nothing_before_the_window(page_size):
     inputs = decode_inputs([20, 7], capacity=20, page_size=page_size, window=4)
     assert reference.decode_attention(**inputs, window=4)[0].isfinite().all()
 
 
-def test_decode_attention_takes_int8():
+def test_decode_oracle_with_int8():
     inputs = decode_inputs([8, 5], capacity=8, cache_dtype=torch.int8)
     wide = {name: inputs[name].double() for name in ("k_cache", "v_cache")}
     assert torch.equal(
@@ -96,7 +96,7 @@ def test_decode_attention_takes_int8():
     )
 
 
-def test_merged_parts_are_attention_over_the_whole():
+def test_merge_oracle_equals_attention_over_both_parts():
     inputs = decode_inputs([20, 12], capacity=20)
     whole, whole_lse = reference.decode_attention(**inputs)
     parts = [
@@ -114,7 +114,7 @@ def test_merged_parts_are_attention_over_the_whole():
 
 
 @pytest.mark.parametrize("rows", [None, [0], [11, 3]], ids=str)
-def test_prefill_attention_is_causal_attention(rows):
+def test_prefill_attention_oracle_is_causal(rows):
     q = normal(2, 6, 12, 16, dtype=torch.bfloat16, seed=1)
     k, v = (normal(2, 3, 12, 16, dtype=torch.bfloat16, seed=seed) for seed in (2, 3))
     expected = functional.scaled_dot_product_attention(

@@ -20,7 +20,7 @@ def test_bfloat16_rounds_like_torch(encode):
 
 
 @pytest.mark.parametrize("encode", [rounding.bf16_codes, rounding.BF16.encode])
-def test_bfloat16_of_any_nan_is_a_nan(encode):
+def test_bfloat16_of_nan_is_nan(encode):
     codes = encode(FLOAT32[np.isnan(FLOAT32)])
     assert (codes == 0x7FFF).all()
     assert np.isnan(rounding.bf16_values(codes)).all()
@@ -61,7 +61,7 @@ def test_float8_rounds_like_torch_and_saturates(form, values, dtype):
 
 
 @FLOAT8
-def test_toward_zero_never_grows(form, values, dtype):
+def test_rounding_toward_zero_never_grows(form, values, dtype):
     largest = torch.finfo(dtype).max
     numbers = np.clip(FLOAT16[np.isfinite(FLOAT16)], -largest, largest)
     truncated = values[form.encode(numbers, toward_zero=True)]

@@ -34,7 +34,7 @@ WEIGHTS = [(4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240), (5120, 5120
 
 @any_gpu
 @pytest.mark.parametrize("rows", [1, 16, 17, 64])
-def test_a_few_rows_are_one_tile_high_and_fill_the_gpu(rows, limits):
+def test_few_rows_get_one_tile_row_that_fills_the_gpu(rows, limits):
     for in_features, out_features in WEIGHTS:
         shape = {"rows": rows, "out_features": out_features, "in_features": in_features}
         problem = MatmulProblem.contiguous(**shape, x_bytes=2, weight_bytes=2)
@@ -45,7 +45,7 @@ def test_a_few_rows_are_one_tile_high_and_fill_the_gpu(rows, limits):
 
 
 @any_gpu
-def test_descriptors_are_chosen_where_operands_allow_them_and_they_pay(limits):
+def test_tma_is_chosen_where_operands_allow_it_and_it_pays(limits):
     shape = {"rows": 4096, "out_features": 4096, "in_features": 4096}
     problem = MatmulProblem.contiguous(**shape, x_bytes=2, weight_bytes=2)
     assert choose_matmul_tiling(dataclasses.replace(problem, tma=False), limits).variant == "pointers"
@@ -66,7 +66,7 @@ def test_descriptors_are_chosen_where_operands_allow_them_and_they_pay(limits):
     tf32=st.booleans(),
     batch=st.integers(1, 5),
 )
-def test_any_product_has_a_tiling_of_its_set(limits, sizes, **product):
+def test_chosen_matmul_tiling_is_among_the_candidates(limits, sizes, **product):
     x_bytes, weight_bytes = sizes
     problem = MatmulProblem(x_bytes=x_bytes, weight_bytes=weight_bytes, **product)
     tiling = choose_matmul_tiling(problem, limits)
@@ -84,7 +84,7 @@ LLAMA = {"q_heads": 32, "kv_heads": 8, "head_dim": 128, "page_size": 0, "element
 @any_gpu
 @pytest.mark.parametrize("batch", [1, 7, 64, 1000])
 @pytest.mark.parametrize("capacity", [1, 100, 8192, 131072])
-def test_decode_programs_fill_the_gpu_once_and_none_has_little_to_do(batch, capacity, limits):
+def test_decode_ctas_fill_one_wave(batch, capacity, limits):
     tiling = choose_decode_tiling(batch=batch, capacity=capacity, limits=limits, **LLAMA)
     tiles = 8 * batch * -(-capacity // tiling.block_n)
     assert tiling.num_splits == 0
@@ -93,7 +93,7 @@ def test_decode_programs_fill_the_gpu_once_and_none_has_little_to_do(batch, capa
 
 
 @any_gpu
-def test_only_the_number_of_decode_programs_depends_on_batch_and_capacity(limits):
+def test_only_the_decode_cta_count_depends_on_batch_and_capacity(limits):
     chosen = {
         dataclasses.replace(
             choose_decode_tiling(batch=batch, capacity=capacity, limits=limits, **LLAMA), programs=1
@@ -107,9 +107,7 @@ def test_only_the_number_of_decode_programs_depends_on_batch_and_capacity(limits
 @any_gpu
 @pytest.mark.parametrize("element_bytes", [1, 2, 4])
 @pytest.mark.parametrize("page_size", [0, 16])
-def test_any_decode_shape_has_a_tiling_that_takes_up_to_16384_elements_at_once(
-    limits, element_bytes, page_size
-):
+def test_decode_tiling_holds_up_to_16384_row_elements(limits, element_bytes, page_size):
     for group in (1, 5, 16, 64):
         for query_tokens in (1, 3, 8):
             for head_dims in ((16, 16), (72, 128), (128, 72), (256, 256), (256, 16)):

@@ -1,4 +1,4 @@
-"""Every misuse of `prefill_matmul` is a ValueError that names the argument and what it may be."""
+"""Every misuse of `prefill_matmul` is a ValueError that names the argument, its value and what it may be."""
 
 import re
 
@@ -22,7 +22,7 @@ INTS = {"dtype": torch.int32}
 HALF = {"dtype": torch.float16}
 META = {"device": "meta"}
 ALL_SIZES = "every size must be at least 1"
-BESIDE_X = "is on meta; it must be on cpu, the device of x"
+NOT_ON_CPU = "is on meta; it must be on cpu, the device of x"
 OF_ROWS = "it must be [], [1], or that of x without its last dimension: [4]"
 
 WRONG = {
@@ -56,7 +56,7 @@ WRONG = {
         {"x": zeros(4, 32, dtype=torch.float8_e5m2)},
         "it must be torch.float8_e4m3fn or torch.float8_e5m2",
     ),
-    "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {BESIDE_X}"),
+    "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {NOT_ON_CPU}"),
     "bias_no_tensor": ({"bias": 1.0}, "bias is a float; it must be a torch.Tensor"),
     "bias_shape": ({"bias": zeros(7)}, "bias has shape [7]; it must be [rows of weight]: [8]"),
     "bias_batch": (
@@ -67,7 +67,7 @@ WRONG = {
         {"bias": zeros(8, **HALF)},
         "bias is torch.float16; it must be torch.bfloat16, as the result, or torch.float32",
     ),
-    "bias_device": ({"bias": zeros(8, **META)}, f"bias {BESIDE_X}"),
+    "bias_device": ({"bias": zeros(8, **META)}, f"bias {NOT_ON_CPU}"),
     "activation": (
         {"activation": "relu"},
         "activation is 'relu'; it must be one of None, silu, gelu, swiglu",
@@ -84,7 +84,7 @@ WRONG = {
     ),
     "x_scale_shape": ({"x_scale": scales(3)}, f"x_scale has shape [3]; {OF_ROWS}"),
     "x_scale_dtype": ({"x_scale": scales(4, **HALF)}, "x_scale is torch.float16; it must be torch.float32"),
-    "x_scale_device": ({"x_scale": scales(4, **META)}, f"x_scale {BESIDE_X}"),
+    "x_scale_device": ({"x_scale": scales(4, **META)}, f"x_scale {NOT_ON_CPU}"),
     "x_scale_strides": ({"x_scale": scales(8)[::2]}, "x_scale has strides (2,); it must be contiguous"),
     "x_scale_infinite": ({"x_scale": float("inf")}, "x_scale is inf; it must be finite in float32"),
     "x_scale_word": ({"x_scale": "1"}, "x_scale is a str; it must be a number"),
@@ -103,7 +103,7 @@ WRONG = {
         {"out": zeros(4, 8, **HALF)},
         "out is torch.float16; it must be torch.bfloat16, as out_dtype says",
     ),
-    "out_device": ({"out": zeros(4, 8, **META)}, f"out {BESIDE_X}"),
+    "out_device": ({"out": zeros(4, 8, **META)}, f"out {NOT_ON_CPU}"),
     "out_shared": (
         {"out": zeros(1, 8).expand(4, 8)},
         "out has strides (0, 1); its elements must not share memory",
@@ -120,7 +120,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
-def test_prefill_matmul_names_what_is_wrong(wrong, message):
+def test_prefill_matmul_rejects_bad_argument(wrong, message):
     arguments = {"x": zeros(4, 32), "weight": zeros(8, 32)} | wrong
     with pytest.raises(ValueError, match=re.escape(message)):
         prefill_matmul(**arguments)
@@ -138,12 +138,12 @@ WORKSPACES = {
     ),
     "strides": (torch.zeros(BYTES, 2)[:, 0], "workspace has strides (2,); it must be contiguous"),
     "misaligned": (zeros(BYTES + 1, dtype=torch.uint8)[1:], "it must be aligned to 16 bytes"),
-    "device": (zeros(BYTES, **META), f"workspace {BESIDE_X}"),
+    "device": (zeros(BYTES, **META), f"workspace {NOT_ON_CPU}"),
 }
 
 
 @pytest.mark.parametrize(("workspace", "message"), WORKSPACES.values(), ids=WORKSPACES.keys())
-def test_a_workspace_that_does_not_do_is_refused(workspace, message):
+def test_prefill_matmul_rejects_bad_workspace(workspace, message):
     x, weight = zeros(4, 64), zeros(8, 64)
     assert prefill_matmul_workspace_bytes(x, weight, tiling=CUT) == BYTES
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -158,12 +158,15 @@ TILINGS = {
     "columns_many": ({"columns": 18}, "columns is 18; it must be even"),
     "columns_of_descriptors": ({"columns": 8, "variant": "descriptors"}, "columns is 8; it must be None"),
     "block_n": ({"block_n": 1}, "block_n is 1; it must be at least 2"),
-    "splits": ({"variant": "warp_specialized"}, "num_splits is 2; it must be 1 where warps are specialised"),
+    "splits": (
+        {"variant": "warp_specialized"},
+        "num_splits is 2; it must be 1 where the variant is warp_specialized",
+    ),
     "registers": ({"max_registers": 300}, "max_registers is 300; it must be from 32 to 255, or None"),
 }
 
 
 @pytest.mark.parametrize(("wrong", "message"), TILINGS.values(), ids=TILINGS.keys())
-def test_a_tiling_names_what_is_wrong(wrong, message):
+def test_matmul_tiling_rejects_bad_field(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         MatmulTiling(**vars(CUT) | wrong)

@@ -1,3 +1,5 @@
+"""Every misuse of decode attention, merge and tilings is a ValueError that says what is wrong."""
+
 import re
 
 import pytest
@@ -25,7 +27,7 @@ LAST = "the last must be 1"
 ALL_SIZES = "every size must be at least 1"
 SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
 FLOATS = torch.zeros(2, 8)
-BESIDE_Q = "is on meta; it must be on cpu, the device of q"
+NOT_ON_CPU = "is on meta; it must be on cpu, the device of q"
 
 DECODE = {
     "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be torch.bfloat16"),
@@ -67,7 +69,7 @@ DECODE = {
         (f"k_cache is torch.float16; {SAME_AS_Q}, or of torch.float8_e4m3fn, torch.float8_e5m2, torch.int8"),
     ),
     "k_unsigned": ({"k_cache": zeros(2, 20, 2, 64, dtype=torch.uint8)}, "k_cache is torch.uint8; it must be"),
-    "k_device": ({"k_cache": zeros(2, 20, 2, 64, **META)}, f"k_cache {BESIDE_Q}"),
+    "k_device": ({"k_cache": zeros(2, 20, 2, 64, **META)}, f"k_cache {NOT_ON_CPU}"),
     "k_strides": (
         {"k_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
         f"k_cache has strides (2560, 128, 1, 2); {LAST}",
@@ -92,7 +94,7 @@ DECODE = {
         {"k_cache": zeros(2, 20, 2, 64, dtype=torch.int8)},
         "v_cache is torch.bfloat16; it must be torch.int8, the dtype of k_cache",
     ),
-    "v_device": ({"v_cache": zeros(2, 20, 2, 64, **META)}, f"v_cache {BESIDE_Q}"),
+    "v_device": ({"v_cache": zeros(2, 20, 2, 64, **META)}, f"v_cache {NOT_ON_CPU}"),
     "v_strides": (
         {"v_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
         f"v_cache has strides (2560, 128, 1, 2); {LAST}",
@@ -113,7 +115,7 @@ DECODE = {
         {"context_lens": zeros(3, **INTS)},
         "context_lens has shape [3]; it must be [batch]: [2]",
     ),
-    "lengths_device": ({"context_lens": zeros(2, **INTS, **META)}, f"context_lens {BESIDE_Q}"),
+    "lengths_device": ({"context_lens": zeros(2, **INTS, **META)}, f"context_lens {NOT_ON_CPU}"),
     "lengths_no_tensor": ({"context_lens": [20, 20]}, "context_lens is a list; it must be a torch.Tensor"),
     "lengths_strides": (
         {"context_lens": zeros(4, **INTS)[::2]},
@@ -126,7 +128,7 @@ DECODE = {
         "block_table has shape [3, 4]; it must be [batch, max_pages]: [2, any]",
     ),
     "table_empty": ({"block_table": zeros(2, 0, **INTS)}, f"block_table has shape [2, 0]; {ALL_SIZES}"),
-    "table_device": ({"block_table": zeros(2, 4, **INTS, **META)}, f"block_table {BESIDE_Q}"),
+    "table_device": ({"block_table": zeros(2, 4, **INTS, **META)}, f"block_table {NOT_ON_CPU}"),
     "table_strides": ({"block_table": zeros(4, 2, **INTS).T}, f"block_table has strides (1, 2); {LAST}"),
     "pages_head_dim": (
         {"k_cache": zeros(9, 16, 2, 72), "block_table": zeros(2, 4, **INTS)},
@@ -157,7 +159,7 @@ DECODE = {
     "sinks_no_tensor": ({"sinks": [0.0] * 8}, "sinks is a list; it must be a torch.Tensor"),
     "sinks_dtype": ({"sinks": zeros(8, **INTS)}, "sinks is torch.int32; it must be torch.bfloat16"),
     "sinks_shape": ({"sinks": zeros(2)}, "sinks has shape [2]; it must be [q_heads]: [8]"),
-    "sinks_device": ({"sinks": zeros(8, **META)}, f"sinks {BESIDE_Q}"),
+    "sinks_device": ({"sinks": zeros(8, **META)}, f"sinks {NOT_ON_CPU}"),
     "sinks_strides": ({"sinks": zeros(16)[::2]}, f"sinks has strides (2,); {LAST}"),
     "num_splits_0": ({"num_splits": 0}, "num_splits is 0; it must be at least 1 and at most 65536"),
     "num_splits_many": (
@@ -197,14 +199,14 @@ DECODE = {
     ),
     "out_lse_device": (
         {"out": (zeros(2, 8, 64), FLOATS.to("meta")), "return_lse": True},
-        f"out[1] {BESIDE_Q}",
+        f"out[1] {NOT_ON_CPU}",
     ),
     "out_lse_strides": (
         {"out": (zeros(2, 8, 64), torch.zeros(8, 2).T), "return_lse": True},
         "out[1] has strides (1, 2); it must be contiguous",
     ),
     "workspace_no_tensor": ({"workspace": 64}, "workspace is a int; it must be a torch.Tensor"),
-    "workspace_device": ({"workspace": zeros(9999, **META)}, f"workspace {BESIDE_Q}"),
+    "workspace_device": ({"workspace": zeros(9999, **META)}, f"workspace {NOT_ON_CPU}"),
     "workspace_strides": (
         {"workspace": zeros(9999)[::2]},
         "workspace has strides (2,); it must be contiguous",
@@ -221,7 +223,7 @@ DECODE = {
         {"out": zeros(2, 8, 64, dtype=torch.float32)},
         "out is torch.float32; it must be torch.bfloat16",
     ),
-    "out_device": ({"out": zeros(2, 8, 64, **META)}, f"out {BESIDE_Q}"),
+    "out_device": ({"out": zeros(2, 8, 64, **META)}, f"out {NOT_ON_CPU}"),
     "out_strides": ({"out": zeros(2, 64, 8).transpose(1, 2)}, f"out has strides (512, 1, 8); {LAST}"),
     "out_shared": (
         {"out": zeros(1, 8, 64).expand(2, 8, 64)},
@@ -236,7 +238,7 @@ SCALES = {
     "dtype": (zeros(2), "is torch.bfloat16; it must be torch.float32"),
     "shape": (FLOATS[0, :3], "has shape [3]; it must be [], [1] or [kv_heads]: [2]"),
     "dimensions": (FLOATS[:1, :1], "has shape [1, 1]; it must be [], [1] or [kv_heads]: [2]"),
-    "device": (FLOATS[0, :2].to("meta"), BESIDE_Q),
+    "device": (FLOATS[0, :2].to("meta"), NOT_ON_CPU),
 }
 DECODE |= {
     f"{name}_{kind}": ({name: scale}, f"{name} {message}")
@@ -246,7 +248,7 @@ DECODE |= {
 
 
 @pytest.mark.parametrize(("wrong", "message"), DECODE.values(), ids=DECODE.keys())
-def test_decode_attention_names_what_is_wrong(wrong, message):
+def test_decode_attention_rejects_bad_argument(wrong, message):
     arguments = decode_inputs([20, 20], capacity=20) | wrong
     with pytest.raises(ValueError, match=re.escape(message)):
         decode_attention(**arguments)
@@ -279,13 +281,13 @@ MERGE = {
 
 
 @pytest.mark.parametrize(("wrong", "message"), MERGE.values(), ids=MERGE.keys())
-def test_merge_states_names_what_is_wrong(wrong, message):
+def test_merge_states_rejects_bad_argument(wrong, message):
     right = {"o": zeros(3, 16), "lse": torch.zeros(3), "o2": zeros(3, 16), "lse2": torch.zeros(3)}
     with pytest.raises(ValueError, match=re.escape(message)):
         merge_states(**right | wrong)
 
 
-def test_cpu_tensors_without_the_interpreter_say_how_to_get_it(monkeypatch):
+def test_cpu_tensors_without_interpreter_name_the_setting(monkeypatch):
     monkeypatch.setattr(checks, "interpreting", lambda: False)
     with pytest.raises(
         ValueError, match=r"x is on the CPU.*set TRITON_INTERPRET=1 before triton is imported"
@@ -319,7 +321,7 @@ DECODE_TILING = {"block_g": 16, "block_n": 16, "num_splits": 1, "num_warps": 4, 
     + [(DecodeTiling, DECODE_TILING, name) for name in ("block_g", "block_n", "num_warps")],
 )
 @pytest.mark.parametrize("value", [0, 12])
-def test_tile_sizes_are_powers_of_two(kind, right, name, value):
+def test_tilings_reject_sizes_that_are_no_power_of_two(kind, right, name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be a power of two"):
         kind(**right | {name: value})
 
@@ -329,7 +331,7 @@ def test_tile_sizes_are_powers_of_two(kind, right, name, value):
     [(MatmulTiling, MATMUL_TILING, name) for name in ("group_m", "num_splits", "num_stages")]
     + [(DecodeTiling, DECODE_TILING, name) for name in ("programs", "min_tiles", "num_stages")],
 )
-def test_counts_are_at_least_one(kind, right, name):
+def test_tilings_reject_counts_below_one(kind, right, name):
     for wrong in (0, 1.0, True):
         with pytest.raises(ValueError, match=f"{name} is {wrong}; it must be an int"):
             kind(**right | {name: wrong})
@@ -345,6 +347,6 @@ def test_counts_are_at_least_one(kind, right, name):
     ],
     ids=["num_splits", "block_n", "few_registers", "many_registers"],
 )
-def test_a_decode_tiling_names_what_is_out_of_range(wrong, message):
+def test_decode_tiling_rejects_bad_field(wrong, message):
     with pytest.raises(ValueError, match=message):
         DecodeTiling(**DECODE_TILING | wrong)
