@@ -6,7 +6,7 @@ An operation's stem names its case, kernel, oracle and tests. A projection of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -21,15 +21,36 @@ Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 `operation` tells which case it is."""
 
 
-class PrefillMatmul(Struct, frozen=True, kw_only=True, tag_field="operation", tag="prefill_matmul"):
-    """x [rows, in_features] times weight [out_features, in_features] transposed."""
+_Size = TypeVar("_Size", int, float)
+
+
+class MatmulShape(Struct, Generic[_Size], frozen=True, kw_only=True):
+    """x [rows, in_features] times weight [out_features, in_features] transposed.
+
+    Attributes:
+        rows: M; an average over experts may be fractional.
+        in_features: K.
+        out_features: N.
+    """
+
+    rows: _Size
+    in_features: Size
+    out_features: _Size
+
+    @property
+    def operations(self) -> _Size:
+        """2 M N K: a multiply-add is 2."""
+        return 2 * self.rows * self.in_features * self.out_features
+
+
+class PrefillMatmul(
+    MatmulShape[Size], frozen=True, kw_only=True, tag_field="operation", tag="prefill_matmul"
+):
+    """A projection in one dtype; one of a decode step has a row a sequence."""
 
     operation: ClassVar[str] = "prefill_matmul"
     phase: Phase
     part: str
-    rows: Size
-    in_features: Size
-    out_features: Size
     dtype: Dtype
 
     @property
@@ -38,10 +59,10 @@ class PrefillMatmul(Struct, frozen=True, kw_only=True, tag_field="operation", ta
         return f"{self.phase}/{self.part}/m{self.rows}-k{self.in_features}-n{self.out_features}/{self.dtype}"
 
     def work(self) -> Work:
-        """2 m n k operations; x and weight read once, out written once."""
+        """2 M N K operations; x and weight read once, out written once."""
         size = ELEMENT_BYTES[self.dtype]
         return Work(
-            operation_terms={"product": 2 * self.rows * self.in_features * self.out_features},
+            operation_terms={"product": self.operations},
             read_terms={
                 "x": self.rows * self.in_features * size,
                 "weight": self.out_features * self.in_features * size,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..core.cases import MatmulShape
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel, Projection
 
@@ -21,30 +22,21 @@ _ROW_SPLIT = ("o", "down")  # their inputs are split among GPUs, and their outpu
 _REPLICATED = ("q_a", "kv_a", "router")  # small, and needed whole by every GPU
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matmul:
-    """x [rows, in_features] by a weight [out_features, in_features].
+class Matmul(MatmulShape[float], frozen=True, kw_only=True):
+    """A projection's GEMM; experts are one grouped GEMM.
+
+    `rows` are tokens, of experts the average of one expert with tokens; `out_features` are those of all
+    experts with tokens, side by side.
 
     Attributes:
         name: of the projection.
-        times: in one forward.
-        rows: tokens; of experts the tokens of one expert that has any, on average.
-        in_features: K.
-        out_features: N; of experts all those that have tokens, side by side.
-        groups: of experts how many those are: each has rows of its own.
+        times: GEMMs in one forward.
+        groups: experts with tokens, each with rows of its own.
     """
 
     name: str
     times: int
-    rows: float
-    in_features: int
-    out_features: float
     groups: float = 1.0
-
-    @property
-    def operations(self) -> float:
-        """2 M N K, once."""
-        return 2.0 * self.rows * self.in_features * self.out_features
 
     @property
     def weights(self) -> float:
@@ -278,7 +270,7 @@ def _matmul(projection: Projection, times: int, rows: float, tensor_parallel: in
     return Matmul(
         name=projection.name,
         times=times,
-        rows=rows,
+        rows=float(rows),
         in_features=projection.in_features // split_in,
         out_features=math.ceil(projection.out_features / split_out),
     )

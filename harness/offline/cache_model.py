@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.matmul_tiling import MatmulTiling
+from ..core.cases import MatmulShape
 from ..core.gpus import Gpu
 from .tile_order import PARTIAL_BYTES, WorkTile, matmul_tile_order
 
@@ -24,30 +25,18 @@ _SECTOR_BYTES = 32
 Figures = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatmulShape:
-    """x [rows, in_features] times weight [out_features, in_features] transposed, all contiguous.
+class MatmulOperands(MatmulShape[int], frozen=True, kw_only=True):
+    """The contiguous operands of a matmul.
 
     Attributes:
-        rows: M.
-        out_features: N.
-        in_features: K.
         x_bytes: bytes of an element of x.
         weight_bytes: bytes of an element of the weight.
         out_bytes: bytes of an element of the result.
     """
 
-    rows: int
-    out_features: int
-    in_features: int
     x_bytes: int
     weight_bytes: int
     out_bytes: int
-
-    @property
-    def operations(self) -> int:
-        """2 M N K: a multiply-add counts as two."""
-        return 2 * self.rows * self.out_features * self.in_features
 
     @property
     def least_bytes(self) -> int:
@@ -156,7 +145,7 @@ class LruCache:
 
 
 def matmul_traffic(
-    shape: MatmulShape,
+    shape: MatmulOperands,
     tiling: MatmulTiling,
     *,
     gpu: Gpu,
@@ -224,7 +213,7 @@ def _lockstep(
 class _TileTraffic:
     """Cache keys and bytes of the input panels and the output tiles."""
 
-    def __init__(self, shape: MatmulShape, tiling: MatmulTiling) -> None:
+    def __init__(self, shape: MatmulOperands, tiling: MatmulTiling) -> None:
         self._splits = tiling.num_splits
         k, block_k = shape.in_features, tiling.block_k
         x = _block_bytes(shape.rows, k, tiling.block_m, block_k, shape.x_bytes)

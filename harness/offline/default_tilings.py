@@ -4,7 +4,7 @@ from ...kernels.gpu_limits import GpuLimits
 from ...kernels.matmul_tile_tables import MatmulProblem
 from ...kernels.matmul_tiling import MatmulTiling, Variant, choose_matmul_tiling
 from ..core.gpus import Gpu
-from .cache_model import MatmulShape
+from .cache_model import MatmulOperands
 
 
 def kernel_limits(gpu: Gpu) -> GpuLimits:
@@ -17,7 +17,7 @@ def kernel_limits(gpu: Gpu) -> GpuLimits:
     )
 
 
-def matmul_problem(shape: MatmulShape) -> MatmulProblem:
+def matmul_problem(shape: MatmulOperands) -> MatmulProblem:
     """The kernels' problem of contiguous operands whose storage is aligned to 16 bytes."""
     return MatmulProblem.contiguous(
         rows=shape.rows,
@@ -28,6 +28,6 @@ def matmul_problem(shape: MatmulShape) -> MatmulProblem:
     )
 
 
-def matmul_tiling(shape: MatmulShape, gpu: Gpu, variant: Variant | None = None) -> MatmulTiling:
+def matmul_tiling(shape: MatmulOperands, gpu: Gpu, variant: Variant | None = None) -> MatmulTiling:
     """The tiling that `prefill_matmul` chooses; `variant` names the only variant to choose."""
     return choose_matmul_tiling(matmul_problem(shape), kernel_limits(gpu), variant)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...kernels.decode_tiling import DecodeTiling
 from ...kernels.matmul_tiling import MatmulTiling
 from ..core.gpus import Gpu
-from .cache_model import MatmulShape
+from .cache_model import MatmulOperands
 from .headroom import peak_flop_per_s
 from .schedule import CtaWork, Grid, SharedResource, dram_bandwidth, fixed_time_s, simulate_grid, tensor_cores
 from .tile_order import (
@@ -112,7 +112,7 @@ def decode_grid(
     return Grid(ctas=tuple(ctas), useful_work=cache_bytes, second_kernel_bytes=combine_bytes)
 
 
-def matmul_compute_grid(shape: MatmulShape, tiling: MatmulTiling) -> Grid:
+def matmul_compute_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
     """The grid of `prefill_matmul` bound by tensor cores; useful are 2 M N K operations.
 
     A CTA computes its whole tile, rows and columns outside the matrices included. A work tile of a persistent
@@ -128,7 +128,7 @@ def matmul_compute_grid(shape: MatmulShape, tiling: MatmulTiling) -> Grid:
     )
 
 
-def matmul_memory_grid(shape: MatmulShape, tiling: MatmulTiling) -> Grid:
+def matmul_memory_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
     """The grid of `prefill_matmul` bound by DRAM bandwidth; useful are inputs and result, once each.
 
     CTAs that read the same panel share its bytes equally, as if L2 kept it for them (see `cache_model`).
@@ -152,7 +152,7 @@ def matmul_memory_grid(shape: MatmulShape, tiling: MatmulTiling) -> Grid:
 
 
 def matmul_grid(
-    shape: MatmulShape, tiling: MatmulTiling, gpu: Gpu, dtype: str
+    shape: MatmulOperands, tiling: MatmulTiling, gpu: Gpu, dtype: str
 ) -> tuple[Grid, SharedResource]:
     """The grid of `prefill_matmul` and what bounds it: the roof with the longer ideal time."""
     peak = peak_flop_per_s(dtype, gpu)
@@ -161,7 +161,7 @@ def matmul_grid(
     return matmul_compute_grid(shape, tiling), tensor_cores(peak)
 
 
-def _reduction_bytes(shape: MatmulShape, tiling: MatmulTiling, order: Sequence[WorkTile]) -> int | None:
+def _reduction_bytes(shape: MatmulOperands, tiling: MatmulTiling, order: Sequence[WorkTile]) -> int | None:
     """Split-K partial sums read and their results written; None without split tiles."""
     sizes = [(math.prod(_live_size(shape, tiling, tile)), tile.split) for tile in order if not tile.whole]
     if not sizes:
@@ -169,7 +169,7 @@ def _reduction_bytes(shape: MatmulShape, tiling: MatmulTiling, order: Sequence[W
     return sum(size * (PARTIAL_BYTES + (shape.out_bytes if split == 0 else 0)) for size, split in sizes)
 
 
-def _live_size(shape: MatmulShape, tiling: MatmulTiling, tile: WorkTile) -> tuple[int, int]:
+def _live_size(shape: MatmulOperands, tiling: MatmulTiling, tile: WorkTile) -> tuple[int, int]:
     """Rows and columns of a tile that are inside the matrices."""
     return (
         min(tiling.block_m, shape.rows - tile.block_m * tiling.block_m),

@@ -16,7 +16,7 @@ from ...kernels.matmul_tiling import MatmulTiling
 from ..core.cases import PrefillMatmul
 from ..core.inputs import DecodeAttentionInputs, MatmulInputs, Source, draw
 from ..core.work import ELEMENT_BYTES
-from .cache_model import MatmulShape, matmul_traffic
+from .cache_model import MatmulOperands, matmul_traffic
 from .default_tilings import kernel_limits
 from .tiling_traffic import TilingTraffic, chosen_tiling, tiling_traffic
 
@@ -254,7 +254,7 @@ def _cache_row(
     if steps > MAX_CACHE_MODEL_STEPS:
         return None
     element_bytes = ELEMENT_BYTES[case.dtype]
-    shape = MatmulShape(
+    shape = MatmulOperands(
         rows=case.rows,
         out_features=case.out_features,
         in_features=case.in_features,

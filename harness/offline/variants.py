@@ -8,7 +8,7 @@ from typing import Any
 from ...kernels.decode_tiling import DecodeTiling, choose_decode_tiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, Variant
 from ..core.gpus import Gpu
-from .cache_model import MatmulShape
+from .cache_model import MatmulOperands
 from .default_tilings import kernel_limits, matmul_tiling
 from .headroom import IterationWork
 
@@ -121,12 +121,12 @@ def full_cases() -> tuple[CompileCase, ...]:
     return (*default_cases(), *more, _forced("pointers", "e4m3"), _forced("warp_specialized", "e4m3"))
 
 
-def case_shape(case: CompileCase) -> MatmulShape:
+def case_shape(case: CompileCase) -> MatmulOperands:
     """M, N and K of a matmul case; with swiglu each output takes two rows of the weight."""
     pairs = 2 if case.shape.get("swiglu") else 1
     weight_bytes = ELEMENT_BYTES[case.dtype]
     x_bytes = 2 if case.dtype == "int8" else weight_bytes
-    return MatmulShape(
+    return MatmulOperands(
         rows=case.shape["rows"],
         out_features=case.shape["out_features"] * pairs,
         in_features=case.shape["in_features"],

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.harness.offline.cache_model import MatmulShape, matmul_traffic
+from decodetax.harness.offline.cache_model import MatmulOperands, matmul_traffic
 from decodetax.harness.offline.default_tilings import matmul_tiling
 from decodetax.harness.offline.kernel_grids import matmul_grid
 from decodetax.harness.offline.schedule import simulate_grid
@@ -46,7 +46,7 @@ COLUMNS = {
 
 def bf16_shape(rows, in_features, out_features):
     sizes = dict.fromkeys(("x_bytes", "weight_bytes", "out_bytes"), ELEMENT_BYTES)
-    return MatmulShape(rows=rows, out_features=out_features, in_features=in_features, **sizes)
+    return MatmulOperands(rows=rows, out_features=out_features, in_features=in_features, **sizes)
 
 
 def programs_per_sm(tiling, gpu):

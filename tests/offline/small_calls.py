@@ -1,11 +1,11 @@
 """Small matmul shapes and tilings for the models of offline."""
 
-from decodetax.harness.offline.cache_model import MatmulShape
+from decodetax.harness.offline.cache_model import MatmulOperands
 from decodetax.kernels import DecodeTiling, MatmulTiling
 
 
 def matmul_shape(rows, out_features, in_features, *, element_bytes=2, weight_bytes=None):
-    return MatmulShape(
+    return MatmulOperands(
         rows=rows,
         out_features=out_features,
         in_features=in_features,

@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.offline.cache_model import matmul_traffic
@@ -202,5 +203,6 @@ def rows_at(balance, x_bytes, weight_bytes):
 
 def square(rows, x_bytes, weight_bytes):
     """Operations a byte of an 8192 x 8192 weight, the result in 16 bits."""
-    shape = replace(bf16_shape(rows, 8192, 8192), x_bytes=x_bytes, weight_bytes=weight_bytes, out_bytes=2)
+    sizes = {"x_bytes": x_bytes, "weight_bytes": weight_bytes, "out_bytes": 2}
+    shape = msgspec.structs.replace(bf16_shape(rows, 8192, 8192), **sizes)
     return shape.operations / shape.least_bytes
