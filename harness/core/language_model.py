@@ -21,7 +21,7 @@ _HEAD_DIMS = range(16, 257, 8)  # supported by the decode-attention kernel
 Cell: TypeAlias = str | int | float | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Projection:
     """One matmul of a model, with weights `[out_features, in_features]`.
 
@@ -123,24 +123,17 @@ class LanguageModel:
         """
         hidden, latent = self.hidden_size, self.latent
         if latent is None:
-            heads = (self.q_heads + 2 * self.kv_heads) * self.head_dim
-            return (
-                Projection(name="qkv", in_features=hidden, out_features=heads),
-                Projection(name="o", in_features=self.q_heads * self.head_dim, out_features=hidden),
-            )
-        q_out = self.q_heads * (latent.nope_head_dim + latent.rope_head_dim)
-        kv_out = self.q_heads * (latent.nope_head_dim + latent.v_head_dim)
-        queries: tuple[tuple[str, int, int], ...] = (("q", hidden, q_out),)
+            qkv = (self.q_heads + 2 * self.kv_heads) * self.head_dim
+            return Projection("qkv", hidden, qkv), Projection("o", self.q_heads * self.head_dim, hidden)
+        q = self.q_heads * (latent.nope_head_dim + latent.rope_head_dim)
+        queries: tuple[Projection, ...] = (Projection("q", hidden, q),)
         if latent.q_rank is not None:
-            queries = (("q_a", hidden, latent.q_rank), ("q_b", latent.q_rank, q_out))
-        rest = (
-            ("kv_a", hidden, latent.cached_elements),
-            ("kv_b", latent.kv_rank, kv_out),
-            ("o", self.q_heads * latent.v_head_dim, hidden),
-        )
-        return tuple(
-            Projection(name=name, in_features=rows, out_features=columns)
-            for name, rows, columns in (*queries, *rest)
+            queries = Projection("q_a", hidden, latent.q_rank), Projection("q_b", latent.q_rank, q)
+        return (
+            *queries,
+            Projection("kv_a", hidden, latent.cached_elements),
+            Projection("kv_b", latent.kv_rank, self.q_heads * (latent.nope_head_dim + latent.v_head_dim)),
+            Projection("o", self.q_heads * latent.v_head_dim, hidden),
         )
 
     @property
@@ -154,10 +147,9 @@ class LanguageModel:
         return () if self.experts is None else self._gated_mlp(self.experts.intermediate_size)
 
     def _gated_mlp(self, intermediate_size: int) -> tuple[Projection, Projection]:
-        return (
-            Projection(name="gate_up", in_features=self.hidden_size, out_features=2 * intermediate_size),
-            Projection(name="down", in_features=intermediate_size, out_features=self.hidden_size),
-        )
+        hidden = self.hidden_size
+        gate_up = Projection("gate_up", hidden, 2 * intermediate_size)
+        return gate_up, Projection("down", intermediate_size, hidden)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -177,7 +169,7 @@ class LanguageModel:
     @property
     def lm_head(self) -> Projection:
         """The matmul that computes logits; it runs whether its weights are tied or not."""
-        return Projection(name="lm_head", in_features=self.hidden_size, out_features=self.vocab_size)
+        return Projection("lm_head", self.hidden_size, self.vocab_size)
 
     @property
     def parameters(self) -> int:

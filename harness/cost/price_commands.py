@@ -155,7 +155,7 @@ def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
         return
     _print_json(
         price=price.to_json() | ({"model": None} if price.effective is None else {}),
-        terms=[charge._asdict() | {"usd": charge.usd} for charge in charges],
+        terms=[charge._asdict() for charge in charges],
         usd=total_usd(charges),
         break_even=against.to_json() | against.batches(price.output_over_input),
     )
@@ -166,11 +166,7 @@ def _print_json(**document: Any) -> None:
 
 
 def _asked_price(asked: Mapping[str, Any]) -> TokenPrice:
-    """The price of --model, or the one that the options give.
-
-    Raises:
-        UsageError: options of both are given, or one is missing.
-    """
+    """The price of --model, or the one that the options give; UsageError if the options contradict."""
     given = options.given()
     if asked["model"] is not None:
         for name in ("input_price", "output_price", "cached_input_price", "per"):

@@ -8,7 +8,7 @@ import difflib
 import itertools
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -88,11 +88,7 @@ class Charge(NamedTuple):
     kind: str
     tokens: int
     usd_per_mtok: Decimal
-
-    @property
-    def usd(self) -> Decimal:
-        """Cost of these tokens, exact."""
-        return tokens_usd(self.tokens, self.usd_per_mtok)
+    usd: Decimal
 
 
 def request_charges(
@@ -116,14 +112,14 @@ def request_charges(
         raise UsageError(
             f"--cached-input: must be at most --input, {input_tokens}, was {cached_input_tokens}"
         )
-    charges = [Charge("input", input_tokens - cached_input_tokens, price.input_usd_per_mtok)]
+    prices = [("input", input_tokens - cached_input_tokens, price.input_usd_per_mtok)]
     if cached_input_tokens:
         if price.cached_input_usd_per_mtok is None:
-            raise UsageError(
-                f"--cached-input: must be 0, as {shown(price.model)} lists no price for cached input"
-            )
-        charges.append(Charge("cached input", cached_input_tokens, price.cached_input_usd_per_mtok))
-    return (*charges, Charge("output", output_tokens, price.output_usd_per_mtok))
+            problem = f"must be 0, as {shown(price.model)} lists no price for cached input"
+            raise UsageError(f"--cached-input: {problem}, was {cached_input_tokens}")
+        prices.append(("cached input", cached_input_tokens, price.cached_input_usd_per_mtok))
+    prices.append(("output", output_tokens, price.output_usd_per_mtok))
+    return tuple(Charge(kind, tokens, usd, tokens_usd(tokens, usd)) for kind, tokens, usd in prices)
 
 
 def total_usd(charges: Iterable[Charge]) -> Decimal:
@@ -181,25 +177,19 @@ def price_of(model: str, prices: Mapping[str, TokenPrice]) -> TokenPrice:
     raise UsageError(f"--model: {shown(model)} is not in the price list; {hint}`decodetax prices` shows all")
 
 
-def price_changes(prices: Mapping[str, TokenPrice]) -> tuple[PriceChange, ...]:
+def price_changes(prices: Mapping[str, TokenPrice]) -> Iterator[PriceChange]:
     """Each step from one model of a family to the next, by date; in the order of the list for equal dates."""
-    families: dict[str, list[TokenPrice]] = {}
-    for price in prices.values():
-        if price.family is not None:
-            families.setdefault(price.family, []).append(price)
-    return tuple(
-        PriceChange(
-            family,
-            earlier.model,
-            later.model,
-            _change_percent(earlier.input_usd_per_mtok, later.input_usd_per_mtok),
-            _change_percent(earlier.output_usd_per_mtok, later.output_usd_per_mtok),
-        )
-        for family, members in families.items()
-        for earlier, later in itertools.pairwise(
-            sorted(members, key=lambda price: str(price.effective).partition(" ")[0])
-        )
-    )
+    by_date = sorted(prices.values(), key=lambda price: str(price.effective).partition(" ")[0])
+    for family in dict.fromkeys(price.family for price in prices.values() if price.family is not None):
+        members = (price for price in by_date if price.family == family)
+        for earlier, later in itertools.pairwise(members):
+            yield PriceChange(
+                family,
+                earlier.model,
+                later.model,
+                _change_percent(earlier.input_usd_per_mtok, later.input_usd_per_mtok),
+                _change_percent(earlier.output_usd_per_mtok, later.output_usd_per_mtok),
+            )
 
 
 class _PriceFile(msgspec.Struct, forbid_unknown_fields=True):
