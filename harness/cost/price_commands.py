@@ -36,8 +36,8 @@ PRICES = click.option(
     "price_file",
     type=click.Path(path_type=Path),
     metavar="FILE.toml",
-    help="Your own prices, added to the list or in place of its entries: [[price]] tables of model, "
-    "effective, input_usd_per_mtok, output_usd_per_mtok, source, perhaps cached_input_usd_per_mtok, family.",
+    help="Your own prices, which add to the list or replace entries: [[price]] tables of model, effective, "
+    "input_usd_per_mtok, output_usd_per_mtok, source; optional: cached_input_usd_per_mtok, family.",
 )
 _PRICE_COLUMNS = {
     "model": Column("model"),
@@ -124,7 +124,7 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
 @click.command("price")
 @_tokens_option("--input", "input_tokens", "Input tokens of the request, cached ones included.")
 @_tokens_option("--output", "output_tokens", "Output tokens of the request.")
-@_tokens_option("--cached-input", "cached_input_tokens", "The --input tokens charged at the cached price.")
+@_tokens_option("--cached-input", "cached_input_tokens", "Tokens of --input charged at the cached price.")
 @click.option("--model", metavar="NAME", help="Model of the price list (`decodetax prices`), or of --prices.")
 @_usd_option("--input-price", "In place of --model: $ per --per input tokens.")
 @_usd_option("--output-price", "In place of --model: $ per --per output tokens.")

@@ -218,11 +218,10 @@ def _own_prices(text: str) -> dict[str, TokenPrice]:
 
 
 def _own_price(entry: Mapping[str, Any]) -> TokenPrice:
-    """The price of one TOML table."""
-    fields = {
-        name: Decimal(value) if type(value) is int else value.isoformat() if type(value) is dt.date else value
-        for name, value in entry.items()
-    }
+    """The price of one TOML table, in which a price may be an integer and `effective` a date."""
+    fields = {name: Decimal(value) if type(value) is int else value for name, value in entry.items()}
+    if type(date := entry.get("effective")) is dt.date:
+        fields["effective"] = date.isoformat()
     _check({name: fields[name] for name in TokenPrice.__struct_fields__ if name in fields})
     try:
         return msgspec.convert(fields, TokenPrice)
@@ -239,7 +238,9 @@ def _check(fields: Mapping[str, object]) -> None:
             valid = is_amount(value, MAX_USD_PER_MTOK, MAX_DECIMALS)
             expected = f"a number from 0 to {MAX_USD_PER_MTOK} of at most {MAX_DECIMALS} decimals"
         else:
-            valid = isinstance(value, str) and 0 < len(value.strip()) <= 200 and value.isprintable()
+            valid = (
+                isinstance(value, str) and value.strip() != "" and value.isprintable() and len(value) <= 200
+            )
             expected = "one line of text of at most 200 characters"
         if name == "effective":
             valid = valid and _starts_with_date(str(value))

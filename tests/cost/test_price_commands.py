@@ -419,7 +419,7 @@ BAD_PRICES = {
     "that is a text": ('"0.1"', "'0.1'"),
     "of yes": ("true", "True"),
     "that is a list": ("[1]", "a list of 1"),
-    "that is a date": ("2030-01-01", "2030-01-01"),
+    "that is a date": ("2030-01-01", "datetime.date(2030, 1, 1)"),
     "below 0": ("-0.1", "-0.1"),
     "below 0 and whole": ("-1", "-1"),
     "of minus 0": ("-0.0", "-0.0"),
