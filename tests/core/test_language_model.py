@@ -457,7 +457,7 @@ def test_latent_attention_is_read(load_config):
     ranks = {"kv_lora_rank": 64, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 32}
     loaded = load_config(ranks, num_key_value_heads=6)
     expected = LatentAttention(q_rank=None, kv_rank=64, nope_head_dim=16, rope_head_dim=8, v_head_dim=32)
-    assert loaded.latent == expected
+    assert (loaded.latent, loaded.head_dim) == (expected, 32)  # the head_dim of the config is another
     assert load_config(ranks, num_key_value_heads=6, q_lora_rank=48).latent.q_rank == 48
 
 
