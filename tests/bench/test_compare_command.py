@@ -126,7 +126,7 @@ def test_gaps_and_the_machine_are_told(written):
     # 40 s over 4 s before, over 5 s after.
     assert " 1 16 16 10.00 8.00 0.800 1.250 1.000 " in " ".join(out.split())
     assert "before: was interrupted" in out
-    assert "The machine's own ratios, by which intervals are widened: read bandwidth" in out
+    assert "The machine's own ratios, which widen the intervals: read bandwidth" in out
 
 
 def test_json_is_strict_and_has_every_row(written):
