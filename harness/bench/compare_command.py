@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,21 +179,21 @@ def _status_verb(change: "StatusChange") -> str:
 
 
 def _gap_table(comparison: "RunComparison") -> Table:
-    entries = [change.to_json() for change in comparison.gaps]
-    shows: Mapping[str, Column] = {
-        "batch": Column("batch"),
-        "context": Column("context"),
-        "prompt": Column("prompt"),
+    ratios = {
+        "ratio": "ratio",
+        "input_s_per_token_ratio": "input token",
+        "output_s_per_token_ratio": "output token",
+    }
+    columns = {
+        **{name: Column(name) for name in ("batch", "context", "prompt")},
         "gap_before": Column("gap before", show="{:.2f}".format),
         "gap_after": Column("gap after", show="{:.2f}".format),
-        "ratio": Column("ratio", show=_ratio),
-        "input_s_per_token_ratio": Column("input token", show=_ratio),
-        "output_s_per_token_ratio": Column("output token", show=_ratio),
+        **{name: Column(heading, show=_ratio) for name, heading in ratios.items()},
     }
     return Table(
         title="Gap, and seconds of a token after over before (no verdict)",
-        columns=tuple(shows.values()),
-        rows=tuple(tuple(entry[name] for name in shows) for entry in entries),
+        columns=tuple(columns.values()),
+        rows=tuple(tuple(gap[name] for name in columns) for gap in comparison.gaps),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from ..core.records import Ceiling, Gap, Row, Run, Status
+from ..core.records import Ceiling, Row, Run, Status
 from ..core.statistics import round_medians
 from .row_comparison import (
     LEAST_ROUNDS,
@@ -47,32 +47,6 @@ class StatusChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GapChange:
-    """The gap at one batch, context and prompt in both runs, without a verdict."""
-
-    before: Gap
-    after: Gap
-
-    @property
-    def ratio(self) -> float:
-        """Gap after over gap before."""
-        return self.after.gap / self.before.gap
-
-    def to_json(self) -> dict[str, Any]:
-        """The change as a JSON object."""
-        return {
-            "batch": self.after.batch,
-            "context": self.after.context,
-            "prompt": self.after.prompt,
-            "gap_before": self.before.gap,
-            "gap_after": self.after.gap,
-            "ratio": self.ratio,
-            "input_s_per_token_ratio": self.after.input_s_per_token / self.before.input_s_per_token,
-            "output_s_per_token_ratio": self.after.output_s_per_token / self.before.output_s_per_token,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunComparison:
     """How one run differs from another.
 
@@ -81,6 +55,7 @@ class RunComparison:
         differences: settings and facts of the environment that differ: name, before, after.
         controls: what the machine itself did between the runs.
         statuses: rows whose status changed or that only one run has.
+        gaps: the gap at each batch, context and prompt of both runs, without a verdict.
         unfinished: why rows may be missing.
     """
 
@@ -91,7 +66,7 @@ class RunComparison:
     controls: tuple[Control, ...]
     rows: tuple[RowChange, ...]
     statuses: tuple[StatusChange, ...]
-    gaps: tuple[GapChange, ...]
+    gaps: tuple[Mapping[str, float], ...]
     unfinished: tuple[str, ...]
 
     @property
@@ -138,7 +113,6 @@ class RunComparison:
             "rows": [to_builtins(row) | {"ratio": row.ratio} for row in self.rows],
             "regressions": [{"case": row.case, "provider": row.provider} for row in self.regressions],
             "broke": [{"case": change.case, "provider": change.provider} for change in self.broke],
-            "gaps": [change.to_json() for change in self.gaps],
         }
 
 
@@ -264,12 +238,21 @@ def _unfinished(before: Run, after: Run) -> Iterator[str]:
             yield f"{side}: broke off ({run.broken}), so that rows may be missing"
 
 
-def _gap_changes(before: Run, after: Run) -> Iterator[GapChange]:
+def _gap_changes(before: Run, after: Run) -> Iterator[Mapping[str, float]]:
     old = {(gap.batch, gap.context, gap.prompt): gap for gap in before.gaps}
     for gap in after.gaps:
         was = old.get((gap.batch, gap.context, gap.prompt))
         if was is not None:
-            yield GapChange(before=was, after=gap)
+            yield {
+                "batch": gap.batch,
+                "context": gap.context,
+                "prompt": gap.prompt,
+                "gap_before": was.gap,
+                "gap_after": gap.gap,
+                "ratio": gap.gap / was.gap,
+                "input_s_per_token_ratio": gap.input_s_per_token / was.input_s_per_token,
+                "output_s_per_token_ratio": gap.output_s_per_token / was.output_s_per_token,
+            }
 
 
 def _differences(before: Run, after: Run) -> Iterator[tuple[str, Any, Any]]:

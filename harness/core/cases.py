@@ -1,7 +1,10 @@
-"""Cases: what is timed, frozen and keyword-built, each with a readable id and its work.
+"""Cases: what is timed, each with a readable id and its work; and the cases of a sweep.
 
 An operation's stem names its case, kernel, oracle and tests. A projection of a decode step is a
-`PrefillMatmul` too: the same product with as many rows as sequences.
+`PrefillMatmul` too: the same GEMM with as many rows as sequences.
+
+Cases are msgspec structs, so that a case read from a run file is checked by the types of its fields; the tag
+`operation` tells which case it is.
 """
 
 from collections.abc import Sequence
@@ -17,8 +20,6 @@ Phase = Literal["prefill", "decode"]
 Dtype = Annotated[str, Meta(pattern=r"\A(bf16|fp16|fp32)\Z")]
 Length = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-"""What a case read from a file may hold. The cases are msgspec structs so that reading checks this: the tag
-`operation` tells which case it is."""
 
 
 _Size = TypeVar("_Size", int, float)
@@ -72,7 +73,11 @@ class PrefillMatmul(
 
 
 class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decode_attention"):
-    """One query token a sequence against its live keys and values; `contexts` holds a length a sequence."""
+    """Grouped-query attention (GQA) of one new token a sequence over its KV cache.
+
+    Attributes:
+        contexts: tokens in the cache, a length a sequence.
+    """
 
     operation: ClassVar[str] = "decode_attention"
     phase: ClassVar[Phase] = "decode"
@@ -90,7 +95,7 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
 
     @property
     def capacity(self) -> int:
-        """Tokens that the cache of each sequence has room for: the longest context, at least one."""
+        """Tokens that each sequence's cache has room for: the longest context, at least one."""
         return max(1, *self.contexts)
 
     @property
@@ -102,7 +107,7 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
         return f"decode/attention/b{self.batch}-c{contexts}-{heads}/{self.dtype}"
 
     def work(self) -> Work:
-        """2 products of 2 operations per query head, live token and element; only live K and V are read."""
+        """2 products of 2 operations per query head, cached token and element; K and V are read once."""
         size = ELEMENT_BYTES[self.dtype]
         tokens = sum(self.contexts)
         product = 2 * tokens * self.q_heads * self.head_dim
@@ -150,8 +155,9 @@ class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation",
 class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decoder_layer"):
     """One whole decoder layer: norms, rotary embedding, projections, attention, activation, residuals.
 
-    In prefill `sequences` prompts of `tokens` tokens, the projections in forwards of at most `rows` rows; in
-    decode one token of each of `sequences` sequences, whose caches then hold `tokens` tokens, it included.
+    Attributes:
+        tokens: of each prompt in prefill; in decode, tokens in each cache after the step.
+        rows: of a projection's input: at most so many a forward in prefill; the sequences in decode.
     """
 
     operation: ClassVar[str] = "decoder_layer"
@@ -239,8 +245,26 @@ def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: s
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenCases:
+    """What one token passes through, and how many tokens share one call of each.
+
+    Attributes:
+        projections, attention: of one layer.
+        layer: one whole layer, of the sweep's shortest prompt or context.
+    """
+
+    projections: tuple[PrefillMatmul, ...]
+    attention: DecodeAttention | PrefillAttention
+    layer: DecoderLayer
+    lm_head: PrefillMatmul
+    projection_tokens: int
+    attention_tokens: int
+    lm_head_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is swept: batches and contexts in tokens; a prompt of None is as long as the context."""
+    """Batches and contexts (in tokens) to run; a prompt of None is as long as the context."""
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -249,7 +273,7 @@ class Sweep:
     dtype: str
 
     def prompt_of(self, context: int) -> int:
-        """Tokens of the prompt that stands against an output token at this context."""
+        """Tokens of the prompt that is compared with an output token at this context."""
         return self.prompt or context
 
     @property
@@ -261,58 +285,71 @@ class Sweep:
         """A layer's projection in prefill."""
         return projection_case(projection, phase="prefill", rows=self.prefill_tokens, dtype=self.dtype)
 
-    def prefill_lm_head(self, model: LanguageModel) -> PrefillMatmul:
-        """Logits of a prompt: engines compute the last position's alone."""
-        return projection_case(model.lm_head, phase="prefill", rows=1, dtype=self.dtype)
-
     def prefill_attention(self, model: LanguageModel, prompt: int) -> PrefillAttention:
         """Attention of as many prompts as fill one forward, at least one."""
-        sequences = max(1, self.prefill_tokens // prompt)
         return PrefillAttention(
-            sequences=sequences, prompt=prompt, dtype=self.dtype, **attention_heads(model)
-        )
-
-    def prefill_layer(self, model: LanguageModel) -> DecoderLayer:
-        """One whole layer at the shortest prompt: its rest hardly depends on the prompt."""
-        prompt = self.prompts[0]
-        sequences = max(1, self.prefill_tokens // prompt)
-        return DecoderLayer(
-            phase="prefill",
-            model=model,
-            sequences=sequences,
-            tokens=prompt,
-            rows=self.prefill_tokens,
+            sequences=max(1, self.prefill_tokens // prompt),
+            prompt=prompt,
             dtype=self.dtype,
+            **attention_heads(model),
         )
-
-    def decode_matmul(self, projection: Projection, batch: int) -> PrefillMatmul:
-        """A projection in a decode step: a row a sequence."""
-        return projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
 
     def decode_attention(self, model: LanguageModel, batch: int, context: int) -> DecodeAttention:
         """Attention of a decode step."""
         return DecodeAttention(contexts=(context,) * batch, dtype=self.dtype, **attention_heads(model))
 
-    def decode_layer(self, model: LanguageModel, batch: int) -> DecoderLayer:
-        """One whole layer of a decode step, at the shortest context."""
-        return DecoderLayer(
-            phase="decode",
-            model=model,
-            sequences=batch,
-            tokens=min(self.contexts),
-            rows=batch,
-            dtype=self.dtype,
+    def input_token(self, model: LanguageModel, prompt: int) -> TokenCases:
+        """The cases of an input token. Engines compute the logits of a prompt's last position alone."""
+        attention = self.prefill_attention(model, prompt)
+        shortest = self.prompts[0]
+        return TokenCases(
+            projections=tuple(map(self.prefill_matmul, model.projections)),
+            attention=attention,
+            layer=DecoderLayer(
+                phase="prefill",
+                model=model,
+                sequences=max(1, self.prefill_tokens // shortest),
+                tokens=shortest,
+                rows=self.prefill_tokens,
+                dtype=self.dtype,
+            ),
+            lm_head=projection_case(model.lm_head, phase="prefill", rows=1, dtype=self.dtype),
+            projection_tokens=self.prefill_tokens,
+            attention_tokens=attention.sequences * prompt,
+            lm_head_tokens=prompt,
+        )
+
+    def output_token(self, model: LanguageModel, batch: int, context: int) -> TokenCases:
+        """The cases of an output token: those of a decode step, which its sequences share."""
+        *projections, lm_head = (
+            projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
+            for projection in (*model.projections, model.lm_head)
+        )
+        return TokenCases(
+            projections=tuple(projections),
+            attention=self.decode_attention(model, batch, context),
+            layer=DecoderLayer(
+                phase="decode",
+                model=model,
+                sequences=batch,
+                tokens=min(self.contexts),
+                rows=batch,
+                dtype=self.dtype,
+            ),
+            lm_head=lm_head,
+            projection_tokens=batch,
+            attention_tokens=batch,
+            lm_head_tokens=batch,
         )
 
 
 def cases_of(model: LanguageModel, sweep: Sweep) -> Sequence[Case]:
     """All cases of a run, each once: prefill, decode, then the LM heads, which share a weight."""
-    prefill: list[Case] = [sweep.prefill_matmul(p) for p in model.projections]
-    prefill += [sweep.prefill_attention(model, prompt) for prompt in sweep.prompts]
-    decode: list[Case] = []
-    for batch in sweep.batches:
-        decode += [sweep.decode_matmul(p, batch) for p in model.projections]
-        decode += [sweep.decode_attention(model, batch, context) for context in sweep.contexts]
-        decode.append(sweep.decode_layer(model, batch))
-    heads = (sweep.prefill_lm_head(model), *(sweep.decode_matmul(model.lm_head, b) for b in sweep.batches))
-    return tuple(dict.fromkeys((*prefill, sweep.prefill_layer(model), *decode, *heads)))
+    prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
+    decode = [
+        [sweep.output_token(model, batch, context) for context in sweep.contexts] for batch in sweep.batches
+    ]
+    cases: list[Case] = []
+    for tokens in (prefill, *decode):
+        cases += [*tokens[0].projections, *(token.attention for token in tokens), tokens[0].layer]
+    return tuple(dict.fromkeys((*cases, *(tokens[0].lm_head for tokens in (prefill, *decode)))))

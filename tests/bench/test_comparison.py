@@ -508,7 +508,7 @@ def test_gaps_are_set_side_by_side():
         gap(batch=2),
     ]
     [change] = compare_runs(before, after).gaps
-    assert change.to_json() == {
+    assert change == {
         "batch": 1,
         "context": 16,
         "prompt": 16,

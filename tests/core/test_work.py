@@ -198,9 +198,9 @@ def test_sums_and_intensity_take_every_term():
 
 def test_a_token_takes_two_operations_a_weight():
     model = load_language_model("llama-3.2-1b")
-    one = sweep(batches=(1,))
-    layer = sum(one.decode_matmul(p, 1).work().operations for p in model.projections)
-    token = model.layers * layer + one.decode_matmul(model.lm_head, 1).work().operations
+    one = sweep(batches=(1,)).output_token(model, 1, 16)
+    layer = sum(case.work().operations for case in one.projections)
+    token = model.layers * layer + one.lm_head.work().operations
     # A layer: 2048 x 3072 + 2048 x 2048 + 2048 x 16384 + 8192 x 2048 = 60817408 weights, 16 of them, and a
     # head of 2048 x 128256 = 262668288: 1235746816 weights.
     assert token == 2 * 1235746816
@@ -211,8 +211,7 @@ def test_a_token_takes_two_operations_a_weight():
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_token_costs_the_same_projections_in_either_phase(phase):
     rows = 32
-    cases = [
-        sweep().prefill_matmul(p) if phase == "prefill" else sweep().decode_matmul(p, rows)
-        for p in ODD.projections
-    ]
-    assert sum(case.work().operations for case in cases) == rows * 2 * 16960  # 6400 + 3840 + 4480 + 2240
+    token = sweep().input_token(ODD, 16) if phase == "prefill" else sweep().output_token(ODD, rows, 16)
+    assert (
+        sum(case.work().operations for case in token.projections) == rows * 2 * 16960
+    )  # 6400 + 3840 + 4480 + 2240
