@@ -54,7 +54,9 @@ def broken_promises(gpu, row):
     return {name for name, most in promises.items() if round(row[name], 2) > most}
 
 
-@pytest.mark.parametrize("gpu", PROMISES)
+@pytest.mark.parametrize(
+    "gpu", [pytest.param(gpu, marks=[] if gpu == "h100" else pytest.mark.slow) for gpu in PROMISES]
+)
 def test_balanced_schedule_keeps_its_promises(gpu):
     assert broken_promises(gpu, suite_row(find_gpu(gpu), balanced, SLICE)) == set()
 

@@ -64,7 +64,9 @@ def block(rows, columns, width):
 
 @pytest.mark.parametrize("group_m", [1, 3, 8])
 @pytest.mark.parametrize("num_splits", [1, 3])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (65, 49, 80), (112, 33, 127)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (65, 49, 80), pytest.param((112, 33, 127), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("whole_tiles", "columns"), [(0, None), (3, 20)])
 def test_matmul_ctas_compute_the_work_tiles_of_the_tile_order(
     sizes, num_splits, group_m, whole_tiles, columns, monkeypatch
