@@ -17,7 +17,7 @@ import msgspec
 
 from ...kernels import gpu_limits
 from ..core.cases import Case
-from ..core.errors import UsageError, shown
+from ..core.errors import UsageError, short_repr
 from ..core.files import folder_problem, write_text
 from .device import Device
 from .runner import TilingOf
@@ -69,7 +69,7 @@ class TilingCache:
             raise self._problem("holds no JSON object")
         for field, known in (("schema_version", SCHEMA_VERSION), ("gpu", self.gpu), ("triton", self.triton)):
             if document.get(field) != known:
-                raise self._problem(f"has {field} {shown(document.get(field))}, can be {known!r}")
+                raise self._problem(f"has {field} {short_repr(document.get(field))}, can be {known!r}")
         entries = document.get("entries")
         try:
             msgspec.convert(entries, list[_Entry])

@@ -30,8 +30,8 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def shown(value: object) -> str:
-    """A value as one line of at most 80 characters, for a message."""
+def short_repr(value: object) -> str:
+    """A value in one line of at most 80 characters, for a message; never all of a list or an object."""
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"
     if isinstance(value, list):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from .data_table import data_table
-from .errors import UsageError, shown
+from .errors import UsageError, short_repr
 from .model_config import read_model_config
 from .model_parts import Experts, LatentAttention, require_size
 
@@ -96,7 +96,9 @@ class LanguageModel:
         if self.head_dim not in _HEAD_DIMS:
             raise UsageError(f"head_dim: must be a multiple of 8 from 16 to 256, was {self.head_dim}")
         if not isinstance(self.tied_embeddings, bool):
-            raise UsageError(f"tied_embeddings: must be True or False, was {shown(self.tied_embeddings)}")
+            raise UsageError(
+                f"tied_embeddings: must be True or False, was {short_repr(self.tied_embeddings)}"
+            )
         require_size("window_layers", self.window_layers, least=0)
         if self.window is not None:
             require_size("window", self.window)
@@ -226,7 +228,7 @@ def load_timed_model(name_or_path: str) -> LanguageModel:
     model = load_language_model(name_or_path)
     if model.untimed_parts is not None:
         raise UsageError(
-            f"--model: {shown(name_or_path)} cannot be timed: {model.untimed_parts}; "
+            f"--model: {short_repr(name_or_path)} cannot be timed: {model.untimed_parts}; "
             "`decodetax predict` models it"
         )
     return model
@@ -250,7 +252,7 @@ def load_language_model(name_or_path: str) -> LanguageModel:
     try:
         return LanguageModel(name=_name_of(path), **read_model_config(path))
     except UsageError as error:
-        raise UsageError(f"--model: {shown(str(path))}: {error}") from None
+        raise UsageError(f"--model: {short_repr(str(path))}: {error}") from None
 
 
 def preset_table() -> tuple[dict[str, Cell], ...]:
@@ -314,11 +316,11 @@ def _config_path(text: str) -> Path:
     try:
         if path.is_dir():
             if text.strip() and not (path / "config.json").exists():
-                raise UsageError(f"--model: {shown(text)} is a directory without a config.json")
+                raise UsageError(f"--model: {short_repr(text)} is a directory without a config.json")
             path /= "config.json"
         exists = path.exists()
     except PermissionError:
-        raise UsageError(f"--model: {shown(text)} cannot be read: permission denied") from None
+        raise UsageError(f"--model: {short_repr(text)} cannot be read: permission denied") from None
     except OSError:  # too long for a path
         exists = False
     if text.strip() and exists:
@@ -327,7 +329,7 @@ def _config_path(text: str) -> Path:
     near = difflib.get_close_matches(text.lower().rpartition("/")[2], names, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UsageError(
-        f"--model: {shown(text)} is neither a preset ({', '.join(names)}) nor a config.json{hint}"
+        f"--model: {short_repr(text)} is neither a preset ({', '.join(names)}) nor a config.json{hint}"
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError, shown
+from .errors import UsageError, short_repr
 from .model_parts import Experts, LatentAttention
 from .user_file import read_user_json
 
@@ -52,12 +52,12 @@ def read_model_config(path: Path) -> dict[str, Any]:
     outer = _read_object(path)
     config = outer.get("text_config", outer)
     if not isinstance(config, dict):
-        raise UsageError(f"text_config: must be an object, was {shown(config)}")
+        raise UsageError(f"text_config: must be an object, was {short_repr(config)}")
     reasons = tuple(dict.fromkeys(_reasons_to_refuse(outer, config)))
     if reasons:
         raise UsageError(f"cannot be modelled yet: {'; '.join(reasons)}")
     model_type = config.get("model_type", outer.get("model_type"))
-    family = "no model_type" if model_type is None else f"model_type {shown(model_type)}"
+    family = "no model_type" if model_type is None else f"model_type {short_repr(model_type)}"
     shapes = _shapes(outer, config)
     kind = "a dense decoder with a gated MLP" if shapes["experts"] is None else "a decoder with experts"
     return {**shapes, "source": f"config.json ({family}, read as {kind})"}
@@ -67,7 +67,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a UsageError says in one line why the file holds none."""
     config = read_user_json(path, "config.json", max_mib=16)
     if not isinstance(config, dict):
-        raise UsageError(f"must hold a JSON object, holds {shown(config)}")
+        raise UsageError(f"must hold a JSON object, holds {short_repr(config)}")
     return config
 
 
@@ -81,7 +81,7 @@ def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterato
             yield "it is an encoder-decoder (is_encoder_decoder)"
     step = config.get("decoder_sparse_step", config.get("moe_layer_freq", 1))
     if step not in (None, 1):
-        yield f"its layers alternate between experts and a dense MLP (every {shown(step)} layers)"
+        yield f"its layers alternate between experts and a dense MLP (every {short_repr(step)} layers)"
     if config.get("cross_attention_layers"):
         yield "some layers attend to images (cross_attention_layers)"
     if config.get("num_kv_shared_layers"):
@@ -90,7 +90,7 @@ def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterato
     if isinstance(layer_types, list):
         others = [kind for kind in layer_types if kind not in ("full_attention", "sliding_attention")]
         if others:
-            yield f"not every layer is attention to all or a window (layer_types has {shown(others[0])})"
+            yield f"not every layer is attention to all or a window (layer_types has {short_repr(others[0])})"
 
 
 def _window(config: dict[str, Any]) -> tuple[int | None, int]:
@@ -125,7 +125,7 @@ def _first_size(config: dict[str, Any], *names: str) -> int | None:
 
 def _checked_size(name: str, value: object) -> int:
     if type(value) is not int or value < 1:
-        raise UsageError(f"{name}: must be a positive integer, was {shown(value)}")
+        raise UsageError(f"{name}: must be a positive integer, was {short_repr(value)}")
     return value
 
 
@@ -194,7 +194,7 @@ def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         if rest:
             raise UsageError(
                 "head_dim: absent, so hidden_size must be a multiple of num_attention_heads, "
-                f"was {shown(hidden_size)} and {shown(q_heads)}"
+                f"was {short_repr(hidden_size)} and {short_repr(q_heads)}"
             )
     no_dense_mlp = experts is not None and (
         not experts.dense_layers or config.get("model_type") in _EXPERT_INTERMEDIATE_SIZE
@@ -221,7 +221,7 @@ def _tied_embeddings(outer: dict[str, Any], config: dict[str, Any]) -> bool:
         tied = level.get("tie_word_embeddings")
         if tied is not None:
             if not isinstance(tied, bool):
-                raise UsageError(f"tie_word_embeddings: must be true or false, was {shown(tied)}")
+                raise UsageError(f"tie_word_embeddings: must be true or false, was {short_repr(tied)}")
             return tied
     # A config.json leaves out what equals its family's default. It is true in the configuration classes of
     # these families in Hugging Face transformers (src/transformers/models/*/configuration_*.py), false in

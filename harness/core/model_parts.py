@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from .errors import UsageError, shown
+from .errors import UsageError, short_repr
 
 SIZE_AT_MOST = 2**31 - 1
 
@@ -14,7 +14,9 @@ def require_size(field: str, value: object, *, least: int = 1) -> None:
         UsageError: it is not an integer from `least` to 2^31 - 1; one line that starts with the field.
     """
     if type(value) is not int or not least <= value <= SIZE_AT_MOST:
-        raise UsageError(f"{field}: must be an integer from {least} to {SIZE_AT_MOST}, was {shown(value)}")
+        raise UsageError(
+            f"{field}: must be an integer from {least} to {SIZE_AT_MOST}, was {short_repr(value)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

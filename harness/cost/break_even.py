@@ -87,46 +87,40 @@ def measured_batch(gaps: "Sequence[Gap]", ratio: float) -> float | None:
     return None
 
 
-_OPTIONS = (
-    click.option(
+def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds options to a command, which takes the `BreakEven` that they name as its argument `against`."""
+
+    @click.option(
         "--served-model",
         default="llama-3.1-8b",
         show_default=True,
         metavar="NAME",
         help="Model whose gap is compared with the price ratio: a preset or the path of a config.json.",
-    ),
-    click.option(
+    )
+    @click.option(
         "--gpu", default="h100", show_default=True, metavar="NAME", help="GPU that serves it in bf16."
-    ),
-    click.option(
+    )
+    @click.option(
         "--context",
         default="1024",
         show_default=True,
         callback=options.SIZE,
         metavar="N",
         help="Cached tokens of a sequence, and tokens of a prompt.",
-    ),
-    click.option(
+    )
+    @click.option(
         "--run",
         "run_file",
         type=click.Path(path_type=Path),
         metavar="RUN.json",
         help="A file of `decodetax run`, to compare its measured gap as well.",
-    ),
-)
-
-
-def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options to a command, which takes the `BreakEven` that they name as its argument `against`."""
-
+    )
     @wraps(command)
     def with_break_even(
         served_model: str, gpu: str, context: int, run_file: Path | None, **others: Any
     ) -> None:
         command(against=_break_even(served_model, gpu, context, run_file), **others)
 
-    for option in reversed(_OPTIONS):
-        with_break_even = option(with_break_even)
     return with_break_even
 
 
@@ -137,14 +131,17 @@ def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None
         UsageError: there is no such model or GPU, or the run cannot be read or holds no gap.
     """
     from ..core.language_model import load_language_model
-    from ..core.run_file import read_run
     from .deployment import deployment
 
     try:
         model = load_language_model(served_model)
     except UsageError as error:
         raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
-    gaps = () if run_file is None else tuple(read_run(run_file).gaps)
-    if run_file is not None and not gaps:
-        raise UsageError(f"--run: {str(run_file)!r} holds no gap; it must be a run of at least one batch")
+    gaps: tuple[Gap, ...] = ()
+    if run_file is not None:
+        from ..core.run_file import read_run
+
+        gaps = tuple(read_run(run_file).gaps)
+        if not gaps:
+            raise UsageError(f"--run: {str(run_file)!r} holds no gap; it must be a run of at least one batch")
     return BreakEven(model=model, on=deployment(gpu), context=context, gaps=gaps)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from ..core.data_table import data_table
-from ..core.errors import UsageError, shown
+from ..core.errors import UsageError, short_repr
 from ..core.user_file import read_user_text
 
 MTOK = 1_000_000
@@ -105,7 +105,7 @@ def request_charges(
     counts = {"input": input_tokens, "output": output_tokens, "cached-input": cached_input_tokens}
     for name, count in counts.items():
         if type(count) is not int or not 0 <= count <= MAX_TOKENS:
-            raise UsageError(f"--{name}: must be an integer from 0 to {MAX_TOKENS}, was {shown(count)}")
+            raise UsageError(f"--{name}: must be an integer from 0 to {MAX_TOKENS}, was {short_repr(count)}")
     if not input_tokens and not output_tokens:
         raise UsageError("--input: was 0, and so was --output; a request has at least 1 token")
     if cached_input_tokens > input_tokens:
@@ -115,7 +115,7 @@ def request_charges(
     prices = [("input", input_tokens - cached_input_tokens, price.input_usd_per_mtok)]
     if cached_input_tokens:
         if price.cached_input_usd_per_mtok is None:
-            problem = f"must be 0, as {shown(price.model)} lists no price for cached input"
+            problem = f"must be 0, as {short_repr(price.model)} lists no price for cached input"
             raise UsageError(f"--cached-input: {problem}, was {cached_input_tokens}")
         prices.append(("cached input", cached_input_tokens, price.cached_input_usd_per_mtok))
     prices.append(("output", output_tokens, price.output_usd_per_mtok))
@@ -156,7 +156,7 @@ def price_list(path: Path | None = None) -> Mapping[str, TokenPrice]:
         try:
             prices |= _own_prices(read_user_text(path, "price file", max_mib=1))
         except UsageError as error:
-            raise UsageError(f"--prices: {shown(str(path))}: {error}") from None
+            raise UsageError(f"--prices: {short_repr(str(path))}: {error}") from None
     return MappingProxyType({price.model: price for price in prices.values()})
 
 
@@ -174,7 +174,9 @@ def price_of(model: str, prices: Mapping[str, TokenPrice]) -> TokenPrice:
     similar = difflib.get_close_matches(asked, by_name, n=5, cutoff=0.3)
     nearest = [by_name[name].model for name in dict.fromkeys([*prefixed, *similar])][:5]
     hint = f"the nearest are {', '.join(nearest)}; " if nearest else ""
-    raise UsageError(f"--model: {shown(model)} is not in the price list; {hint}`decodetax prices` shows all")
+    raise UsageError(
+        f"--model: {short_repr(model)} is not in the price list; {hint}`decodetax prices` shows all"
+    )
 
 
 def price_changes(prices: Mapping[str, TokenPrice]) -> Iterator[PriceChange]:
@@ -213,7 +215,7 @@ def _own_prices(text: str) -> dict[str, TokenPrice]:
         except UsageError as error:
             raise UsageError(f"[[price]] {number}: {error}") from None
         if prices.setdefault(price.model.casefold(), price) is not price:
-            raise UsageError(f"[[price]] {number}: model: {shown(price.model)} stands in the file twice")
+            raise UsageError(f"[[price]] {number}: model: {short_repr(price.model)} stands in the file twice")
     return prices
 
 
@@ -246,7 +248,7 @@ def _check(fields: Mapping[str, object]) -> None:
             valid = valid and _starts_with_date(str(value))
             expected += " that starts with a date such as 2024-08-06 or 2025-02"
         if not valid:
-            raise UsageError(f"{name}: must be {expected}, was {shown(value)}")
+            raise UsageError(f"{name}: must be {expected}, was {short_repr(value)}")
 
 
 def _starts_with_date(text: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from decodetax.harness.core.errors import UsageError, shown
+from decodetax.harness.core.errors import UsageError, short_repr
 from decodetax.harness.core.language_model import (
     LanguageModel,
     Projection,
@@ -579,11 +579,11 @@ def test_rejects_a_field_of_a_wrong_type_by_its_name_in_the_file(load_config, fi
 def test_rejects_a_file_that_holds_no_config(tmp_path, content, message):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    assert refusal(path) == f"--model: {shown(str(path))}: {message}"
+    assert refusal(path) == f"--model: {short_repr(str(path))}: {message}"
 
 
 def test_rejects_directory_without_a_config_and_what_is_no_file(tmp_path):
-    assert refusal(tmp_path) == f"--model: {shown(str(tmp_path))} is a directory without a config.json"
+    assert refusal(tmp_path) == f"--model: {short_repr(str(tmp_path))} is a directory without a config.json"
     (tmp_path / "config.json").mkdir()
     assert refusal(tmp_path).endswith("config.json': is not a regular file")
     assert refusal("/dev/zero") == "--model: '/dev/zero': is not a regular file"
@@ -626,4 +626,4 @@ def test_hostile_values_are_shortened_to_one_line(load_config):
     ids=repr,
 )
 def test_value_is_shown_on_one_line(value, text):
-    assert shown(value) == text
+    assert short_repr(value) == text
