@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+import msgspec
+
 from ..core.gpus import Gpu
 from . import headroom
-from .headroom import IterationWork, Limit
+from .headroom import BytesInFlight, IterationWork, Limit
 from .hot_loop import HotLoop, find_hot_loops
 from .kernel_grids import ScheduleEfficiency
 from .machine_code import Instruction, MachineCode, ResourceUsage
@@ -108,11 +110,7 @@ class CompiledRow(LaunchName):
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         """The row that `to_json` wrote."""
-        fields = {name: value for name, value in row.items() if name not in {"provenance", "modelled_fields"}}
-        if fields.get("limit") is not None:
-            limit = {name: value for name, value in fields["limit"].items() if name != "provenance"}
-            fields["limit"] = Limit(**limit)
-        return cls(**fields)
+        return msgspec.convert(row, cls)
 
 
 def failed_row(name: LaunchName, reason: str) -> CompiledRow:
@@ -162,43 +160,36 @@ def compiled_row(
         "programs_per_sm": resident.programs,
         "programs_limited_by": resident.limited_by,
     }
-    loops = find_hot_loops(code)
     if resident.programs == 0:
         reason = f"no CTA of it fits on an SM of {gpu.name}: {resident.limited_by}"
         if shared_bytes > gpu.limits.shared_bytes_per_block:
             most = gpu.limits.shared_bytes_per_block
             reason = f"needs {shared_bytes} bytes of shared memory; {gpu.name} gives a CTA {most}"
         return CompiledRow(**vars(name), status="unsupported", reason=reason, **resources)
+    loops = find_hot_loops(code)
     if not loops:
         return CompiledRow(**vars(name), status="ok", **resources)
-    efficiency = schedule(resident.programs) if schedule is not None else None
-    if efficiency is not None:
+    efficiency = 1.0
+    if schedule is not None:
+        simulated = schedule(resident.programs)
+        efficiency = simulated.uniform
         resources |= {
-            "schedule_efficiency": efficiency.uniform,
-            "schedule_efficiency_ragged": efficiency.ragged,
+            "schedule_efficiency": simulated.uniform,
+            "schedule_efficiency_ragged": simulated.ragged,
         }
     hot, loading = loops[0], loops[-1]
-    loaded = headroom.bytes_loaded(loading, warps)
-    if loaded is None and work is not None:
-        loaded = work.tile_bytes
-    flight = headroom.bytes_in_flight(loading, warps=warps, stages=stages, tile_bytes=loaded)
     tile_bytes = work.tile_bytes if work is not None else None
+    loaded = headroom.bytes_loaded(loading, warps)
+    if loaded is None:
+        loaded = tile_bytes
     figures = _loop_figures(hot, loading, warps, gpu, tile_bytes) | {"bytes_per_iteration": loaded or None}
-    if loaded and work is None:
-        work = _all_useful(hot, loaded, warps, name.dtype)
-    if loaded and work is not None:
-        share = min(1.0, work.streamed_bytes / loaded)
+    if loaded:
+        flight = headroom.bytes_in_flight(loading, warps=warps, stages=stages, tile_bytes=loaded)
+        work = work or _all_useful(hot, loaded, warps, name.dtype)
+        figures |= _latency_headrooms(flight, work.streamed_bytes / loaded, resident.programs, gpu)
         figures["issue_headroom"] = headroom.issue_headroom(
             useful_bytes=work.useful_bytes, instructions=hot.count, warps=warps, gpu=gpu
         )
-        if flight is not None:
-            for figure, size in (
-                ("latency_headroom", flight.ahead_bytes),
-                ("latency_headroom_at_wait", flight.at_wait_bytes),
-            ):
-                figures[figure] = headroom.latency_headroom(
-                    bytes_per_program=size * share, programs=resident.programs, gpu=gpu
-                )
         figures["limit"] = headroom.modelled_limit(
             loop=hot,
             warps=warps,
@@ -207,9 +198,23 @@ def compiled_row(
             loaded_bytes=loaded,
             work=work,
             gpu=gpu,
-            schedule_efficiency=efficiency.uniform if efficiency is not None else 1.0,
+            schedule_efficiency=efficiency,
         )
     return CompiledRow(**vars(name), status="ok", **resources, **figures)
+
+
+def _latency_headrooms(
+    flight: BytesInFlight | None, streamed_share: float, programs: int, gpu: Gpu
+) -> dict[str, float]:
+    """Latency headrooms of the bytes ahead and at the wait, as far as these come from memory."""
+    if flight is None:
+        return {}
+    sizes = {"latency_headroom": flight.ahead_bytes, "latency_headroom_at_wait": flight.at_wait_bytes}
+    share = min(1.0, streamed_share)
+    return {
+        figure: headroom.latency_headroom(bytes_per_program=size * share, programs=programs, gpu=gpu)
+        for figure, size in sizes.items()
+    }
 
 
 def _spill_bytes(code: MachineCode, usage: ResourceUsage) -> int:

@@ -313,7 +313,7 @@ def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
         bias=torch.empty((features,)) if shape["bias"] else None,
         activation="swiglu" if swiglu else None,
         weight_scale=torch.empty((features,)) if case.dtype == "int8" else None,
-        tiling=case_matmul_tiling(case, gpu) if case.loads else None,
+        tiling=case_matmul_tiling(case, gpu) if case.matmul_variant else None,
     )
 
 

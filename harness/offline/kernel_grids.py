@@ -80,8 +80,7 @@ def decode_grid(
     """
     v_head_dim = v_head_dim or head_dim
     rows = q_heads // kv_heads * query_tokens
-    row_blocks = math.ceil(rows / tiling.block_g)
-    token_bytes = (head_dim + v_head_dim) * element_bytes / row_blocks
+    token_bytes = (head_dim + v_head_dim) * element_bytes / math.ceil(rows / tiling.block_g)
     partial_row_bytes = (v_head_dim + 1) * PARTIAL_BYTES  # with its log-sum-exp
     ctas, cache_bytes, partial_bytes = [], 0.0, 0
     split_rows: dict[tuple[int, int, int], int] = {}  # by item
@@ -95,12 +94,13 @@ def decode_grid(
         window=window,
     ):
         cache = token_bytes * sum(chunk.end - chunk.begin for chunk in chunks)
-        partial = 0
-        for chunk in chunks:
-            if not chunk.whole:
-                chunk_rows = min(tiling.block_g, rows - chunk.row_block * tiling.block_g)
-                partial += chunk_rows * partial_row_bytes
-                split_rows[chunk.sequence, chunk.kv_head, chunk.row_block] = chunk_rows
+        rows_split = {
+            chunk[:3]: min(tiling.block_g, rows - chunk.row_block * tiling.block_g)
+            for chunk in chunks
+            if not chunk.whole
+        }
+        split_rows |= rows_split
+        partial = sum(rows_split.values()) * partial_row_bytes
         fixed_s = fixed_time_s(len(chunks), reads_lengths=tiling.num_splits == 0)
         ctas.append(CtaWork(work=cache + partial, fixed_s=fixed_s))
         cache_bytes += cache

@@ -54,20 +54,20 @@ class CompileCase:
         dtype: "bf16", "fp16" or "fp32" of the operands; or one of `NARROW_DTYPES`.
         shape: sizes by name. page_size 0 is a contiguous cache; bias 1 adds a bias; swiglu 1 makes
             out_features pairs of gate and up; options 1 turns on every option of decode attention.
-        loads: the matmul variant; None means the default of its host function.
+        matmul_variant: variant of the matmul kernel; None means its host function's choice.
     """
 
     kernel: str
     variant: str
     dtype: str
     shape: Mapping[str, int] = field(hash=False)
-    loads: Variant | None = None
+    matmul_variant: Variant | None = None
 
     def applies_to(self, sm: int) -> bool:
         """Whether GPUs of this compute capability support the case's matmul variant."""
-        if self.loads == "warp_specialized":
+        if self.matmul_variant == "warp_specialized":
             return sm // 10 == 10
-        return self.loads != "descriptors" or sm >= TMA_FROM_CAPABILITY
+        return self.matmul_variant != "descriptors" or sm >= TMA_FROM_CAPABILITY
 
 
 def default_cases() -> tuple[CompileCase, ...]:
@@ -86,10 +86,11 @@ def default_cases() -> tuple[CompileCase, ...]:
     return (*decode, *chosen, _forced("pointers", "bf16"), _forced("warp_specialized", "bf16"))
 
 
-def _forced(loads: Variant, dtype: str) -> CompileCase:
+def _forced(variant: Variant, dtype: str) -> CompileCase:
     """The matmul of many rows in a variant that may not be the default."""
+    name = f"rows_8192_{variant}"
     return CompileCase(
-        kernel="prefill_matmul", variant=f"rows_8192_{loads}", dtype=dtype, shape=_MATMUL, loads=loads
+        kernel="prefill_matmul", variant=name, dtype=dtype, shape=_MATMUL, matmul_variant=variant
     )
 
 
@@ -138,7 +139,7 @@ def case_shape(case: CompileCase) -> MatmulOperands:
 
 def case_matmul_tiling(case: CompileCase, gpu: Gpu) -> MatmulTiling:
     """The tiling of a matmul case on a GPU."""
-    return matmul_tiling(case_shape(case), gpu, case.loads)
+    return matmul_tiling(case_shape(case), gpu, case.matmul_variant)
 
 
 def case_decode_tiling(case: CompileCase, gpu: Gpu) -> DecodeTiling:

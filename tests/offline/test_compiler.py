@@ -291,7 +291,7 @@ def test_all_options_at_once_compile_and_fit(gpu):
 @pytest.mark.slow
 def test_descriptors_compile_and_fit_where_they_are_not_the_default():
     case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")
-    (row,) = inspect_cases(["rtx5090"], [replace(case, loads="descriptors")], processes=1)
+    (row,) = inspect_cases(["rtx5090"], [replace(case, matmul_variant="descriptors")], processes=1)
     assert (row.status, row.variant.partition(":")[2]) == ("ok", "tma"), row.reason
     assert row.shared_bytes <= row.shared_limit_bytes
 
