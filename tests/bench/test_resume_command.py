@@ -1,4 +1,4 @@
-"""A run that is killed at any moment leaves a readable file, and `--resume` goes on with it."""
+"""A run that is killed at any moment leaves a readable file, and `--resume` continues it."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def command(folder, *arguments, **options):
 
 
 def killed(folder, after_s, *, output="out.json"):
-    """A run killed so many seconds after its first file is there, or at once where there is no time."""
+    """Kill a run so many seconds after it first writes its file."""
     process = command(folder, *ARGUMENTS, "-o", output, start_new_session=True)
     limit_s = time.monotonic() + 60
     watched = {folder / output, folder / f"{output}.partial"}
@@ -47,8 +47,9 @@ def killed(folder, after_s, *, output="out.json"):
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_a_random_moment_the_file_is_readable_and_the_run_goes_on(tmp_path, seed):
+def test_killed_run_leaves_a_readable_file_and_continues(tmp_path, seed):
     write_config(tmp_path)
     killed(tmp_path, random.Random(seed).uniform(0, 3))  # noqa: S311  (no secret)
     before = read_run(tmp_path / "out.json")
@@ -68,7 +69,7 @@ def test_killed_at_a_random_moment_the_file_is_readable_and_the_run_goes_on(tmp_
         assert found[: len(row.samples_s)] == list(row.samples_s)
 
 
-def test_an_older_file_stands_until_the_run_that_replaces_it_ends(tmp_path):
+def test_older_file_stays_until_the_new_run_ends(tmp_path):
     write_config(tmp_path)
     (tmp_path / "out.json").write_text("an older run", encoding="utf-8")
     killed(tmp_path, 0.5)
@@ -101,7 +102,7 @@ def run_file(tmp_path, monkeypatch):
         pytest.param(lambda run: run["settings"].update(row_limit_s=None), id="in what only resuming needs"),
     ],
 )
-def test_a_spoilt_run_is_told_in_one_line_and_stays(run_file, spoil):
+def test_rejects_an_invalid_run_in_one_line_and_leaves_it(run_file, spoil):
     document = json.loads(run_file().read_text(encoding="utf-8"))
     spoil(document)
     path = run_file(**document)
@@ -124,9 +125,11 @@ def test_a_spoilt_run_is_told_in_one_line_and_stays(run_file, spoil):
         ({"settings": {}}, [], ["not a valid run: settings: Object missing required field `model`"]),
         ({}, ["--device", "cpu"], ["--resume: the run was begun with", "begin a new one"]),
     ],
-    ids=["whole", "batch", "quick", "seed", "newer", "no settings", "another machine"],
+    ids=["complete", "batch", "quick", "seed", "newer", "no settings", "another machine"],
 )
-def test_what_cannot_go_on_is_one_clear_line_and_the_file_stays(run_file, changes, arguments, fragments):
+def test_rejects_what_cannot_continue_in_one_line_and_leaves_the_file(
+    run_file, changes, arguments, fragments
+):
     path = run_file(**changes)
     before = path.read_bytes()
     outcome = decodetax("run", "--resume", path, *arguments)
@@ -137,7 +140,7 @@ def test_what_cannot_go_on_is_one_clear_line_and_the_file_stays(run_file, change
     assert path.read_bytes() == before
 
 
-def test_no_such_run_is_one_clear_line(tmp_path):
+def test_rejects_a_missing_run(tmp_path):
     outcome = decodetax("run", "--resume", tmp_path / "nothing.json")
     assert (outcome.code, outcome.out) == (2, "")
     assert "nothing.json" in outcome.err

@@ -1,4 +1,4 @@
-"""Cases are timed in interleaved rounds, and a run that stopped goes on without doing anything twice."""
+"""Cases are timed in interleaved rounds, and a run that stopped continues without repeating anything."""
 
 import dataclasses
 
@@ -6,13 +6,19 @@ import pytest
 from decodetax.harness.bench import ceilings, runner, session
 from decodetax.harness.bench.session import LEAST_ROUNDS, ROUNDS, require_same_machine, settings_of
 from decodetax.harness.core.errors import UsageError
-from test_session import run, settings, small_device
+from test_session import run as run_all
+from test_session import settings, small_device
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,), "cuda": (8,)})
     monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
+
+
+def run(**changes):
+    """A short run; its ceilings take as many samples each time, whatever the time that this machine takes."""
+    return run_all(**{"batches": (2,), "contexts": (3,), "ceiling_limit_s": 60.0, **changes})
 
 
 @pytest.fixture
@@ -31,43 +37,24 @@ def turns(monkeypatch):
     return seen
 
 
-def go_on(result, device=None):
+def resume(result, device=None):
     asked = settings_of(result)
     session.measure(result, asked, device or small_device(), lambda _done, _what: None)
     return result
 
 
-def test_every_row_has_samples_of_every_round():
+def test_rows_and_ceilings_of_their_dtype_have_samples_of_every_round():
     result = run()
     rows = [row for row in result.rows if row.status == "ok"]
     assert rows
-    for row in rows:
-        assert sorted(set(row.rounds)) == list(range(ROUNDS))
-        assert len(row.rounds) == len(row.samples_s)
-        assert list(row.rounds) == sorted(row.rounds)
+    for each in (*rows, *result.ceilings):
+        timed_once = each in result.ceilings and each.dtype not in (None, result.dtype)
+        assert set(each.rounds) == set(range(1 if timed_once else ROUNDS))
+        assert len(each.rounds) == len(each.samples_s)
+        assert list(each.rounds) == sorted(each.rounds)
 
 
-def test_ceilings_that_bear_on_rows_have_samples_of_every_round():
-    result = run()
-    for ceiling in result.ceilings:
-        rounds = set(range(ROUNDS)) if ceiling.dtype in (None, result.dtype) else {0}
-        assert set(ceiling.rounds) == rounds
-        assert list(ceiling.rounds) == sorted(ceiling.rounds)
-
-
-def test_a_run_that_goes_on_times_no_ceiling_twice_in_a_round(turns):
-    whole = len(run().ceilings[0].samples_s)
-    turns["stop"] = len(turns["turns"]) // 2
-    turns["turns"].clear()
-    result = run()
-    assert result.interrupted
-    turns["stop"] = None
-    go_on(result)
-    assert set(result.ceilings[0].rounds) == set(range(ROUNDS))
-    assert len(result.ceilings[0].samples_s) == whole
-
-
-def test_a_ceiling_that_cannot_be_timed_again_is_tried_once_a_round(monkeypatch):
+def test_ceiling_that_cannot_be_timed_again_is_tried_once_a_round(monkeypatch):
     tried = []
     monkeypatch.setattr(
         session, "time_again", lambda ceiling, *_args, number: tried.append((ceiling.kind, number)) or ceiling
@@ -92,7 +79,7 @@ def test_rounds_end_early_once_the_time_is_over():
     assert {number for row in result.rows for number in row.rounds} == set(range(LEAST_ROUNDS))
 
 
-def test_what_is_wrong_in_a_later_round_fails_the_row(monkeypatch):
+def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
     plain = runner.run_provider
 
     def later_wrong(case, provider, copies, gate, bench, before=None):
@@ -109,35 +96,33 @@ def test_what_is_wrong_in_a_later_round_fails_the_row(monkeypatch):
     assert result.gaps == []
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2, 7, 30, 55])
-def test_a_run_that_stopped_goes_on_and_does_nothing_twice(turns, stop):
-    run()
+def test_resumed_run_repeats_and_misses_nothing(turns):
+    complete = run()
     whole = list(turns["turns"])
-    assert stop < len(whole)
-    turns["turns"].clear()
-    turns["stop"] = stop
-    result = run()
-    assert result.interrupted
-    turns["stop"] = None
-    go_on(result)
-    assert not result.interrupted
-    assert turns["turns"] == whole
-    assert len(result.ceilings) == 5
-    for row in result.rows:
-        if row.status == "ok":
+    for stop in (0, 1, 7, 30):
+        turns.update(turns=[], stop=stop)
+        result = run()
+        assert result.interrupted
+        turns["stop"] = None
+        resume(result)
+        assert not result.interrupted
+        assert turns["turns"] == whole
+        assert len(result.ceilings) == 5
+        assert len(result.ceilings[0].samples_s) == len(complete.ceilings[0].samples_s)
+        for row in (result.ceilings[0], *(row for row in result.rows if row.status == "ok")):
             assert sorted(set(row.rounds)) == list(range(ROUNDS))
-    assert len(result.gaps) == 4
+        assert len(result.gaps) == 1
 
 
 def test_half_measured_ceilings_are_measured_anew():
     result = run()
     result.ceilings = result.ceilings[:2]
-    go_on(result)
+    resume(result)
     assert len(result.ceilings) == 5
 
 
-def test_a_run_is_kept_after_every_case_and_says_that_it_is_not_whole():
-    asked, device, kept = settings(), small_device(), []
+def test_run_is_saved_as_interrupted_after_every_case():
+    asked, device, kept = settings(batches=(2,), contexts=(3,)), small_device(), []
     result = session.begin(asked, device)
     session.measure(
         result,
@@ -149,7 +134,7 @@ def test_a_run_is_kept_after_every_case_and_says_that_it_is_not_whole():
     assert kept[0] == (True, 0, 0)
     assert all(interrupted for interrupted, _, _ in kept)
     assert len(kept) > ROUNDS * 10
-    assert kept[-1][2] == len(result.gaps) == 4
+    assert kept[-1][2] == len(result.gaps) == 1
     assert not result.interrupted
 
 
@@ -161,7 +146,7 @@ def test_settings_are_read_back_from_a_run():
 @pytest.mark.parametrize(
     ("part", "name"), [("device", "name"), ("device", "kind"), ("versions", "torch"), ("versions", "triton")]
 )
-def test_a_run_of_another_machine_does_not_go_on(part, name):
+def test_rejects_resuming_on_another_machine(part, name):
     device = small_device()
     result = session.begin(settings(), device)
     require_same_machine(result, device)

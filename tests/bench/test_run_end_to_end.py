@@ -1,6 +1,8 @@
 """`decodetax run` on a tiny model, from the command to its JSON, and with kernels broken on purpose."""
 
+import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -15,10 +17,10 @@ from unittest import mock
 import pytest
 from hand_made import CONFIG, ceilings, decodetax, strict_json, write_config
 
-BATCHES, CONTEXTS, PREFILL_TOKENS = (1, 3), (16, 40), 32
+BATCH, CONTEXTS, PREFILL_TOKENS = 3, (16, 40), 32
 ARGUMENTS = (
     *("--device", "cpu", "--quick", "--model", "config.json", "-o", "out.json"),
-    *("--batch", "1,3", "--context", "16,40", "--prefill-tokens", "32"),
+    *("--batch", "3", "--context", "16,40", "--prefill-tokens", "32"),
 )
 SMALLEST = (
     *("--device", "cpu", "--quick", "--model", "config.json", "-o", "out.json"),
@@ -28,14 +30,14 @@ SESSION = "decodetax.harness.bench.session"
 
 
 def environment():
-    """That of a user: Triton is not told to interpret. One thread, as other tests may run beside it."""
+    """A user's environment, without TRITON_INTERPRET, and with one thread, as other tests may run too."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, worker_id):
-    """Folder of one whole run, made once however many processes share the tests."""
+    """Folder of one complete run, made once however many processes share the tests."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "finished-run"
     folder.mkdir(exist_ok=True)
@@ -72,7 +74,7 @@ def document(finished):
 def test_run_succeeds_in_time(outcome):
     assert outcome["code"] == 0, outcome["err"]
     assert "Traceback" not in outcome["err"]
-    assert outcome["elapsed_s"] < 60  # 20 s alone; other tests may run beside it
+    assert outcome["elapsed_s"] < 60  # about 15 s alone; other tests may run too
 
 
 def test_run_prints_machine_tables_and_sentences(outcome):
@@ -90,7 +92,7 @@ def test_run_prints_machine_tables_and_sentences(outcome):
     titles += [
         "This device balances at ",
         "An output token costs ",
-        "At batch 1 and context 16",
+        "At batch 3 and context 16",
         "Run written to",
     ]
     places = [text.index(title) for title in titles]
@@ -123,8 +125,8 @@ def test_ceilings_are_measured_and_recompute(document):
 def test_every_case_has_an_ok_row_by_torch(document):
     by_torch = {row["case"]: row["status"] for row in document["rows"] if row["provider"] == "torch"}
     assert set(by_torch.values()) == {"ok"}
-    # Prefill: 4 projections, 2 prompts, 1 layer; each batch: 4, 2 contexts, 1; heads: 1 and a batch each.
-    assert len(by_torch) == 7 + 2 * 7 + 3
+    # Prefill: 4 projections, 2 prompts, 1 layer; decode: 4 projections, 2 contexts, 1 layer; 2 LM heads.
+    assert len(by_torch) == 7 + 7 + 2
     assert {row["status"] for row in document["rows"]} == {"ok", "unsupported"}
 
 
@@ -160,10 +162,10 @@ def test_rows_recompute_from_samples_work_and_ceilings(document):
         assert 0 <= row["relative_error"] <= row["tolerance"]
 
 
-@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_gap_recomputes_from_rows(document, batch, context):
-    """Written apart from the product: from the shapes in the JSON alone."""
+def test_gap_recomputes_from_rows(document, context):
+    """From the shapes in the JSON, without the product's code."""
+    batch = BATCH
     [found] = [g for g in document["gaps"] if (g["batch"], g["context"]) == (batch, context)]
     ok = [row for row in document["rows"] if row["status"] == "ok"]
 
@@ -190,7 +192,7 @@ def test_gap_recomputes_from_rows(document, batch, context):
     output_s = layers * projections("decode", batch)
     output_s += layers * seconds("decode", "attention", contexts=contexts) / batch
     output_s += seconds("decode", "lm_head", rows=batch) / batch
-    # The rest: of one layer, at the shortest prompt and context, by the provider that runs whole layers.
+    # The rest of one layer, at the shortest prompt and context, by the provider that runs layers.
     whole_s = seconds("prefill", "layer", provider="torch") / 32
     parts_s = projections("prefill", PREFILL_TOKENS, "torch")
     parts_s += seconds("prefill", "attention", prompt=16, provider="torch") / 32
@@ -270,95 +272,48 @@ def one_wrong_element(out):
     return out
 
 
+# Of each kernel the fault that is hardest to see; test_interpreter_checks.py plants the others.
 BROKEN_KERNELS = {
-    "decode attention with a wrong scale": (
-        "decode_attention",
-        lambda right, q, k, v, lens, **given: right(q, k, v, lens, scale=1.0, **given),
+    "decode_attention": lambda right, q, k, v, lens, **given: right(
+        q, k, v, (lens - 1).clamp(min=0), **given
     ),
-    "decode attention that skips the last split": (
-        "decode_attention",
-        lambda right, q, k, v, lens, **given: right(q, k, v, (lens - 64).clamp(min=0), **given),
-    ),
-    "decode attention that skips the last token": (
-        "decode_attention",
-        lambda right, q, k, v, lens, **given: right(q, k, v, (lens - 1).clamp(min=0), **given),
-    ),
-    "decode attention with one wrong sequence": (
-        "decode_attention",
-        lambda right, q, k, v, lens, **given: one_wrong_row(right(q, k, v, lens, **given)),
-    ),
-    "decode attention that writes nothing": (
-        "decode_attention",
-        lambda right, q, k, v, lens, **given: None,  # noqa: ARG005  (called as the kernel is)
-    ),
-    "prefill matmul with a wrong scale": (
-        "prefill_matmul",
-        lambda right, x, weight, **given: right(x, weight, **given).mul_(1.01),
-    ),
-    "prefill matmul that skips the last of K": (
-        "prefill_matmul",
-        lambda right, x, weight, **given: right(x[:, :-1].contiguous(), weight[:, :-1].contiguous(), **given),
-    ),
-    "prefill matmul with one wrong row": (
-        "prefill_matmul",
-        lambda right, x, weight, **given: one_wrong_row(right(x, weight, **given)),
-    ),
-    "prefill matmul with one wrong element in the corner": (
-        "prefill_matmul",
-        lambda right, x, weight, **given: one_wrong_element(right(x, weight, **given)),
-    ),
+    "prefill_matmul": lambda right, x, weight, **given: one_wrong_element(right(x, weight, **given)),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN_KERNELS)
-def test_kernel_broken_on_purpose_fails_the_run(quickly, name):
+def test_broken_kernels_fail_the_run(quickly):
     from decodetax import kernels  # noqa: PLC0415  (imports torch)
 
-    operation, broken = BROKEN_KERNELS[name]
-    right = getattr(kernels, operation)
-
-    def kernel(*tensors, **given):
-        return broken(right, *tensors, **given)
-
-    with (
-        mock.patch.object(kernels, operation, kernel),
-        mock.patch(f"{SESSION}.run_case", return_value=iter(())),
-    ):
+    with contextlib.ExitStack() as stack:
+        for operation, broken in BROKEN_KERNELS.items():
+            kernel = functools.partial(broken, getattr(kernels, operation))
+            stack.enter_context(mock.patch.object(kernels, operation, kernel))
+        stack.enter_context(mock.patch(f"{SESSION}.run_case", return_value=iter(())))
         outcome = decodetax("run", *SMALLEST)
     assert outcome.code == 1, outcome.err
     assert "FAILED" in outcome.out
     failed = failed_of(quickly, "interpreter_checks")
-    assert failed
-    assert {check["operation"] for check in failed} == {operation}
+    assert {check["operation"] for check in failed} == set(BROKEN_KERNELS)
     assert all(check["reason"] for check in failed)
 
 
-def test_kernels_and_providers_as_they_are_pass(quickly):
-    outcome = decodetax("run", *SMALLEST)
-    assert outcome.code == 0, outcome.out
-    assert failed_of(quickly, "rows") == failed_of(quickly, "interpreter_checks") == []
-    assert len(strict_json((quickly / "out.json").read_text(encoding="utf-8"))["gaps"]) == 1
+BROKEN_PROVIDERS = {
+    "prefill_matmul": one_wrong_row,
+    "decode_attention": lambda out: out * 0.9,
+    "prefill_attention": lambda out: out.roll(1, -1),
+    "decoder_layer": lambda out: out * float("nan"),
+}
 
 
-@pytest.mark.parametrize(
-    ("operation", "breaks"),
-    [
-        pytest.param("prefill_matmul", lambda out: out * 1.05, id="matmul with a wrong scale"),
-        pytest.param("prefill_matmul", one_wrong_row, id="matmul with one wrong row"),
-        pytest.param("decode_attention", lambda out: out * 0.9, id="decode attention with a wrong scale"),
-        pytest.param("decode_attention", one_wrong_row, id="decode attention with one wrong sequence"),
-        pytest.param(
-            "prefill_attention", lambda out: out.roll(1, -1), id="prefill attention of rolled heads"
-        ),
-        pytest.param("decoder_layer", lambda out: out * float("nan"), id="layer of NaN"),
-    ],
-)
-def test_provider_broken_on_purpose_has_failed_rows_without_figures(quickly, operation, breaks):
-    from decodetax.harness.bench import providers  # noqa: PLC0415  (imports torch)
+def test_broken_providers_have_failed_rows_without_figures(quickly):
+    from decodetax.harness.bench.providers import PROVIDERS  # noqa: PLC0415  (imports torch)
 
-    first, *others = providers.PROVIDERS[operation]
-    broken = replace(first, run=lambda inputs: breaks(first.run(inputs)))
-    changed = {**providers.PROVIDERS, operation: (broken, *others)}
+    def broken(operation, provider):
+        return replace(provider, run=lambda inputs: BROKEN_PROVIDERS[operation](provider.run(inputs)))
+
+    changed = {
+        operation: (broken(operation, first), *others) for operation, (first, *others) in PROVIDERS.items()
+    }
     with (
         mock.patch("decodetax.harness.bench.runner.PROVIDERS", changed),
         mock.patch(f"{SESSION}.check_in_interpreter", return_value=iter(())),
@@ -366,12 +321,11 @@ def test_provider_broken_on_purpose_has_failed_rows_without_figures(quickly, ope
         outcome = decodetax("run", *SMALLEST)
     failed = failed_of(quickly, "rows")
     assert outcome.code == 1
-    assert failed
+    assert {(row["operation"], row["provider"]) for row in failed} == {(name, "torch") for name in PROVIDERS}
     for row in failed:
-        assert (row["operation"], row["provider"]) == (operation, first.name)
         assert (row["samples_s"], row["time_s"], row["figures"]) == ([], None, None)
         assert "wrong result" in row["reason"]
-        assert f"FAILED: {row['case']} {first.name}: wrong result" in outcome.out
+        assert f"FAILED: {row['case']} torch: wrong result" in outcome.out
 
 
 LAUNCHER = """
@@ -396,6 +350,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_running_process_with_what_it_measured(tmp_path):
     write_config(tmp_path)
     (tmp_path / "out.json").write_text("an older run", encoding="utf-8")
