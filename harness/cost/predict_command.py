@@ -1,18 +1,23 @@
-"""`decodetax predict`: what tokens cost on GPUs that need not be there."""
+"""`decodetax predict`: tokens and their cost, modelled on GPUs that need not be there; options and text."""
 
 import json
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import click
 
 from ..core import options
 from ..core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ..core.language_model import LanguageModel
-    from .deployment import Deployment
+from ..core.gpus import find_gpu
+from ..core.language_model import LanguageModel, load_language_model
+from ..core.table import TERMINAL_COLUMNS, Column, Table, percent, wide_option
+from ..core.units import seconds
+from .deployment import Deployment
+from .prediction import largest_batch, predict, request_cost
+from .prices import price_list, price_of
+from .published import published_checks
 
 DTYPES = ("bf16", "fp8", "int8", "int4")
 
@@ -31,7 +36,7 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     default="h100",
     show_default=True,
     metavar="NAME,...",
-    help="See `decodetax devices`; h100, b200, rtx4090 and the like will do.",
+    help="See `decodetax devices`; a short name such as h100, b200 or rtx4090 will do.",
 )
 @click.option(
     "--batch",
@@ -58,7 +63,7 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     show_default=True,
     callback=options.one_of(*DTYPES),
     metavar="NAME",
-    help="Of weights: bf16; fp8, multiplied as it is where the GPU can; int8 and int4, multiplied as bf16.",
+    help="Of weights: bf16; fp8, multiplied in fp8 where the GPU can; int8 and int4, multiplied in bf16.",
 )
 @click.option(
     "--cache-dtype",
@@ -80,28 +85,33 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     "--link-gb-per-s",
     callback=options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
     metavar="X",
-    help="Of one GPU to the others, in each direction.  [default: of the GPU's datasheet]",
+    help="Link of one GPU to the others, in each direction.  [default: as its datasheet]",
 )
 @click.option(
     "--link-latency-us",
     callback=options.positive("a number of microseconds", least=0.001, most=1_000_000),
     metavar="X",
-    help="Of an all-reduce of nothing.  [default: 10 by NVLink, 20 by PCIe]",
+    help="Time of an all-reduce of 0 bytes.  [default: 10 by NVLink, 20 by PCIe]",
 )
 @click.option(
     "--usd-per-hour",
     callback=options.DOLLARS,
     metavar="X",
-    help="Price of one GPU, $ per hour.  [default: a cited one per GPU]",
+    help="Price of one GPU, $ per hour.  [default: its lowest on-demand price listed]",
 )
 @click.option(
     "--price-ratio",
     default="4",
     show_default=True,
     metavar="X|MODEL",
-    help="Output over input price for the break-even batch: a number, or a model of `decodetax prices`.",
+    help="Output over input price, for the break-even batch: a number, or a model of `decodetax prices`.",
 )
-@click.option("--output", callback=options.SIZE, metavar="N", help="Output tokens: costs a request too.")
+@click.option(
+    "--output",
+    callback=options.SIZE,
+    metavar="N",
+    help="Output tokens of a request, whose cost is then modelled too.",
+)
 @click.option(
     "--cache-hits",
     callback=options.SHARE,
@@ -111,24 +121,22 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
 @click.option(
     "--published",
     is_flag=True,
-    help="Instead, set the model beside published end-to-end figures; goes with --json alone.",
+    help="Instead, compare the model with published end-to-end figures; with --json or --wide only.",
 )
+@wide_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
-def predict_command(published: bool, as_json: bool, **asked: Any) -> None:
+def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) -> None:
     """Model what an input and an output token cost on GPUs that need not be there.
 
     Kernel times are rooflines with efficiencies and fixed costs fitted to measured kernels of H100 and A100
     (docs/accuracy.md states the error). Times are device seconds, money US dollars; nothing is measured.
     Exit code 2 means a wrong argument: an unknown name, a shape that does not divide, too little memory.
     """
-    from ..core.language_model import load_language_model
-    from .prediction import predict, request_cost
-
     if published:
-        _show_published(as_json=as_json)
+        _show_published(wide=wide, as_json=as_json)
         return
     if asked["cache_hits"] is not None and asked["output"] is None:
-        raise UsageError("--cache-hits: is of a request; it goes with --output")
+        raise UsageError("--cache-hits: applies to a request; give --output too")
     model = load_language_model(asked["model"])
     ratio = _price_ratio(asked["price_ratio"])
     rows: list[dict[str, Any]] = []
@@ -136,7 +144,7 @@ def predict_command(published: bool, as_json: bool, **asked: Any) -> None:
         for context, batch in _sweep(model, on, asked):
             prompt = asked["prompt"] or context
             found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio)
-            row = found.to_json()
+            rows.append(found.to_json())
             if asked["output"] is not None:
                 request = request_cost(
                     model,
@@ -146,20 +154,15 @@ def predict_command(published: bool, as_json: bool, **asked: Any) -> None:
                     batch=batch,
                     cache_hits=asked["cache_hits"] or 0.0,
                 )
-                row["request"] = request.to_json()
-            rows.append(row)
+                rows[-1]["request"] = request.to_json()
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "predictions": rows}, indent=1, allow_nan=False))
-        return
-    from .predict_tables import predict_text
-
-    click.echo(predict_text(rows))
+    else:
+        click.echo(_predictions_text(rows, wide=wide))
 
 
-def _sweep(model: "LanguageModel", on: "Deployment", asked: dict[str, Any]) -> "Iterable[tuple[int, int]]":
-    """Contexts and batches; of those that nobody asked for only what fits, where anything does."""
-    from .prediction import largest_batch
-
+def _sweep(model: LanguageModel, on: Deployment, asked: dict[str, Any]) -> list[tuple[int, int]]:
+    """Contexts and batches; of the defaults only those that fit, where any does."""
     pairs = [(context, batch) for context in asked["context"] for batch in asked["batch"]]
     if {"batch", "context"} & set(options.given()):
         return pairs
@@ -167,41 +170,32 @@ def _sweep(model: "LanguageModel", on: "Deployment", asked: dict[str, Any]) -> "
     return fit or pairs[:1]
 
 
-def _show_published(*, as_json: bool) -> None:
-    """Published figures beside the model's.
+def _show_published(*, wide: bool, as_json: bool) -> None:
+    """Compare the model with published figures.
 
     Raises:
-        UsageError: another option was given, which none of them would heed.
+        UsageError: an option was given that they would ignore.
     """
     for name, option in options.given().items():
-        if name not in {"published", "as_json"}:
-            raise UsageError(f"{option}: goes with no --published, whose figures have their own setups")
-    from .published import published_comparisons
-
-    rows = [each.to_json() for each in published_comparisons()]
+        if name not in {"published", "wide", "as_json"}:
+            raise UsageError(f"{option}: does not go with --published, whose figures have their own setups")
+    rows = [each.to_json() for each in published_checks()]
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "published": rows}, indent=1, allow_nan=False))
-        return
-    from .predict_tables import published_text
-
-    click.echo(published_text(rows))
+    else:
+        click.echo(_table("", _PUBLISHED_COLUMNS, rows).text(wide=wide))
 
 
-def _deployments(asked: dict[str, Any]) -> "list[Deployment]":
-    """Each GPU that is named, once, with how the model lies on it."""
-    from dataclasses import replace
-
-    from ..core.gpus import find_gpu
-    from .deployment import Deployment
-
-    link: dict[str, float] = {}
+def _deployments(asked: dict[str, Any]) -> list[Deployment]:
+    """Each GPU that is named, once, with the model's tensor parallelism and dtypes."""
+    link: dict[str, Any] = {}
     if asked["link_gb_per_s"] is not None:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
     if asked["link_latency_us"] is not None:
         link["link_latency_s"] = asked["link_latency_us"] * 1e-6
     return [
         Deployment(
-            gpu=replace(gpu, **link),  # type: ignore[arg-type]
+            gpu=replace(gpu, **link),
             tensor_parallel=asked["tensor_parallel"],
             dtype=asked["dtype"],
             cache_dtype=asked["cache_dtype"],
@@ -221,13 +215,102 @@ def _price_ratio(text: str) -> float:
         return options.positive_number(text, most=1_000_000)
     except ValueError:
         pass
-    from .prices import price_list, price_of
-
     try:
         ratio = price_of(text, price_list(None)).output_over_input
     except UsageError as error:
         problem = str(error).removeprefix("--model: ")
-        raise UsageError(f"--price-ratio: is no number above 0, at most 1000000, and {problem}") from error
+        raise UsageError(f"--price-ratio: is not a number above 0, at most 1000000, and {problem}") from error
     if ratio is None:
         raise UsageError(f"--price-ratio: the input of {text} is free, so it has no ratio")
     return float(ratio)
+
+
+_SHOW_USD = "{:.4g}".format
+_WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
+_COMPONENTS = {
+    "weights": Column("weights", show=percent),
+    "matmul_arithmetic": Column("GEMM compute", show=percent),
+    "kv_cache": Column("KV cache", show=percent),
+    "attention_arithmetic": Column("attention compute", show=percent),
+    "activations": Column("activations", show=percent, wide=True),
+    "communication": Column("all-reduce", show=percent),
+    "launch": Column("launch", show=percent),
+}
+_TOKEN_COLUMNS = {
+    **_WHERE,
+    "input_s_per_token": Column("s/input token", show=seconds, wide=True),
+    "output_s_per_token": Column("s/output token", show=seconds, wide=True),
+    "input_tokens_per_s": Column("input tokens/s"),
+    "output_tokens_per_s": Column("output tokens/s"),
+    "gap": Column("gap", show="{:.2f}".format),
+    "input_usd_per_mtok": Column("$/1M input", show=_SHOW_USD),
+    "output_usd_per_mtok": Column("$/1M output", show=_SHOW_USD),
+    "input_bound": Column("input bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "bound": Column("output bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "break_even_batch": Column("break-even batch"),
+    "largest_batch": Column("largest batch", wide=True),
+}
+_REQUEST_COLUMNS = {
+    "gpus": Column("gpu"),
+    "batch": Column("batch"),
+    "prompt": Column("prompt"),
+    "cache_hits": Column("of it cached", show=percent),
+    "output": Column("output"),
+    "input_s": Column("input time", show=seconds),
+    "output_s": Column("output time", show=seconds),
+    "usd": Column("$/request", show=_SHOW_USD),
+}
+_PUBLISHED_COLUMNS = {
+    "what": Column("figure"),
+    "unit": Column("unit"),
+    "published": Column("published"),
+    "modelled": Column("modelled"),
+    "relative_error": Column("error", show="{:+.1%}".format),
+    "within": Column("held to", show="{:.1%}".format),
+    "kept": Column("kept", show=lambda kept: "yes" if kept else "MISSED"),
+    "remark": Column("remark", wide=True),
+}
+
+
+def _table(title: str, columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = tuple(tuple(row[name] for name in columns) for row in rows)
+    return Table(title=title, columns=tuple(columns.values()), rows=cells)
+
+
+def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
+    """Tables of tokens and their cost, of the components of an output token's time, and of requests.
+
+    Args:
+        rows: `Prediction.to_json`, with its "request" where one was asked for.
+        wide: whether all columns are shown.
+    """
+    first = rows[0]
+    as_context = all(row["prompt"] == row["context"] for row in rows)
+    heading = (
+        f"Modelled, not measured: {first['model']}, weights in {first['dtype']}, KV cache in "
+        f"{first['cache_dtype']}, prompt {'as the context' if as_context else first['prompt']}. "
+        "The break-even batch is the smallest that fits with a gap of at most the price ratio, "
+        f"{first['price_ratio']:g}."
+    )
+    several = first["tensor_parallel"] > 1
+    rows = [
+        {**row, "gpus": f"{row['tensor_parallel']} x {row['gpu']}" if several else row["gpu"]} for row in rows
+    ]
+    shares = [
+        {**row, **{name: s / row["output_s_per_token"] for name, s in row["output_split_s"].items()}}
+        | ({} if several else {"communication": None})
+        for row in rows
+    ]
+    tables = [
+        _table("Tokens and their cost", _TOKEN_COLUMNS, rows),
+        _table(
+            f"Shares of an output token's time{'' if wide else '; --wide adds activations'}",
+            _WHERE | _COMPONENTS,
+            shares,
+        ),
+    ]
+    if "request" in first:
+        requests = [{**row, **row["request"]} for row in rows]
+        tables.append(_table("One request, device seconds of all its tokens", _REQUEST_COLUMNS, requests))
+    blocks = [textwrap.fill(heading, TERMINAL_COLUMNS), *(table.text(wide=wide) for table in tables)]
+    return "\n\n".join(blocks)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.errors import UsageError
@@ -303,16 +303,8 @@ class RequestCost:
     usd: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by their names, and where they come from."""
-        return {
-            "provenance": "modelled",
-            "prompt": self.prompt,
-            "output": self.output,
-            "cache_hits": self.cache_hits,
-            "input_s": self.input_s,
-            "output_s": self.output_s,
-            "usd": self.usd,
-        }
+        """The fields by their names, and their provenance."""
+        return {"provenance": "modelled", **asdict(self)}
 
 
 def request_cost(

@@ -1,6 +1,6 @@
-"""Published end-to-end figures, and what the model makes of the same deployment."""
+"""Published end-to-end figures, and what the model gives for the same deployment."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.data_table import data_table
@@ -9,24 +9,24 @@ from .deployment import Deployment, deployment
 from .prediction import input_split_s, largest_batch, output_split_s
 
 BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
-"""What each kind of figure is held to; arithmetic on published figures agrees but for their rounding."""
+"""Largest relative error allowed, by kind of figure; arithmetic on published figures is off by rounding."""
 
 NODE_USD_PER_HOUR = 16.0
 """Of 8 H800 at the $2 a GPU-hour that DeepSeek assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One published figure, or one that follows from several by arithmetic.
+class PublishedCheck:
+    """One published figure, or one that follows from several by arithmetic, and the model's.
 
     Attributes:
         what: the figure.
         published: its value.
         modelled: the model's, or the arithmetic's.
         unit: of both.
-        provenance: "modelled", or "published" where it is arithmetic on published figures alone.
-        within: what the relative error is held to; None where the figure only stands beside the model's.
-        source: whose figure it is.
+        provenance: "modelled", or "published" where it is arithmetic on published figures only.
+        within: largest relative error allowed; None where the figure is shown and not checked.
+        source: who published it.
         remark: the setup, and why a figure is missed.
     """
 
@@ -34,7 +34,7 @@ class Comparison:
     published: float
     modelled: float
     unit: str
-    provenance: str
+    provenance: str = "modelled"
     within: float | None
     source: str
     remark: str
@@ -46,28 +46,17 @@ class Comparison:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the error is within what it is held to; None where it is held to nothing."""
+        """Whether the error is within its limit; None where it has none."""
         return None if self.within is None else abs(self.relative_error) <= self.within
 
     def to_json(self) -> dict[str, Any]:
         """The fields by their names."""
-        return {
-            "what": self.what,
-            "published": self.published,
-            "modelled": self.modelled,
-            "unit": self.unit,
-            "provenance": self.provenance,
-            "relative_error": self.relative_error,
-            "within": self.within,
-            "kept": self.kept,
-            "source": self.source,
-            "remark": self.remark,
-        }
+        return {**asdict(self), "relative_error": self.relative_error, "kept": self.kept}
 
 
-def published_comparisons() -> tuple[Comparison, ...]:
+def published_checks() -> tuple[PublishedCheck, ...]:
     """Every figure that the model is checked against, those that it misses included."""
-    return (*_gpt_fast(), *_rtx_4090(), *_tensorrt_llm(), *_deepseek_day())
+    return (*_gpt_fast(), _rtx_4090(), *_tensorrt_llm(), *_deepseek_day())
 
 
 def _published(name: str) -> float:
@@ -86,58 +75,49 @@ def _input_s(model: str, on: Deployment, *, prompt: int) -> float:
     return sum(input_split_s(load_language_model(model), on, prompt=prompt).values())
 
 
-def _gpt_fast() -> tuple[Comparison, ...]:
+def _gpt_fast() -> tuple[PublishedCheck, ...]:
     """Decoding at batch 1 after a prompt of 5 tokens; 200 tokens are generated, so about 100 are cached."""
-    found = []
-    for name, dtype, within, remark in (
-        ("gptfast-7b", "bf16", BF16_WITHIN, "batch 1, about 100 cached tokens"),
-        ("gptfast-8b", "bf16", BF16_WITHIN, "batch 1, about 100 cached tokens"),
-        (
-            "gptfast-7b-int8",
-            "int8",
-            None,
-            "batch 1; int8 weights are not among what was calibrated",
-        ),
-    ):
-        row = _row(name)
-        on = deployment("A100-SXM4-80GB", dtype=dtype)
-        modelled = 1 / _output_s(row["model"], on, batch=1, context=100)
-        found.append(
-            Comparison(
-                what=f"gpt-fast, {row['model']} in {dtype} on A100, decode",
-                published=_published(name),
-                modelled=modelled,
-                unit="tokens/s",
-                provenance="modelled",
-                within=within,
-                source=row["source"],
-                remark=remark,
-            )
+    cached = "batch 1, about 100 cached tokens"
+    return tuple(
+        PublishedCheck(
+            what=f"gpt-fast, {row['model']} in {dtype} on A100, decode",
+            published=float(row["value"]),
+            modelled=1 / _output_s(row["model"], deployment("a100", dtype=dtype), batch=1, context=100),
+            unit="tokens/s",
+            within=within,
+            source=row["source"],
+            remark=remark,
         )
-    return tuple(found)
-
-
-def _rtx_4090() -> tuple[Comparison, ...]:
-    """A prompt of 1024 tokens, and 1024 tokens generated from nothing: 512 cached on average."""
-    on = deployment("RTX-4090")
-    input_s = _input_s("llama-3.1-8b", on, prompt=1024)
-    output_s = _output_s("llama-3.1-8b", on, batch=1, context=512)
-    facts = {"provenance": "modelled", "source": _row("rtx4090-in")["source"]}
-    return (
-        Comparison(
-            what="llama.cpp, llama-3.1-8b in fp16 on RTX 4090, gap at batch 1",
-            published=_published("rtx4090-in") / _published("rtx4090-out"),
-            modelled=output_s / input_s,
-            unit="ratio",
-            within=GAP_WITHIN,
-            remark="prompt 1024; 1024 generated",
-            **facts,
-        ),
+        for row, dtype, within, remark in (
+            (_row("gptfast-7b"), "bf16", BF16_WITHIN, cached),
+            (_row("gptfast-8b"), "bf16", BF16_WITHIN, cached),
+            (
+                _row("gptfast-7b-int8"),
+                "int8",
+                None,
+                "batch 1; int8 weights are not among what was calibrated",
+            ),
+        )
     )
 
 
-def _tensorrt_llm() -> tuple[Comparison, ...]:
-    """Saturated throughputs of two mixes, taken apart by one additive cost an input and an output token.
+def _rtx_4090() -> PublishedCheck:
+    """A prompt of 1024 tokens, and 1024 tokens generated from nothing: 512 cached on average."""
+    on = deployment("RTX-4090")
+    output_s = _output_s("llama-3.1-8b", on, batch=1, context=512)
+    return PublishedCheck(
+        what="llama.cpp, llama-3.1-8b in fp16 on RTX 4090, gap at batch 1",
+        published=_published("rtx4090-in") / _published("rtx4090-out"),
+        modelled=output_s / _input_s("llama-3.1-8b", on, prompt=1024),
+        unit="ratio",
+        within=GAP_WITHIN,
+        source=_row("rtx4090-in")["source"],
+        remark="prompt 1024; 1024 generated",
+    )
+
+
+def _tensorrt_llm() -> tuple[PublishedCheck, ...]:
+    """Saturated throughputs of two mixes, separated by one additive cost of an input and an output token.
 
     With i and o seconds a token, the mix of 128 in and 2048 out gives 2048 / (128 i + 2048 o) output tokens a
     second, the other 128 / (2048 i + 128 o). Modelled at the largest batch that fits the long outputs.
@@ -151,52 +131,36 @@ def _tensorrt_llm() -> tuple[Comparison, ...]:
     batch = largest_batch(load_language_model("llama-3.1-8b"), on, context=context)
     modelled_input_s = _input_s("llama-3.1-8b", on, prompt=2048)
     modelled_output_s = _output_s("llama-3.1-8b", on, batch=batch, context=context)
-    facts: dict[str, Any] = {
-        "provenance": "modelled",
-        "within": GAP_WITHIN,
-        "source": _row("trt-8b-128-2048")["source"],
-    }
-    remark = f"batch {batch}, the largest that fits at context {context}"
-    what = "TensorRT-LLM, llama-3.1-8b in fp8 on H100, saturated"
-    return (
-        Comparison(
-            what=f"{what}, input",
-            published=1 / input_s,
-            modelled=1 / modelled_input_s,
-            unit="tokens/s",
-            remark="taken apart from two mixes",
-            **facts,
-        ),
-        Comparison(
-            what=f"{what}, output",
-            published=1 / output_s,
-            modelled=1 / modelled_output_s,
-            unit="tokens/s",
+    at_batch = f"batch {batch}, the largest that fits at context {context}"
+    return tuple(
+        PublishedCheck(
+            what=f"TensorRT-LLM, llama-3.1-8b in fp8 on H100, saturated, {what}",
+            published=published,
+            modelled=modelled,
+            unit=unit,
+            within=GAP_WITHIN,
+            source=_row("trt-8b-128-2048")["source"],
             remark=remark,
-            **facts,
-        ),
-        Comparison(
-            what=f"{what}, gap",
-            published=output_s / input_s,
-            modelled=modelled_output_s / modelled_input_s,
-            unit="ratio",
-            remark=remark,
-            **facts,
-        ),
+        )
+        for what, published, modelled, unit, remark in (
+            ("input", 1 / input_s, 1 / modelled_input_s, "tokens/s", "taken apart from two mixes"),
+            ("output", 1 / output_s, 1 / modelled_output_s, "tokens/s", at_batch),
+            ("gap", output_s / input_s, modelled_output_s / modelled_input_s, "ratio", at_batch),
+        )
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekDay:
-    """A day of DeepSeek-V3/R1 by arithmetic on what its operator published.
+    """A day of serving DeepSeek-V3/R1, by arithmetic on its operator's figures.
 
     Attributes:
-        node_hours: of nodes of 8 H800.
-        usd: of all of them.
+        node_hours: hours of nodes of 8 H800.
+        usd: cost of all of them.
         input_usd_per_mtok: at a node's input throughput, cache hits included.
         output_usd_per_mtok: at a node's output throughput.
-        gap: the two's ratio.
-        gap_without_hits: the same where only input tokens that were computed count.
+        gap: output over input cost.
+        gap_without_hits: the gap if only computed input tokens count.
     """
 
     node_hours: float
@@ -222,8 +186,8 @@ def deepseek_day() -> DeepSeekDay:
     )
 
 
-def _deepseek_day() -> tuple[Comparison, ...]:
-    """What is known of the day, each from the other published figures."""
+def _deepseek_day() -> tuple[PublishedCheck, ...]:
+    """Each published figure of the day, computed from the others."""
     day = deepseek_day()
     figures = (
         ("node-hours", 5442.0, day.node_hours, "h"),
@@ -234,7 +198,7 @@ def _deepseek_day() -> tuple[Comparison, ...]:
         ("gap without cache hits", 2.18, round(day.gap_without_hits, 2), "ratio"),
     )
     return tuple(
-        Comparison(
+        PublishedCheck(
             what=f"DeepSeek's day, {what}",
             published=published,
             modelled=computed,

@@ -213,49 +213,49 @@ def test_request_that_outgrows_the_memory_is_refused():
 # Tables.
 
 
-def test_tables_say_that_all_is_modelled_and_of_what():
-    text = printed(*PREDICT, "--gpu", "h100,l4", "--output", "200", "--cache-hits", "0.25")
-    heading, tokens, split, requests = text.split("\n\n")
-    assert heading == (
-        "Modelled, not measured: llama-3.2-1b, weights in bf16, cache in bf16, prompt as the context"
+def test_tables_are_marked_modelled_and_fit_80_columns():
+    asked = (*PREDICT, "--gpu", "h100,l4", "--output", "200", "--cache-hits", "0.25")
+    narrow, wide = printed(*asked), printed(*asked, "--wide")
+    assert max(map(len, narrow.splitlines())) <= 80
+    heading, tokens, shares, requests = wide.split("\n\n")
+    assert heading.startswith(
+        "Modelled, not measured: llama-3.2-1b, weights in bf16, KV cache in bf16, prompt\n"
     )
+    assert "at\nmost the price ratio, 4." in heading
     for column in ("gpu", "s/input token", "s/output token", "gap", "$/1M output", "output bound"):
-        assert column in tokens.splitlines()[0]
-    assert "(ratio 4)" in tokens
-    for component in ("weights", "KV cache", "communication", "launch"):
-        assert component in split
+        assert column in tokens.splitlines()[1]
+    for component in ("weights", "KV cache", "activations", "launch"):
+        assert component in shares
     assert "device seconds" in requests
     assert "25%" in requests
-    for table in (tokens, split, requests):
+    for table in (tokens, shares, requests):
         assert len([line for line in table.splitlines() if line.startswith(("H100-SXM5-80GB", "L4"))]) == 2
 
 
 def test_table_shows_what_json_holds():
     asked = (*PREDICT, "--usd-per-hour", "3.6", "--price-ratio", "16")
     row = prediction(*asked)
-    _, tokens, split = printed(*asked).split("\n\n")
-    for text in (
-        f"{row['gap']:.2f}",
-        f"{row['output_usd_per_mtok']:.4g}",
-        f"{row['break_even_batch']} (ratio 16)",
-    ):
+    _, tokens, shares = printed(*asked, "--wide").split("\n\n")
+    for text in (f"{row['gap']:.2f}", f"{row['output_usd_per_mtok']:.4g}", f"{row['break_even_batch']} "):
         assert text in tokens
-    shares = [int(word[:-1]) for word in split.split() if word.endswith("%")]
-    assert shares == [
+    shown = [int(word[:-1]) for word in shares.split() if word.endswith("%")]
+    assert row["output_split_s"].pop("communication") == 0
+    assert shown == [
         round(100 * value / row["output_s_per_token"]) for value in row["output_split_s"].values()
     ]
-    assert sum(shares) == pytest.approx(100, abs=3)
+    assert sum(shown) == pytest.approx(100, abs=3)
 
 
-def test_tables_tell_of_prompts_several_gpus_and_what_is_not_known():
+def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_what_is_unknown():
     text = printed(
         *PREDICT, "--gpu", "l4", "--prompt", "300", "--tensor-parallel", "2", "--price-ratio", "0.01"
     )
-    assert "prompt 300" in text.splitlines()[0]
-    assert "2 x L4" in text
-    assert "none fits (ratio 0.01)" in text
-    [line] = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("2 x L4")]
-    assert line.split().count("-") == 2
+    assert "prompt\n300." in text
+    _, tokens, shares = text.split("\n\n")
+    assert "2 x L4" in tokens
+    assert "all-reduce" in shares
+    for unknown in ("$/1M", "break-even"):  # the L4 has no price; no batch that fits closes the gap
+        assert unknown not in tokens
 
 
 # Wrong input.
@@ -314,7 +314,9 @@ def test_price_ratio_of_an_unknown_model_names_the_nearest():
 def test_price_ratio_of_a_model_with_free_input_is_named_in_one_line():
     prices = dict(price_list())
     free = msgspec.structs.replace(prices["gpt-5"], input_usd_per_mtok=Decimal(0))
-    with mock.patch("decodetax.harness.cost.prices.price_list", return_value={**prices, "gpt-5": free}):
+    with mock.patch(
+        "decodetax.harness.cost.predict_command.price_list", return_value={**prices, "gpt-5": free}
+    ):
         assert_misuse(decodetax(*PREDICT, "--price-ratio", "gpt-5"), "--price-ratio", "gpt-5", "free")
 
 

@@ -4,21 +4,21 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from decodetax.harness.cost import published
-from decodetax.harness.cost.published import deepseek_day, published_comparisons
+from decodetax.harness.cost import predict_command
+from decodetax.harness.cost.published import deepseek_day, published_checks
 from hand_made import decodetax, strict_json
 
-COMPARISONS = published_comparisons()
+CHECKS = published_checks()
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "accuracy.md"
 
 
-@pytest.mark.parametrize("found", COMPARISONS, ids=lambda each: each.what)
+@pytest.mark.parametrize("found", CHECKS, ids=lambda each: each.what)
 def test_every_figure_that_is_held_to_something_is_kept(found):
     assert found.kept is not False, f"{found.modelled} against {found.published} {found.unit}"
 
 
 def test_what_is_held_to_what():
-    held = {each.what: each.within for each in COMPARISONS}
+    held = {each.what: each.within for each in CHECKS}
     assert sum(within == 0.15 for within in held.values()) == 2
     assert sum(within == 0.25 for within in held.values()) == 4
     assert held["gpt-fast, llama-2-7b in bf16 on A100, decode"] == 0.15
@@ -35,9 +35,9 @@ def test_deepseeks_day_by_arithmetic():
 
 
 def test_a_figure_that_is_missed_stays_and_says_so(monkeypatch):
-    missed = dataclasses.replace(COMPARISONS[0], modelled=2 * COMPARISONS[0].published)
+    missed = dataclasses.replace(CHECKS[0], modelled=2 * CHECKS[0].published)
     assert missed.relative_error == pytest.approx(1)
-    monkeypatch.setattr(published, "published_comparisons", lambda: (missed, *COMPARISONS[1:]))
+    monkeypatch.setattr(predict_command, "published_checks", lambda: (missed, *CHECKS[1:]))
     outcome = decodetax("predict", "--published")
     assert outcome.code == 0
     assert outcome.out.count("MISSED") == 1
@@ -46,7 +46,7 @@ def test_a_figure_that_is_missed_stays_and_says_so(monkeypatch):
 
 def test_tensorrts_mixes_are_taken_apart_and_put_together_again():
     published_of = {
-        each.what.rpartition(", ")[2]: each.published for each in COMPARISONS if "saturated" in each.what
+        each.what.rpartition(", ")[2]: each.published for each in CHECKS if "saturated" in each.what
     }
     input_s, output_s = 1 / published_of["input"], 1 / published_of["output"]
     assert 2048 / (128 * input_s + 2048 * output_s) == pytest.approx(22714)
@@ -55,8 +55,8 @@ def test_tensorrts_mixes_are_taken_apart_and_put_together_again():
 
 
 def test_the_docs_show_what_the_command_prints():
-    printed = [line.rstrip() for line in decodetax("predict", "--published").out.splitlines()]
-    page = DOCS.read_text(encoding="utf-8").partition("<!-- decodetax predict --published -->")[2]
+    printed = [line.rstrip() for line in decodetax("predict", "--published", "--wide").out.splitlines()]
+    page = DOCS.read_text(encoding="utf-8").partition("<!-- decodetax predict --published --wide -->")[2]
     assert page.split("```")[1].removeprefix("text\n").splitlines() == printed
 
 
