@@ -1,7 +1,7 @@
 """What the charts of a report show, as plain numbers: points, roofs, gap lines and price ratios."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import groupby
 
@@ -34,23 +34,18 @@ OUTPUT_PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An ok row on the roofline."""
+    """An ok row on the roofline; `series` is its run or, where there is one run, its operation and phase."""
 
     run: str
+    series: str
     row: Row
     operations_per_byte: float
     flop_per_s: float
 
-    @property
-    def kind(self) -> str:
-        """The operation and its phase."""
-        case = self.row.case
-        return f"{OPERATIONS.get(case.operation, case.operation)}, {case.phase}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RoofLine:
-    """What a roof allows, from the least ops:bytes of a chart to the most."""
+    """What a roof allows, from the least ops:bytes of a chart to the most; `label` names its sides."""
 
     run: str
     provenance: str
@@ -111,27 +106,31 @@ def price_ratios(prices: Mapping[str, TokenPrice], most: int = RATIOS_SHOWN) -> 
 
 def points_and_roofs(runs: Mapping[str, Run]) -> tuple[list[Point], list[RoofLine]]:
     """A point for every ok row, and the known roofs from half the least ops:bytes shown to twice the most."""
-    points = [
-        Point(
-            run=name,
-            row=row,
-            operations_per_byte=row.case.work().operations_per_byte,
-            flop_per_s=row.case.work().operations / row.time_s.median,
-        )
-        for name, run in runs.items()
-        for row in run.rows
-        if row.status == "ok"
-    ]
-    roofs = [
-        (name, provenance, roof)
-        for name, run in runs.items()
-        for provenance, roof in (("measured", run.measured), ("datasheet", run.datasheet))
-    ]
+    several = len(runs) > 1
+    points, roofs = [], []
+    for name, run in runs.items():
+        for row in run.rows:
+            if row.status == "ok":
+                case, work = row.case, row.case.work()
+                kind = f"{OPERATIONS[case.operation]}, {case.phase}"
+                points.append(
+                    Point(
+                        run=name,
+                        series=name if several else kind,
+                        row=row,
+                        operations_per_byte=work.operations_per_byte,
+                        flop_per_s=work.operations / row.time_s.median,
+                    )
+                )
+        roofs += [(name, "measured", run.measured), (name, "datasheet", run.datasheet)]
     marks = [point.operations_per_byte for point in points if point.operations_per_byte > 0]
     marks += [balance for _, _, roof in roofs if (balance := roof.balance_operations_per_byte)]
     least, most = (min(marks) / 2, max(marks) * 2) if marks else (0.1, 1000.0)
     lines = (_roof_line(name, provenance, roof, least, most) for name, provenance, roof in roofs)
-    return points, [line for line in lines if line is not None]
+    shown = [line for line in lines if line is not None]
+    if several:
+        shown = [replace(line, label=f"{shortened(line.run)}: {line.label}") for line in shown]
+    return points, shown
 
 
 def _roof_line(name: str, provenance: str, roof: Roof, least: float, most: float) -> RoofLine | None:

@@ -23,6 +23,7 @@ from .chart_data import (
     GapLine,
     Point,
     PriceRatio,
+    RoofLine,
     gap_lines,
     output_parts,
     points_and_roofs,
@@ -67,15 +68,16 @@ class Chart:
 def charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> list[Chart]:
     """The charts that these runs have data for."""
     lines = gap_lines(runs)
-    found = [_roofline(runs), _gap_against_batch(lines, ratios)]
-    for number_of_run, (name, run) in enumerate(runs.items(), start=1):
-        of_run = f": {name}" if len(runs) > 1 else ""
-        found += [
-            _gap_heat_map(run.gaps, number_of_run, of_run),
-            _time_of_output(run.gaps, number_of_run, of_run),
-        ]
-    found.append(_cost([line for line in lines if any(gap.usd_per_hour is not None for gap in line.gaps)]))
-    return [chart for chart in found if chart is not None]
+    priced = [line for line in lines if any(gap.usd_per_hour is not None for gap in line.gaps)]
+    points, roofs = points_and_roofs(runs)
+    found = [_roofline(runs, points, roofs)] if points or roofs else []
+    if lines:
+        found.append(_gap_against_batch(lines, ratios))
+    for at, (name, run) in enumerate(runs.items(), start=1):
+        if run.gaps:
+            of_run = f": {name}" if len(runs) > 1 else ""
+            found += [_gap_heat_map(run.gaps, at, of_run), _time_of_output(run.gaps, at, of_run)]
+    return [*found, _cost(priced)] if priced else found
 
 
 def _chart(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], **facts: str) -> Chart:
@@ -105,11 +107,8 @@ def _log_axis(title: str, ticks: Sequence[int] = ()) -> dict[str, Any]:
     return {"type": "log", "title": {"text": title}, **marks}
 
 
-def _roofline(runs: Mapping[str, Run]) -> Chart | None:
+def _roofline(runs: Mapping[str, Run], points: Sequence[Point], roofs: Sequence[RoofLine]) -> Chart:
     """Every ok row by ops:bytes and FLOP/s under the roofs; a trace each run, of one run each kind."""
-    points, roofs = points_and_roofs(runs)
-    if not roofs and not points:
-        return None
     several = len(runs) > 1
     figure = go.Figure()
     colours = dict(zip(runs, cycle(COLOURS), strict=False))
@@ -118,7 +117,7 @@ def _roofline(runs: Mapping[str, Run]) -> Chart | None:
             x=line.operations_per_byte,
             y=line.flop_per_s,
             mode="lines",
-            name=html_escaped(f"{shortened(line.run)}: {line.label}" if several else line.label),
+            name=html_escaped(line.label),
             line={
                 "dash": DASHES[line.provenance],
                 "color": colours[line.run] if several else GREY,
@@ -126,15 +125,10 @@ def _roofline(runs: Mapping[str, Run]) -> Chart | None:
             },
             hovertemplate="%{fullData.name}<extra></extra>",
         )
-    groups: dict[str, list[Point]] = {name: [] for name in (runs if several else KINDS)}
-    for point in points:
-        groups.setdefault(point.run if several else point.kind, []).append(point)
-    run_looks = dict(zip(runs, zip(cycle(COLOURS), cycle(SYMBOLS), strict=False), strict=False))
-    looks = run_looks if several else KINDS
-    for name, some in groups.items():
-        if some:
-            colour, symbol = looks.get(name, (COLOURS[3], "hexagon"))
-            _add_points(figure, name, some, colour, symbol, several=several)
+    looks = zip(cycle(COLOURS), cycle(SYMBOLS), strict=True) if several else KINDS.values()
+    for series, (colour, symbol) in zip(runs if several else KINDS, looks, strict=False):
+        if some := [point for point in points if point.series == series]:
+            _add_points(figure, some, colour, symbol)
     has_datasheet = any(line.provenance == "datasheet" for line in roofs)
     return _chart(
         figure,
@@ -149,44 +143,42 @@ def _roofline(runs: Mapping[str, Run]) -> Chart | None:
     )
 
 
-def _add_points(
-    figure: go.Figure, name: str, points: Sequence[Point], colour: str, symbol: str, *, several: bool
-) -> None:
+def _add_points(figure: go.Figure, points: Sequence[Point], colour: str, symbol: str) -> None:
     """Points of one colour and symbol, with their 95% intervals and the facts that a hover shows."""
-    facts = [
-        "provider", "shape", "ops:bytes (modelled)", "median (measured)", "95% interval", "FLOP/s (measured)",
-        *(["run"] if several else []),
-    ]  # fmt: skip
-    lines = (f"<br>{fact}: %{{customdata[{at}]}}" for at, fact in enumerate(facts, start=1))
+    times = [point.row.time_s for point in points]
+    rates = [point.flop_per_s for point in points]
     figure.add_scatter(
         mode="markers",
-        name=html_escaped(f"{shortened(name)} (measured)"),
+        name=html_escaped(f"{shortened(points[0].series)} (measured)"),
         marker={"color": colour, "symbol": symbol, "size": 9, "line": {"color": GREY, "width": 1}},
         x=[point.operations_per_byte for point in points],
-        y=[point.flop_per_s for point in points],
+        y=rates,
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [p.flop_per_s * (p.row.time_s.median / p.row.time_s.low - 1) for p in points],
-            "arrayminus": [p.flop_per_s * (1 - p.row.time_s.median / p.row.time_s.high) for p in points],
+            "array": [rate * (t.median / t.low - 1) for rate, t in zip(rates, times, strict=True)],
+            "arrayminus": [rate * (1 - t.median / t.high) for rate, t in zip(rates, times, strict=True)],
             "thickness": 1,
             "width": 2,
         },
-        customdata=[
-            [
-                html_escaped(point.row.case.id),
-                html_escaped(provider_name(point.row)),
-                html_escaped(shape_text(point.row.case)),
-                number(point.operations_per_byte, 3),
-                seconds(point.row.time_s.median),
-                f"{seconds(point.row.time_s.low)} to {seconds(point.row.time_s.high)}",
-                f"{si(point.flop_per_s)}FLOP/s",
-                *([html_escaped(point.run)] if several else []),
-            ]
-            for point in points
-        ],
-        hovertemplate=f"<b>%{{customdata[0]}}</b>{''.join(lines)}<extra></extra>",
+        hoverinfo="text",
+        hovertext=list(map(_hover, points)),
     )
+
+
+def _hover(point: Point) -> str:
+    time_s = point.row.time_s
+    facts = {
+        "run": point.run,
+        "provider": provider_name(point.row),
+        "shape": shape_text(point.row.case),
+        "ops:bytes (modelled)": number(point.operations_per_byte, 3),
+        "median (measured)": seconds(time_s.median),
+        "95% interval": f"{seconds(time_s.low)} to {seconds(time_s.high)}",
+        "FLOP/s (measured)": f"{si(point.flop_per_s)}FLOP/s",
+    }
+    lines = [f"{name}: {html_escaped(value)}" for name, value in facts.items()]
+    return "<br>".join((f"<b>{html_escaped(point.row.case.id)}</b>", *lines))
 
 
 def _roofline_sentences(runs: Mapping[str, Run], points: Sequence[Point]) -> Iterator[str]:
@@ -208,10 +200,8 @@ def _roofline_sentences(runs: Mapping[str, Run], points: Sequence[Point]) -> Ite
                 )
 
 
-def _gap_against_batch(lines: Sequence[GapLine], ratios: Sequence[PriceRatio]) -> Chart | None:
+def _gap_against_batch(lines: Sequence[GapLine], ratios: Sequence[PriceRatio]) -> Chart:
     """The gap of each context, price ratios across it, and the batches at which they meet."""
-    if not lines:
-        return None
     figure = go.Figure()
     batches = _batches(lines)
     for ratio in ratios:
@@ -241,12 +231,12 @@ def _gap_against_batch(lines: Sequence[GapLine], ratios: Sequence[PriceRatio]) -
             mode="markers",
             name="break-even batch (measured gap, published price)",
             marker={"symbol": "star-open", "size": 14, "color": GREY, "line": {"width": 2}},
-            customdata=[
-                [number(batch, 3), html_escaped(line.label), html_escaped(ratio.examples)]
+            hoverinfo="text",
+            hovertext=[
+                f"<b>break-even at batch {number(batch, 3)}</b><br>{html_escaped(line.label)}"
+                f"<br>price ratio {ratio.ratio:f}: {html_escaped(ratio.examples)}"
                 for line, ratio, batch in crossings
             ],
-            hovertemplate="<b>break-even at batch %{customdata[0]}</b><br>%{customdata[1]}"
-            "<br>price ratio %{y}: %{customdata[2]}<extra></extra>",
         )
     sentences = [_gap_sentence(line) for line in lines]
     sentences += [
@@ -302,10 +292,8 @@ def _add_gap_lines(
         )
 
 
-def _gap_heat_map(gaps: Sequence[Gap], number_of_run: int, of_run: str) -> Chart | None:
+def _gap_heat_map(gaps: Sequence[Gap], at: int, of_run: str) -> Chart:
     """The gap of a run, over batch and context."""
-    if not gaps:
-        return None
     batches, contexts = sorted({gap.batch for gap in gaps}), sorted({gap.context for gap in gaps})
     found = {(gap.batch, gap.context): gap.gap for gap in gaps}
     values = [[found.get((batch, context)) for batch in batches] for context in contexts]
@@ -329,7 +317,7 @@ def _gap_heat_map(gaps: Sequence[Gap], number_of_run: int, of_run: str) -> Chart
         figure,
         x={"type": "category", "title": {"text": "batch"}},
         y={"type": "category", "title": {"text": "context, tokens"}},
-        id=f"heat-{number_of_run}",
+        id=f"heat-{at}",
         title=f"Gap over batch and context{of_run}",
         provenance="measured",
         sentence=f"The largest gap is {most}; the smallest is {least}.",
@@ -337,10 +325,8 @@ def _gap_heat_map(gaps: Sequence[Gap], number_of_run: int, of_run: str) -> Chart
     )
 
 
-def _time_of_output(gaps: Sequence[Gap], number_of_run: int, of_run: str) -> Chart | None:
+def _time_of_output(gaps: Sequence[Gap], at: int, of_run: str) -> Chart:
     """Bars of an output token's time, stacked by what it goes to."""
-    if not gaps:
-        return None
     ordered = sorted(gaps, key=lambda gap: (gap.context, gap.batch))
     axis = [[f"context {gap.context}" for gap in ordered], [f"batch {gap.batch}" for gap in ordered]]
     figure = go.Figure()
@@ -351,16 +337,17 @@ def _time_of_output(gaps: Sequence[Gap], number_of_run: int, of_run: str) -> Cha
             y=[1e3 * part_s for part_s, _ in spent],
             name=html_escaped(shortened(OUTPUT_PARTS.get(part, part))),
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay", "size": 6}},
-            customdata=[[seconds(part_s), f"{part_s / total_s:.0%}"] for part_s, total_s in spent],
-            hovertemplate="%{fullData.name}<br>%{x}: %{customdata[0]}, %{customdata[1]} of the token"
-            "<extra></extra>",
+            customdata=[
+                f"{seconds(part_s)}, {part_s / total_s:.0%} of the token" for part_s, total_s in spent
+            ],
+            hovertemplate="%{fullData.name}<br>%{x}: %{customdata}<extra></extra>",
         )
     figure.update_layout(barmode="stack", bargap=0.25)
     return _chart(
         figure,
         x={"type": "multicategory"},
         y={"title": {"text": "ms per output token (measured)"}},
-        id=f"parts-{number_of_run}",
+        id=f"parts-{at}",
         title=f"Where an output token's time goes{of_run}",
         provenance="measured",
         sentence=" ".join(map(_parts_sentence, ordered)),
@@ -377,10 +364,8 @@ def _parts_sentence(gap: Gap) -> str:
     return f"Batch {gap.batch}, context {gap.context}: {total}, of it {', '.join(shares)}."
 
 
-def _cost(lines: Sequence[GapLine]) -> Chart | None:
+def _cost(lines: Sequence[GapLine]) -> Chart:
     """Dollars of a million input and output tokens, against the batch; `lines` are of priced devices."""
-    if not lines:
-        return None
     figure = go.Figure()
     hover = "$%{y:.4g} per 1M tokens"
     _add_gap_lines(figure, lines, _output_usd, hover=hover, label="output, ")

@@ -58,15 +58,13 @@ def _roofline(runs: Mapping[str, Run]) -> Figure | None:
     figure, axes = _axes()
     colours = dict(zip(runs, cycle(COLOURS), strict=False))
     for line in roofs:
-        label = f"{line.run}: {line.label}" if several else line.label
         axes.plot(
             line.operations_per_byte, line.flop_per_s, DASHES[line.provenance],
-            color=colours[line.run] if several else GREY, label=_label(label), zorder=1,
+            color=colours[line.run] if several else GREY, label=_label(line.label), zorder=1,
         )  # fmt: skip
     groups: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        name = point.run if several else point.kind
-        groups.setdefault(name, []).append((point.operations_per_byte, point.flop_per_s))
+        groups.setdefault(point.series, []).append((point.operations_per_byte, point.flop_per_s))
     for (name, at), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         x, y = zip(*at, strict=True)
         axes.scatter(

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,72 +15,39 @@ if TYPE_CHECKING:
     from ..core.records import Run
     from .chart_data import PriceRatio
 
-OUTPUTS = (
-    click.option(
-        "--html",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Write the report as one HTML file that fetches nothing: charts, tables, environment. An "
-        "existing file is replaced once the new one is complete, by this option and by the next three.",
+OUTPUTS = {
+    "html": (
+        "FILE",
+        "Write charts and tables as one HTML file that fetches nothing; what is there is replaced.",
     ),
-    click.option(
-        "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write all tables as Markdown."
+    "markdown": ("FILE", "Write all tables as Markdown."),
+    "csv": (
+        "DIR",
+        "Write each table as a file in this folder: gaps.csv, kernels.csv, ceilings.csv and others.",
     ),
-    click.option(
-        "--csv",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Write each table as a file in this folder: gaps.csv, kernels.csv, ceilings.csv and others.",
-    ),
-    click.option(
-        "--png",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Write roofline.png and gap.png into this folder; needs matplotlib.",
-    ),
-)
+    "png": ("DIR", "Write roofline.png and gap.png into this folder; needs matplotlib."),
+}
+LIBRARIES = {"html": "plotly", "png": "matplotlib"}
 
 
 def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say where a report goes, and `--wide`."""
-    for option in reversed((*OUTPUTS, wide_option)):
+    command = wide_option(command)
+    for name, (metavar, text) in reversed(OUTPUTS.items()):
+        option = click.option(f"--{name}", type=click.Path(path_type=Path), metavar=metavar, help=text)
         command = option(command)
     return command
 
 
-@dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where a report goes; None where it is not asked for."""
+    """Where a report goes, by the names of the options that were given.
 
-    html: Path | None
-    markdown: Path | None
-    csv: Path | None
-    png: Path | None
+    Args:
+        asked: all options of a command.
+    """
 
-    @classmethod
-    def of(cls, asked: Mapping[str, Any]) -> "Outputs":
-        """The places among all the options of a command."""
-        return cls(**{field.name: asked[field.name] for field in fields(cls)})
-
-    @property
-    def asked(self) -> bool:
-        """Whether any is."""
-        return any(self._places().values())
-
-    def _places(self) -> dict[str, Path | None]:
-        return {"--html": self.html, "--markdown": self.markdown, "--csv": self.csv, "--png": self.png}
-
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        """Every file that may be written, with the option that asks for it."""
-        yield from ((name, p) for name, p in self._places().items() if p and name in {"--html", "--markdown"})
-        if self.csv:
-            from .run_tables import TABLE_IDS
-
-            yield from (("--csv", self.csv / f"{table_id}.csv") for table_id in TABLE_IDS)
-        if self.png:
-            from .png_charts import PNG_NAMES
-
-            yield from (("--png", self.png / name) for name in PNG_NAMES)
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self.places: dict[str, Path] = {name: asked[name] for name in OUTPUTS if asked[name] is not None}
 
     def require_writable(self, kept: Sequence[Path]) -> None:
         """Check all places before anything is read or measured.
@@ -90,22 +56,19 @@ class Outputs:
             UsageError: a place cannot be written to, is the file of a run in `kept` or of another output, or
                 needs a library that is not installed.
         """
-        if self.html:
-            _require("plotly", "--html")
-        if self.png:
-            _require("matplotlib", "--png")
-        for name, folder in (("--csv", self.csv), ("--png", self.png)):
-            if folder is not None:
-                _refuse(name, folder, folder_problem)
+        for name, library in LIBRARIES.items():
+            if name in self.places and importlib.util.find_spec(library) is None:
+                raise UsageError(f"--{name}: needs {library}, which is not installed: pip install {library}")
         taken = {path.resolve(): "a run" for path in kept}
-        for name, file in self._files():
-            if file.resolve() in taken:
-                raise UsageError(
-                    f"{name}: {str(file)!r} is also the file of {taken[file.resolve()]}; name another"
-                )
-            taken[file.resolve()] = name
-            if name in {"--html", "--markdown"} or file.exists():
-                _refuse(name, file, file_problem)
+        for name, place in self.places.items():
+            files = _files_in(name, place)
+            if files != [place]:
+                _refuse(name, place, folder_problem)
+            for file in files:
+                if (other := taken.setdefault(file.resolve(), f"--{name}")) != f"--{name}":
+                    raise UsageError(f"--{name}: {str(file)!r} is also the file of {other}; name another")
+                if file == place or file.exists():
+                    _refuse(name, file, file_problem)
 
     def write(self, runs: Mapping[str, "Run"]) -> Iterator[str]:
         """Write what is asked for, and yield a line about each file.
@@ -117,31 +80,40 @@ class Outputs:
         from .chart_data import price_ratios
 
         ratios = price_ratios(price_list())
-        if self.html:
-            from .html_report import html_report
+        for name, place in self.places.items():
+            if name == "html":
+                from .html_report import html_report
 
-            yield _written("Report", self.html, html_report(runs, ratios))
-        if self.markdown:
-            yield _written("Tables", self.markdown, markdown_report(runs, ratios))
-        if self.csv:
-            from .run_tables import run_tables
+                yield _written("Report", place, html_report(runs, ratios))
+            elif name == "markdown":
+                yield _written("Tables", place, markdown_report(runs, ratios))
+            elif name == "csv":
+                from .run_tables import run_tables
 
-            for table in run_tables(runs, ratios):
-                yield _written("Table", self.csv / f"{table.id}.csv", table.csv())
-        if self.png:
-            from .png_charts import PNG_NAMES, png_charts
+                for table in run_tables(runs, ratios):
+                    yield _written("Table", place / f"{table.id}.csv", table.csv())
+            else:
+                from .png_charts import PNG_NAMES, png_charts
 
-            drawn = png_charts(runs, ratios)
-            for name in PNG_NAMES:
-                if name in drawn:
-                    yield _written("Chart", self.png / name, drawn[name])
-                else:
-                    yield f"No {name}: the run has no data for it."
+                drawn = png_charts(runs, ratios)
+                for file in PNG_NAMES:
+                    if file in drawn:
+                        yield _written("Chart", place / file, drawn[file])
+                    else:
+                        yield f"No {file}: the run has no data for it."
 
 
-def _require(library: str, option: str) -> None:
-    if importlib.util.find_spec(library) is None:
-        raise UsageError(f"{option}: needs {library}, which is not installed: pip install {library}")
+def _files_in(name: str, place: Path) -> list[Path]:
+    """The files that an option may write."""
+    if name == "csv":
+        from .run_tables import run_tables
+
+        return [place / f"{table.id}.csv" for table in run_tables({}, ())]
+    if name == "png":
+        from .png_charts import PNG_NAMES
+
+        return [place / file for file in PNG_NAMES]
+    return [place]
 
 
 def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) -> None:
@@ -151,7 +123,7 @@ def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) ->
     except OSError as error:
         problem = error.strerror
     if problem is not None:
-        raise UsageError(f"{name}: {str(place)!r} cannot be written ({problem}); name another place")
+        raise UsageError(f"--{name}: {str(place)!r} cannot be written ({problem}); name another place")
 
 
 def _written(what: str, target: Path, content: str | bytes) -> str:
@@ -217,12 +189,12 @@ def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> Non
 
     Several runs go into one report, each under the name of its file.
     """
-    outputs = Outputs.of(asked)
+    outputs = Outputs(asked)
     outputs.require_writable(run_files)
     from ..core.run_file import read_run
 
     runs = dict(zip(_names(run_files), map(read_run, run_files), strict=True))
-    if outputs.asked:
+    if outputs.places:
         for line in outputs.write(runs):
             click.echo(line)
         return

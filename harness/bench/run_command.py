@@ -122,7 +122,7 @@ def run_command(
     check_memory(settings, opened)
     with options.stdout_to_stderr():
         load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
-    target, outputs = _writable(output or resume), Outputs.of(asked)
+    target, outputs = _writable(output or resume), Outputs(asked)
     outputs.require_writable([target, *([resume] if resume else [])])
     target.parent.mkdir(exist_ok=True)
     result = begun or begin(settings, opened)

@@ -22,18 +22,6 @@ AGAINST_DATASHEET = "measured over datasheet"
 AT_A_PRICE = "measured, at the price of the device"
 COUNTERS = "measured by hardware counters"
 
-CEILING_NAMES = {"read_bandwidth": "read bandwidth", "copy_bandwidth": "copy bandwidth", "matmul": "matmul"}
-TABLE_IDS = (
-    "gaps",
-    "output_parts",
-    "price_ratios",
-    "kernels",
-    "not_timed",
-    "ceilings",
-    "interpreter_checks",
-    "environment",
-)
-
 Runs = Mapping[str, Run]
 Rows = Iterator[tuple[Any, ...]]
 
@@ -54,7 +42,7 @@ def _bytes(value: float) -> str:
 
 
 def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
-    """Every table of a report, in the order of TABLE_IDS."""
+    """Every table of a report."""
     return (
         gaps_table(runs),
         output_parts_table(runs),
@@ -100,7 +88,7 @@ def ceilings_table(runs: Runs) -> Table:
             if c.provenance == MEASURED:
                 datasheet = datasheets.get((c.kind, c.dtype))
                 yield (
-                    CEILING_NAMES[c.kind], c.dtype, c.bandwidth_bytes_per_s, c.flop_per_s,
+                    c.kind.replace("_", " "), c.dtype, c.bandwidth_bytes_per_s, c.flop_per_s,
                     datasheet and datasheet.bandwidth_bytes_per_s, datasheet and datasheet.flop_per_s,
                     c.reason, c.detail,
                 )  # fmt: skip

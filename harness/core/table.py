@@ -10,14 +10,13 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Self
+from typing import Any
 
 import click
-from tabulate import tabulate
 
 from .errors import printable
 from .units import number
@@ -33,7 +32,7 @@ wide_option = click.option(
 """The option `--wide` of a command that prints tables; its value goes to `Table.text`."""
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value as text: a dash for no text, yes or no, numbers as `units.number` writes them."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -72,7 +71,7 @@ class Column:
     heading: str
     name: str = ""
     provenance: str = ""
-    show: Callable[[Any], str] = shown
+    show: Callable[[Any], str] = _shown
     wide: bool = False
 
     @property
@@ -99,22 +98,14 @@ class Table:
     title: str = ""
     id: str = ""
 
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], *, title: str = "", wide: Iterable[str] = ()) -> Self:
-        """A table of mappings that have the same keys, its headings; those in `wide` need `--wide`."""
-        names = tuple(rows[0]) if rows else ()
-        return cls(
-            title=title,
-            columns=tuple(Column(name, wide=name in wide) for name in names),
-            rows=tuple(tuple(row[name] for name in names) for row in rows),
-        )
-
     def text(self, *, wide: bool = False) -> str:
         """For a terminal: within 80 characters unless `wide`, which shows all columns and wraps nothing.
 
         Columns without any value are left out. Numbers stand at the right. Where the first column is wrapped,
         rows in a row with the same value in it show it once.
         """
+        from tabulate import tabulate  # noqa: PLC0415  (slow to load, and `--help` shows no table)
+
         table = _with_values(self, [column for column in self.columns if wide or not column.wide])
         if not table.rows:
             return "\n".join(filter(None, (printable(self.title), "(none)")))

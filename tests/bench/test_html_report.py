@@ -88,13 +88,13 @@ def test_roofline_has_a_point_for_each_ok_row_and_a_line_for_each_roof():
 def test_a_hover_tells_case_provider_shape_and_times():
     run = whole_run()
     [trace] = [t for t in page(run).figures()["roofline"]["data"] if t["name"].startswith("projection, pre")]
-    told = trace["customdata"][0]
+    told = trace["hovertext"][0].split("<br>")
     row = run.rows[0]
-    assert told[0] == row.case.id
-    assert told[1] == "torch"
-    assert "in_features 64" in told[2]
-    assert told[4:6] == ["2 ms", "1 ms to 3 ms"]
-    assert all(f"customdata[{at}]" in trace["hovertemplate"] for at in range(len(told)))
+    assert told[0] == f"<b>{row.case.id}</b>"
+    assert told[1:3] == ["run: run 0", "provider: torch"]
+    assert "in_features 64" in told[3]
+    assert told[5:7] == ["median (measured): 2 ms", "95% interval: 1 ms to 3 ms"]
+    assert trace["hoverinfo"] == "text"
 
 
 def test_several_runs_have_a_trace_each_and_are_named_in_the_tables():
