@@ -165,15 +165,16 @@ def run_text(run: "Run", *, wide: bool) -> str:
     from . import run_tables, summary
 
     runs = {"": run}
-    shown = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
+    tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
     if not wide:  # with it the table of kernels has the columns of counters
-        shown.append(run_tables.counters_table(run))
-    shown += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
+        tables.append(run_tables.counters_table(run))
+    tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
+    gaps = run_tables.gaps_table(runs)
     blocks = [
         summary.workload(run),
-        *(table.text(wide=wide) for at, table in enumerate(shown) if table.rows or at < 2),
+        *(table.text(wide=wide) for table in tables if table.rows),
         "\n".join(summary.failures(run)),
-        run_tables.gaps_table(runs).text(wide=wide),
+        gaps.text(wide=wide) if gaps.rows else "",
         summary.fastest_providers(run) if wide else "",
         "\n".join(summary.sentences(run)),
         "\n".join(summary.missing_from(run)),

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
-from ..core.records import COUNTER_NAMES, Gap, Row, Run
+from ..core.records import COUNTER_NAMES, Gap, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
 from ..core.units import number, seconds, si
 from ..cost.break_even import measured_batch
@@ -188,23 +188,35 @@ def _sizes(case: Case) -> Iterator[str]:
 
 def not_timed_table(runs: Runs) -> Table:
     """Every row without figures, and why."""
-    columns = (
-        Column("case"),
-        Column("provider"),
-        Column("status"),
-        Column("why", "reason"),
-        Column("relative error", "relative_error", MEASURED, _three_digits),
-        Column("at most", "tolerance", MODELLED, _three_digits),
-    )
 
-    def rows(run: Run) -> Rows:
-        for row in run.rows:
-            if row.status != "ok":
-                yield (
-                    row.case.id, provider_name(row), row.status, row.reason, row.relative_error, row.tolerance
-                )  # fmt: skip
+    def entries(run: Run) -> Rows:
+        return (_checked(row, provider_name(row)) for row in run.rows if row.status != "ok")
 
-    return _table(runs, "not_timed", "Kernels that were not timed", columns, rows)
+    return _table(runs, "not_timed", "Kernels that were not timed", _CHECK_COLUMNS, entries)
+
+
+def interpreter_table(runs: Runs) -> Table:
+    """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
+
+    def entries(run: Run) -> Rows:
+        return (_checked(check, check.provider) for check in run.interpreter_checks)
+
+    title = "Triton kernels in the interpreter, against the oracle (no times)"
+    return _table(runs, "interpreter_checks", title, _CHECK_COLUMNS, entries)
+
+
+_CHECK_COLUMNS = (
+    Column("case"),
+    Column("provider"),
+    Column("status", show=lambda status: {"ok": "agrees", "failed": "FAILED"}.get(status, status)),
+    Column("why", "reason"),
+    Column("relative error", "relative_error", MEASURED, _three_digits),
+    Column("at most", "tolerance", MODELLED, _three_digits),
+)
+
+
+def _checked(entry: Row | InterpreterCheck, provider: str) -> tuple[Any, ...]:
+    return entry.case.id, provider, entry.status, entry.reason, entry.relative_error, entry.tolerance
 
 
 def not_timed_summary(run: Run) -> Table:
@@ -291,28 +303,6 @@ def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
 
     title = "Price ratios and the batch at which the gap equals them"
     return _table(runs, "price_ratios", title, columns, rows)
-
-
-def interpreter_table(runs: Runs) -> Table:
-    """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
-    columns = (
-        Column("case"),
-        Column("provider"),
-        Column("against the oracle", "status", show=lambda s: "agrees" if s == "ok" else s.upper()),
-        Column("relative error", "relative_error", MEASURED, _three_digits),
-        Column("at most", "tolerance", MODELLED, _three_digits),
-        Column("why", "reason"),
-    )
-
-    def rows(run: Run) -> Rows:
-        for check in run.interpreter_checks:
-            yield (
-                check.case.id, check.provider, check.status, check.relative_error, check.tolerance,
-                check.reason,
-            )  # fmt: skip
-
-    title = "Triton kernels in the interpreter (correctness only, no times)"
-    return _table(runs, "interpreter_checks", title, columns, rows)
 
 
 def environment_table(runs: Runs) -> Table:

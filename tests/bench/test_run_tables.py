@@ -10,12 +10,11 @@ from decodetax.harness.bench import run_tables
 from decodetax.harness.bench.chart_data import price_ratios
 from decodetax.harness.bench.report_command import markdown_report, run_text
 from decodetax.harness.bench.summary import failures, sentences
-from decodetax.harness.core.cases import PrefillMatmul
 from decodetax.harness.core.records import Ceiling, Row
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.prices import price_list
 from hand_made import SMALL_MATMUL, ceilings, check, failed_row, gap, ok_row, run_record
-from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
+from report_runs import SCRIPT, hostile_run, priced_run, whole_run
 
 RATIOS = price_ratios(price_list())
 DOCS_RUN = Path(__file__).resolve().parents[2] / "docs" / "runs" / "cpu-epyc-2-cores.json"
@@ -98,16 +97,13 @@ def test_kernels_lack_the_shares_of_roofs_that_are_unknown(roofs, bound, measure
     assert (row["bound"], row["of roof"], row["of datasheet roof"]) == (bound, measured, datasheet)
 
 
-def test_throttled_row_is_marked():
-    rows = [ok_row(SMALL_MATMUL, "torch"), ok_row(SMALL_MATMUL, throttle_reasons=("power cap", "heat"))]
-    assert [row["throttled"] for row in kernels(rows=rows)] == ["-", "power cap, heat"]
-
-
-def test_counters_stand_beside_the_bytes_that_a_case_needs():
-    rows = [ok_row(SMALL_MATMUL, "triton", counters=COUNTERS, rounds=(0,)), ok_row(SMALL_MATMUL)]
+def test_counters_stand_beside_the_bytes_that_a_case_needs_and_throttled_rows_are_marked():
+    facts = {"counters": COUNTERS, "throttle_reasons": ("power cap", "heat")}
+    rows = [ok_row(SMALL_MATMUL, "triton", **facts), ok_row(SMALL_MATMUL)]
     [row] = shown(run_tables.counters_table(run_record(rows=rows)))
     assert list(row.values()) == [SMALL_MATMUL.id, "triton", "142", "160 B", "53 B", "1.5", "25%"]
     assert row.items() <= kernels(rows=rows)[0].items()
+    assert [row["throttled"] for row in kernels(rows=rows)] == ["power cap, heat", "-"]
 
 
 @pytest.mark.parametrize(
@@ -155,35 +151,29 @@ def test_gap_row_by_hand():
     ]  # fmt: skip
     [row] = gaps(gap(prefill_layer_over_parts=None, triton_gap=12.5))
     assert (row["layer over parts, prefill"], row["gap, Triton alone"]) == ("-", "12.50")
-
-
-def test_dollars_stand_in_the_gap_table_only_with_a_price():
     # 3.6 $ an hour: 4 s and 40 s a token are 4000 $ and 40000 $ a million tokens.
     [row] = gaps(gap(usd_per_hour=3.6))
     assert (row["$ per 1M input"], row["$ per 1M output"]) == ("4,000", "40,000")
-    assert "$" not in run_tables.gaps_table({"a": run_record(gaps=[gap(), gap(batch=8)])}).text(wide=True)
 
 
 @pytest.mark.parametrize(
     ("fields", "row"),
     [
-        pytest.param({}, ["agrees", "0.001", "0.008", "-"], id="agrees"),
-        pytest.param(
+        ({}, ["agrees", "-", "0.001", "0.008"]),
+        (
             {"status": "failed", "reason": "wrong result: row 3", "relative_error": float("inf")},
-            ["FAILED", "inf", "0.008", "wrong result: row 3"],
-            id="infinitely wrong",
+            ["FAILED", "wrong result: row 3", "inf", "0.008"],
         ),
-        pytest.param(
+        (
             {"status": "failed", "reason": "TypeError: no", "relative_error": None, "tolerance": None},
-            ["FAILED", "-", "-", "TypeError: no"],
-            id="raised",
+            ["FAILED", "TypeError: no", "-", "-"],
         ),
     ],
+    ids=["agrees", "infinitely wrong", "raised"],
 )
 def test_interpreter_check_says_whether_it_agrees_and_has_no_times(fields, row):
     table = run_tables.interpreter_table({"a": run_record(interpreter_checks=[check(**fields)])})
     assert list(shown(table)[0].values()) == [SMALL_MATMUL.id, "triton", *row]
-    assert not [column for column in table.columns if column.heading in {"median", "FLOP/s", "GB/s"}]
 
 
 def test_each_figure_of_a_table_says_its_provenance_and_each_key_stands_once():
@@ -239,10 +229,6 @@ def test_csv_keeps_all_digits_and_says_provenance_and_unit():
     assert found["interpreter_checks"][0]["status"] == "ok"
 
 
-def test_several_runs_are_named_in_a_column():
-    assert {entry["run"] for entry in read_csv(whole_run(), whole_run())["gaps"]} == {"run 0", "run 1"}
-
-
 def test_markdown_has_the_sentences_and_every_table_and_no_markup_of_a_file():
     run = whole_run()
     text = markdown_report({"a": run}, RATIOS)
@@ -255,28 +241,8 @@ def test_markdown_has_the_sentences_and_every_table_and_no_markup_of_a_file():
     assert "](" not in hostile
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("=HYPERLINK(1)", "'=HYPERLINK(1)"), ("@x", "'@x"), (HOSTILE[1], HOSTILE[1])]
-)
-def test_csv_of_a_hostile_run_reads_back_and_holds_no_formula(text, value):
-    run = hostile_run()
-    run.environment = {**run.environment, "commit": text}
-    values = {entry["field"]: entry["value"] for entry in read_csv(run)["environment"]}
-    assert values["environment.commit"] == value
-
-
 @pytest.mark.parametrize("run", [run_record(interrupted=True), whole_run(gaps=[]), whole_run(ceilings=[])])
 def test_a_run_that_lacks_much_is_exported_all_the_same(run):
     assert "Missing:" in markdown_report({"a": run}, RATIOS)
     for table in run_tables.run_tables({"a": run}, RATIOS):
         assert table.csv().splitlines()[0].count(",") == len(table.columns) - 1
-        assert table.rows or table.text().endswith("\n(none)")
-
-
-def test_large_numbers_have_a_prefix():
-    # 2 x 1000 x 1000 x rows operations; (2 x 1000 x rows + 1000 x 1000) x 2 bytes
-    case = PrefillMatmul(
-        phase="prefill", part="o", rows=1_234_567, in_features=1000, out_features=1000, dtype="bf16"
-    )
-    [row] = kernels(rows=[ok_row(case)])
-    assert (row["operations"], row["bytes"]) == ("2.469 T", "4.94 G")
