@@ -53,13 +53,13 @@ def count_traffic(
     - races: another program of the launch accessed the same bytes, and one of the two stored without an
       atomic. Accesses are ordered if the later program made an acquiring atomic on an address where the
       earlier one made a releasing atomic after its access. Storing the same value twice is also a race;
-    - reads uninitialized memory: tensors made inside the block by torch.empty and its kin, and those given as
+    - reads uninitialised memory: tensors made inside the block by torch.empty and its kin, and those given as
       `uninitialized`, until torch or a kernel writes them.
 
     A launch that raises is not recorded. Blocks nest: an outer block also counts those of an inner one.
 
     Args:
-        uninitialized: tensors made outside the block to treat as uninitialized.
+        uninitialized: tensors made outside the block to treat as uninitialised.
         known: further tensors that kernels reach through addresses in memory, as in a grouped GEMM.
 
     Yields:

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import kernels
-from ...kernels.decode_tiling import DecodeTiling
-from ...kernels.gpu_limits import H100_LIMITS
-from ...kernels.matmul_tiling import MatmulTiling
 from ..core.cases import PrefillMatmul
-from ..core.inputs import DecodeAttentionInputs, MatmulInputs, Source, draw
+from ..core.inputs import Source, draw
 from ..core.work import ELEMENT_BYTES
 from .cache_model import MatmulOperands, matmul_traffic
 from .default_tilings import kernel_limits
@@ -81,7 +78,6 @@ class KernelTraffic:
 
     Attributes:
         case: what was run.
-        tiling: of the kernel.
         modelled: traffic by the tiling's formulas.
         tensors: by the names of the case's work, and partial results.
         operations: of all dots, padding included, by operand types; counted.
@@ -89,7 +85,6 @@ class KernelTraffic:
     """
 
     case: CountedCase
-    tiling: Tiling
     modelled: TilingTraffic
     tensors: Mapping[str, KernelTensor]
     operations: Mapping[str, int]
@@ -117,16 +112,13 @@ class KernelTraffic:
         }
 
 
-def count_case(
-    case: CountedCase, *, tiling: Tiling | None = None, source: Source | None = None, seed: int = 0
-) -> KernelTraffic:
+def count_case(case: CountedCase, tiling: Tiling, source: Source) -> KernelTraffic:
     """Run a case's kernel in the interpreter and count its traffic.
 
     Args:
         case: of a size for the interpreter, which takes about ten seconds for 10^9 operations.
-        tiling: of the kernel; the host function's choice for an H100 if None.
-        source: draws the inputs, on the CPU; a new one if None.
-        seed: of the new source.
+        tiling: of the kernel.
+        source: draws the inputs, on the CPU.
 
     Raises:
         ValueError: the tiling is of the other operation, or the kernel does not take the case.
@@ -136,14 +128,12 @@ def count_case(
     kernels.use_interpreter()
     from .interpreter_patch import count_traffic  # noqa: PLC0415  (imports Triton, prepared by the line above)
 
-    tiling = tiling or chosen_tiling(case, H100_LIMITS)
     modelled = tiling_traffic(case, tiling)
-    run = _prepared(case, tiling, source or Source(torch.device("cpu"), seed))
+    run = _prepared(case, tiling, source)
     with count_traffic() as traffic:
         run()
     return KernelTraffic(
         case=case,
-        tiling=tiling,
         modelled=modelled,
         tensors=_tensors(case, modelled, traffic.launches),
         operations=traffic.operations,
@@ -185,7 +175,7 @@ def count_row(case: CountedCase, gpu: Gpu, *, programs_per_sm: int, seed: int) -
         most = f"{MAX_INTERPRETED_OPERATIONS:.3g}"
         reason = f"{modelled.operations:.3g} operations are over {most}, too many to interpret"
         return {**row, "status": "modelled", "reason": reason, "provenance": "modelled"}
-    counted = count_case(case, tiling=tiling, seed=seed)
+    counted = count_case(case, tiling, Source(torch.device("cpu"), seed))
     return {
         **row,
         "tensors": {name: asdict(tensor) for name, tensor in counted.tensors.items()},
@@ -200,15 +190,13 @@ def launch_rows(launches: Sequence[LaunchTraffic]) -> list[dict[str, Any]]:
     return [{**asdict(launch), "programs": launch.programs} for launch in launches]
 
 
-def _prepared(case: CountedCase, tiling: Tiling, source: Source) -> Callable[[], object]:
-    """A call of the case's kernel. The call allocates the output, so that it starts uninitialized."""
-    inputs = draw(case, source)
-    if isinstance(inputs, MatmulInputs) and isinstance(tiling, MatmulTiling):
+def _prepared(case: CountedCase, tiling: Any, source: Source) -> Callable[[], object]:
+    """A call of the case's kernel. The call allocates the output, so that it starts uninitialised."""
+    inputs: Any = draw(case, source)
+    if isinstance(case, PrefillMatmul):
         return partial(kernels.prefill_matmul, inputs.x, inputs.weight, tiling=tiling)
-    if isinstance(inputs, DecodeAttentionInputs) and isinstance(tiling, DecodeTiling):
-        tensors = (inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens)
-        return partial(kernels.decode_attention, *tensors, tiling=tiling)
-    raise TypeError(f"case: a {type(case).__name__} has {type(inputs).__name__}")
+    tensors = (inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens)
+    return partial(kernels.decode_attention, *tensors, tiling=tiling)
 
 
 def _tensors(
@@ -241,17 +229,16 @@ def _tensors(
 
 
 def _cache_row(
-    case: CountedCase, tiling: Tiling, modelled: TilingTraffic, gpu: Gpu, programs_per_sm: int
+    case: CountedCase, tiling: Any, modelled: TilingTraffic, gpu: Gpu, programs_per_sm: int
 ) -> dict[str, Any] | None:
     """A matmul's modelled traffic through the GPU's L2.
 
     None for decode attention, which reads its KV cache once in any order, and for a matmul of so many steps
     that the model would take minutes.
     """
-    if not isinstance(case, PrefillMatmul) or not isinstance(tiling, MatmulTiling):
+    if not isinstance(case, PrefillMatmul):
         return None
-    steps = modelled.operations // (2 * tiling.block_m * tiling.block_n * tiling.block_k)
-    if steps > MAX_CACHE_MODEL_STEPS:
+    if modelled.operations > MAX_CACHE_MODEL_STEPS * 2 * tiling.block_m * tiling.block_n * tiling.block_k:
         return None
     element_bytes = ELEMENT_BYTES[case.dtype]
     shape = MatmulOperands(

@@ -36,7 +36,7 @@ class LaunchRecorder:
         kernel: name of the kernel.
         tensors: name and tensor of every tensor argument, then of each tensor that the kernel reaches through
             addresses in memory.
-        tracker: knows which memory is uninitialized.
+        tracker: knows which memory is uninitialised.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Memory sanitizer of interpreted launches: out-of-bounds accesses, data races, uninitialized reads.
+"""Memory sanitizer of interpreted launches: out-of-bounds accesses, data races, uninitialised reads.
 
 None of these faults shows in a result: the interpreter runs programs (CTAs) one after another, on memory that
 has neighbours. Shadow memory therefore keeps, for each granule that a launch accesses, the epoch of the last
@@ -35,7 +35,7 @@ _HUGE_PAGE_BYTES = 1 << 21
 
 
 class SanitizerError(RuntimeError):
-    """A launch made an access that is out of bounds, a data race, or a read of uninitialized memory.
+    """A launch made an access that is out of bounds, a data race, or a read of uninitialised memory.
 
     Attributes:
         kind: "bounds", "race" or "uninitialized".

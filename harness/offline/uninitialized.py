@@ -1,4 +1,4 @@
-"""Tracks uninitialized memory: tensors of torch.empty and its kin, until torch or a kernel writes them."""
+"""Tracks uninitialised memory: tensors of torch.empty and its kin, until torch or a kernel writes them."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class UninitializedShadow:
 
 
 class UninitializedTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
-    """Marks new tensors of the torch.empty family as uninitialized, and what torch writes as initialized.
+    """Marks new tensors of the torch.empty family as uninitialised, and what torch writes as initialised.
 
-    Results of out-of-place operations count as initialized, whatever their inputs were. Writes that bypass
+    Results of out-of-place operations count as initialised, whatever their inputs were. Writes that bypass
     torch's dispatcher, such as numpy's through `Tensor.numpy()`, are not seen.
     """
 
@@ -93,7 +93,7 @@ class UninitializedTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] 
         return self._shadows.get(tensor.untyped_storage()._cdata)  # noqa: SLF001  (unique while weakly held)
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Mark all elements of a tensor as uninitialized."""
+        """Mark all elements of a tensor as uninitialised."""
         if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
             return
         shadow = self.shadow_of(tensor)
@@ -121,7 +121,7 @@ class UninitializedTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] 
         return result
 
     def _mark_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Mark what an operation wrote as initialized."""
+        """Mark what an operation wrote as initialised."""
         operation = func.overloadpacket
         value_at = _WRITE_SOME.get(operation)
         for position, argument in enumerate(func._schema.arguments):  # noqa: SLF001  (the same)

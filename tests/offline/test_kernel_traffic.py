@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.inputs import Source, draw
 from decodetax.harness.core.work import ELEMENT_BYTES
 from decodetax.harness.offline import count_traffic, kernel_traffic
-from decodetax.harness.offline.kernel_traffic import H100_LIMITS, count_case
+from decodetax.harness.offline.kernel_traffic import count_case, count_row
 from decodetax.harness.offline.tiling_traffic import chosen_tiling, tiling_traffic
 from decodetax.kernels import DecodeTiling, MatmulTiling, decode_attention, prefill_matmul
+from decodetax.kernels.gpu_limits import H100_LIMITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -84,7 +86,7 @@ def test_counts_equal_the_tiling_formulas_and_the_minimum_of_the_case(kernel, ma
     @given(CASES[kernel])
     def check(case_and_tiling):
         case, tiling = case_and_tiling
-        counted = count_case(case, tiling=tiling, source=SOURCE)
+        counted = count_case(case, tiling, SOURCE)
         work, figures, tensors = case.work(), counted.figures(), counted.tensors
         minimum = {name: size for name, size in {**work.read_terms, **work.written_terms}.items() if size}
         assert {
@@ -148,7 +150,7 @@ def test_attention_in_equal_chunks_by_hand():
 
 
 def test_figures_of_a_counted_matmul_by_hand():
-    counted = count_case(MATMUL, tiling=MATMUL_TILING, source=SOURCE)
+    counted = count_case(MATMUL, MATMUL_TILING, SOURCE)
     useful, padded, partial = 2 * 20 * 40 * 50, 2 * 32 * 64 * 48, 2 * 20 * 50 * 4
     requested, written, distinct = 3200 + 8000 + partial, 2000 + partial, 1600 + 4000 + 2000 + partial
     assert counted.operations == {"bf16 x bf16": padded}
@@ -187,8 +189,7 @@ def test_attention_over_empty_contexts_has_no_operations():
     ids=lambda case: case.id,
 )
 def test_default_tiling_is_the_host_functions_choice(case):
-    counted = count_case(case, source=SOURCE)
-    assert counted.tiling == chosen_tiling(case, H100_LIMITS)
+    counted = count_case(case, chosen_tiling(case, H100_LIMITS), SOURCE)
     inputs = draw(case, SOURCE)
     with count_traffic() as traffic:
         if isinstance(case, PrefillMatmul):
@@ -204,12 +205,12 @@ def test_a_kernel_that_ignores_its_tiling_shows_in_the_ratio(monkeypatch):
         "prefill_matmul",
         lambda *args, tiling: prefill_matmul(*args, tiling=replace(tiling, block_n=16)),
     )
-    counted = count_case(MATMUL, tiling=MATMUL_TILING, source=SOURCE)
+    counted = count_case(MATMUL, MATMUL_TILING, SOURCE)
     assert counted.tensors["x"].bytes_requested == 2 * counted.tensors["x"].modelled_bytes_requested
     assert counted.figures()["bytes_counted_over_modelled"] > 1
 
 
-@pytest.mark.parametrize("call", [tiling_traffic, lambda case, tiling: count_case(case, tiling=tiling)])
+@pytest.mark.parametrize("call", [tiling_traffic, lambda case, tiling: count_case(case, tiling, SOURCE)])
 @pytest.mark.parametrize(("case", "tiling"), [(MATMUL, DECODE_TILING), (DECODE, MATMUL_TILING)])
 def test_rejects_a_tiling_of_the_other_operation(call, case, tiling):
     with pytest.raises(ValueError, match=f"tiling is a {type(tiling).__name__}"):
@@ -224,7 +225,7 @@ def test_the_seed_draws_the_inputs(monkeypatch):
         return SOURCE
 
     monkeypatch.setattr(kernel_traffic, "Source", source)
-    count_case(MATMUL, tiling=MATMUL_TILING, seed=3)
+    count_row(MATMUL, find_gpu("h100", with_limits=True), programs_per_sm=1, seed=3)
     assert seeds == [("cpu", 3)]
 
 
