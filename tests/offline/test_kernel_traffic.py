@@ -133,7 +133,8 @@ def test_split_kv_attention_by_hand():
 
 
 def test_attention_in_equal_chunks_by_hand():
-    traffic = tiling_traffic(DECODE, replace(DECODE_TILING, num_splits=0, programs=4, min_tiles=1))
+    tiling = replace(DECODE_TILING, num_splits=0, programs=4, min_tiles=1)
+    traffic = tiling_traffic(DECODE, tiling)
     # 4 items a sequence, of 1, 2 and 4 units with that of the start: 28, in 4 chunks of 7. The second ends
     # after a tile of the third sequence's first item, of 2 rows; the others are not split, so 13 parts.
     cache, lengths = 45 * 2 * 24 * 2 * 2, 3 * 4
@@ -147,6 +148,8 @@ def test_attention_in_equal_chunks_by_hand():
         **partial,
     }
     assert traffic.written == {"out": 3 * 6 * 24 * 2, "parts": 4 * 8, **partial}
+    # Both kernels write rows of the output.
+    assert count_case(DECODE, tiling, SOURCE).tensors["out"].bytes_distinct == 3 * 6 * 24 * 2
 
 
 def test_figures_of_a_counted_matmul_by_hand():
@@ -203,11 +206,13 @@ def test_a_kernel_that_ignores_its_tiling_shows_in_the_ratio(monkeypatch):
     monkeypatch.setattr(
         kernel_traffic.kernels,
         "prefill_matmul",
-        lambda *args, tiling: prefill_matmul(*args, tiling=replace(tiling, block_n=16)),
+        lambda *args, tiling: prefill_matmul(*args, tiling=replace(tiling, block_n=16, block_k=32)),
     )
     counted = count_case(MATMUL, MATMUL_TILING, SOURCE)
     assert counted.tensors["x"].bytes_requested == 2 * counted.tensors["x"].modelled_bytes_requested
-    assert counted.figures()["bytes_counted_over_modelled"] > 1
+    figures = counted.figures()
+    assert figures["bytes_counted_over_modelled"] > 1
+    assert figures["operations_counted_over_modelled"] == 64 / 48
 
 
 @pytest.mark.parametrize("call", [tiling_traffic, lambda case, tiling: count_case(case, tiling, SOURCE)])
