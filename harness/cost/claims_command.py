@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core import options
-from ..core.errors import UsageError
+from ..core.errors import UsageError, printable
 from ..core.units import number, seconds
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def _blocks(facts: "Facts", claims: "Sequence[Claim]") -> Iterator[str]:
     """A heading, then each claim with its verdict, its condition and its figures."""
     verdicts = [claim.verdict for claim in claims]
     yield (
-        f"The article's claims, {facts.provenance} for {facts.where}:\n{verdicts.count('holds')} hold, "
-        f"{verdicts.count('holds in part')} hold in part, {verdicts.count('does not hold')} do not hold"
+        f"The article's claims, {facts.provenance} for {printable(facts.where)}:\n"
+        f"{verdicts.count('holds')} hold, {verdicts.count('holds in part')} hold in part, "
+        f"{verdicts.count('does not hold')} do not hold"
     )
     for claim in claims:
         width = max(len(figure.what) for figure in claim.figures)

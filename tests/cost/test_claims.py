@@ -1,6 +1,7 @@
 """The article's claims: each verdict at its threshold, from modelled facts, and from a run."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import msgspec
@@ -127,6 +128,15 @@ def test_command_prints_each_claim_with_verdict_and_provenance():
     assert "modelled for qwen3-8b on B200" in outcome.out
     assert all(f"\n{number}. " in outcome.out for number in range(1, 10))
     assert "(measured)" not in outcome.out
+
+
+def test_text_of_a_run_file_is_printed_without_control_characters(tmp_path):
+    document = strict_json(RUN.read_text(encoding="utf-8"))
+    document["environment"]["device"]["name"] = "\x1b[31mred\n"
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    heading = decodetax("claims", path).out.splitlines()[0]
+    assert heading.endswith(" on [31mred:")
 
 
 def test_json_holds_every_claim():
