@@ -1,1 +1,1 @@
-"""What touches a device: inputs, the gate, timers, ceilings, the environment, providers and the runner."""
+"""Measures on a device: runs and tuning; compares and reports runs."""

@@ -1,4 +1,4 @@
-"""What a run ran on: the machine, the versions, the commit."""
+"""The environment of a run: machine, versions, commit."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from .device import CudaDevice, Device
 
 
 def describe(device: Device) -> dict[str, Any]:
-    """Everything about the machine and the software that a figure may depend on."""
+    """Facts about the machine and the software that figures may depend on, as a JSON object."""
     return {
         "device": {
             "kind": device.kind,
@@ -55,10 +55,10 @@ def _version(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in, with a mark where files differ; None outside one."""
+    """The commit of this file's checkout, marked if files have changed; None outside a checkout."""
     here = Path(__file__).resolve()
     try:
-        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # a checkout of something else fails
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # fails in a checkout of something else
         commit = _git(here.parent, "rev-parse", "HEAD")
         changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):

@@ -1,32 +1,32 @@
-"""Keeps a run on disk while it goes on, and goes on with one that stopped."""
+"""Saves a run while it is measured, and reads one that stopped, so that it can continue."""
 
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from msgspec import ValidationError
 
 from ..core import options
 from ..core.errors import UsageError
 from ..core.files import write_text
-
-if TYPE_CHECKING:
-    from ..core.records import Run
-    from .session import Settings
+from ..core.records import Run
+from ..core.run_file import fault_of, read_run
+from .session import Settings, settings_of
 
 SAVE_EVERY_S = 1.0
-HEEDED = {"device", "output", "resume", "as_json", "html", "markdown", "csv", "png"}
-"""Options that go with --resume; all others are those of the run."""
+WITH_RESUME = {"device", "output", "resume", "as_json", "wide", "html", "markdown", "csv", "png"}
+"""Options that may be given with --resume; all others are fixed by the run."""
 
 
 def partial_of(target: Path) -> Path:
-    """Where a run is kept until it ends, if an older file has its name."""
+    """The file of a run until it ends, if an older file has its name."""
     return target.with_name(f"{target.name}.partial")
 
 
 class Keeper:
-    """Writes a run as far as it has come, when called and no more often than each second."""
+    """Writes a run as far as it is measured, when called, at most once a second."""
 
-    def __init__(self, target: Path, run: "Run") -> None:
+    def __init__(self, target: Path, run: Run) -> None:
         self._target, self._run = target.resolve(), run
         self._saved_s = -SAVE_EVERY_S
 
@@ -37,24 +37,19 @@ class Keeper:
         try:
             write_text(self._target, json.dumps(self._run.to_json(), indent=1, allow_nan=False))
         except OSError:
-            return  # a full disk ends no run; what cannot be written at the end is told of
+            return  # a full disk does not end the run; writing at the end reports it
         self._saved_s = time.monotonic()
 
 
-def read_begun(run_file: Path) -> "tuple[Run, Settings]":
-    """A run that stopped, and what it was asked for; options that are the run's own are refused.
+def read_begun(run_file: Path) -> tuple[Run, Settings]:
+    """A run that stopped, and its settings; options that would change them are refused.
 
     Raises:
-        UsageError: there is nothing to go on with, or an option that would change the run.
+        UsageError: the run is complete or invalid, or an option would change it.
     """
     for name, option in options.given().items():
-        if name not in HEEDED:
+        if name not in WITH_RESUME:
             raise UsageError(f"{option}: is that of the run; it goes with no --resume")
-    from msgspec import ValidationError
-
-    from ..core.run_file import fault_of, read_run
-    from .session import settings_of
-
     run = read_run(run_file)
     if not run.interrupted and run.broken is None:
         raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing of it is left to measure")

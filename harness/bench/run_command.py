@@ -14,7 +14,6 @@ from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError, path_te
 from ..core.files import file_problem, folder_problem, write_text
 from ..core.progress import progress_bar
 from .report_command import Outputs, report_options, run_text
-from .resuming import Keeper, partial_of, read_begun
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="auto (a CUDA GPU where there is one), cpu, cuda or cuda:INDEX.",
+    help="auto (a CUDA GPU if there is one), cpu, cuda or cuda:INDEX.",
 )
 @click.option(
     "--model",
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Of weights and cache: auto (bf16 where it is fast, as measured), bf16, fp16, fp32.",
+    help="Dtype of weights and KV cache: auto (bf16 if it measures fast), bf16, fp16, fp32.",
 )
 @click.option(
     "--usd-per-hour",
@@ -74,30 +73,35 @@ if TYPE_CHECKING:
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
 @click.option(
-    "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Of the random inputs."
+    "--seed",
+    default="0",
+    show_default=True,
+    callback=options.SEED,
+    metavar="N",
+    help="Seed of the random inputs.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where the run goes as JSON.  [default: results/run-DATE.json]",
+    help="JSON file of the run.  [default: results/run-DATE.json]",
 )
 @options.user_function_option(
-    "A function of your own beside ours, gated and timed alike; repeat for several. It takes "
-    "(x, weight) or (q, k_cache, v_cache, context_lens), and out if it likes."
+    "A function of your own, gated and timed as ours are; repeat for several. It takes (x, weight) or "
+    "(q, k_cache, v_cache, context_lens), and optionally out."
 )
 @click.option(
     "--counters",
     is_flag=True,
-    help="Read DRAM bytes and matrix-unit activity of each kernel too, from the GPU's hardware counters, "
-    "where nsight-python and the permission are there; else the run says why not.",
+    help="Also read DRAM bytes and tensor-core activity of each kernel from the GPU's hardware counters; "
+    "needs nsight-python and permission, else the run says why not.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN.json",
-    help="Go on with a run that was interrupted, killed or broke off, in its own file or in --output.",
+    help="Continue a run that was interrupted, killed or broke off, in its own file or in --output.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
@@ -111,11 +115,12 @@ def run_command(
     Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
     result or broke, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
 
-    Every case is timed in several rounds of the run. What was measured so far is written as the run goes on,
-    to --output or, where an older file stands there, beside it as FILE.partial until the end.
+    Every case is timed in several rounds of the run. The run is saved while it is measured: to --output or,
+    if an older file has that name, beside it as FILE.partial until the end.
     """  # fmt: skip
     settings, opened, begun = _begun(device, resume, asked)
     from ..core.user_function import load_user_functions
+    from .resuming import Keeper, partial_of
     from .session import begin, check_memory, measure
     from .summary import heading
 
@@ -154,10 +159,11 @@ def run_command(
 def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
     """The settings, the device, and the run that continues, if one does."""
     if resume is not None:
-        run, settings = read_begun(resume)
         from .device import open_device
+        from .resuming import read_begun
         from .session import require_same_machine
 
+        run, settings = read_begun(resume)
         opened = open_device(device)
         require_same_machine(run, opened)
         return settings, opened, run

@@ -1,4 +1,4 @@
-"""Inputs of a case, drawn from a seed: random data, never zeros, which run faster than real weights do."""
+"""Inputs of a case, drawn from a seed. Random data: GPUs compute faster on zeros than on real weights."""
 
 import math
 from dataclasses import dataclass
@@ -12,37 +12,37 @@ from .cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, Prefil
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 BLOCK = 4_194_319
-"""Random numbers drawn; larger tensors repeat them. A prime, so that no two rows of a matrix are equal."""
+"""Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
 MOST_COPIES = 1000
-"""Of the inputs of a case too small to fill the caches; the row tells how many there were."""
+"""Most copies of the inputs of a case too small to fill the caches; the row records their number."""
 
 
 class Source:
-    """Standard normal tensors, quickly: one block of numbers, copied from a new place each time.
+    """Draws standard normal tensors quickly: copies one block of numbers from a random offset.
 
     Args:
-        device: where tensors are made.
-        seed: of the numbers and places.
-        keep_above_bytes: a weight this large is kept for the next case that asks for its shape. Must be so
-            large that one copy of it is never found in a cache.
+        device: of the tensors.
+        seed: of the numbers and offsets.
+        keep_above_bytes: a weight of at least this size is reused by the next case of its shape. Must exceed
+            the caches, so that a reused weight is never cached.
     """
 
     def __init__(self, device: torch.device, seed: int, *, keep_above_bytes: float = math.inf) -> None:
         self._device, self._keep_above_bytes = device, keep_above_bytes
-        self._places = torch.Generator().manual_seed(seed)
-        self._block = torch.empty(BLOCK).normal_(generator=self._places).to(device)
+        self._offsets = torch.Generator().manual_seed(seed)
+        self._block = torch.empty(BLOCK).normal_(generator=self._offsets).to(device)
         self._blocks: dict[torch.dtype, Tensor] = {torch.float32: self._block}
         self._kept: tuple[object, Tensor] | None = None
 
     def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """A contiguous tensor of normal numbers of this standard deviation."""
+        """A contiguous tensor of normal numbers with standard deviation `scale`."""
         out = torch.empty(shape, dtype=dtype, device=self._device)
         flat, filled = out.view(-1), 0
         if dtype not in self._blocks:
             self._blocks[dtype] = self._block.to(dtype)
         block = self._blocks[dtype]
-        start = int(torch.randint(BLOCK, (), generator=self._places))
+        start = int(torch.randint(BLOCK, (), generator=self._offsets))
         while filled < flat.numel():
             piece = block[start : start + flat.numel() - filled]
             flat[filled : filled + piece.numel()] = piece
@@ -50,7 +50,7 @@ class Source:
         return out if scale == 1.0 else out.mul_(scale)
 
     def weight(self, out_features: int, in_features: int, *, dtype: torch.dtype) -> Tensor:
-        """A weight whose products with normal rows are normal."""
+        """A weight [out_features, in_features] that maps standard normal rows to such rows."""
         key, scale = (out_features, in_features, dtype), in_features**-0.5
         if self._kept and self._kept[0] == key:
             return self._kept[1]
@@ -62,7 +62,7 @@ class Source:
 
 
 class BlankSource(Source):
-    """Tensors without numbers: shapes and strides. They take no memory until something writes to them."""
+    """Uninitialised tensors, for their shapes and strides; they take no memory until they are written."""
 
     def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:  # noqa: ARG002, D102
         return torch.empty(shape, dtype=dtype, device=self._device)
@@ -81,8 +81,8 @@ class MatmulInputs:
 class DecodeAttentionInputs:
     """q, out [batch, q_heads, head_dim], caches [batch, capacity, kv_heads, head_dim], context_lens [batch].
 
-    In memory the caches hold a head's tokens one after another (heads before tokens), the order that PyTorch
-    reads fastest. `contexts` repeats the lengths on the host for providers that need them.
+    In memory the tokens of a KV head are contiguous (heads before tokens), the layout that PyTorch reads
+    fastest. `contexts` holds the lengths on the host for providers that need them.
     """
 
     q: Tensor
@@ -124,8 +124,8 @@ Inputs = MatmulInputs | DecodeAttentionInputs | PrefillAttentionInputs | Decoder
 
 
 @singledispatch
-def draw(case: Case, source: Source) -> Inputs:  # noqa: ARG001  (of those registered below)
-    """The inputs of a case, on the source's device; outputs are poisoned with NaN."""
+def draw(case: Case, source: Source) -> Inputs:  # noqa: ARG001
+    """The inputs of a case on the source's device; outputs are poisoned with NaN."""
     raise TypeError(f"case: no inputs are known for a {type(case).__name__}")
 
 
@@ -189,9 +189,9 @@ def _(case: DecoderLayer, source: Source) -> Inputs:
 
 
 def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
-    """As many copies of a case's inputs as keep the caches cold when calls take them turn by turn.
+    """Enough copies of a case's inputs that caches stay cold when calls use them in turn.
 
-    Together they hold at least twice the last-level cache, and five times it where one copy would fit.
+    Together they are at least twice as large as the last-level cache, five times if one copy fits in it.
     """
     size = case.work().bytes_total
     copies = math.ceil((5 if size < cache_bytes else 2) * cache_bytes / size)
@@ -199,7 +199,7 @@ def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
 
 
 def memory_bytes(case: Case, *, cache_bytes: int) -> int:
-    """Bytes that timing a case takes, about: its copies, the outputs of providers, the oracle's float64."""
+    """Approximate bytes for timing a case: its copies, the providers' outputs, the oracle's float64."""
     work = case.work()
     match case:
         case PrefillMatmul():
@@ -214,6 +214,6 @@ def memory_bytes(case: Case, *, cache_bytes: int) -> int:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill the output, where the inputs hold one, with NaN."""
+    """Fill the output with NaN, if the inputs hold one."""
     if isinstance(inputs, MatmulInputs | DecodeAttentionInputs):
         inputs.out.fill_(math.nan)

@@ -1,4 +1,4 @@
-"""Options of the commands: texts become values here, and a text that cannot is named in one line."""
+"""Options of the commands: parsers that name a bad text in one line, and what commands share."""
 
 import contextlib
 import sys
@@ -13,7 +13,7 @@ Parser = Callable[[click.Context, click.Parameter, str | None], Any]
 
 
 def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
-    """A callback that parses an option's text where it was given; a ValueError becomes one clear line."""
+    """A callback that parses an option's text, if given; a ValueError becomes one clear line."""
 
     def callback(_context: click.Context, param: click.Parameter, value: str | None) -> Any:
         if value is None:
@@ -32,7 +32,7 @@ def complain(message: str) -> None:
 
 
 def given() -> dict[str, str]:
-    """The options of the running command that were given, as its user writes them, by their names."""
+    """The options given to the running command: by parameter name, as the user writes them."""
     context = click.get_current_context()
     return {
         str(param.name): param.opts[0]
@@ -54,12 +54,12 @@ def _whole(text: str, *, least: int, most: int) -> int:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """Sizes separated by commas; ascending and each once."""
+    """Sizes separated by commas; sorted, without duplicates."""
     return tuple(sorted({_size(part.strip()) for part in text.split(",")}))
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas, 0 among them, in the order given."""
+    """Whole numbers from 0 separated by commas, in the order given."""
     return tuple(_whole(part.strip(), least=0, most=2**31 - 1) for part in text.split(","))
 
 
@@ -67,7 +67,7 @@ def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
     """A number above 0, at least `least` and at most `most`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such number.
     """
     value = float(text)
     if not (text.isascii() and "_" not in text and 0 < value <= most and value >= least):
@@ -90,7 +90,7 @@ def _share(text: str) -> float:
 
 
 def one_of(*words: str) -> Parser:
-    """A callback that takes one of a few words."""
+    """A callback that accepts one of a few words."""
 
     def parse(text: str) -> str:
         if text not in words:

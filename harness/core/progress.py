@@ -1,4 +1,4 @@
-"""The progress bar of commands that take long."""
+"""The progress bar of long commands."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that says what is measured and how long is left."""
+    """A bar on stderr; the function takes the share that is done and what is measured."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -1,18 +1,14 @@
-"""Stand-ins for devices, clocks and `torch.cuda`, and small cases, for the tests of measuring."""
+"""Fake devices, clocks and `torch.cuda` for the tests of bench."""
 
 import contextlib
 import types
 
-import torch
 from decodetax.harness.bench.device import Clocks, CpuDevice
 from decodetax.harness.bench.runner import Bench
 from decodetax.harness.bench.timer import Budget
-from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
-from decodetax.harness.core.inputs import Source
-from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.records import Roof
+from small_cases import CPU, source
 
-CPU = torch.device("cpu")
 BRIEF = Budget(time_limit_s=0.002, warm_up_s=0.0, enough_samples=3, most_samples=6)
 WIDE_ROOF = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e11)
 
@@ -200,68 +196,6 @@ class FakeClocks:
 
     def facts(self):
         return {"driver": "1.2.3", "power_limit_w": 700.0}
-
-
-def tiny_model(*, hidden_size=32, q_heads=4, kv_heads=2, head_dim=16, intermediate_size=40, vocab_size=70):
-    return LanguageModel(
-        name="tiny",
-        source="the tests",
-        hidden_size=hidden_size,
-        layers=2,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        tied_embeddings=True,
-    )
-
-
-def matmul_case(rows=5, in_features=33, out_features=70, dtype="fp32"):
-    return PrefillMatmul(
-        phase="prefill",
-        part="o",
-        rows=rows,
-        in_features=in_features,
-        out_features=out_features,
-        dtype=dtype,
-    )
-
-
-def decode_case(*, context=37, batch=3, kv_heads=2, group=4, head_dim=16, dtype="fp32"):
-    return DecodeAttention(
-        contexts=(context,) * batch,
-        q_heads=kv_heads * group,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-    )
-
-
-def prompt_case(*, sequences=2, prompt=37, kv_heads=2, group=4, head_dim=16, dtype="fp32"):
-    return PrefillAttention(
-        sequences=sequences,
-        prompt=prompt,
-        q_heads=kv_heads * group,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-    )
-
-
-def layer_case(phase, *, model=None, sequences=3, tokens=21, rows=None, dtype="fp32"):
-    return DecoderLayer(
-        phase=phase,
-        model=model or tiny_model(),
-        sequences=sequences,
-        tokens=tokens,
-        rows=rows or sequences * (tokens if phase == "prefill" else 1),
-        dtype=dtype,
-    )
-
-
-def source(seed=0, **options):
-    return Source(CPU, seed, **options)
 
 
 def bench(device, *, budget=BRIEF, roof=WIDE_ROOF):

@@ -8,7 +8,8 @@ from decodetax.harness.bench import ceilings as module
 from decodetax.harness.bench.ceilings import CACHE_MULTIPLE, measure_ceilings, time_again
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Ceiling
-from fakes import FakeDevice, SmallCpu, source
+from fakes import FakeDevice, SmallCpu
+from small_cases import source
 
 MIB = 2**20
 

@@ -9,7 +9,8 @@ from decodetax.harness.bench.counters import OPERATIONS, provider_of, read_count
 from decodetax.harness.bench.providers import user_providers
 from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import run_of
-from fakes import FakeDevice, matmul_case
+from fakes import FakeDevice
+from small_cases import matmul_case
 from test_session import as_json, run, settings
 
 STAND_IN = """

@@ -11,7 +11,7 @@ from decodetax.harness.core.work import ELEMENT_BYTES
 from decodetax.harness.offline.tile_order import decode_chunk_order
 from decodetax.kernels import choose_decode_tiling
 from decodetax.kernels.gpu_limits import H100_LIMITS
-from fakes import tiny_model
+from small_cases import tiny_model
 
 MODEL = tiny_model(q_heads=8, kv_heads=2, head_dim=64)
 SMALL = tiny_model(q_heads=2, kv_heads=1, head_dim=16)

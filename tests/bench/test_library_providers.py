@@ -9,8 +9,9 @@ from decodetax.harness.bench import library_providers, runner
 from decodetax.harness.bench.providers import PROVIDERS, Provider, gate_of
 from decodetax.harness.core.inputs import draw
 from decodetax.kernels import reference
-from fakes import FakeDevice, bench, decode_case, matmul_case, source
+from fakes import FakeDevice, bench
 from msgspec import structs
+from small_cases import decode_case, matmul_case, source
 
 CASE = decode_case(dtype="bf16", context=37, batch=3, kv_heads=2, group=4, head_dim=16)
 LIBRARIES = {"flashinfer": "flashinfer", "flash-attn": "flash_attn", "torch-flex": "torch"}

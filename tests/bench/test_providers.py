@@ -13,10 +13,11 @@ from decodetax.harness.bench.decoder_layer import decoder_layer, oracle
 from decodetax.harness.bench.providers import PROVIDERS, gate_of, user_providers
 from decodetax.harness.core.gate import COLUMN_STEP, SAMPLED_TOKENS
 from decodetax.harness.core.inputs import draw
-from fakes import FakeDevice, decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
+from fakes import FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from small_cases import decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
 
 MODELS = {
     "group 1": tiny_model(q_heads=3, kv_heads=3, head_dim=16),

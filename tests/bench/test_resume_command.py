@@ -117,7 +117,7 @@ def test_rejects_an_invalid_run_in_one_line_and_leaves_it(run_file, spoil):
 @pytest.mark.parametrize(
     ("changes", "arguments", "fragments"),
     [
-        ({"interrupted": False}, [], ["--resume", "complete run"]),
+        ({"interrupted": False}, ["--wide", "--json"], ["--resume", "complete run"]),
         ({}, ["--batch", "4"], ["--batch", "--resume"]),
         ({}, ["--quick"], ["--quick", "--resume"]),
         ({}, ["--seed", "1"], ["--seed", "--resume"]),

@@ -14,7 +14,8 @@ from decodetax.harness.bench.providers import Provider
 from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Roof
-from fakes import BRIEF, FakeClocks, FakeDevice, bench, decode_case, layer_case, matmul_case, prompt_case
+from fakes import BRIEF, FakeClocks, FakeDevice, bench
+from small_cases import decode_case, layer_case, matmul_case, prompt_case
 
 CASE = matmul_case()
 

@@ -10,7 +10,8 @@ from decodetax.harness.bench.session import Settings, check_memory, datasheet_ce
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_of_device
 from decodetax.harness.core.records import SCHEMA_VERSION, Ceiling, InterpreterCheck, Row
-from fakes import FakeDevice, tiny_model
+from fakes import FakeDevice
+from small_cases import tiny_model
 
 MODEL = tiny_model(vocab_size=40)
 H100 = "NVIDIA H100 80GB HBM3"

@@ -15,7 +15,8 @@ from decodetax.harness.bench.tiling_cache import (
 from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.core.errors import UsageError
 from decodetax.kernels import gpu_limits
-from fakes import CPU, FakeDevice, decode_case, matmul_case
+from fakes import FakeDevice
+from small_cases import CPU, decode_case, matmul_case
 
 CASE, OTHER = decode_case(), decode_case(context=99)
 DECODE = TUNABLE["decode_attention"]

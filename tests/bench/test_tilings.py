@@ -6,10 +6,10 @@ import pytest
 from decodetax.harness.bench.providers import gate_of, tunable_provider
 from decodetax.harness.core.inputs import draw
 from decodetax.kernels import GpuLimits
-from fakes import decode_case, matmul_case, source
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from small_cases import decode_case, matmul_case, source
 
 PROVIDER, TUNABLE = tunable_provider("decode_attention")
 _, PRODUCT = tunable_provider("prefill_matmul")

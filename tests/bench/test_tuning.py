@@ -16,8 +16,9 @@ from decodetax.harness.bench.timer import Budget
 from decodetax.harness.bench.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
 from decodetax.harness.core.errors import UsageError
 from decodetax.kernels import DecodeTiling
-from fakes import FakeDevice, bench, decode_case, prompt_case, source
+from fakes import FakeDevice, bench
 from msgspec import structs
+from small_cases import decode_case, prompt_case, source
 
 CASE = decode_case()
 DEFAULT = 1

@@ -7,7 +7,7 @@ import torch
 from decodetax.harness.core import inputs as module
 from decodetax.harness.core.cases import DecodeAttention
 from decodetax.harness.core.inputs import BLOCK, DTYPES, MOST_COPIES, copies_of, draw, memory_bytes, poison
-from fakes import decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
+from small_cases import decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
 
 CASES = {
     "matmul": matmul_case(),
