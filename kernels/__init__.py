@@ -46,27 +46,23 @@ __all__ = [
     "use_interpreter",
 ]
 
-_HOME = {
-    "DecodeTiling": "decode_tiling",
-    "GpuLimits": "gpu_limits",
-    "MatmulProblem": "matmul_tile_tables",
-    "MatmulTiling": "matmul_tiling",
-    "choose_decode_tiling": "decode_tiling",
-    "choose_matmul_tiling": "matmul_tiling",
-    "decode_attention": "decode_attention",
-    "decode_attention_workspace_bytes": "decode_attention",
-    "gpu_limits": "gpu_limits",
-    "merge_states": "merge_states",
-    "prefill_matmul": "prefill_matmul",
-    "prefill_matmul_workspace_bytes": "prefill_matmul",
+_EXPORTS = {
+    "decode_attention": ("decode_attention", "decode_attention_workspace_bytes"),
+    "decode_tiling": ("DecodeTiling", "choose_decode_tiling"),
+    "gpu_limits": ("GpuLimits", "gpu_limits"),
+    "matmul_tile_tables": ("MatmulProblem",),
+    "matmul_tiling": ("MatmulTiling", "choose_matmul_tiling"),
+    "merge_states": ("merge_states",),
+    "prefill_matmul": ("prefill_matmul", "prefill_matmul_workspace_bytes"),
 }
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
 class _Kernels(ModuleType):
     """This package: binding a submodule that shares its name with a function binds the function instead."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+        if isinstance(value, ModuleType) and _MODULE_OF.get(name) == name:
             value = getattr(value, name)
         super().__setattr__(name, value)
 
@@ -75,9 +71,9 @@ sys.modules[__name__].__class__ = _Kernels
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 

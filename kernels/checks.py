@@ -52,8 +52,15 @@ def check_prefill_matmul(
         _check_device("bias", bias, "x", x)
         if bias.dtype not in (out_dtype, torch.float32):
             raise ValueError(f"bias is {bias.dtype}; it must be {out_dtype}, as the result, or torch.float32")
-    _check_row_scale("x_scale", x_scale, "x", x)
-    _check_row_scale("weight_scale", weight_scale, "weight", weight)
+    for name, scale, of, operand in (
+        ("x_scale", x_scale, "x", x),
+        ("weight_scale", weight_scale, "weight", weight),
+    ):
+        rows = tuple(operand.shape[:-1])
+        meaning = f", or that of {of} without its last dimension: {list(rows)}"
+        _check_scale(name, scale, {rows, (*rows, 1)}, meaning, (of, operand))
+        if isinstance(scale, torch.Tensor):
+            _check_contiguous(name, scale)
     if out is not None:
         columns = features // 2 if activation == "swiglu" else features
         _check_shape(
@@ -113,24 +120,6 @@ def _check_rows_view(out: torch.Tensor, weight: torch.Tensor) -> None:
         ) from error
 
 
-def _check_row_scale(name: str, scale: torch.Tensor | float | None, of: str, tensor: torch.Tensor) -> None:
-    """A number, one float32 element, or one per row of `tensor`."""
-    if not isinstance(scale, torch.Tensor):
-        _check_number(name, scale)
-        return
-    if scale.dtype != torch.float32:
-        raise ValueError(f"{name} is {scale.dtype}; it must be torch.float32")
-    rows = tuple(tensor.shape[:-1])
-    if tuple(scale.shape) not in {(), (1,), rows, (*rows, 1)}:
-        raise ValueError(
-            f"{name} has shape {list(scale.shape)}; it must be [], [1], or that of {of} without its last "
-            f"dimension: {list(rows)}"
-        )
-    _check_device(name, scale, "x" if of == "x" else of, tensor)
-    if not scale.is_contiguous():
-        raise ValueError(f"{name} has strides {tuple(scale.stride())}; it must be contiguous")
-
-
 def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if not any(value is each or (isinstance(value, str) and value == each) for each in allowed):
         words = ", ".join(map(str, allowed))
@@ -187,8 +176,8 @@ def check_decode_attention(
         _check_shape("sinks", sinks, (q_heads,), "[q_heads]")
         _check_device("sinks", sinks, "q", q)
         _check_last_contiguous("sinks", sinks)
-    _check_scale("k_scale", k_scale, kv_heads, q)
-    _check_scale("v_scale", v_scale, kv_heads, q)
+    for name, scale_of in (("k_scale", k_scale), ("v_scale", v_scale)):
+        _check_scale(name, scale_of, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
     _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
 
 
@@ -198,8 +187,7 @@ def check_workspace(
     """Raise ValueError unless a workspace is as the kernels document it, on the device of that argument."""
     _check_tensor("workspace", workspace)
     _check_device("workspace", workspace, *same_device_as)
-    if not workspace.is_contiguous():
-        raise ValueError(f"workspace has strides {tuple(workspace.stride())}; it must be contiguous")
+    _check_contiguous("workspace", workspace)
     if workspace.nbytes < at_least_bytes:
         raise ValueError(f"workspace has {workspace.nbytes} bytes; it must have at least {at_least_bytes}")
     if workspace.data_ptr() % _WORKSPACE_ALIGNMENT:
@@ -219,8 +207,7 @@ def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse
     _check_same("o2", o2, "o", o)
     for name, each in (("lse", lse), ("lse2", lse2)):
         _check_tensor(name, each)
-        if each.dtype != torch.float32:
-            raise ValueError(f"{name} is {each.dtype}; it must be torch.float32")
+        _check_dtype(name, each, torch.float32)
         _check_shape(name, each, tuple(o.shape[:-1]), "the shape of o without head_dim")
         _check_device(name, each, "o", o)
 
@@ -274,11 +261,9 @@ def _check_decode_out(
         out, lse = out
         _check_tensor("out[1]", lse)
         _check_shape("out[1]", lse, tuple(q.shape[:-1]), "the shape of q without head_dim")
-        if lse.dtype != torch.float32:
-            raise ValueError(f"out[1] is {lse.dtype}; it must be torch.float32")
+        _check_dtype("out[1]", lse, torch.float32)
         _check_device("out[1]", lse, "q", q)
-        if not lse.is_contiguous():
-            raise ValueError(f"out[1] has strides {tuple(lse.stride())}; it must be contiguous")
+        _check_contiguous("out[1]", lse)
     if out is not None:
         _check_tensor("out", out)
         _check_shape("out", out, (*q.shape[:-1], v_head_dim), "the shape of q with the head_dim of v_cache")
@@ -293,17 +278,21 @@ def _check_head_dim(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 16 to 256")
 
 
-def _check_scale(name: str, scale: torch.Tensor | float | None, kv_heads: int, q: torch.Tensor) -> None:
+def _check_scale(
+    name: str,
+    scale: torch.Tensor | float | None,
+    shapes: set[tuple[int, ...]],
+    meaning: str,
+    like: tuple[str, torch.Tensor],
+) -> None:
+    """A number, one float32 element, or a float32 tensor of one of the shapes, on the device of `like`."""
     if not isinstance(scale, torch.Tensor):
         _check_number(name, scale)
         return
-    if scale.dtype != torch.float32:
-        raise ValueError(f"{name} is {scale.dtype}; it must be torch.float32")
-    if tuple(scale.shape) not in {(), (1,), (kv_heads,)}:
-        raise ValueError(
-            f"{name} has shape {list(scale.shape)}; it must be [], [1] or [kv_heads]: [{kv_heads}]"
-        )
-    _check_device(name, scale, "q", q)
+    _check_dtype(name, scale, torch.float32)
+    if tuple(scale.shape) not in {(), (1,), *shapes}:
+        raise ValueError(f"{name} has shape {list(scale.shape)}; it must be [], [1]{meaning}")
+    _check_device(name, scale, *like)
 
 
 def _check_number(name: str, value: float | None) -> None:
@@ -339,10 +328,14 @@ def _check_floating(name: str, tensor: torch.Tensor) -> None:
         )
 
 
+def _check_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} is {tensor.dtype}; it must be {dtype}")
+
+
 def _check_int32(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     _check_tensor(name, tensor)
-    if tensor.dtype != torch.int32:
-        raise ValueError(f"{name} is {tensor.dtype}; it must be torch.int32")
+    _check_dtype(name, tensor, torch.int32)
     _check_device(name, tensor, other_name, other)
 
 
@@ -386,6 +379,11 @@ def _check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...]
 def _check_nonempty(name: str, tensor: torch.Tensor) -> None:
     if tensor.numel() == 0:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; every size must be at least 1")
+
+
+def _check_contiguous(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous")
 
 
 def _check_last_contiguous(name: str, tensor: torch.Tensor) -> None:

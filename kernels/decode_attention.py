@@ -376,22 +376,21 @@ def decode_attention(
         ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on
             the CPU while Triton compiles its kernels.
     """
+    arguments: dict[str, Any] = {
+        "q": q,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "context_lens": context_lens,
+        "block_table": block_table,
+        "scale": scale,
+        "window": window,
+        "softcap": softcap,
+        "sinks": sinks,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+    }
     checks.check_decode_attention(
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        context_lens=context_lens,
-        block_table=block_table,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        num_splits=num_splits,
-        return_lse=return_lse,
-        out=out,
-        tiling=tiling,
+        **arguments, num_splits=num_splits, return_lse=return_lse, out=out, tiling=tiling
     )
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
     workspace_bytes = plan.workspace_bytes
@@ -404,25 +403,7 @@ def decode_attention(
         out = torch.empty((*q.shape[:-1], v_cache.shape[-1]), dtype=q.dtype, device=q.device)
     if return_lse and lse is None:
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    _launch(
-        plan,
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        context_lens=context_lens,
-        block_table=block_table,
-        scale=scale if k_scale is None or isinstance(k_scale, torch.Tensor) else scale * k_scale,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        k_scale=k_scale if isinstance(k_scale, torch.Tensor) else None,
-        v_scale=v_scale if isinstance(v_scale, torch.Tensor) else None,
-        v_factor=1.0 if v_scale is None or isinstance(v_scale, torch.Tensor) else float(v_scale),
-        out=out,
-        lse=lse,
-        workspace=workspace,
-    )
+    _launch(plan, **arguments, out=out, lse=lse, workspace=workspace)
     return out if lse is None else (out, lse)
 
 
@@ -459,19 +440,21 @@ def _launch(
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor | None,
-    scale: float,
+    scale: float | None,
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
-    v_factor: float,
+    k_scale: torch.Tensor | float | None,
+    v_scale: torch.Tensor | float | None,
     out: torch.Tensor,
     lse: torch.Tensor | None,
     workspace: torch.Tensor | None,
 ) -> None:
     """Launches the split-KV kernel and, if it may leave partials, the combine kernel."""
     tiling, kv_heads = plan.tiling, k_cache.shape[2]
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale, k_scale = _number_and_tensor(scale, k_scale)
+    v_factor, v_scale = _number_and_tensor(1.0, v_scale)
     if plan.e4m3_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
         scale, v_factor = scale * E4M3_BITS_FACTOR, v_factor * E4M3_BITS_FACTOR
@@ -556,6 +539,15 @@ def _launch(
                 num_warps=4,
                 maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             )
+
+
+def _number_and_tensor(
+    number: float, scale: torch.Tensor | float | None
+) -> tuple[float, torch.Tensor | None]:
+    """A number times a scale that is a number, and a scale that is a tensor."""
+    if isinstance(scale, torch.Tensor):
+        return number, scale
+    return number * (1.0 if scale is None else scale), None
 
 
 def _stride_unit(*caches: torch.Tensor) -> int:

@@ -320,17 +320,14 @@ def prefill_matmul(
         ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on the
             CPU while Triton compiles its kernels.
     """
+    epilogue: dict[str, Any] = {
+        "bias": bias,
+        "activation": activation,
+        "x_scale": x_scale,
+        "weight_scale": weight_scale,
+    }
     checks.check_prefill_matmul(
-        x=x,
-        weight=weight,
-        bias=bias,
-        activation=activation,
-        x_scale=x_scale,
-        weight_scale=weight_scale,
-        out_dtype=out_dtype,
-        precision=precision,
-        out=out,
-        tiling=tiling,
+        x=x, weight=weight, **epilogue, out_dtype=out_dtype, precision=precision, out=out, tiling=tiling
     )
     plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device))
     workspace_bytes = plan.workspace_bytes
@@ -341,16 +338,7 @@ def prefill_matmul(
     if out is None:
         dtype = out_dtype or checks.default_out_dtype(x)
         out = torch.empty((*x.shape[:-1], plan.out_features), dtype=dtype, device=x.device)
-    _launch(
-        plan,
-        bias=bias,
-        activation=activation,
-        x_scale=x_scale,
-        weight_scale=weight_scale,
-        precision=precision,
-        out=out,
-        workspace=workspace,
-    )
+    _launch(plan, **epilogue, precision=precision, out=out, workspace=workspace)
     return out
 
 
