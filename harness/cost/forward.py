@@ -1,32 +1,35 @@
-"""What one forward of a language model computes and moves, part by part, in prefill and in a decode step.
+"""Operations and bytes of one forward of a language model, part by part, in prefill and in a decode step.
 
-All figures are of one GPU of `tensor_parallel`: column-wise and row-wise shares of every projection, a share
-of the heads. A part stands for as many equal ones as `times` says, one a layer of its kind.
+All figures are of one GPU of `tensor_parallel`: column-parallel and row-parallel projections, and a share of
+the heads. A part stands for `times` equal ones, one in each layer that has it; its figures are of one.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
+
+from msgspec.structs import replace
 
 from ..core.cases import MatmulShape
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel, Projection
 
 STORED_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
-"""Of a weight or a cached element; scales of 8 and 4 bits are left out."""
+"""Bytes of a weight or a cached element, without the scales of 8-bit and 4-bit formats."""
 
 ACTIVATION_BYTES = 2
-"""Of an element of what passes between parts: 16 bits whatever the weights are."""
+"""Bytes of an activation: 16 bits, whatever the dtype of the weights."""
 
-_ROW_SPLIT = ("o", "down")  # their inputs are split among GPUs, and their outputs added up
-_REPLICATED = ("q_a", "kv_a", "router")  # small, and needed whole by every GPU
+_ROW_PARALLEL = ("o", "down")  # in_features are split among GPUs; an all-reduce adds up the outputs
+_REPLICATED = ("q_a", "kv_a", "router")  # small, and every GPU needs all of their outputs
 
 
 class Matmul(MatmulShape[float], frozen=True, kw_only=True):
-    """A projection's GEMM; experts are one grouped GEMM.
+    """A projection's GEMM; the experts of a layer are one grouped GEMM.
 
-    `rows` are tokens, of experts the average of one expert with tokens; `out_features` are those of all
-    experts with tokens, side by side.
+    `rows` are tokens, for experts the average over those with tokens; `out_features` are those of all experts
+    with tokens, side by side.
 
     Attributes:
         name: of the projection.
@@ -34,39 +37,41 @@ class Matmul(MatmulShape[float], frozen=True, kw_only=True):
         groups: experts with tokens, each with rows of its own.
     """
 
+    cached: ClassVar[float] = 0.0
     name: str
     times: int
     groups: float = 1.0
 
     @property
     def weights(self) -> float:
-        """Elements of the weight that are read, once."""
+        """Elements of the weight."""
         return self.in_features * self.out_features
 
     @property
     def activation_bytes(self) -> float:
-        """Of input and output, once."""
+        """Bytes of input and output."""
         return self.rows * (self.groups * self.in_features + self.out_features) * ACTIVATION_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention of equal sequences, each query token to the tokens before it, or to a window of them.
+    """Causal attention of sequences of equal length, perhaps within a sliding window.
 
     Attributes:
         name: "attention" or "attention (window)".
-        times: in one forward.
-        sequences: prompts, or sequences that each have one query token.
-        tokens: of a prompt; of a decode step, tokens in each sequence's cache that are attended to.
+        times: layers with it.
+        sequences: prompts, or sequences with one query token each.
+        tokens: of a prompt; in a decode step, tokens in each sequence's cache.
         q_heads: query heads.
-        kv_heads: heads that have keys and values of their own.
+        kv_heads: key-value heads.
         head_dim: elements of a key.
         v_head_dim: elements of a value.
-        window: tokens attended to at most.
-        decode: whether each sequence has one query token, at the end.
+        window: most tokens that a query attends to; None without a window.
+        decode: whether each sequence has one query token, at its end.
         cached_elements: of a token in the cache.
     """
 
+    weights: ClassVar[float] = 0.0
     name: str
     times: int
     sequences: int
@@ -81,7 +86,7 @@ class Attention:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a key that it attends to, over all sequences."""
+        """Pairs of a query and a key it attends to, in all sequences."""
         live = self.tokens if self.window is None else min(self.tokens, self.window)
         if self.decode:
             return self.sequences * live
@@ -89,38 +94,36 @@ class Attention:
 
     @property
     def operations(self) -> float:
-        """A product of keys and one of values, 2 an element, once."""
+        """Of the products with keys and with values, 2 an element."""
         return 2.0 * self.pairs * self.q_heads * (self.head_dim + self.v_head_dim)
 
     @property
-    def cached_tokens(self) -> int:
-        """Tokens whose keys and values are read (a decode step) or written (a prefill)."""
-        return self.pairs if self.decode else self.sequences * self.tokens
-
-    @property
     def cached(self) -> float:
-        """Elements of the cache that are read or written, once."""
-        return float(self.cached_tokens * self.cached_elements)
+        """Elements of the KV cache that are read (a decode step) or written (a prefill)."""
+        tokens = self.pairs if self.decode else self.sequences * self.tokens
+        return float(tokens * self.cached_elements)
 
     @property
     def activation_bytes(self) -> float:
-        """Of queries and output, once."""
+        """Bytes of queries and output."""
         rows = self.sequences * (1 if self.decode else self.tokens)
         return float(rows * self.q_heads * (self.head_dim + self.v_head_dim) * ACTIVATION_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elementwise:
-    """Norms, residuals, rotary embedding, activation: what moves activations and hardly computes.
+    """Norms, residuals, rotary embedding, activation function: bound by the activations' bytes.
 
     Attributes:
-        name: "elementwise".
-        times: in one forward.
-        kernels: launches, each time.
-        activation_bytes: each time.
+        times: layers.
+        kernels: launches in a layer.
+        activation_bytes: of a layer.
     """
 
-    name: str
+    name: ClassVar[str] = "elementwise"
+    operations: ClassVar[float] = 0.0
+    weights: ClassVar[float] = 0.0
+    cached: ClassVar[float] = 0.0
     times: int
     kernels: int
     activation_bytes: float
@@ -131,17 +134,15 @@ Part = Matmul | Attention | Elementwise
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """One forward of one GPU.
+    """One forward on one GPU.
 
     Attributes:
-        phase: "prefill" or "decode".
         rows: tokens that pass through the projections together.
-        parts: what it is made of.
-        reduced_bytes: that each GPU gives to and takes from the others' sums in one all-reduce; 0 alone.
+        parts: GEMMs, attention and elementwise kernels.
+        reduced_bytes: of one all-reduce; 0 on one GPU.
         all_reduces: in one forward.
     """
 
-    phase: str
     rows: int
     parts: tuple[Part, ...]
     reduced_bytes: float
@@ -149,26 +150,20 @@ class Forward:
 
     @property
     def operations(self) -> float:
-        """Of all parts."""
-        return math.fsum(
-            part.times * part.operations for part in self.parts if not isinstance(part, Elementwise)
-        )
+        """Operations of all parts."""
+        return math.fsum(part.times * part.operations for part in self.parts)
 
     def weight_bytes(self, dtype: str) -> float:
         """Bytes of weights that are read, each as often as a part reads it."""
-        return STORED_BYTES[dtype] * math.fsum(
-            part.times * part.weights for part in self.parts if isinstance(part, Matmul)
-        )
+        return STORED_BYTES[dtype] * math.fsum(part.times * part.weights for part in self.parts)
 
     def kv_bytes(self, dtype: str) -> float:
         """Bytes of the KV cache that are read (a decode step) or written (a prefill)."""
-        return STORED_BYTES[dtype] * math.fsum(
-            part.times * part.cached for part in self.parts if isinstance(part, Attention)
-        )
+        return STORED_BYTES[dtype] * math.fsum(part.times * part.cached for part in self.parts)
 
     @property
     def activation_bytes(self) -> float:
-        """Bytes of what passes between parts."""
+        """Bytes of activations that the parts read and write."""
         return math.fsum(part.times * part.activation_bytes for part in self.parts)
 
 
@@ -176,10 +171,10 @@ def decode_forward(model: LanguageModel, *, batch: int, context: int, tensor_par
     """One decode step: a token of each of `batch` sequences, whose caches hold `context` tokens.
 
     Raises:
-        UsageError: a shape cannot be split among so many GPUs.
+        UsageError: `tensor_parallel` does not divide a size of the model.
     """
     attention = _attentions(model, batch, context, tensor_parallel, decode=True)
-    return _forward(model, "decode", batch, attention, batch, tensor_parallel)
+    return _forward(model, batch, attention, batch, tensor_parallel)
 
 
 def prefill_forward(
@@ -187,18 +182,17 @@ def prefill_forward(
 ) -> Forward:
     """A prefill of `sequences` prompts, in forwards of `rows` tokens; attention is that of all prompts.
 
-    Logits are those of one row a prompt: engines compute the last position's alone.
+    Logits are computed for one row a prompt: engines need those of the last position only.
 
     Raises:
-        UsageError: a shape cannot be split among so many GPUs.
+        UsageError: `tensor_parallel` does not divide a size of the model.
     """
     attention = _attentions(model, sequences, prompt, tensor_parallel, decode=False)
-    return _forward(model, "prefill", rows, attention, sequences, tensor_parallel)
+    return _forward(model, rows, attention, sequences, tensor_parallel)
 
 
 def _forward(
     model: LanguageModel,
-    phase: str,
     rows: int,
     attention: tuple[Attention, ...],
     head_rows: int,
@@ -213,7 +207,6 @@ def _forward(
     )
     alone = tensor_parallel == 1
     return Forward(
-        phase=phase,
         rows=rows,
         parts=parts,
         reduced_bytes=0.0 if alone else float(rows * model.hidden_size * ACTIVATION_BYTES),
@@ -239,34 +232,23 @@ def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Itera
     distinct = experts.expected_distinct(rows)
     for projection in model.expert_projections:
         one = _matmul(projection, with_experts, rows * experts.per_token / distinct, tensor_parallel)
-        yield Matmul(
-            name=f"experts {one.name}",
-            times=one.times,
-            rows=one.rows,
-            in_features=one.in_features,
-            out_features=one.out_features * distinct,
-            groups=distinct,
-        )
+        out_features = one.out_features * distinct
+        yield replace(one, name=f"experts {one.name}", out_features=out_features, groups=distinct)
         if experts.shared:
             shared = _matmul(projection, with_experts, rows, tensor_parallel)
-            yield Matmul(
-                name=f"shared {shared.name}",
-                times=shared.times,
-                rows=shared.rows,
-                in_features=shared.in_features,
-                out_features=shared.out_features * experts.shared,
-            )
+            out_features = shared.out_features * experts.shared
+            yield replace(shared, name=f"shared {shared.name}", out_features=out_features)
 
 
 def _kv_heads(model: LanguageModel, tensor_parallel: int) -> int:
-    """KV heads of a GPU; where there are fewer than GPUs, several have the same one."""
+    """KV heads of a GPU; GPUs beyond their number hold copies."""
     return max(1, model.kv_heads // tensor_parallel)
 
 
 def _matmul(projection: Projection, times: int, rows: float, tensor_parallel: int) -> Matmul:
-    """A GPU's share of a projection; keys and values that are replicated are projected by each."""
-    split_in = tensor_parallel if projection.name in _ROW_SPLIT else 1
-    split_out = 1 if projection.name in (*_ROW_SPLIT, *_REPLICATED) else tensor_parallel
+    """A GPU's share of a projection; every GPU computes a replicated one in full."""
+    split_in = tensor_parallel if projection.name in _ROW_PARALLEL else 1
+    split_out = 1 if projection.name in (*_ROW_PARALLEL, *_REPLICATED) else tensor_parallel
     return Matmul(
         name=projection.name,
         times=times,
@@ -283,7 +265,7 @@ def _attentions(
     if latent is None:
         kv_heads, key, value = _kv_heads(model, tensor_parallel), model.head_dim, model.head_dim
         cached = 2 * kv_heads * model.head_dim
-    elif decode:  # queries meet the latent itself, which all heads share
+    elif decode:  # queries attend to the latent, which all heads share (multi-head latent attention)
         kv_heads, key, value = 1, latent.cached_elements, latent.kv_rank
         cached = latent.cached_elements
     else:
@@ -314,11 +296,11 @@ def _attentions(
 
 
 def _elementwise(model: LanguageModel, rows: int, tensor_parallel: int) -> Elementwise:
-    """Four kernels a layer, as engines fuse them, counted in elements read and written for a token.
+    """Four kernels a layer, as engines fuse them, counted in elements read and written per token.
 
-    Two residual additions with the norm after them (2 read, 2 written of the hidden size each), the rotary
-    embedding with the cache's write (queries, keys and values, each read and written), and the gated
-    activation (2 read, 1 written of the elements inside the MLP; of experts those of a token's own).
+    Two residual additions with the norm after them (each reads and writes 2 x hidden size), the rotary
+    embedding with the write to the cache (reads and writes queries, keys and values), and the gated
+    activation (reads 2 and writes 1 x the MLP's intermediate size; for experts that of a token's own).
     """
     heads, latent = model.q_heads // tensor_parallel, model.latent
     if latent is None:
@@ -331,19 +313,15 @@ def _elementwise(model: LanguageModel, rows: int, tensor_parallel: int) -> Eleme
         routed = (model.experts.per_token + model.experts.shared) * model.experts.intermediate_size
         inside += routed * (model.layers - model.dense_layers) / model.layers
     elements = 8 * model.hidden_size + 2 * qkv + 3 * inside / tensor_parallel
-    return Elementwise(
-        name="elementwise",
-        times=model.layers,
-        kernels=4,
-        activation_bytes=rows * elements * ACTIVATION_BYTES,
-    )
+    activation_bytes = rows * elements * ACTIVATION_BYTES
+    return Elementwise(times=model.layers, kernels=4, activation_bytes=activation_bytes)
 
 
 def _require_split(model: LanguageModel, tensor_parallel: int) -> None:
-    """Make sure that heads and MLPs go evenly to so many GPUs.
+    """Check that `tensor_parallel` divides the heads and the MLPs.
 
     Raises:
-        UsageError: they do not; one line that begins with the option.
+        UsageError: it does not; names `--tensor-parallel` and the size.
     """
     sizes = {"q_heads": model.q_heads, "intermediate_size": model.intermediate_size}
     if model.experts is not None:
@@ -363,7 +341,7 @@ def _require_split(model: LanguageModel, tensor_parallel: int) -> None:
 def cache_bytes_per_sequence(
     model: LanguageModel, *, context: int, dtype: str, tensor_parallel: int = 1
 ) -> float:
-    """Bytes of one sequence's KV cache on one GPU: of layers with a window, no more than its tokens."""
+    """Bytes of one sequence's KV cache on one GPU; a layer with a sliding window keeps only its tokens."""
     forward = _attentions(model, 1, context, tensor_parallel, decode=True)
     return STORED_BYTES[dtype] * math.fsum(part.times * part.cached for part in forward)
 
@@ -372,7 +350,7 @@ def resident_weight_bytes(model: LanguageModel, *, dtype: str, tensor_parallel: 
     """Bytes of all weights on one GPU, embedding and every expert included.
 
     Raises:
-        UsageError: the model cannot be split among so many GPUs.
+        UsageError: `tensor_parallel` does not divide a size of the model.
     """
     _require_split(model, tensor_parallel)
     parts = [part for part in _projections(model, 1, tensor_parallel) if not part.name.startswith("experts")]

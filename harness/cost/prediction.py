@@ -12,9 +12,7 @@ from .deployment import COMPONENTS, Deployment, communication_s, part_split_s
 from .forward import (
     STORED_BYTES,
     Attention,
-    Elementwise,
     Forward,
-    Matmul,
     Part,
     cache_bytes_per_sequence,
     decode_forward,
@@ -139,14 +137,14 @@ class Prediction:
 
 
 def _work(forward: Forward, on: Deployment) -> list[dict[str, Any]]:
-    """What each part of a forward computes and moves, once, and how often it runs."""
+    """Operations and bytes of each part of a forward, of one, and how often it runs."""
     return [
         {
             "part": part.name,
             "times": part.times,
-            "operations": 0.0 if isinstance(part, Elementwise) else part.operations,
-            "weight_bytes": part.weights * STORED_BYTES[on.dtype] if isinstance(part, Matmul) else 0.0,
-            "kv_bytes": part.cached * STORED_BYTES[on.cache_dtype] if isinstance(part, Attention) else 0.0,
+            "operations": part.operations,
+            "weight_bytes": part.weights * STORED_BYTES[on.dtype],
+            "kv_bytes": part.cached * STORED_BYTES[on.cache_dtype],
             "activation_bytes": part.activation_bytes,
         }
         for part in forward.parts
