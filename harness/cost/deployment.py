@@ -1,4 +1,4 @@
-"""How long the parts of a forward take on the GPUs that a model is deployed on, and what the time goes to."""
+"""A model's deployment on GPUs, and the time of each part of a forward on it, by component."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .forward import ACTIVATION_BYTES, STORED_BYTES, Attention, Elementwise, For
 from .kernel_time import KernelTime, decode_attention_time, gemm_time, prefill_attention_time
 
 ELEMENTWISE_LAUNCH_S = 2e-6
-"""To begin and end one small kernel of a CUDA graph; stated, not measured."""
+"""Launch cost of one small kernel in a CUDA graph; assumed, not measured."""
 
 COMPONENTS = (
     "weights",
@@ -19,19 +19,19 @@ COMPONENTS = (
     "communication",
     "launch",
 )
-"""What the time of a forward goes to: each kernel's to the roof that it is at, beyond its fixed costs."""
+"""Components of a forward's time; a kernel's time beyond its fixed costs belongs to its roof."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """GPUs, and how a model is stored on them.
+    """GPUs of one kind, and how a model is stored on them.
 
     Attributes:
-        gpu: each of them; its link joins them.
-        tensor_parallel: how many GPUs share each layer.
-        dtype: of weights; "fp8" is multiplied as it is where the GPU can, "int8" and "int4" as bf16.
+        gpu: each of them, with the link between them.
+        tensor_parallel: GPUs that share each layer.
+        dtype: of weights; "fp8" is multiplied in fp8 where the GPU can, "int8" and "int4" in bf16.
         cache_dtype: of the KV cache.
-        usd_per_hour: of one GPU; None where it is not known.
+        usd_per_hour: price of one GPU; None if unknown.
     """
 
     gpu: Gpu
@@ -41,7 +41,7 @@ class Deployment:
     usd_per_hour: float | None
 
     def usd_per_mtok(self, s_per_token: float) -> float | None:
-        """Dollars of 1M tokens of so many seconds on all GPUs."""
+        """Dollars of 1M tokens that each take all GPUs `s_per_token`; None without a price."""
         if self.usd_per_hour is None:
             return None
         return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.tensor_parallel
@@ -59,14 +59,14 @@ def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> D
 
 
 def communication_s(forward: Forward, on: Deployment) -> float:
-    """Seconds of all all-reduces of a forward."""
+    """Seconds of a forward's all-reduces."""
     if not forward.all_reduces:
         return 0.0
     return forward.all_reduces * on.gpu.all_reduce_s(forward.reduced_bytes, on.tensor_parallel)
 
 
 def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
-    """Seconds of all runs of a part in a forward, by component."""
+    """Seconds of a part in a forward, times included, by component."""
     if isinstance(part, Elementwise):
         moved_s = part.activation_bytes / on.gpu.bandwidth_bytes_per_s
         return {
@@ -79,15 +79,15 @@ def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
 
 
 def _split(times: int, kernel: KernelTime, by_memory: str, by_compute: str) -> dict[str, float]:
-    # What overlaps with a roof is that roof's.
+    # Fixed costs that overlap with a roof belong to the roof.
     fixed_s = min(kernel.fixed_s, max(0.0, kernel.time_s - max(kernel.memory_s, kernel.compute_s)))
     name = by_memory if kernel.memory_s >= kernel.compute_s else by_compute
     return {name: times * (kernel.time_s - fixed_s), "launch": times * fixed_s}
 
 
 def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
-    """Seconds of one run of a projection; fp8 takes activations of 16 bits, and the time to quantise them."""
-    # Each expert has an input of its own; bytes of all but one go with the weights.
+    """Time of one GEMM; in fp8 with the time to quantise activations of 16 bits."""
+    # Each expert has an input of its own; `gemm_time` counts one, the others' bytes are added to the weights.
     inputs = (part.groups - 1) * part.rows * ACTIVATION_BYTES / part.out_features
     return gemm_time(
         on.gpu,
@@ -101,7 +101,7 @@ def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
 
 
 def attention_time(part: Attention, on: Deployment) -> KernelTime:
-    """Seconds of one run of attention; caches of 8 and 4 bits are read as fast as those of fp8."""
+    """Time of one layer's attention; caches of 8 and 4 bits are read at the bandwidth of fp8."""
     if part.decode:
         return decode_attention_time(
             on.gpu,
@@ -122,11 +122,10 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
     )
     if part.window is None or part.window >= part.tokens:
         return whole
-    # A window leaves out whole tiles of keys; what is left runs as fast as the whole did.
+    # A window skips tiles of keys; the others run at the same rate.
     share = part.pairs / (part.sequences * part.tokens * (part.tokens + 1) // 2)
     return KernelTime(
         time_s=whole.fixed_s + (whole.time_s - whole.fixed_s) * share,
-        bound=whole.bound,
         memory_s=whole.memory_s * share,
         compute_s=whole.compute_s * share,
         fixed_s=whole.fixed_s,

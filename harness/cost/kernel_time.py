@@ -1,14 +1,14 @@
-"""How long a kernel takes on a GPU: roofs, with efficiencies and costs calibrated on measured kernels.
+"""Modelled kernel times: rooflines with efficiencies and fixed costs calibrated on measured kernels.
 
-`docs/accuracy.md` has the formulas, the constants and how far they are from measured times. Each formula
-stands once, in a `*_terms` function, for floats and arrays alike: what is used is what was fitted.
+`docs/accuracy.md` has the formulas, the constants and their error against measured times. Each `*_terms`
+function takes floats or arrays: the same formula is fitted and used.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from ..core.data_table import data_table
 from ..core.errors import UsageError
@@ -19,46 +19,50 @@ Quantity: TypeAlias = Any  # a float, or an array of floats with one element a c
 _DTYPES = ("bf16", "fp8")
 SINGLE, GROUPED = "decode_attention_single", "decode_attention_grouped"
 
-_TILES = ((16, 128), (64, 64), (64, 128), (128, 128), (128, 256))  # rows, columns of a tile of the output
+_TILES = ((16, 128), (64, 64), (64, 128), (128, 128), (128, 256))  # rows, columns of an output tile
 _LARGEST_TILE = 128 * 256
-_SPLITS = (1, 2, 4)  # parts that the sum over in_features is cut into, to occupy more SMs
-_PARTIAL_BYTES = 4  # a part's sum is kept in fp32
-_SHARPNESS = 3  # of the smooth maximum of terms that overlap
-_PREFILL_TILE = 128  # queries of a program of prefill attention, and keys of its step
+_SPLITS = (1, 2, 4)  # split-K factors, to occupy more SMs
+_PARTIAL_BYTES = 4  # split-K partial sums are fp32
+_SHARPNESS = 3  # exponent of the smooth maximum of overlapping terms
+_PREFILL_TILE = 128  # queries of a CTA of prefill attention, and keys of its step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class KernelTime:
-    """The modelled time of one call.
+    """The modelled time of one call, or an array with an element a call.
 
     Attributes:
-        time_s: the whole call. It is no sum: memory and compute overlap.
-        bound: "memory", "compute" or "fixed", the largest of the three terms.
+        time_s: the call; at most the sum of the terms, as memory and compute overlap.
         memory_s: reading and writing at the bandwidth that kernels reach.
-        compute_s: multiplying at the rate that kernels reach, in whole tiles on whole multiprocessors.
-        fixed_s: what neither bytes nor operations explain: launches, costs per program, ramp.
+        compute_s: multiplying at the rate that kernels reach, with tile and wave quantization.
+        fixed_s: costs independent of bytes and operations: launches, costs per CTA, ramp-up.
     """
 
-    time_s: float
-    bound: str
-    memory_s: float
-    compute_s: float
-    fixed_s: float
+    time_s: Quantity
+    memory_s: Quantity
+    compute_s: Quantity
+    fixed_s: Quantity
+
+    @property
+    def bound(self) -> str:
+        """The largest of the three terms: "memory", "compute" or "fixed"."""
+        terms = {"memory": self.memory_s, "compute": self.compute_s, "fixed": self.fixed_s}
+        return max(terms, key=lambda name: terms[name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class GemmConstants:
-    """A matrix product's.
+    """Constants of GEMM; shares are of the datasheet's figures.
 
     Attributes:
-        memory_share: bandwidth reached, of the datasheet's.
-        compute_share: rate reached by the largest tile, of the datasheet's.
-        fixed_s: a call on nothing; in fp8 the launch of the pass that quantises activations is in it.
-        tile_exponent: a tile of 1/x of the largest's area reaches 1/x to this power of its rate.
-        split_bandwidth_share: bandwidth at which the parts of a split sum are exchanged, of the datasheet's;
-            above 1 where the level-2 cache holds them.
-        split_s: launching what adds the parts of a split sum.
-        quantise_share: bandwidth of the pass that quantises activations, of the datasheet's; fp8 alone.
+        memory_share: share of the bandwidth reached.
+        compute_share: share of the rate reached by the largest tile.
+        fixed_s: time of an empty call; in fp8 with the launch of the pass that quantises activations.
+        tile_exponent: a tile of 1/x of the largest tile's area reaches 1/x to this power of its rate.
+        split_bandwidth_share: share of the bandwidth at which split-K partial sums are exchanged; above 1
+            where the L2 cache holds them.
+        split_s: launch of the split-K reduction.
+        quantise_share: share of the bandwidth of the pass that quantises activations; fp8 only.
     """
 
     memory_share: float
@@ -72,18 +76,18 @@ class GemmConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConstants:
-    """Decode attention's, of the kernel for one query head a kv head or of that for groups of them.
+    """Constants of decode attention, of the kernel for one query head per KV head or of that for GQA groups.
 
     Attributes:
-        memory_share: bandwidth reached by long reads, of the datasheet's.
-        compute_share: rate reached, of the datasheet's; the matrix product's, as no group up to 16 needs it.
-        fixed_s: a call on nothing.
-        item_s: a multiprocessor's time for a sequence's kv head, whatever its length.
-        item_row_s: what each query head of the group adds to it.
-        ramp_s: what a long read loses, at most, while not all multiprocessors read at full rate.
-        ramp_half_s: the reading time at which half of it is lost.
-        unsplit_share: bandwidth of a program that reads a whole context, of a multiprocessor's fair share;
-            None where the kernel cuts long contexts.
+        memory_share: share of the bandwidth reached by long reads.
+        compute_share: share of the rate reached; GEMM's, as no group up to 16 is compute-bound.
+        fixed_s: time of an empty call.
+        item_s: an SM's time for a sequence's KV head, whatever its length.
+        item_row_s: added by each query head of the group.
+        ramp_s: most time that a long read loses while not all SMs read at full rate.
+        ramp_half_s: the reading time at which half of that is lost.
+        unsplit_share: bandwidth of a CTA that reads an entire context, as a share of an SM's part of the
+            bandwidth; None where the kernel splits long contexts (flash-decoding).
     """
 
     memory_share: float
@@ -98,13 +102,13 @@ class DecodeConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillConstants:
-    """Prefill attention's.
+    """Constants of prefill attention.
 
     Attributes:
-        memory_share: bandwidth reached, of the datasheet's; low, as the measured call also fills the cache.
-        compute_share: rate reached, of the datasheet's.
-        fixed_s: a call on nothing.
-        tile_s: a multiprocessor's time for a tile of queries, whatever its keys.
+        memory_share: share of the bandwidth reached; low, as the measured call also fills the cache.
+        compute_share: share of the rate reached.
+        fixed_s: time of an empty call.
+        tile_s: an SM's time for a tile of queries, whatever the number of keys.
     """
 
     memory_share: float
@@ -115,15 +119,15 @@ class PrefillConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelConstants:
-    """The constants that stand for a GPU.
+    """The constants used for a GPU.
 
     Attributes:
-        gpu: whose measured kernels they were fitted to.
+        gpu: the GPU whose measured kernels they were fitted to.
         basis: "calibrated on <gpu>", or "derived from the datasheet" for any other GPU.
-        prefill_attention_gpu: whose prefill attention its constants were fitted to.
+        prefill_attention_gpu: the GPU whose prefill attention was measured.
         gemm: by dtype.
         decode_attention: by kernel (`SINGLE` or `GROUPED`) and dtype.
-        prefill_attention: whatever the dtype.
+        prefill_attention: for every dtype.
     """
 
     gpu: str
@@ -132,15 +136,6 @@ class KernelConstants:
     gemm: Mapping[str, GemmConstants] = field(hash=False)
     decode_attention: Mapping[tuple[str, str], DecodeConstants] = field(hash=False)
     prefill_attention: PrefillConstants
-
-
-class Terms(NamedTuple):
-    """The time and the three terms of `KernelTime`, floats or arrays."""
-
-    time_s: Quantity
-    memory_s: Quantity
-    compute_s: Quantity
-    fixed_s: Quantity
 
 
 Constants: TypeAlias = GemmConstants | DecodeConstants | PrefillConstants
@@ -188,13 +183,13 @@ def gemm_time(
 
     Args:
         gpu: the GPU.
-        rows: rows of x.
-        out_features: columns of the result.
-        in_features: length of the sum.
-        dtype: what is multiplied, "bf16" or "fp8"; a GPU without fp8 takes bf16, one without bf16 takes fp16.
-        weight_bytes_per_element: as the weight is stored.
-        activation_bytes_per_element: as x comes and the result goes. An fp8 product of wider activations
-            quantises them in a pass of its own.
+        rows: M.
+        out_features: N.
+        in_features: K.
+        dtype: of the multiplication, "bf16" or "fp8"; without fp8 a GPU multiplies bf16, without bf16 fp16.
+        weight_bytes_per_element: of the stored weight.
+        activation_bytes_per_element: of x and the result. An fp8 GEMM quantises wider activations in a pass
+            of its own.
     """
     sizes = _positive(
         rows=rows,
@@ -205,9 +200,9 @@ def gemm_time(
     )
     gemm, dtype = constants_for(gpu).gemm, multiplied_in(gpu, dtype)
     constants = gemm[dtype]
-    if activation_bytes_per_element <= 1:  # they come quantised: no pass, and not its launch
+    if activation_bytes_per_element <= 1:  # already quantised: neither the pass nor its launch
         constants = replace(constants, fixed_s=gemm["bf16"].fixed_s, quantise_share=None)
-    return _kernel_time(gemm_terms(gpu, constants, dtype=dtype, **sizes))
+    return gemm_terms(gpu, constants, dtype=dtype, **sizes)
 
 
 def decode_attention_time(
@@ -225,18 +220,18 @@ def decode_attention_time(
     Args:
         gpu: the GPU.
         sequences: of about equal lengths.
-        kv_heads: heads of the cache.
+        kv_heads: KV heads.
         kv_bytes: live keys and values of all sequences.
         operations: of all sequences and query heads.
         dtype: of the cache, "bf16" or "fp8"; a GPU without fp8 multiplies in bf16.
-        group: query heads a kv head. Calibrated up to 16.
+        group: query heads per KV head (GQA group); calibrated up to 16.
     """
     sizes = _positive(
         sequences=sequences, kv_heads=kv_heads, kv_bytes=kv_bytes, operations=operations, group=group
     )
     dtype = multiplied_in(gpu, dtype)
     constants = constants_for(gpu).decode_attention[GROUPED if group > 1 else SINGLE, dtype]
-    return _kernel_time(decode_attention_terms(gpu, constants, dtype=dtype, **sizes))
+    return decode_attention_terms(gpu, constants, dtype=dtype, **sizes)
 
 
 def prefill_attention_time(
@@ -251,13 +246,13 @@ def prefill_attention_time(
 ) -> KernelTime:
     """Models one layer's causal attention of `sequences` prompts of `prompt` tokens each.
 
-    Calibrated in bf16 and head dimension 128; fp8 takes the same shares of its own rate and bytes.
+    Calibrated in bf16 with head dimension 128; fp8 has the same shares of its own rate and bytes.
     """
     sizes = _positive(
         sequences=sequences, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, prompt=prompt
     )
     constants, dtype = constants_for(gpu).prefill_attention, multiplied_in(gpu, dtype)
-    return _kernel_time(prefill_attention_terms(gpu, constants, dtype=dtype, **sizes))
+    return prefill_attention_terms(gpu, constants, dtype=dtype, **sizes)
 
 
 def gemm_terms(
@@ -271,8 +266,8 @@ def gemm_terms(
     weight_bytes_per_element: float,
     activation_bytes_per_element: float,
     least: Callable[[Sequence[Quantity]], Quantity] = min,
-) -> Terms:
-    """The matrix product's formula; `least` takes the smallest of several, elementwise for arrays."""
+) -> KernelTime:
+    """GEMM's formula; `least` is the minimum of several, elementwise for arrays."""
     bandwidth, pass_s, x_bytes = gpu.bandwidth_bytes_per_s, 0.0, activation_bytes_per_element
     if constants.quantise_share is not None:
         x_bytes = 1.0
@@ -286,16 +281,16 @@ def gemm_terms(
     for tile_rows, tile_columns in _TILES:
         area = tile_rows * tile_columns
         tile_s = 2 * area * in_features / (sm_rate * (area / _LARGEST_TILE) ** constants.tile_exponent)
-        tiles = _pieces(rows, tile_rows) * _pieces(out_features, tile_columns)
+        tiles = _ceil_div(rows, tile_rows) * _ceil_div(out_features, tile_columns)
         for parts in _SPLITS:
-            way_s = _pieces(tiles * parts, gpu.sm_count) * tile_s / parts
+            way_s = _ceil_div(tiles * parts, gpu.sm_count) * tile_s / parts
             if parts > 1:
                 exchanged = _PARTIAL_BYTES * parts * rows * out_features
                 way_s = way_s + exchanged / (bandwidth * constants.split_bandwidth_share) + constants.split_s
             ways.append(way_s)
     compute_s = least(ways)
     time_s = _smooth_maximum(memory_s, compute_s) + pass_s + constants.fixed_s
-    return Terms(time_s, memory_s + pass_s, compute_s, constants.fixed_s)
+    return KernelTime(time_s, memory_s + pass_s, compute_s, constants.fixed_s)
 
 
 def decode_attention_terms(
@@ -308,8 +303,8 @@ def decode_attention_terms(
     operations: Quantity,
     dtype: str,
     group: Quantity,
-) -> Terms:
-    """Decode attention's formula; an item is a kv head of a sequence."""
+) -> KernelTime:
+    """Decode attention's formula; an item is a KV head of a sequence."""
     bandwidth, sm_count, items = gpu.bandwidth_bytes_per_s, gpu.sm_count, sequences * kv_heads
     memory_s = kv_bytes / (bandwidth * constants.memory_share)
     compute_s = operations / (rate_of(gpu, dtype) * constants.compute_share)
@@ -319,7 +314,7 @@ def decode_attention_terms(
         overlapping.append(kv_bytes / items / (bandwidth / sm_count * constants.unsplit_share))
     ramp_s = constants.ramp_s * memory_s / (memory_s + constants.ramp_half_s)
     time_s = _smooth_maximum(*overlapping) + ramp_s + constants.fixed_s
-    return Terms(time_s, memory_s, compute_s, constants.fixed_s + ramp_s + items_s)
+    return KernelTime(time_s, memory_s, compute_s, constants.fixed_s + ramp_s + items_s)
 
 
 def prefill_attention_terms(
@@ -332,30 +327,30 @@ def prefill_attention_terms(
     head_dim: Quantity,
     prompt: Quantity,
     dtype: str,
-) -> Terms:
-    """Prefill attention's formula: whole tiles of queries and keys, and no end before the last tile's."""
+) -> KernelTime:
+    """Prefill attention's formula: tiles of queries and keys; the longest tile bounds the time."""
     size = 1 if dtype == "fp8" else 2
     moved = 2 * size * sequences * prompt * head_dim * (q_heads + kv_heads)
     memory_s = moved / (gpu.bandwidth_bytes_per_s * constants.memory_share)
     rate = rate_of(gpu, dtype) * constants.compute_share
-    tiles = _pieces(prompt, _PREFILL_TILE)
+    tiles = _ceil_div(prompt, _PREFILL_TILE)
     step = 4 * _PREFILL_TILE**2 * head_dim
     all_s = sequences * q_heads * tiles * (tiles + 1) / 2 * step / rate
     last_s = tiles * step / (rate / gpu.sm_count)
     programs_s = sequences * q_heads * tiles / gpu.sm_count * constants.tile_s
     time_s = memory_s + _smooth_maximum(all_s + programs_s, last_s) + constants.fixed_s
-    return Terms(time_s, memory_s, _smooth_maximum(all_s, last_s), constants.fixed_s + programs_s)
+    return KernelTime(time_s, memory_s, _smooth_maximum(all_s, last_s), constants.fixed_s + programs_s)
 
 
 def multiplied_in(gpu: Gpu, dtype: str) -> str:
-    """What a GPU multiplies in where it is asked for a dtype."""
+    """The dtype in which a GPU multiplies: bf16 where it lacks fp8."""
     if dtype not in _DTYPES:
         raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
     return "bf16" if gpu.flop_per_s[dtype] is None else dtype
 
 
 def rate_of(gpu: Gpu, dtype: str) -> float:
-    """The datasheet's operations per second; those of fp16, as fast, on a GPU without bf16."""
+    """The datasheet's operations per second; on a GPU without bf16 those of fp16."""
     return gpu.flop_per_s[dtype] or gpu.flop_per_s["fp16"] or math.nan
 
 
@@ -380,22 +375,17 @@ def calibrated() -> Mapping[tuple[str, str, str], Any]:
     }
 
 
-def _kernel_time(terms: Terms) -> KernelTime:
-    by_bound = {"memory": terms.memory_s, "compute": terms.compute_s, "fixed": terms.fixed_s}
-    return KernelTime(bound=max(by_bound, key=lambda bound: by_bound[bound]), **terms._asdict())
-
-
 def _smooth_maximum(*terms_s: Quantity) -> Quantity:
-    """At least the largest, and above it where others are near: they overlap, not perfectly."""
+    """The largest term, and more where others are near it: they overlap imperfectly."""
     return sum(term_s**_SHARPNESS for term_s in terms_s) ** (1 / _SHARPNESS)
 
 
-def _pieces(size: Quantity, piece: int) -> Quantity:
-    return -(-size // piece)
+def _ceil_div(size: Quantity, by: int) -> Quantity:
+    return -(-size // by)
 
 
 def _positive(**sizes: float) -> dict[str, Quantity]:
-    """The sizes as floats, whose products don't overflow."""
+    """The sizes as floats, whose products do not overflow."""
     for name, size in sizes.items():
         if not (math.isfinite(size) and size > 0):
             raise UsageError(f"{name}: {size} is not positive and finite")

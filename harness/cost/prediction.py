@@ -1,4 +1,4 @@
-"""What an input and an output token cost on a GPU, modelled: the times of a forward's parts, added up."""
+"""Modelled cost of an input and an output token on a GPU: the sum of the times of a forward's parts."""
 
 import functools
 import math
@@ -21,16 +21,16 @@ from .forward import (
 )
 
 PREFILL_TOKENS = 8192
-"""Of a prefill forward: so many prompts share one as fit, and a longer prompt takes several."""
+"""Tokens of a prefill forward: as many prompts as fit share one; a longer prompt takes several."""
 
 TILE_ROWS = 16
-"""Rows of the smallest tile: up to a whole one the next sequence of a batch costs little."""
+"""Rows of the smallest GEMM tile: another sequence costs little until a tile is full."""
 
 MOST_BATCH = 65_536
-"""A break-even batch is looked for up to here."""
+"""Largest batch in the search for the break-even batch."""
 
 USABLE_MEMORY = 0.9
-"""Share of a GPU's memory for weights and cache; the rest is the driver's, activations and workspaces."""
+"""Share of a GPU's memory for weights and cache; the rest is for the driver, activations and workspaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Prediction:
         prompt: tokens of a prompt.
         input_split_s: seconds of an input token by component.
         output_split_s: seconds of an output token by component.
-        break_even_batch: the smallest batch at which the gap is at most the price ratio; None where no batch
-            that fits has one.
-        largest_batch: that fits the memory.
+        price_ratio: output over input price.
+        break_even_batch: the smallest batch whose gap is at most the price ratio; None where none fits.
+        largest_batch: the largest batch that fits the memory.
     """
 
     model: LanguageModel
@@ -71,11 +71,11 @@ class Prediction:
 
     @property
     def gap(self) -> float:
-        """What an output token costs over what an input token costs."""
+        """Cost of an output token over the cost of an input token."""
         return self.output_s_per_token / self.input_s_per_token
 
     def to_json(self) -> dict[str, Any]:
-        """The figures by name, and what they were computed from."""
+        """The figures by name, and their inputs."""
         on = self.deployment
         return {
             "provenance": "modelled",
@@ -115,11 +115,11 @@ class Prediction:
 
     @property
     def prefill(self) -> Forward:
-        """The prefill forward that an input token has its share of."""
+        """The prefill forward whose time the input tokens share."""
         return _full_prefill(self.model, self.deployment, self.prompt)
 
     def memory(self) -> dict[str, float]:
-        """Bytes on each GPU, of the weights, the caches and both, and of a token's cache while it is live."""
+        """Bytes on each GPU: weights, caches, both, what is usable, and one token in a cache."""
         on, split = self.deployment, self.deployment.tensor_parallel
         weights = resident_weight_bytes(self.model, dtype=on.dtype, tensor_parallel=split)
         sequence, token = (
@@ -165,11 +165,10 @@ def predict(
     prompt: int,
     price_ratio: float,
 ) -> Prediction:
-    """Model an input token of a prompt and an output token at a batch and a context.
+    """Models an input token of a prompt, and an output token at a batch and a context.
 
     Raises:
-        UsageError: the weights, or so many sequences, do not fit the GPUs' memory, or the model cannot be
-            split among so many.
+        UsageError: weights and caches do not fit the memory, or `tensor_parallel` does not divide the model.
     """
     fits = largest_batch(model, on, context=context)
     if batch > fits:
@@ -191,7 +190,7 @@ def predict(
 
 
 def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
-    """The most sequences of a context whose caches fit beside the weights; 0 where the weights do not."""
+    """The most sequences of a context whose caches fit beside the weights; 0 where the weights do not fit."""
     weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
     free = USABLE_MEMORY * on.gpu.memory_bytes - weights
     each = cache_bytes_per_sequence(
@@ -216,7 +215,7 @@ def _too_large(model: LanguageModel, on: Deployment, batch: int, context: int, f
 
 
 def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[str, float]:
-    """Seconds of an input token by component: its share of prefill forwards full of such prompts."""
+    """Seconds of an input token by component: its share of a prefill forward filled with such prompts."""
     forward = _full_prefill(model, on, prompt)
     rows = forward.rows
 
@@ -233,7 +232,7 @@ def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[
 
 
 def _full_prefill(model: LanguageModel, on: Deployment, prompt: int) -> Forward:
-    """As many prompts as fit a forward, or a part of one that does not; attention is that of all of it."""
+    """As many prompts as fit a forward, or a part of a longer one, with attention of the complete prompt."""
     sequences = max(1, PREFILL_TOKENS // prompt)
     rows = min(PREFILL_TOKENS, sequences * prompt)
     return prefill_forward(
@@ -256,10 +255,10 @@ def output_split_s(model: LanguageModel, on: Deployment, *, batch: int, context:
 def break_even_batch(
     model: LanguageModel, on: Deployment, *, context: int, prompt: int, price_ratio: float, largest: int
 ) -> int | None:
-    """The smallest batch that fits at which the gap is at most a ratio; None where there is none.
+    """The smallest batch that fits and whose gap is at most a ratio; None where there is none.
 
-    The gap falls with the batch, but for a rise where rows need one more tile: each stretch of batches up to
-    a whole tile is looked at in turn, at its end, and halved where that end closes the gap.
+    The gap falls with the batch, except for a rise where the rows need one more tile. So batches are searched
+    a tile at a time: the first tile whose last batch closes the gap is bisected.
     """
     input_s = math.fsum(input_split_s(model, on, prompt=prompt).values())
 
@@ -283,14 +282,15 @@ def break_even_batch(
 
 @dataclass(frozen=True, kw_only=True)
 class RequestCost:
-    """One request, modelled.
+    """The modelled cost of one request.
 
     Attributes:
         prompt: input tokens.
         output: output tokens.
-        cache_hits: share of the prompt whose keys and values are found in a prefix cache; they cost nothing.
-        input_s, output_s: device seconds of all its tokens.
-        usd: of both; None without a price of the GPU.
+        cache_hits: share of the prompt found in a prefix cache, which costs nothing.
+        input_s: device seconds of all input tokens.
+        output_s: device seconds of all output tokens.
+        usd: cost of both; None without a price of the GPU.
     """
 
     prompt: int
@@ -308,12 +308,12 @@ class RequestCost:
 def request_cost(
     model: LanguageModel, on: Deployment, *, prompt: int, output: int, batch: int, cache_hits: float
 ) -> RequestCost:
-    """Device seconds and dollars of a request whose output is decoded at a batch.
+    """Models a request whose output is decoded at a batch.
 
-    The context grows from the prompt to prompt + output; a token in its middle stands for all of them.
+    The context grows from the prompt to prompt + output; every output token costs what the middle one does.
 
     Raises:
-        UsageError: so many sequences do not fit at the end of the output.
+        UsageError: the batch does not fit the memory at the end of the output.
     """
     fits = largest_batch(model, on, context=prompt + output)
     if batch > fits:
