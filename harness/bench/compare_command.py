@@ -43,7 +43,7 @@ def _percentage(text: str) -> float:
 @click.option(
     "--across-devices", is_flag=True, help="Judge runs of different devices too; else none is a regression."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 @wide_option
 def compare_command(
     before_file: Path, after_file: Path, limit: float, across_devices: bool, as_json: bool, wide: bool

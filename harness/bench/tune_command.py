@@ -94,7 +94,7 @@ SHOWN = 5
     help="Where the winners are kept, one file for each GPU and Triton version.  "
     "[default: $DECODETAX_CACHE, else $XDG_CACHE_HOME/decodetax, else ~/.cache/decodetax]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 @wide_option
 def tune_command(
     kernel: str, time_limit_s: int, cache: Path | None, as_json: bool, wide: bool, **asked: Any

@@ -124,7 +124,7 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     help="Instead, compare the model with published end-to-end figures; with --json or --wide only.",
 )
 @wide_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) -> None:
     """Model what an input and an output token cost on GPUs that need not be there.
 

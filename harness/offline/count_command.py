@@ -88,7 +88,7 @@ def _size_option(
     "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Seed of the inputs."
 )
 @wide_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 def count_command(
     kernels: tuple[str, ...], providers: tuple[str, ...], wide: bool, as_json: bool, **asked: Any
 ) -> int:

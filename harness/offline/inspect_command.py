@@ -69,7 +69,7 @@ _COLUMNS = (
     "matmul (int8: its weight only).",
 )
 @wide_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
+@options.JSON
 def inspect_command(
     first: str,
     others: tuple[str, ...],
