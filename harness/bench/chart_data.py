@@ -1,9 +1,11 @@
 """What the charts of a report show, as plain numbers: points, roofs, gap lines and price ratios."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import groupby
+from typing import Any
 
 from ..core.errors import printable
 from ..core.records import Gap, Roof, Row, Run
@@ -34,13 +36,16 @@ OUTPUT_PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An ok row on the roofline; `series` is its run or, where there is one run, its operation and phase."""
+    """An ok row on the roofline, with `Row.figures`.
+
+    Attributes:
+        series: its run or, where there is one run, its operation and phase.
+    """
 
     run: str
     series: str
     row: Row
-    operations_per_byte: float
-    flop_per_s: float
+    figures: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,7 @@ class GapLine:
 
     def break_even_batch(self, ratio: float) -> float | None:
         """The batch at which this line falls to a price ratio; None where it does not cross it."""
-        if not self.gaps or self.gaps[0].gap <= ratio:
-            return None
-        return measured_batch(self.gaps, ratio)
+        return None if self.gaps[0].gap <= ratio else measured_batch(self.gaps, ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +96,14 @@ class PriceRatio:
         return ", ".join(self.models[:EXAMPLES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def price_ratios(prices: Mapping[str, TokenPrice], most: int = RATIOS_SHOWN) -> tuple[PriceRatio, ...]:
-    """The integer ratios above 1 that most models of a price list have, in rising order."""
+def price_ratios(prices: Mapping[str, TokenPrice]) -> tuple[PriceRatio, ...]:
+    """The RATIOS_SHOWN integer ratios above 1 that most models of a price list have, in rising order."""
     models: dict[Decimal, list[str]] = {}
     for price in prices.values():
         ratio = price.output_over_input
         if ratio is not None and ratio > 1 and ratio == ratio.to_integral_value():
             models.setdefault(ratio, []).append(price.model)
-    shown = sorted(models, key=lambda ratio: len(models[ratio]), reverse=True)[:most]
+    shown = sorted(models, key=lambda ratio: len(models[ratio]), reverse=True)[:RATIOS_SHOWN]
     return tuple(PriceRatio(ratio=ratio, models=tuple(models[ratio])) for ratio in sorted(shown))
 
 
@@ -109,47 +112,36 @@ def points_and_roofs(runs: Mapping[str, Run]) -> tuple[list[Point], list[RoofLin
     several = len(runs) > 1
     points, roofs = [], []
     for name, run in runs.items():
-        for row in run.rows:
-            if row.status == "ok":
-                case, work = row.case, row.case.work()
-                kind = f"{OPERATIONS[case.operation]}, {case.phase}"
-                points.append(
-                    Point(
-                        run=name,
-                        series=name if several else kind,
-                        row=row,
-                        operations_per_byte=work.operations_per_byte,
-                        flop_per_s=work.operations / row.time_s.median,
-                    )
-                )
         roofs += [(name, "measured", run.measured), (name, "datasheet", run.datasheet)]
-    marks = [point.operations_per_byte for point in points if point.operations_per_byte > 0]
+        for row in run.rows:
+            series = name if several else f"{OPERATIONS[row.case.operation]}, {row.case.phase}"
+            if figures := row.figures(run.measured, run.datasheet):
+                points.append(Point(run=name, series=series, row=row, figures=figures))
+    marks = [point.figures["operations_per_byte"] for point in points]
     marks += [balance for _, _, roof in roofs if (balance := roof.balance_operations_per_byte)]
     least, most = (min(marks) / 2, max(marks) * 2) if marks else (0.1, 1000.0)
-    lines = (_roof_line(name, provenance, roof, least, most) for name, provenance, roof in roofs)
-    shown = [line for line in lines if line is not None]
-    if several:
-        shown = [replace(line, label=f"{shortened(line.run)}: {line.label}") for line in shown]
-    return points, shown
+    lines = []
+    for name, provenance, roof in roofs:
+        if line := _roof_line(name, provenance, roof, least, most):
+            lines.append(replace(line, label=f"{shortened(name)}: {line.label}") if several else line)
+    return points, lines
 
 
 def _roof_line(name: str, provenance: str, roof: Roof, least: float, most: float) -> RoofLine | None:
     """None where neither side is known; a single side is a line by itself."""
-    flops, bandwidth = roof.flop_per_s, roof.bandwidth_bytes_per_s
-    sides = [f"{number(bandwidth / 1e9)} GB/s"] if bandwidth else []
-    sides += [f"{si(flops)}FLOP/s"] if flops else []
+    flops, bandwidth = roof.flop_per_s or math.inf, roof.bandwidth_bytes_per_s or math.inf
+    sides = [f"{number(bandwidth / 1e9)} GB/s"] if bandwidth < math.inf else []
+    sides += [f"{si(flops)}FLOP/s"] if flops < math.inf else []
+    balance = roof.balance_operations_per_byte or least
+    at = tuple(sorted({least, most} | ({balance} if least < balance < most else set())))
     if not sides:
         return None
-    balance = flops / bandwidth if flops and bandwidth else least
-    at = tuple(sorted({least, most} | ({balance} if least < balance < most else set())))
     return RoofLine(
         run=name,
         provenance=provenance,
         label=f"{provenance} roof: {', '.join(sides)}",
         operations_per_byte=at,
-        flop_per_s=tuple(
-            min(([ratio * bandwidth] if bandwidth else []) + ([flops] if flops else [])) for ratio in at
-        ),
+        flop_per_s=tuple(min(ratio * bandwidth, flops) for ratio in at),
     )
 
 

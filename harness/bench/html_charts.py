@@ -111,18 +111,14 @@ def _roofline(runs: Mapping[str, Run], points: Sequence[Point], roofs: Sequence[
     """Every ok row by ops:bytes and FLOP/s under the roofs; a trace each run, of one run each kind."""
     several = len(runs) > 1
     figure = go.Figure()
-    colours = dict(zip(runs, cycle(COLOURS), strict=False))
+    colours = dict(zip(runs, cycle(COLOURS), strict=False)) if several else {}
     for line in roofs:
         figure.add_scatter(
             x=line.operations_per_byte,
             y=line.flop_per_s,
             mode="lines",
             name=html_escaped(line.label),
-            line={
-                "dash": DASHES[line.provenance],
-                "color": colours[line.run] if several else GREY,
-                "width": 2,
-            },
+            line={"dash": DASHES[line.provenance], "color": colours.get(line.run, GREY), "width": 2},
             hovertemplate="%{fullData.name}<extra></extra>",
         )
     looks = zip(cycle(COLOURS), cycle(SYMBOLS), strict=True) if several else KINDS.values()
@@ -146,12 +142,12 @@ def _roofline(runs: Mapping[str, Run], points: Sequence[Point], roofs: Sequence[
 def _add_points(figure: go.Figure, points: Sequence[Point], colour: str, symbol: str) -> None:
     """Points of one colour and symbol, with their 95% intervals and the facts that a hover shows."""
     times = [point.row.time_s for point in points]
-    rates = [point.flop_per_s for point in points]
+    rates = [point.figures["flop_per_s"] for point in points]
     figure.add_scatter(
         mode="markers",
         name=html_escaped(f"{shortened(points[0].series)} (measured)"),
         marker={"color": colour, "symbol": symbol, "size": 9, "line": {"color": GREY, "width": 1}},
-        x=[point.operations_per_byte for point in points],
+        x=[point.figures["operations_per_byte"] for point in points],
         y=rates,
         error_y={
             "type": "data",
@@ -172,10 +168,10 @@ def _hover(point: Point) -> str:
         "run": point.run,
         "provider": provider_name(point.row),
         "shape": shape_text(point.row.case),
-        "ops:bytes (modelled)": number(point.operations_per_byte, 3),
+        "ops:bytes (modelled)": number(point.figures["operations_per_byte"], 3),
         "median (measured)": seconds(time_s.median),
         "95% interval": f"{seconds(time_s.low)} to {seconds(time_s.high)}",
-        "FLOP/s (measured)": f"{si(point.flop_per_s)}FLOP/s",
+        "FLOP/s (measured)": f"{si(point.figures['flop_per_s'])}FLOP/s",
     }
     lines = [f"{name}: {html_escaped(value)}" for name, value in facts.items()]
     return "<br>".join((f"<b>{html_escaped(point.row.case.id)}</b>", *lines))
@@ -184,8 +180,9 @@ def _hover(point: Point) -> str:
 def _roofline_sentences(runs: Mapping[str, Run], points: Sequence[Point]) -> Iterator[str]:
     for name, run in runs.items():
         of_run = f"{name}: " if len(runs) > 1 else ""
-        ratios = [point.operations_per_byte for point in points if point.run == name]
-        rates = [point.flop_per_s for point in points if point.run == name]
+        some = [point.figures for point in points if point.run == name]
+        ratios = [figures["operations_per_byte"] for figures in some]
+        rates = [figures["flop_per_s"] for figures in some]
         if rates:
             yield (
                 f"{of_run}{len(rates)} measured points from {number(min(ratios), 3)} to "

@@ -9,6 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
+from string import Template
 
 from plotly.offline import get_plotlyjs
 
@@ -20,16 +22,10 @@ from .run_tables import run_tables
 from .summary import fastest_providers, heading, missing_from, sentences, workload
 
 FOLDED_TABLES = frozenset({"kernels", "not_timed", "interpreter_checks", "environment"})
-PROVENANCES = (
-    ("measured", "timed on the device named above"),
-    ("modelled", "computed from shapes: the least operations and bytes that a case needs"),
-    ("datasheet", "the maker's figure"),
-    ("published", "somebody else's figure, such as the price of an API"),
-)
 
 
 def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
-    """The page.
+    """The page, from the template `assets/report.html`.
 
     Args:
         runs: by the name that each is shown by.
@@ -38,39 +34,20 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
     drawn = charts(runs, ratios)
     plotly, script = get_plotlyjs(), _asset("report.js")
     devices = ", ".join(dict.fromkeys(str(run.environment["device"]["name"]) for run in runs.values()))
-    title = html_escaped(f"What an output token costs: {devices}")
-    several = len(runs) > 1
     data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in drawn)
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<link rel="icon" href="data:,">',
-            f"<title>{title}</title>",
-            f"<style>{_asset('report.css')}</style>",
-            "</head>",
-            "<body>",
-            f"<header><h1>{title}</h1></header>",
-            "<main>",
-            *(part for name, run in runs.items() for part in _answer(name if several else "", run)),
-            "<noscript><p>The charts need JavaScript; the tables hold the same numbers.</p></noscript>",
-            *(part for chart in drawn for part in _figure(chart)),
-            *(part for table in run_tables(runs, ratios) for part in _section(table)),
-            "</main>",
-            "<footer><h2>Where figures come from</h2><ul>",
-            *(f"<li><b>{name}</b>: {meaning}</li>" for name, meaning in PROVENANCES),
-            "</ul></footer>",
-            f'<script type="application/json" id="charts">{{{data}}}</script>',
-            f"<script>{plotly}</script>",
-            f"<script>{script}</script>",
-            "</body>",
-            "</html>",
-        )
+    answers = (_answer(name if len(runs) > 1 else "", run) for name, run in runs.items())
+    page = Template(_asset("report.html")).substitute(
+        policy=_policy(plotly, script),
+        title=html_escaped(f"What an output token costs: {devices}"),
+        style=_asset("report.css"),
+        answers="\n".join(chain.from_iterable(answers)),
+        charts="\n".join(chain.from_iterable(map(_figure, drawn))),
+        tables="\n".join(chain.from_iterable(map(_section, run_tables(runs, ratios)))),
+        data=f"{{{data}}}",
+        plotly=plotly,
+        script=script,
     )
+    return page.removesuffix("\n")
 
 
 def _asset(name: str) -> str:

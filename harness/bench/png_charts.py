@@ -17,16 +17,16 @@ from .chart_data import COLOURS, GAP_TICKS, GREY, PriceRatio, gap_lines, points_
 MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h", "v")
 DASHES = {"measured": "-", "datasheet": "--", "published": ":"}
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.6, 5.4, 200
-PNG_NAMES = ("roofline.png", "gap.png")
 
 
-def png_charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> dict[str, bytes]:
-    """PNG files by name, 1920 x 1080; a chart without data is left out."""
-    drawn = zip(PNG_NAMES, (_roofline(runs), _gap(runs, ratios)), strict=True)
-    return {name: _png(figure) for name, figure in drawn if figure is not None}
+def png_charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> dict[str, bytes | None]:
+    """PNG files by name, 1920 x 1080; None for a chart without data."""
+    return {"roofline.png": _png(_roofline(runs)), "gap.png": _png(_gap(runs, ratios))}
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure | None) -> bytes | None:
+    if figure is None:
+        return None
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
@@ -62,14 +62,13 @@ def _roofline(runs: Mapping[str, Run]) -> Figure | None:
             line.operations_per_byte, line.flop_per_s, DASHES[line.provenance],
             color=colours[line.run] if several else GREY, label=_label(line.label), zorder=1,
         )  # fmt: skip
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for point in points:
-        groups.setdefault(point.series, []).append((point.operations_per_byte, point.flop_per_s))
-    for (name, at), colour, marker in zip(groups.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
-        x, y = zip(*at, strict=True)
+    all_series = dict.fromkeys(point.series for point in points)
+    for series, colour, marker in zip(all_series, cycle(COLOURS), cycle(MARKERS), strict=False):
+        some = [point.figures for point in points if point.series == series]
         axes.scatter(
-            x, y, s=36, color=colours.get(name, colour), marker=marker, edgecolors=GREY, linewidths=0.5,
-            label=_label(f"{name} (measured)"), zorder=2,
+            [figures["operations_per_byte"] for figures in some], [figures["flop_per_s"] for figures in some],
+            s=36, color=colours.get(series, colour), marker=marker, edgecolors=GREY, linewidths=0.5,
+            label=_label(f"{series} (measured)"), zorder=2,
         )  # fmt: skip
     axes.set_xlabel("ops:bytes, operations per byte (modelled)")
     axes.set_ylabel("FLOP/s (measured)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import FailureError, UsageError, path_text
-from ..core.files import file_problem, folder_problem, write_bytes, write_text
+from ..core.files import file_problem, folder_problem, write_bytes
 from ..core.table import wide_option
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 OUTPUTS = {
     "html": (
         "FILE",
-        "Write charts and tables as one HTML file that fetches nothing; what is there is replaced.",
+        "Write charts and tables as one HTML file that fetches nothing; an older one is replaced.",
     ),
     "markdown": ("FILE", "Write all tables as Markdown."),
     "csv": (
         "DIR",
-        "Write each table as a file in this folder: gaps.csv, kernels.csv, ceilings.csv and others.",
+        "Write each table as a file in this folder: gaps.csv, kernels.csv and others.",
     ),
     "png": ("DIR", "Write roofline.png and gap.png into this folder; needs matplotlib."),
 }
@@ -61,9 +61,10 @@ class Outputs:
                 raise UsageError(f"--{name}: needs {library}, which is not installed: pip install {library}")
         taken = {path.resolve(): "a run" for path in kept}
         for name, place in self.places.items():
-            files = _files_in(name, place)
-            if files != [place]:
+            files = [place]
+            if OUTPUTS[name][0] == "DIR":
                 _refuse(name, place, folder_problem)
+                files = [place / file for file in _contents(name, {}, ())]
             for file in files:
                 if (other := taken.setdefault(file.resolve(), f"--{name}")) != f"--{name}":
                     raise UsageError(f"--{name}: {str(file)!r} is also the file of {other}; name another")
@@ -81,39 +82,35 @@ class Outputs:
 
         ratios = price_ratios(price_list())
         for name, place in self.places.items():
-            if name == "html":
-                from .html_report import html_report
-
-                yield _written("Report", place, html_report(runs, ratios))
-            elif name == "markdown":
-                yield _written("Tables", place, markdown_report(runs, ratios))
-            elif name == "csv":
-                from .run_tables import run_tables
-
-                for table in run_tables(runs, ratios):
-                    yield _written("Table", place / f"{table.id}.csv", table.csv())
-            else:
-                from .png_charts import PNG_NAMES, png_charts
-
-                drawn = png_charts(runs, ratios)
-                for file in PNG_NAMES:
-                    if file in drawn:
-                        yield _written("Chart", place / file, drawn[file])
-                    else:
-                        yield f"No {file}: the run has no data for it."
+            for file, content in _contents(name, runs, ratios).items():
+                if content is None:
+                    yield f"No {file}: the run has no data for it."
+                else:
+                    yield _written(place / file, content)
 
 
-def _files_in(name: str, place: Path) -> list[Path]:
-    """The files that an option may write."""
-    if name == "csv":
+def _contents(
+    name: str, runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]
+) -> Mapping[str, bytes | None]:
+    """What an option writes, by the names of files in its folder, which are the same for all runs.
+
+    The one file of `--html` and of `--markdown` has no name; a chart without data is None.
+    """
+    if name == "png":
+        from .png_charts import png_charts
+
+        return png_charts(runs, ratios)
+    if name == "html":
+        from .html_report import html_report
+
+        texts = {"": html_report(runs, ratios)}
+    elif name == "markdown":
+        texts = {"": markdown_report(runs, ratios)}
+    else:
         from .run_tables import run_tables
 
-        return [place / f"{table.id}.csv" for table in run_tables({}, ())]
-    if name == "png":
-        from .png_charts import PNG_NAMES
-
-        return [place / file for file in PNG_NAMES]
-    return [place]
+        texts = {f"{table.id}.csv": table.csv() for table in run_tables(runs, ratios)}
+    return {file: f"{text}\n".encode() for file, text in texts.items()}
 
 
 def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) -> None:
@@ -126,18 +123,15 @@ def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) ->
         raise UsageError(f"--{name}: {str(place)!r} cannot be written ({problem}); name another place")
 
 
-def _written(what: str, target: Path, content: str | bytes) -> str:
+def _written(target: Path, content: bytes) -> str:
     """Write a complete file, through a symbolic link where there is one, and say so."""
     replaced = target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            write_text(target.resolve(), content)
-        else:
-            write_bytes(target.resolve(), content)
+        write_bytes(target.resolve(), content)
     except OSError as error:
         raise FailureError(f"{path_text(target)}: {error.strerror}; it was not written") from error
-    return f"{what} written to {path_text(target)}{', replacing the file there' if replaced else ''}."
+    return f"Report written to {path_text(target)}{', replacing the file there' if replaced else ''}."
 
 
 def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -> str:

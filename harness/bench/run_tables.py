@@ -25,12 +25,9 @@ COUNTERS = "measured by hardware counters"
 Runs = Mapping[str, Run]
 Rows = Iterator[tuple[Any, ...]]
 
+_two_decimals = "{:,.2f}".format
 _three_digits = partial(number, digits=3)
 _rate = partial(si, digits=3)
-
-
-def _two_decimals(value: float) -> str:
-    return f"{value:,.2f}"
 
 
 def _gigabytes(bytes_per_s: float) -> str:

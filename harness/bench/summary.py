@@ -102,9 +102,8 @@ def fastest_providers(run: Run) -> str:
 
 def failures(run: Run) -> Iterator[str]:
     """A line for each row with a wrong result."""
-    for row in run.rows:
-        if row.status == "failed":
-            yield printable(f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}")
+    failed = (row for row in run.rows if row.status == "failed")
+    return (printable(f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}") for row in failed)
 
 
 def missing_from(run: Run) -> Iterator[str]:

@@ -41,9 +41,8 @@ def _shown(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value) or "-"
 
 
-def percent(value: float) -> str:
-    """A share as a whole percentage."""
-    return f"{value:.0%}"
+percent = "{:.0%}".format
+"""A share as a whole percentage."""
 
 
 def markdown_escaped(text: str) -> str:

@@ -209,7 +209,7 @@ def test_run_writes_its_report_beside_its_json(folder):
 
 def test_a_disk_that_is_full_by_then_is_told_in_one_line(folder):
     full = OSError(28, "No space left on device")
-    with mock.patch("decodetax.harness.bench.report_command.write_text", side_effect=full):
+    with mock.patch("decodetax.harness.bench.report_command.write_bytes", side_effect=full):
         outcome = decodetax("report", "run.json", "--html", "r.html")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == "decodetax: r.html: No space left on device; it was not written\n"
