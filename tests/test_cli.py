@@ -425,8 +425,8 @@ def test_run_prints_its_tables_and_writes_its_json(folder):
         "Model: ",
         "Ceilings",
         "Kernels",
-        "Gap",
         "Triton kernels in the interpreter",
+        "Gap",
         "Run written",
     ]
     places = [outcome.out.index(f"\n{title}" if title != "CPU: " else title) for title in titles]
