@@ -36,50 +36,37 @@ if TYPE_CHECKING:
     help="A preset (see `decodetax models`) or the path of a Hugging Face "
     "config.json.  [default: llama-3.1-8b on a GPU, llama-3.2-1b on a CPU]",
 )
-@click.option(
-    "--batch",
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Sequences decoded together.  [default: 1,8,32; with --quick 1,8]",
+@options.option(
+    "--batch", options.SIZES, "N,...", "Sequences decoded together.  [default: 1,8,32; with --quick 1,8]"
 )
-@click.option(
+@options.option(
     "--context",
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
+    options.SIZES,
+    "N,...",
+    "Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
 )
-@click.option(
-    "--prompt", callback=options.SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]"
-)
-@click.option(
+@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: as the context]")
+@options.option(
     "--prefill-tokens",
-    callback=options.SIZE,
-    metavar="N",
-    help="Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
+    options.SIZE,
+    "N",
+    "Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
 )
-@click.option(
+@options.option(
     "--dtype",
-    callback=options.one_of("auto", "bf16", "fp16", "fp32"),
+    options.one_of("auto", "bf16", "fp16", "fp32"),
+    "NAME",
+    "Dtype of weights and KV cache: auto (bf16 if it measures fast), bf16, fp16, fp32.",
     default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Dtype of weights and KV cache: auto (bf16 if it measures fast), bf16, fp16, fp32.",
 )
-@click.option(
+@options.option(
     "--usd-per-hour",
-    callback=options.DOLLARS,
-    metavar="X",
-    help="Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
+    options.DOLLARS,
+    "X",
+    "Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
-@click.option(
-    "--seed",
-    default="0",
-    show_default=True,
-    callback=options.SEED,
-    metavar="N",
-    help="Seed of the random inputs.",
-)
+@options.option("--seed", options.SEED, "N", "Seed of the random inputs.", default="0")
 @click.option(
     "-o",
     "--output",

@@ -42,50 +42,37 @@ SHOWN = 5
     help="The model whose shapes are tuned: a preset (see `decodetax models`) or the path of a Hugging "
     "Face config.json.",
 )
-@click.option(
-    "--q-heads", callback=options.SIZE, metavar="N", help="Query heads.  [default: those of the model]"
-)
-@click.option(
-    "--kv-heads", callback=options.SIZE, metavar="N", help="KV heads.  [default: those of the model]"
-)
-@click.option(
-    "--head-dim",
-    callback=options.SIZE,
-    metavar="N",
-    help="Elements of a head.  [default: those of the model]",
-)
-@click.option(
+@options.option("--q-heads", options.SIZE, "N", "Query heads.  [default: those of the model]")
+@options.option("--kv-heads", options.SIZE, "N", "KV heads.  [default: those of the model]")
+@options.option("--head-dim", options.SIZE, "N", "Elements of a head.  [default: those of the model]")
+@options.option(
     "--batch",
+    options.SIZES,
+    "N,...",
+    "Sequences decoded together; the rows of a matmul, beside those of a prefill.",
     default="1,8,32",
-    show_default=True,
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Sequences decoded together; the rows of a matmul, beside those of a prefill.",
 )
-@click.option(
+@options.option(
     "--context",
+    options.SIZES,
+    "N,...",
+    "Tokens in each sequence's KV cache; like the options of heads, for decode_attention only.",
     default="1024,4096",
-    show_default=True,
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Tokens in each sequence's KV cache; like the options of heads, for decode_attention only.",
 )
-@click.option(
+@options.option(
     "--dtype",
-    callback=options.one_of("bf16", "fp16", "fp32"),
+    options.one_of("bf16", "fp16", "fp32"),
+    "NAME",
+    "Of queries and cache, or of a matmul's operands: bf16, fp16, fp32.",
     default="bf16",
-    show_default=True,
-    metavar="NAME",
-    help="Of queries and cache, or of a matmul's operands: bf16, fp16, fp32.",
 )
-@click.option(
+@options.option(
     "--time-limit",
-    "time_limit_s",
+    options.SECONDS,
+    "SECONDS",
+    "For all cases together, approximately; tilings nearest to the default come first.",
+    dest="time_limit_s",
     default="300",
-    show_default=True,
-    callback=options.SECONDS,
-    metavar="SECONDS",
-    help="For all cases together, approximately; tilings nearest to the default come first.",
 )
 @click.option(
     "--cache",

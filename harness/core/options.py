@@ -26,6 +26,27 @@ def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
     return callback
 
 
+def option(
+    name: str,
+    parse: Parser,
+    metavar: str,
+    help_text: str,
+    *,
+    dest: str | None = None,
+    default: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option with a parser; help shows its default, if it has one."""
+    names = (name, dest) if dest else (name,)
+    return click.option(
+        *names,
+        callback=parse,
+        metavar=metavar,
+        help=help_text,
+        default=default,
+        show_default=default is not None,
+    )
+
+
 def complain(message: str) -> None:
     """Print a message of the program on stderr, in one line."""
     click.echo(f"decodetax: {printable(message)}", err=True)

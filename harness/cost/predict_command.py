@@ -38,66 +38,43 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     metavar="NAME,...",
     help="See `decodetax devices`; a short name such as h100, b200 or rtx4090 will do.",
 )
-@click.option(
-    "--batch",
-    default="1,8,32",
-    show_default=True,
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Sequences decoded together.",
+@options.option("--batch", options.SIZES, "N,...", "Sequences decoded together.", default="1,8,32")
+@options.option(
+    "--context", options.SIZES, "N,...", "Tokens in each sequence's KV cache.", default="1024,4096"
 )
-@click.option(
-    "--context",
-    default="1024,4096",
-    show_default=True,
-    callback=options.SIZES,
-    metavar="N,...",
-    help="Tokens in each sequence's KV cache.",
-)
-@click.option(
-    "--prompt", callback=options.SIZE, metavar="N", help="Tokens of a prompt.  [default: as the context]"
-)
-@click.option(
+@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: as the context]")
+@options.option(
     "--dtype",
+    options.one_of(*DTYPES),
+    "NAME",
+    "Of weights: bf16; fp8, multiplied in fp8 where the GPU can; int8 and int4, multiplied in bf16.",
     default="bf16",
-    show_default=True,
-    callback=options.one_of(*DTYPES),
-    metavar="NAME",
-    help="Of weights: bf16; fp8, multiplied in fp8 where the GPU can; int8 and int4, multiplied in bf16.",
 )
-@click.option(
+@options.option(
     "--cache-dtype",
+    options.one_of(*DTYPES),
+    "NAME",
+    "Of the KV cache: bf16, fp8, int8, int4.",
     default="bf16",
-    show_default=True,
-    callback=options.one_of(*DTYPES),
-    metavar="NAME",
-    help="Of the KV cache: bf16, fp8, int8, int4.",
 )
-@click.option(
-    "--tensor-parallel",
-    default="1",
-    show_default=True,
-    callback=options.GPUS,
-    metavar="N",
-    help="GPUs that share each layer, 1 to 8.",
-)
-@click.option(
+@options.option("--tensor-parallel", options.GPUS, "N", "GPUs that share each layer, 1 to 8.", default="1")
+@options.option(
     "--link-gb-per-s",
-    callback=options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
-    metavar="X",
-    help="Link of one GPU to the others, in each direction.  [default: as its datasheet]",
+    options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
+    "X",
+    "Link of one GPU to the others, in each direction.  [default: as its datasheet]",
 )
-@click.option(
+@options.option(
     "--link-latency-us",
-    callback=options.positive("a number of microseconds", least=0.001, most=1_000_000),
-    metavar="X",
-    help="Time of an all-reduce of 0 bytes.  [default: 10 by NVLink, 20 by PCIe]",
+    options.positive("a number of microseconds", least=0.001, most=1_000_000),
+    "X",
+    "Time of an all-reduce of 0 bytes.  [default: 10 by NVLink, 20 by PCIe]",
 )
-@click.option(
+@options.option(
     "--usd-per-hour",
-    callback=options.DOLLARS,
-    metavar="X",
-    help="Price of one GPU, $ per hour.  [default: its lowest on-demand price listed]",
+    options.DOLLARS,
+    "X",
+    "Price of one GPU, $ per hour.  [default: its lowest on-demand price listed]",
 )
 @click.option(
     "--price-ratio",
@@ -106,17 +83,12 @@ DTYPES = ("bf16", "fp8", "int8", "int4")
     metavar="X|MODEL",
     help="Output over input price, for the break-even batch: a number, or a model of `decodetax prices`.",
 )
-@click.option(
-    "--output",
-    callback=options.SIZE,
-    metavar="N",
-    help="Output tokens of a request, whose cost is then modelled too.",
-)
-@click.option(
+@options.option("--output", options.SIZE, "N", "Output tokens of a request, whose cost is then modelled too.")
+@options.option(
     "--cache-hits",
-    callback=options.SHARE,
-    metavar="X",
-    help="Share of a request's prompt found in a prefix cache, 0 to 1; goes with --output.  [default: 0]",
+    options.SHARE,
+    "X",
+    "Share of a request's prompt found in a prefix cache, 0 to 1; goes with --output.  [default: 0]",
 )
 @click.option(
     "--published",

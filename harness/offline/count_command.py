@@ -51,16 +51,13 @@ def _size_option(
 @options.user_function_option(
     "A function of your own to count, as `decodetax run` takes it; repeat for several."
 )
-@click.option(
-    "--batch", callback=options.SIZE, metavar="N", help="Sequences.  [default: as many as --context]"
-)
-@click.option(
+@options.option("--batch", options.SIZE, "N", "Sequences.  [default: as many as --context]")
+@options.option(
     "--context",
+    options.LENGTHS,
+    "N,...",
+    "Tokens in the KV cache of each sequence in turn; may be 0.",
     default="1000,37",
-    show_default=True,
-    callback=options.LENGTHS,
-    metavar="N,...",
-    help="Tokens in the KV cache of each sequence in turn; may be 0.",
 )
 @_size_option("--q-heads", 32, "Query heads.")
 @_size_option("--kv-heads", 8, "KV heads.")
@@ -68,13 +65,8 @@ def _size_option(
 @_size_option("--rows", 256, "M of the matmul: tokens of x.")
 @_size_option("--in-features", 512, "K of the matmul.")
 @_size_option("--out-features", 512, "N of the matmul.")
-@click.option(
-    "--dtype",
-    callback=options.one_of("bf16", "fp16", "fp32"),
-    default="bf16",
-    show_default=True,
-    metavar="NAME",
-    help="bf16, fp16 or fp32.",
+@options.option(
+    "--dtype", options.one_of("bf16", "fp16", "fp32"), "NAME", "bf16, fp16 or fp32.", default="bf16"
 )
 @click.option(
     "--gpu",
@@ -84,9 +76,7 @@ def _size_option(
     help="GPU whose tiling is counted and whose L2 is modelled: a100, h100, b200, ... or sm_80 to sm_120.",
 )
 @_size_option("--programs-per-sm", 1, "Programs that an SM holds at one time, for the L2 model.")
-@click.option(
-    "--seed", default="0", show_default=True, callback=options.SEED, metavar="N", help="Seed of the inputs."
-)
+@options.option("--seed", options.SEED, "N", "Seed of the inputs.", default="0")
 @wide_option
 @options.JSON
 def count_command(
