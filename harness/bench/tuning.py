@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import to_builtins
+
 from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError
@@ -78,13 +80,8 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """This trial as a JSON object."""
-        return {
-            "tiling": dataclasses.asdict(self.tiling),
-            "status": self.status,
-            "reason": self.reason,
-            "time_s": None if self.time_s is None else dataclasses.asdict(self.time_s),
-            "samples_s": self.samples_s,
-        }
+        entry: dict[str, Any] = to_builtins(self)
+        return entry | {"time_s": to_builtins(self.time_s)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +110,8 @@ class Duel:
 
     def to_json(self) -> dict[str, Any]:
         """This duel as a JSON object."""
-        return {
-            "challenger": dataclasses.asdict(self.challenger),
-            "default_s": list(self.default_s),
-            "challenger_s": list(self.challenger_s),
-            "ratio": dataclasses.asdict(self.ratio),
-            "rounds_won": self.rounds_won,
-            "won": self.won,
-        }
+        entry: dict[str, Any] = to_builtins(self)
+        return entry | {"ratio": to_builtins(self.ratio), "rounds_won": self.rounds_won, "won": self.won}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +167,7 @@ class Tuned:
             "status": self.status,
             "reason": self.reason,
             "default": dataclasses.asdict(self.trials[0].tiling),
-            "winner": None if self.winner is None else dataclasses.asdict(self.winner),
+            "winner": to_builtins(self.winner),
             "duel": None if self.duel is None else self.duel.to_json(),
             "trials": [trial.to_json() for trial in self.trials],
         }

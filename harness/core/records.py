@@ -21,7 +21,6 @@ LEAST, LARGEST = 1e-24, 1e24
 """Beyond any time, rate or size in a run file, and far from what overflows when multiplied."""
 
 Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
-CaseId = Annotated[str, Meta(pattern="^[^/]+/[^/]+/")]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -257,7 +256,7 @@ class Gap:
     prompt: Size
     input_parts_s: Mapping[str, NonNegative]
     output_parts_s: Mapping[str, NonNegative]
-    providers: Mapping[CaseId, str]
+    providers: Mapping[str, str]
     prefill_layer_over_parts: NonNegative | None
     decode_layer_over_parts: NonNegative | None
     triton_gap: NonNegative | None = None

@@ -144,34 +144,25 @@ def test_no_rows_leave_no_gaps():
     assert gaps_of([], TINY, sweep(batches=(1, 2), contexts=(16, 40)), usd_per_hour=1.0) == []
 
 
-def test_prompt_longer_than_a_forward_by_hand():
-    # One prompt of 64 tokens: attention 32 s, layer of 64 tokens 112 s; the head once in 64 tokens.
-    asked = {"prompt": 64}
-    seconds = {**SECONDS, "prefill/attention": 32.0, "prefill/layer": 112.0, "prefill/lm_head": 32.0}
+@pytest.mark.parametrize(
+    ("prompt", "seconds"),
+    [
+        # One prompt of 64 tokens, the head once in them: 2 x 32 / 32; 2 x 32 / 64;
+        # 2 x (112 / 64 - 32 / 32 - 32 / 64); 32 / 64.
+        pytest.param(64, {"attention": 32.0, "layer": 112.0, "lm_head": 32.0}, id="longer than a forward"),
+        # 32 // 24 = 1 prompt: attention and layer share 24 tokens, the projections 32.
+        pytest.param(24, {"attention": 12.0, "layer": 42.0, "lm_head": 12.0}, id="not a divisor of one"),
+    ],
+)
+def test_prompt_that_does_not_fill_a_forward_by_hand(prompt, seconds):
+    seconds = {**SECONDS, **{f"prefill/{part}": value for part, value in seconds.items()}}
     rows = [
         ok_row(case, samples_s=(seconds[f"{case.phase}/{case.part}"],))
-        for case in cases_of(TINY, sweep(**asked))
+        for case in cases_of(TINY, sweep(prompt=prompt))
     ]
-    found = gap_of(rows, **asked)
-    # 2 x 32 / 32; 2 x 32 / 64; 2 x (112 / 64 - 32 / 32 - 32 / 64); 32 / 64
+    found = gap_of(rows, prompt=prompt)
     assert found.input_parts_s == {"projections": 2.0, "attention": 1.0, "rest": 0.5, "lm_head": 0.5}
-    assert (found.prompt, found.context, found.gap) == (64, 16, 9.5)
-
-
-def test_prompt_that_does_not_divide_the_forward_by_hand():
-    # 32 // 24 = 1 prompt: attention and layer share 24 tokens, the projections 32.
-    asked = {"prompt": 24}
-    seconds = {**SECONDS, "prefill/attention": 12.0, "prefill/layer": 42.0, "prefill/lm_head": 12.0}
-    rows = [
-        ok_row(case, samples_s=(seconds[f"{case.phase}/{case.part}"],))
-        for case in cases_of(TINY, sweep(**asked))
-    ]
-    assert gap_of(rows, **asked).input_parts_s == {
-        "projections": 2.0,
-        "attention": 1.0,
-        "rest": 0.5,
-        "lm_head": 0.5,
-    }
+    assert (found.prompt, found.context, found.gap) == (prompt, 16, 9.5)
 
 
 def triton_rows():

@@ -79,24 +79,14 @@ def test_figures_of_an_ok_row_by_hand():
     }
 
 
-def test_figures_of_an_unknown_device_have_no_share_of_a_datasheet():
-    figures = ok_row(SMALL_MATMUL, samples_s=(2e-6,)).figures(
-        Roof(flop_per_s=1e9, bandwidth_bytes_per_s=1e8), NO_ROOF
-    )
-    assert figures["share_of_measured_ceiling"] == pytest.approx(0.71)
+def test_figures_of_unknown_roofs_are_rates_alone():
+    row = ok_row(SMALL_MATMUL, samples_s=(2e-6,))
+    figures = row.figures(Roof(flop_per_s=1e9, bandwidth_bytes_per_s=1e8), NO_ROOF)
+    assert (figures["share_of_measured_ceiling"], figures["bound"]) == (pytest.approx(0.71), "memory")
     assert figures["share_of_datasheet_ceiling"] is None
-
-
-def test_figures_without_roofs_are_rates_alone():
-    figures = ok_row(SMALL_MATMUL, samples_s=(2e-6,)).figures(NO_ROOF, NO_ROOF)
+    figures = row.figures(NO_ROOF, NO_ROOF)
     assert figures["flop_per_s"] == pytest.approx(1.05e8)
-    assert [
-        figures[name] for name in ("bound", "share_of_measured_ceiling", "share_of_datasheet_ceiling")
-    ] == [
-        None,
-        None,
-        None,
-    ]
+    assert (figures["bound"], figures["share_of_measured_ceiling"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -185,34 +175,6 @@ def full_run(**changes):
     )
 
 
-def test_json_has_the_promised_keys():
-    document = written(full_run())
-    assert {"schema_version", "environment", "ceilings", "rows", "gaps"} <= set(document)
-    assert document["schema_version"] == 1
-    for row in document["rows"]:
-        assert {"case", "provider", "status", "reason", "provenance", "work", "samples_s", "time_s"} <= set(
-            row
-        )
-        assert {"operations", "bytes_read", "bytes_written"} <= set(row["work"])
-        assert row["provenance"] == "measured"
-        assert (row["time_s"] is None) == (row["status"] != "ok")
-        if row["time_s"]:
-            assert set(row["time_s"]) == {"median", "low", "high"}
-    promised = {"batch", "context", "prompt", "input_s_per_token", "output_s_per_token", "gap"}
-    assert all(promised <= set(entry) for entry in document["gaps"])
-    assert [entry["provenance"] for entry in document["ceilings"]] == ["measured"] * 2 + ["datasheet"] * 2
-
-
-@pytest.mark.parametrize("list_of", ["rows", "ceilings", "gaps", "interpreter_checks"])
-def test_an_empty_run_has_empty_lists(list_of):
-    assert written(run_record())[list_of] == []
-
-
-def test_interrupted_run_says_so():
-    assert written(run_record(interrupted=True))["interrupted"] is True
-    assert written(run_record())["interrupted"] is False
-
-
 def test_figures_recompute_from_samples_work_and_ceilings_in_the_json():
     document = written(full_run())
     rates = {
@@ -242,11 +204,6 @@ def test_figures_recompute_from_samples_work_and_ceilings_in_the_json():
                 assert figures["bound"] == ("compute" if compute_s > memory_s else "memory")
 
 
-def test_json_survives_a_round_trip():
-    text = json.dumps(full_run().to_json())
-    assert json.dumps(strict_json(text)) == text
-
-
 @pytest.mark.parametrize("error", [math.inf, math.nan], ids=["infinite", "nan"])
 @pytest.mark.parametrize("where", ["rows", "interpreter_checks"])
 def test_json_stays_strict_where_a_result_is_infinitely_wrong(where, error):
@@ -258,22 +215,11 @@ def test_json_stays_strict_where_a_result_is_infinitely_wrong(where, error):
     assert found["tolerance"] == 0.01
 
 
-def test_finite_error_and_tolerance_are_kept():
-    [row] = written(run_record(rows=[ok_row(SMALL_MATMUL, relative_error=0.25, tolerance=0.5)]))["rows"]
-    assert (row["relative_error"], row["tolerance"]) == (0.25, 0.5)
-
-
 def test_shape_and_case_of_a_row_tell_what_ran():
     case = DecodeAttention(contexts=(0, 5), q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
     [row] = written(run_record(rows=[ok_row(case, "torch-matmul")]))["rows"]
     assert (row["case"], row["provider"], row["operation"]) == (case.id, "torch-matmul", "decode_attention")
     assert row["shape"] == {"contexts": [0, 5], "q_heads": 4, "kv_heads": 2, "head_dim": 16, "dtype": "bf16"}
-
-
-def test_interpreter_checks_carry_no_times():
-    [entry] = written(run_record(interpreter_checks=[check()]))["interpreter_checks"]
-    assert entry["case"] == SMALL_MATMUL.id
-    assert not {"samples_s", "time_s", "figures"} & set(entry)
 
 
 def test_gap_by_hand():
