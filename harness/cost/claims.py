@@ -46,15 +46,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """One checked claim.
-
-    Attributes:
-        number: 1 to 9.
-        claim: what the article says.
-        verdict: whether it holds.
-        condition: under which condition, or why not.
-        figures: what the verdict rests on.
-    """
+    """A claim of the article, its verdict, the condition or reason of the verdict, and its figures."""
 
     number: int
     claim: str

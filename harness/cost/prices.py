@@ -141,10 +141,7 @@ def exact_text(usd: Decimal) -> str:
 
 
 def price_list(path: Path | None = None) -> Mapping[str, TokenPrice]:
-    """Prices by model, in the order of the list.
-
-    Args:
-        path: a TOML file of `[[price]]` tables to add. A price of a listed model, in any case, replaces it.
+    """Prices by model, in the order of the list; a TOML file of `[[price]]` tables adds or replaces prices.
 
     Raises:
         UsageError: the file cannot be read or is no price file; one line that starts with `--prices:` and

@@ -341,37 +341,24 @@ def test_help_says_that_cached_input_is_part_of_the_input_and_that_money_is_text
 
 
 def test_own_prices_are_added_to_the_list(folder):
-    own = write(
-        folder, entry(), entry(model='"other"', cached_input_usd_per_mtok="5e-2", effective="2030-02-01")
-    )
+    other = entry(model='"other"', cached_input_usd_per_mtok="5e-2", effective="2030-02-01")
+    own = write(folder, entry(), other)
     found = document("prices", "--prices", own)["prices"]
     assert len(found) == len(price_list()) + 2
-    assert found[-2:] == [
-        {
-            "model": "our-model",
-            "family": None,
-            "effective": "2030-01-01",
-            "input_usd_per_mtok": "0.10",
-            "cached_input_usd_per_mtok": None,
-            "output_usd_per_mtok": "0.20",
-            "source": "our contract",
-            "output_over_input": 2.0,
-            "modelled_batch": AGAINST.modelled_batch(2.0),
-            "measured_batch": None,
-        },
-        {
-            "model": "other",
-            "family": None,
-            "effective": "2030-02-01",
-            "input_usd_per_mtok": "0.10",
-            "cached_input_usd_per_mtok": "0.05",
-            "output_usd_per_mtok": "0.20",
-            "source": "our contract",
-            "output_over_input": 2.0,
-            "modelled_batch": AGAINST.modelled_batch(2.0),
-            "measured_batch": None,
-        },
-    ]
+    first = {
+        "model": "our-model",
+        "family": None,
+        "effective": "2030-01-01",
+        "input_usd_per_mtok": "0.10",
+        "cached_input_usd_per_mtok": None,
+        "output_usd_per_mtok": "0.20",
+        "source": "our contract",
+        "output_over_input": 2.0,
+        "modelled_batch": AGAINST.modelled_batch(2.0),
+        "measured_batch": None,
+    }
+    second = {"model": "other", "cached_input_usd_per_mtok": "0.05", "effective": "2030-02-01"}
+    assert found[-2:] == [first, first | second]
     assert document("price", "--input", "1", "--model", "other", "--prices", own)["usd"] == "0.0000001"
 
 
