@@ -209,13 +209,17 @@ def compiled(gpu):
 
 
 def check_documented_headrooms(rows):
-    """Issue headroom and that at the wait of decode attention, on A100, H100 and B200."""
-    lines = {(cache, dtype): cells for cache, dtype, *cells in documented("decode_attention", "headrooms")}
+    """Issue headroom and that at the wait on A100, H100 and B200; returns how many rows the tables have."""
+    lines = {(case, dtype): cells for case, dtype, *cells in (
+        *documented("decode_attention", "headrooms"), *documented("prefill_matmul", "product headrooms")
+    )}  # fmt: skip
+    rows = [row for row in rows if (row.variant.partition(":")[0], row.dtype) in lines]
     for row in rows:
-        cells = lines[row.variant.removesuffix(":split_kv"), row.dtype]
-        at = SLICE_GPUS.index({"A100-SXM4-80GB": "a100", "H100-SXM5-80GB": "h100", "B200": "b200"}[row.gpu])
+        at = [find_gpu(gpu).name for gpu in SLICE_GPUS].index(row.gpu)
+        shown = [cell.split(" / ")[at] for cell in lines[row.variant.partition(":")[0], row.dtype]]
         made = [f"{figure:.2f}" for figure in (row.issue_headroom, row.latency_headroom_at_wait)]
-        assert [cell.split(" / ")[at] for cell in cells] == made, key(row)
+        assert shown == made, key(row)
+    return len(rows)
 
 
 def test_each_kernel_keeps_its_promises_on_h100():
@@ -231,7 +235,7 @@ def test_each_kernel_keeps_its_promises_on_h100():
     assert 0 < decode.schedule_efficiency_ragged < decode.schedule_efficiency < 1
     assert decode.limit.share_of_peak == decode.schedule_efficiency
     if triton_version() == "3.9.0":
-        check_documented_headrooms([decode])
+        assert check_documented_headrooms([decode, rows[-1]]) == 2
 
 
 @pytest.mark.slow
@@ -256,9 +260,10 @@ def test_tables_of_the_docs_are_what_the_compiler_makes(gpu):
     rows = {(row.variant.partition(":")[0], row.dtype): row for row in compiled(gpu)
             if not row.variant.endswith((":combine", ":split_k_reduce"))}  # fmt: skip
     rows = {name: row for name, row in rows.items() if name in known}
-    check_documented_headrooms([row for row in rows.values() if row.kernel == "decode_attention"])
+    decodes = sum(row.kernel == "decode_attention" for row in rows.values())
+    checked = check_documented_headrooms(rows.values())
+    assert checked >= decodes + 3
     at = SLICE_GPUS.index(gpu)
-    checked = 0
     for case, dtype, tile, counts, peers in documented("prefill_matmul", "product loops"):
         row = rows.get((case, dtype))
         if row is None:
@@ -271,13 +276,7 @@ def test_tables_of_the_docs_are_what_the_compiler_makes(gpu):
             most = TUTORIALS[row.gpu].get(launch, "-")
             assert peers.removesuffix(peers[-4:]).strip().split(" / ")[at] == str(most)
         checked += 1
-    for case, dtype, *headrooms in documented("prefill_matmul", "product headrooms"):
-        if row := rows.get((case, dtype)):
-            made = (row.issue_headroom, row.latency_headroom_at_wait)
-            shown = [cell.split(" / ")[at] for cell in headrooms]
-            assert shown == [f"{figure:.2f}" for figure in made], key(row)
-            checked += 1
-    assert checked >= 5
+    assert checked >= decodes + 5
 
 
 @pytest.mark.slow
