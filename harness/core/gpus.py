@@ -98,7 +98,7 @@ class Gpu:
         """
         if self.sm_limits is None:
             known = ", ".join(gpu.name for gpu in gpu_table().values() if gpu.sm_limits)
-            raise UsageError(f"--gpu: SM limits of {self.name} are not known; they are of {known}")
+            raise UsageError(f"--gpu: {self.name} has no SM limits in the table of GPUs; these have: {known}")
         return self.sm_limits
 
     def all_reduce_s(self, reduced_bytes: float, gpus: int) -> float:

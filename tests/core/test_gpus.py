@@ -236,7 +236,9 @@ def test_rejects_hopeless_name_in_one_short_line(name):
 
 
 def test_rejects_gpu_without_sm_limits_where_they_are_needed():
-    with pytest.raises(UsageError, match=r"^--gpu: SM limits of RTX-4090 are not known; they are of A100-.*"):
+    with pytest.raises(
+        UsageError, match=r"^--gpu: RTX-4090 has no SM limits in the table of GPUs; these have: A100-"
+    ):
         find_gpu("4090", with_limits=True)
     assert find_gpu("h100", with_limits=True).limits.clock_hz == 1830e6
 

@@ -126,7 +126,7 @@ def spoil(path, old, new, count=1):
         ("decode_attention", "H100-SXM5-80GB", "H20", "gemm.csv: has no rows of H20 in bf16"),
     ],
 )
-def test_a_malformed_table_is_one_clear_line(folder, tmp_path, capsys, table, old, new, message):
+def test_rejects_malformed_table_in_one_line(folder, tmp_path, capsys, table, old, new, message):
     for name in measured.SIZES:
         text = (folder / f"{name}.csv").read_text(encoding="utf-8")
         (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
@@ -137,14 +137,14 @@ def test_a_malformed_table_is_one_clear_line(folder, tmp_path, capsys, table, ol
     assert captured.err.count("\n") == 1
 
 
-def test_a_missing_folder_or_table_is_one_clear_line(tmp_path, capsys):
+def test_rejects_missing_folder_or_table_in_one_line(tmp_path, capsys):
     assert command.main([str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == f"Error: FOLDER: {tmp_path / 'nowhere'} is not a folder\n"
     assert command.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"Error: FOLDER: {tmp_path} has no gemm.csv\n"
 
 
-def test_the_kept_rows_are_few_cited_and_of_every_kind():
+def test_sample_has_few_cited_rows_of_every_kernel():
     rows = data_table("measured_kernels.csv")
     assert 100 < len(rows) <= command.SAMPLE_ROWS
     assert {row["source"] for row in rows} == {command.SOURCE}
@@ -198,7 +198,7 @@ def test_the_kept_rows_are_within_the_targets():
         assert np.percentile(errors[key], 90) <= tail, key
 
 
-def test_entire_shapes_are_held_out_about_a_fifth_of_them():
+def test_about_a_fifth_of_the_shapes_is_held_out():
     sample = measured.read_sample()
     held = np.concatenate([fit.held_out(each) for each in sample])
     assert 0.1 < held.mean() < 0.3

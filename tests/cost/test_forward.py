@@ -91,7 +91,7 @@ def test_prefill_of_a_dense_model_by_hand():
     assert found.activation_bytes == 2 * 10 * 2 * (832 + 128 + 1152) + 2 * 2 * 320
 
 
-def test_prompts_longer_than_a_forward_attend_to_all_of_themselves():
+def test_prompt_longer_than_a_forward_attends_to_all_its_tokens():
     found = prefill(sequences=1, prompt=20, rows=10)
     [attention] = parts_of(found, Attention)
     assert (found.rows, attention.pairs) == (10, 20 * 21 // 2)
@@ -110,7 +110,7 @@ def test_stored_bytes_follow_the_dtype_and_activations_do_not(dtype, of_bf16):
     assert cache_bytes_per_sequence(TINY, context=10, dtype=dtype) == 2560 * of_bf16
 
 
-def test_elementwise_parts_move_and_do_not_compute():
+def test_elementwise_parts_have_bytes_and_no_operations():
     [part] = parts_of(decode(), Elementwise)
     assert (part.times, part.kernels, part.activation_bytes) == (2, 4, 3 * 1152 * 2)
 
@@ -141,7 +141,7 @@ def test_prefill_of_a_mixture_by_hand():
     assert found.kv_bytes("bf16") == 2 * (2 * 10 * 64)
 
 
-def test_activations_of_routed_experts_are_those_of_each_token_in_each_of_its_experts():
+def test_expert_activations_count_each_token_in_each_of_its_experts():
     # 2 tokens in 2 experts each: gate_up takes 64 and gives 64, down takes 32 and gives 64.
     found = matmuls_of(decode(MIXTURE, batch=2))
     assert found["experts gate_up"].activation_bytes == pytest.approx(2 * 4 * (64 + 64))
@@ -238,7 +238,7 @@ def test_window_caps_the_cache_of_its_layers(context, tokens):
     assert cache_bytes_per_sequence(WINDOWED, context=context, dtype="bf16") == tokens * 64 * 2
 
 
-def test_cache_of_a_model_whose_layers_all_slide_stops_growing():
+def test_cache_stops_growing_where_every_layer_has_a_window():
     sliding = dataclasses.replace(TINY, window=4, window_layers=2)
     found = [cache_bytes_per_sequence(sliding, context=context, dtype="bf16") for context in (3, 4, 5, 4096)]
     assert found == [3 * 256, 4 * 256, 4 * 256, 4 * 256]
@@ -250,7 +250,7 @@ def test_cache_of_a_model_whose_layers_all_slide_stops_growing():
     sequences=st.integers(1, 4),
     decode_step=st.booleans(),
 )
-def test_pairs_are_those_that_counting_finds(tokens, window, sequences, decode_step):
+def test_pairs_equal_a_count(tokens, window, sequences, decode_step):
     part = Attention(
         name="attention",
         times=1,
@@ -312,7 +312,7 @@ def test_activations_of_latent_projections_and_attention_by_hand():
     assert attention.activation_bytes == 2 * 3 * 4 * (40 + 32)
 
 
-def test_queries_without_a_latent_are_projected_at_once():
+def test_queries_without_a_latent_have_one_projection():
     direct = dataclasses.replace(LATENT, latent=dataclasses.replace(LATENT.latent, q_rank=None))
     found = matmuls_of(decode(direct))
     assert "q_a" not in found
@@ -365,7 +365,7 @@ def test_prefill_of_a_token_computes_what_its_decode_step_does():
 
 @pytest.mark.parametrize("tensor_parallel", [2, 4, 8])
 @pytest.mark.parametrize("name", DENSE)
-def test_shares_of_a_dense_model_add_up(name, tensor_parallel):
+def test_tensor_parallel_shares_of_a_dense_model_add_up(name, tensor_parallel):
     model = load_language_model(name)
     whole, share = (decode(model, tensor_parallel=gpus) for gpus in (1, tensor_parallel))
     weights = {part: each.weights for part, each in matmuls_of(whole).items()}
@@ -382,7 +382,7 @@ def test_shares_of_a_dense_model_add_up(name, tensor_parallel):
     )
 
 
-def test_inputs_of_o_and_down_are_split_and_outputs_of_the_others():
+def test_o_and_down_are_row_parallel_and_the_others_column_parallel():
     found = matmuls_of(decode(tensor_parallel=2))
     assert {name: (part.in_features, part.out_features) for name, part in found.items()} == {
         "qkv": (64, 64),
@@ -393,19 +393,19 @@ def test_inputs_of_o_and_down_are_split_and_outputs_of_the_others():
     }
 
 
-def test_residual_stream_is_whole_on_every_gpu_and_the_rest_between_parts_is_split():
+def test_residual_stream_is_replicated_and_other_activations_are_split():
     [part] = parts_of(decode(tensor_parallel=2), Elementwise)
     assert part.activation_bytes == 2 * 3 * (8 * 64 + (2 * 128 + 3 * 128) / 2)
 
 
-def test_experts_are_split_inside_and_their_router_is_not():
+def test_experts_are_split_and_their_router_is_replicated():
     whole, share = (matmuls_of(decode(MIXTURE, tensor_parallel=gpus)) for gpus in (1, 2))
     for name in ("experts gate_up", "experts down", "shared gate_up", "shared down", "gate_up", "down"):
         assert share[name].weights * 2 == whole[name].weights, name
     assert share["router"] == whole["router"]
 
 
-def test_latents_are_projected_and_cached_whole_by_every_gpu():
+def test_latents_are_replicated_on_every_gpu():
     whole, share = (matmuls_of(decode(LATENT, tensor_parallel=gpus)) for gpus in (1, 2))
     assert (share["q_a"], share["kv_a"]) == (whole["q_a"], whole["kv_a"])
     for name in ("q_b", "kv_b", "o"):
@@ -414,7 +414,7 @@ def test_latents_are_projected_and_cached_whole_by_every_gpu():
 
 
 @pytest.mark.parametrize(("tensor_parallel", "elements"), [(1, 64), (2, 32), (4, 32)])
-def test_kv_heads_fewer_than_gpus_are_cached_by_several(tensor_parallel, elements):
+def test_kv_heads_fewer_than_gpus_are_cached_on_several(tensor_parallel, elements):
     found = decode(tensor_parallel=tensor_parallel)
     assert found.kv_bytes("fp8") == 2 * 30 * elements
     assert (
@@ -423,14 +423,14 @@ def test_kv_heads_fewer_than_gpus_are_cached_by_several(tensor_parallel, element
     )
 
 
-def test_kv_heads_fewer_than_gpus_are_projected_by_several():
+def test_kv_heads_fewer_than_gpus_are_projected_on_several():
     # Each of 4 GPUs has one query head, and the key and the value of one of the 2 KV heads.
     found = matmuls_of(decode(tensor_parallel=4))
     assert found["qkv"].out_features == (1 + 1 + 1) * 16
 
 
 @pytest.mark.parametrize(("forward", "rows"), [(decode, 3), (prefill, 10)])
-def test_gpus_add_up_the_residual_stream_twice_a_layer(forward, rows):
+def test_two_all_reduces_of_the_residual_stream_a_layer(forward, rows):
     found = forward(tensor_parallel=2)
     assert (found.reduced_bytes, found.all_reduces) == (rows * 64 * 2, 2 * 2)
 
@@ -455,7 +455,7 @@ def test_vocabulary_that_does_not_divide_is_padded():
     ],
 )
 @pytest.mark.parametrize("forward", [decode, prefill])
-def test_what_does_not_divide_is_refused_in_one_line(forward, model, named):
+def test_rejects_tensor_parallel_that_does_not_divide_a_size(forward, model, named):
     forward(model)
     with pytest.raises(UsageError) as caught:
         forward(model, tensor_parallel=4)
@@ -463,7 +463,7 @@ def test_what_does_not_divide_is_refused_in_one_line(forward, model, named):
 
 
 @pytest.mark.parametrize("forward", [decode, prefill])
-def test_kv_heads_that_neither_divide_nor_are_divided_are_refused(forward):
+def test_rejects_kv_heads_that_neither_divide_nor_are_divided(forward):
     # 6 KV heads on 4 GPUs: no GPU has the same heads as the next, and none has one alone.
     model = dataclasses.replace(TINY, q_heads=24, kv_heads=6)
     with pytest.raises(UsageError, match=r"^--tensor-parallel: 4 .*kv_heads.*6"):

@@ -148,7 +148,7 @@ def test_short_contexts_cost_by_the_sequence_and_head():
     assert short.time_s > 5 * long.time_s
 
 
-def test_activations_that_come_in_fp8_need_no_pass_to_quantise_them():
+def test_fp8_activations_need_no_quantisation_pass():
     arguments = {"rows": 8192, "out_features": 1024, "in_features": 8192, "dtype": "fp8"}
     wide = gemm_time(H100, **arguments, weight_bytes_per_element=1, activation_bytes_per_element=2)
     narrow = gemm_time(H100, **arguments, weight_bytes_per_element=1, activation_bytes_per_element=1)
@@ -186,7 +186,7 @@ def test_a_derived_gpu_scales_with_its_datasheet():
     assert ratio == pytest.approx(h200.bandwidth_bytes_per_s / H100.bandwidth_bytes_per_s)
 
 
-def test_no_share_of_a_roof_passes_it():
+def test_no_share_of_a_roof_exceeds_1():
     for row in data_table("kernel_constants.csv"):
         for column in ("memory_share", "compute_share", "quantise_share"):
             assert not row[column] or 0 < float(row[column]) <= 1
@@ -213,7 +213,7 @@ def test_constants_without_a_cell_have_their_default():
         (lambda: prefill(H100, prompt=0), "prompt: 0 is not positive and finite"),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_named(call, message):
+def test_rejects_bad_arguments_by_name(call, message):
     with pytest.raises(UsageError) as caught:
         call()
     assert str(caught.value).startswith(message)

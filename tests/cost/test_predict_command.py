@@ -106,7 +106,7 @@ def test_every_dtype_of_the_help_predicts(option, dtype):
     }
 
 
-def test_link_options_take_the_place_of_the_datasheet():
+def test_link_options_override_the_datasheet():
     def moved_s(*options):
         row = prediction(*PREDICT, "--tensor-parallel", "2", *options)
         assert row["tensor_parallel"] == 2
@@ -167,7 +167,7 @@ def test_gpu_without_a_cited_price_has_seconds_alone():
     assert row["output_s_per_token"] > 0
 
 
-def test_several_gpus_are_all_paid_for():
+def test_price_counts_every_gpu():
     row = prediction(*PREDICT, "--usd-per-hour", "3.6", "--tensor-parallel", "4")
     assert row["output_usd_per_mtok"] == pytest.approx(row["output_s_per_token"] * 1000 * 4)
 
@@ -203,7 +203,7 @@ def test_request_costs_its_output_and_what_no_cache_holds_of_its_prompt(hits, sh
     assert request["usd"] == pytest.approx((request["input_s"] + request["output_s"]) * 0.001)
 
 
-def test_request_that_outgrows_the_memory_is_refused():
+def test_rejects_request_that_outgrows_the_memory():
     # 32 caches of 1024 tokens fit; in the middle of the output each has 51024.
     asked = ("predict", "--model", "llama-3.1-8b", "--batch", "32", "--context", "1024")
     assert predictions(*asked)

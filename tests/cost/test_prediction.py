@@ -148,7 +148,7 @@ def test_latent_decode_attention_is_timed_as_one_kv_head_of_all_query_heads():
     )
 
 
-def test_window_leaves_its_share_of_the_pairs_of_prefill_attention():
+def test_window_scales_prefill_attention_by_its_share_of_the_pairs():
     whole, windowed = attention_of(prefill_forward(WINDOWED, sequences=1, prompt=8192, rows=8192))
     on = deployed()
     full = attention_time(whole, on)
@@ -185,13 +185,13 @@ def test_bound_is_the_component_that_takes_the_most_time():
     assert (found["input_bound"], found["bound"]) == ("matmul_arithmetic", "launch")
 
 
-def test_short_contexts_wait_for_weights_and_long_ones_for_the_cache():
+def test_short_contexts_are_bound_by_weights_and_long_ones_by_the_cache():
     assert predicted(batch=2).to_json()["bound"] == "weights"
     assert predicted(batch=16, context=20_000).to_json()["bound"] == "kv_cache"
     assert predicted().to_json()["input_bound"] == "matmul_arithmetic"
 
 
-def test_one_gpu_does_not_communicate_and_several_do():
+def test_only_several_gpus_need_all_reduces():
     assert predicted().output_split_s["communication"] == 0
     found = predicted(
         on=deployed(tensor_parallel=2, datasheet={"link_bytes_per_s": 1e9, "link_latency_s": 1e-5})
@@ -204,7 +204,7 @@ def test_one_gpu_does_not_communicate_and_several_do():
 @pytest.mark.parametrize(
     ("gpus", "seconds"), [(2, 1e-5 + 8e-3), (4, 1e-5 + 12e-3), (8, 1e-5 + 14e-3)], ids=str
 )
-def test_ring_sends_its_bytes_nearly_twice(gpus, seconds):
+def test_ring_all_reduce_takes_latency_and_nearly_twice_the_bytes(gpus, seconds):
     gpu = dataclasses.replace(find_gpu("h100"), link_bytes_per_s=1e9, link_latency_s=1e-5)
     assert gpu.all_reduce_s(8e6, gpus) == pytest.approx(seconds, rel=1e-12)
     assert gpu.all_reduce_s(0, gpus) == 1e-5
@@ -237,7 +237,7 @@ def test_largest_batch_is_what_fits_beside_the_weights(model, changes, context, 
         predicted(model, on, batch=found + 1, **asked)
 
 
-def test_model_that_does_not_fit_is_refused_in_one_line():
+def test_rejects_model_that_does_not_fit():
     with pytest.raises(UsageError) as caught:
         predicted(load_language_model("llama-3.1-70b"))
     assert str(caught.value) == (
@@ -361,14 +361,14 @@ def test_output_token_costs_less_time_with(change):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_sequence_waits_for_weights_whatever_their_dtype(dtype):
+def test_batch_1_is_bound_by_weights_in_any_dtype(dtype):
     # 2 operations for each weight that is read, where an H100 does hundreds for each byte.
     found = predicted(on=deployed(dtype=dtype), batch=1)
     assert found.to_json()["bound"] == "weights"
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "int8"])
-def test_half_the_bytes_of_weights_take_half_the_seconds_of_one_sequence(dtype):
+def test_half_the_weight_bytes_take_half_the_time_at_batch_1(dtype):
     fewer, whole = (predicted(on=deployed(dtype=each), batch=1) for each in (dtype, "bf16"))
     ratio = fewer.output_split_s["weights"] / whole.output_split_s["weights"]
     assert ratio == pytest.approx(0.5, rel=0.15)
@@ -376,7 +376,7 @@ def test_half_the_bytes_of_weights_take_half_the_seconds_of_one_sequence(dtype):
     assert fewer.largest_batch > whole.largest_batch
 
 
-def test_half_the_bytes_of_a_cache_take_half_the_seconds_of_a_long_context():
+def test_half_the_cache_bytes_take_half_the_time_at_a_long_context():
     asked = {"batch": 4, "context": 65_536}
     half, whole = (
         predicted(on=deployed(cache_dtype=dtype), **asked).output_split_s for dtype in ("fp8", "bf16")
@@ -385,13 +385,13 @@ def test_half_the_bytes_of_a_cache_take_half_the_seconds_of_a_long_context():
     assert half["weights"] == whole["weights"]
 
 
-def test_weights_of_fewer_bytes_that_are_multiplied_as_bf16_narrow_the_gap():
+def test_narrow_weights_multiplied_in_bf16_narrow_the_gap():
     found = [predicted(on=deployed(dtype=dtype), batch=1) for dtype in ("bf16", "int8", "int4")]
     assert all(later.gap < earlier.gap for earlier, later in itertools.pairwise(found))
     assert all(later.input_s_per_token > 0.95 * found[0].input_s_per_token for later in found)
 
 
-def test_more_arithmetic_makes_input_cheaper_and_the_gap_wider():
+def test_higher_rate_makes_input_cheaper_and_the_gap_wider():
     rates = find_gpu("h100").flop_per_s
     twice = deployed(datasheet={"flop_per_s": {**rates, "bf16": 2 * rates["bf16"]}})
     assert predicted(on=twice).input_s_per_token < 0.6 * predicted().input_s_per_token
@@ -411,7 +411,7 @@ def test_longer_prompt_costs_an_input_token_more_attention():
     assert found == sorted(set(found))
 
 
-def test_context_leaves_the_input_token_alone_and_prompt_the_output_token():
+def test_input_token_depends_on_the_prompt_only_and_output_token_on_the_context_only():
     first, longer, prompted = predicted(), predicted(context=2048), predicted(prompt=2048)
     assert longer.input_split_s == first.input_split_s
     assert prompted.output_split_s == first.output_split_s
@@ -427,7 +427,7 @@ def test_window_caps_what_a_context_costs():
     assert output_s(WINDOWED, **below) == pytest.approx(output_s(full, **below))
 
 
-def test_token_of_a_mixture_reads_its_own_experts_and_a_batch_those_of_all():
+def test_mixture_reads_few_experts_at_batch_1_and_more_in_a_batch():
     everyone = dataclasses.replace(MIXTURE, experts=dataclasses.replace(MIXTURE.experts, per_token=128))
     one, all_of_one = (predicted(model, batch=1).output_split_s["weights"] for model in (MIXTURE, everyone))
     assert one < 0.3 * all_of_one
@@ -531,7 +531,7 @@ def test_every_gpu_predicts_a_small_model(gpu, tensor_parallel):
     assert found["input_s_per_token"] > 2 * projections / tensor_parallel / rate
 
 
-def test_json_says_that_all_is_modelled_and_what_it_is_of():
+def test_json_has_provenance_and_inputs():
     found = predicted(on=deployed(usd_per_hour=2.0, cache_dtype="fp8")).to_json()
     assert found["provenance"] == "modelled"
     assert {

@@ -13,11 +13,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "accuracy.md"
 
 
 @pytest.mark.parametrize("found", CHECKS, ids=lambda each: each.what)
-def test_every_figure_that_is_held_to_something_is_kept(found):
+def test_checked_figures_are_within_their_limits(found):
     assert found.kept is not False, f"{found.modelled} against {found.published} {found.unit}"
 
 
-def test_what_is_held_to_what():
+def test_limits_of_the_checks():
     held = {each.what: each.within for each in CHECKS}
     assert sum(within == 0.15 for within in held.values()) == 2
     assert sum(within == 0.25 for within in held.values()) == 4
@@ -34,7 +34,7 @@ def test_deepseeks_day_by_arithmetic():
     assert f"{day.gap:.2f} {day.gap_without_hits:.2f}" == "4.98 2.18"
 
 
-def test_a_figure_that_is_missed_stays_and_says_so(monkeypatch):
+def test_missed_figure_is_shown_as_missed(monkeypatch):
     missed = dataclasses.replace(CHECKS[0], modelled=2 * CHECKS[0].published)
     assert missed.relative_error == pytest.approx(1)
     monkeypatch.setattr(predict_command, "published_checks", lambda: (missed, *CHECKS[1:]))
@@ -44,7 +44,7 @@ def test_a_figure_that_is_missed_stays_and_says_so(monkeypatch):
     assert "+100.0%" in outcome.out
 
 
-def test_tensorrts_mixes_are_taken_apart_and_put_together_again():
+def test_separated_costs_give_back_tensorrts_throughputs():
     published_of = {
         each.what.rpartition(", ")[2]: each.published for each in CHECKS if "saturated" in each.what
     }
