@@ -414,14 +414,9 @@ def decode_attention_workspace_bytes(
     context_lens: torch.Tensor,
     **options: Any,
 ) -> int:
-    """Bytes of `workspace` that `decode_attention` needs with the same arguments, from shapes alone.
+    """Bytes of `workspace` that `decode_attention` needs, from shapes alone.
 
-    Args:
-        q: as in `decode_attention`.
-        k_cache: as in `decode_attention`.
-        v_cache: as in `decode_attention`.
-        context_lens: as in `decode_attention`.
-        **options: the other arguments of `decode_attention`, except `workspace`.
+    Takes the arguments of `decode_attention` except `workspace`, and checks them alike.
 
     Raises:
         ValueError: as `decode_attention`.

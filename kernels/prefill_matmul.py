@@ -343,12 +343,9 @@ def prefill_matmul(
 
 
 def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> int:
-    """Bytes of `workspace` that `prefill_matmul` needs with the same arguments, from shapes alone.
+    """Bytes of `workspace` that `prefill_matmul` needs, from shapes alone.
 
-    Args:
-        x: as in `prefill_matmul`.
-        weight: as in `prefill_matmul`.
-        **options: the other arguments of `prefill_matmul`, except `workspace`.
+    Takes the arguments of `prefill_matmul` except `workspace`, and checks them alike.
 
     Raises:
         ValueError: as `prefill_matmul`.

@@ -1,4 +1,4 @@
-"""The kernels, compiled, against their oracles at the sizes they are made for."""
+"""Compiled kernels against their oracles, at the sizes of language models."""
 
 import dataclasses
 import importlib
@@ -81,7 +81,7 @@ def decode_inputs(
     query_tokens=None,
     window=None,
 ):
-    """Arguments of `decode_attention`: unused cache is NaN, and unused page numbers lead nowhere."""
+    """Arguments of `decode_attention`: unused cache is NaN, and unused page ids are out of range."""
     batch = len(lengths)
     tokens = () if query_tokens is None else (query_tokens,)
     ranges = [
@@ -115,12 +115,12 @@ def decode_inputs(
 
 
 def scales(cache_dtype):
-    """What makes numbers of a narrow cache of size 1."""
+    """Scales that give values of an 8-bit cache a size of 1."""
     return dict.fromkeys(("k_scale", "v_scale"), INT8_UNIT if cache_dtype == torch.int8 else 1.0)
 
 
 def assert_decodes(inputs, **options):
-    """Output and log-sum-exp agree with the oracle's."""
+    """Output and log-sum-exp equal those of the oracle within the tolerance."""
     width = inputs["v_cache"].shape[-1]
     out = torch.full((*inputs["q"].shape[:-1], width), NAN, dtype=inputs["q"].dtype, device=DEVICE)
     output, lse = decode_attention(**inputs, out=out, return_lse=True, **options)
@@ -132,8 +132,8 @@ def assert_decodes(inputs, **options):
 
 def assert_decoded(output, lse, expected, expected_lse, inputs, *, roundings=2):
     capacity = inputs["k_cache"].shape[1] * (inputs["block_table"].shape[1] if "block_table" in inputs else 1)
-    # A score of size s is the sum of head_dim products: its error, sqrt(head_dim) s roundoffs, is one of its
-    # exponential relative to it. `assert_close` takes the square root of products for roundoffs.
+    # The error of a score of size s, a sum of head_dim products, is sqrt(head_dim) s roundoffs; it is the relative
+    # error of its exponential. `assert_close` takes the square root of the products as roundoffs.
     largest = float(torch.where(expected_lse.isfinite(), expected_lse.abs(), 0.0).max())
     head_dim = inputs["q"].shape[-1]
     reduction = (math.sqrt(capacity) + math.sqrt(head_dim) * largest) ** 2
@@ -168,7 +168,7 @@ def test_decode_attention_agrees_with_the_oracle(shape, page_size, dtype):
 
 @pytest.fixture(params=["float8_e4m3fn", "float8_e4m3fn_from_bits", "float8_e5m2", "int8"])
 def cache_dtype(request, monkeypatch):
-    """Each type of 8 bits; where the GPU has an instruction for e4m3, as if it had none as well."""
+    """Each 8-bit dtype; e4m3 also as on GPUs without instructions for it."""
     name = request.param.removesuffix("_from_bits")
     if name != request.param:
         module = importlib.import_module("decodetax.kernels.decode_attention")
@@ -320,7 +320,7 @@ def test_shared_prefix_and_own_tokens_equal_full_context(dtype):
     output, lse = merge_states(
         *decode_attention(**shared, return_lse=True), *decode_attention(**own, return_lse=True)
     )
-    # The merge rounds once more than attention over the whole.
+    # The merge rounds once more than attention over the full context.
     assert_decoded(output, lse, *reference.decode_attention(**whole), whole, roundings=3)
 
 

@@ -1,4 +1,4 @@
-"""The measuring on a real GPU: compiled kernels, events, graphs, and a whole small run."""
+"""Measuring on a GPU: compiled kernels, CUDA events, CUDA graphs, and a small run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The search on a real GPU: tilings compile, pass the gate, and what wins is what a run then takes."""
+"""Tuning on a GPU: tilings compile and pass the gate, and a run uses the winner."""
 
 import dataclasses
 

@@ -12,7 +12,13 @@ any_tiling = pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.key
 either_cache = pytest.mark.parametrize("page_size", [0, 3], ids=["contiguous", "paged"])
 
 
-@pytest.mark.parametrize("head_dim", range(16, 257, 8))
+@pytest.mark.parametrize(
+    "head_dim",
+    [
+        pytest.param(d, marks=[] if d in {16, 72, 128, 192, 256} else pytest.mark.slow)
+        for d in range(16, 257, 8)
+    ],
+)
 def test_key_and_value_head_dims(head_dim):
     dtype = DTYPES[head_dim // 8 % 3]
     inputs = decode_inputs(

@@ -102,7 +102,7 @@ def test_shared_prefix_and_own_tokens_equal_full_context(lengths):
         *decode_attention(**shared, return_lse=True), *decode_attention(**own, return_lse=True)
     )
     expected, expected_lse = reference.decode_attention(**whole)
-    # The merge rounds once more than attention over the whole.
+    # The merge rounds once more than attention over the full context.
     assert decode_error(output, expected, whole, roundings=3) <= 1
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 

@@ -27,6 +27,14 @@ ACTIVATIONS = [None, "silu", "gelu", "swiglu"]
 every_tiling = pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 
 
+def by_default(names, ids, values):
+    """Parameters of which those named run by default; the others are slow."""
+    return [
+        pytest.param(value, id=name, marks=[] if name in names else pytest.mark.slow)
+        for name, value in zip(ids, values, strict=True)
+    ]
+
+
 def uniform(*shape, seed):
     """Scales of both signs, none near 0."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.5
@@ -116,7 +124,7 @@ def test_fault_of_a_missing_product_is_found(dtype):
 
 
 @every_tiling
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", by_default({"swiglu"}, map(str, ACTIVATIONS), ACTIVATIONS))
 def test_fused_epilogue_with_every_tiling(tiling, activation):
     x, weight = operands(37, 70, 100)
     assert_right(x, weight, tiling=tiling, **epilogue(37, 70, activation))
@@ -212,7 +220,15 @@ def test_no_allocation_with_out_and_workspace(tiling, monkeypatch):
     assert memory[-4:].isnan().all()
 
 
-@every_tiling
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    x, weight = operands(17, 34, 50)
+    assert_right(x, weight, tiling=TILINGS["split"], **epilogue(17, 34, activation))
+
+
+@pytest.mark.parametrize(
+    "tiling", by_default({"last_tiles_split", "descriptors"}, TILINGS.keys(), TILINGS.values())
+)
 def test_results_are_bitwise_reproducible(tiling):
     x, weight = operands(37, 70, 100)
     assert torch.equal(multiply(x, weight, tiling=tiling), multiply(x, weight, tiling=tiling))

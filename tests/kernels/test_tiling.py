@@ -1,4 +1,4 @@
-"""The tilings that are chosen: splits fill idle multiprocessors, and decode programs are one wave."""
+"""Chosen tilings: split-K fills idle SMs, and the CTAs of decode attention are one wave."""
 
 import dataclasses
 
@@ -74,7 +74,7 @@ def test_chosen_matmul_tiling_is_among_the_candidates(limits, sizes, **product):
     assert tiling.num_stages >= 2
     tiles = product["batch"] * -(-product["rows"] // tiling.block_m)
     tiles *= -(-product["out_features"] // tiling.block_columns)
-    # What is cut is less than a wave, but for the few rows, which are cut alike.
+    # The split-K tail is less than a wave; with few rows all tiles are split.
     assert tiling.num_splits == 1 or product["rows"] <= 64 or tiles - tiling.whole_tiles < tiling.programs
 
 

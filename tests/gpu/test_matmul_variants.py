@@ -1,4 +1,4 @@
-"""`prefill_matmul`, compiled, in each of its forms, against its oracle."""
+"""Compiled `prefill_matmul` in each variant against its oracle."""
 
 import dataclasses
 import warnings
@@ -54,7 +54,7 @@ def problem_of(x, weight):
 
 
 def assert_right(x, weight, *, out_dtype=None, tiling=None, **options):
-    """A call that writes over NaN, with a workspace of NaN, agrees with the oracle; so does a second."""
+    """Two calls that write over NaN, with a workspace of NaN, equal the oracle within the tolerance."""
     dtype = out_dtype or (torch.bfloat16 if x.element_size() == 1 else x.dtype)
     call = {"out_dtype": out_dtype, "tiling": tiling, **options}
     size = prefill_matmul_workspace_bytes(x, weight, **call)
