@@ -132,8 +132,8 @@ def assert_decodes(inputs, **options):
 
 def assert_decoded(output, lse, expected, expected_lse, inputs, *, roundings=2):
     capacity = inputs["k_cache"].shape[1] * (inputs["block_table"].shape[1] if "block_table" in inputs else 1)
-    # The error of a score of size s, a sum of head_dim products, is sqrt(head_dim) s roundoffs; it is the relative
-    # error of its exponential. `assert_close` takes the square root of the products as roundoffs.
+    # The error of a score of size s, a sum of head_dim products, is sqrt(head_dim) s roundoffs, and is the
+    # relative error of its exponential. `assert_close` takes the square root of the products as roundoffs.
     largest = float(torch.where(expected_lse.isfinite(), expected_lse.abs(), 0.0).max())
     head_dim = inputs["q"].shape[-1]
     reduction = (math.sqrt(capacity) + math.sqrt(head_dim) * largest) ** 2
