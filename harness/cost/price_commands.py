@@ -13,20 +13,8 @@ import click
 from ..core import options
 from ..core.errors import UsageError
 from ..core.table import Column, Table, wide_option
+from . import prices
 from .break_even import BreakEven, break_even_options
-from .prices import (
-    MTOK,
-    Charge,
-    TokenPrice,
-    exact_text,
-    is_amount,
-    price_changes,
-    price_list,
-    price_of,
-    request_charges,
-    tokens_usd,
-    total_usd,
-)
 
 MAX_USD = 1_000_000
 MAX_DECIMALS = 12  # at most MAX_USD per token or 1e-12 per 1e9 tokens, which the price list's bounds hold
@@ -42,9 +30,9 @@ PRICES = click.option(
 _PRICE_COLUMNS = {
     "model": Column("model"),
     "effective": Column("effective", wide=True),
-    "input_usd_per_mtok": Column("input", show=exact_text),
-    "cached_input_usd_per_mtok": Column("cached input", show=exact_text),
-    "output_usd_per_mtok": Column("output", show=exact_text),
+    "input_usd_per_mtok": Column("input", show=prices.exact_text),
+    "cached_input_usd_per_mtok": Column("cached input", show=prices.exact_text),
+    "output_usd_per_mtok": Column("output", show=prices.exact_text),
     "output_over_input": Column("price ratio", show="{:.2f}".format),
     "modelled_batch": Column("modelled batch"),
     "measured_batch": Column("measured batch"),
@@ -69,7 +57,7 @@ def _table(title: str, columns: Mapping[str, Column], rows: Iterable[Mapping[str
 
 def _usd(text: str) -> Decimal:
     is_number = re.fullmatch(r"(?=\.?[0-9])[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,2})?", text)
-    if not (is_number and is_amount(Decimal(text), MAX_USD, MAX_DECIMALS)):
+    if not (is_number and prices.is_amount(Decimal(text), MAX_USD, MAX_DECIMALS)):
         raise ValueError(text)
     return Decimal(text)
 
@@ -102,9 +90,9 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
     another. The batch is the one at which the gap of --served-model equals the price ratio, modelled on
     --gpu and, with --run, measured. In JSON, money is text with all its digits, such as "2.50".
     """
-    prices = price_list(price_file)
-    rows = [price.to_json() | against.batches(price.output_over_input) for price in prices.values()]
-    changes = [change._asdict() for change in price_changes(prices)]
+    listed = prices.price_list(price_file)
+    rows = [price.to_json() | against.batches(price.output_over_input) for price in listed.values()]
+    changes = [change._asdict() for change in prices.price_changes(listed)]
     if as_json:
         _print_json(break_even=against.to_json(), prices=rows, changes=changes)
         return
@@ -112,7 +100,7 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
     if changes:
         for change in changes:
             for name in ("earlier", "later"):
-                change[f"{name}_ratio"] = prices[change[name]].output_over_input
+                change[f"{name}_ratio"] = listed[change[name]].output_over_input
         title = "Changes from one model of a family to the next"
         click.echo(f"\n{_table(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
     note = f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"
@@ -149,30 +137,32 @@ def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
     """
     price = _asked_price(asked)
     counts = (asked[name] for name in ("input_tokens", "output_tokens", "cached_input_tokens"))
-    charges = request_charges(price, *counts)
+    charges = prices.request_charges(price, *counts)
     if not as_json:
         click.echo("\n".join(_request_text(price, charges, against, int(asked["per"]))))
         return
     _print_json(
         price=price.to_json() | ({"model": None} if price.effective is None else {}),
         terms=[charge._asdict() for charge in charges],
-        usd=total_usd(charges),
+        usd=prices.total_usd(charges),
         break_even=against.to_json() | against.batches(price.output_over_input),
     )
 
 
 def _print_json(**document: Any) -> None:
-    click.echo(json.dumps({"schema_version": 1, **document}, indent=1, allow_nan=False, default=exact_text))
+    click.echo(
+        json.dumps({"schema_version": 1, **document}, indent=1, allow_nan=False, default=prices.exact_text)
+    )
 
 
-def _asked_price(asked: Mapping[str, Any]) -> TokenPrice:
+def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:
     """The price of --model, or the one that the options give; UsageError if the options contradict."""
     given = options.given()
     if asked["model"] is not None:
         for name in ("input_price", "output_price", "cached_input_price", "per"):
             if name in given:
                 raise UsageError(f"{given[name]}: stands in place of --model, not beside it")
-        return price_of(asked["model"], price_list(asked["price_file"]))
+        return prices.price_of(asked["model"], prices.price_list(asked["price_file"]))
     for name in ("input_price", "output_price", "cached_input_price"):
         if asked[name] is None and (name != "cached_input_price" or asked["cached_input_tokens"]):
             option = f"--{name.replace('_', '-')}"
@@ -180,24 +170,26 @@ def _asked_price(asked: Mapping[str, Any]) -> TokenPrice:
     if "price_file" in given:
         raise UsageError("--prices: goes with --model, not with --input-price")
     usd_per_mtok: dict[str, Any] = {
-        f"{kind}_usd_per_mtok": tokens_usd(MTOK, asked[f"{kind}_price"], int(asked["per"]))
+        f"{kind}_usd_per_mtok": prices.tokens_usd(prices.MTOK, asked[f"{kind}_price"], int(asked["per"]))
         for kind in ("input", "cached_input", "output")
         if asked[f"{kind}_price"] is not None
     }
-    return TokenPrice(model="prices as given", effective=None, source="the command line", **usd_per_mtok)
+    return prices.TokenPrice(
+        model="prices as given", effective=None, source="the command line", **usd_per_mtok
+    )
 
 
 def _request_text(
-    price: TokenPrice, charges: Sequence[Charge], against: BreakEven, per_tokens: int
+    price: prices.TokenPrice, charges: Sequence[prices.Charge], against: BreakEven, per_tokens: int
 ) -> Iterator[str]:
     """What one request costs, charge by charge with all digits; prices are per `per_tokens` tokens."""
     name = price.model if price.effective is None else f"{price.model}, effective {price.effective}"
-    unit = {1: "token", 1000: "1K", MTOK: "1M"}.get(per_tokens, str(per_tokens))
-    money = (Column(f"$ per {unit}", show=exact_text), Column("$", show=exact_text))
-    rows = tuple((c.kind, c.tokens, tokens_usd(per_tokens, c.usd_per_mtok), c.usd) for c in charges)
+    unit = {1: "token", 1000: "1K", prices.MTOK: "1M"}.get(per_tokens, str(per_tokens))
+    money = (Column(f"$ per {unit}", show=prices.exact_text), Column("$", show=prices.exact_text))
+    rows = tuple((c.kind, c.tokens, prices.tokens_usd(per_tokens, c.usd_per_mtok), c.usd) for c in charges)
     columns = (Column("kind"), Column("tokens"), *money)
     yield Table(title=f"{name} ({price.source})", columns=columns, rows=rows).text()
-    yield f"\nThe request costs ${exact_text(total_usd(charges))}."
+    yield f"\nThe request costs ${prices.exact_text(prices.total_usd(charges))}."
     if price.output_over_input is None:
         return
     yield f"An output token is priced at {price.output_over_input:.2f} times an input token."
