@@ -4,7 +4,9 @@ A ceiling is the rate of the fastest sample; all samples are kept. Ceilings are 
 run, which shows how the machine drifts.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -95,39 +97,24 @@ def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
     }
     name, samples_s = min(timings.items(), key=lambda item: min(item[1]))
     size = buffer.nbytes
-    return Ceiling(
-        kind="read_bandwidth",
-        provenance="measured",
-        bandwidth_bytes_per_s=size / min(samples_s),
-        detail=f"fastest {name} of {size / 2**20:.0f} MiB of float32",
-        samples_s=samples_s,
-        work={"bytes_read": size, "bytes_written": 0},
-        call=name,
-        rounds=(0,) * len(samples_s),
-    )
+    detail = f"fastest {name} of {size / 2**20:.0f} MiB of float32"
+    return _ceiling("read_bandwidth", samples_s, detail, call=name, bytes_read=size, bytes_written=0)
 
 
 def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
     target = torch.ones_like(buffer)
     samples_s = measure(device, [lambda: target.copy_(buffer)], budget).samples_s
     size = buffer.nbytes
-    return Ceiling(
-        kind="copy_bandwidth",
-        provenance="measured",
-        bandwidth_bytes_per_s=2 * size / min(samples_s),
-        detail=f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written",
-        samples_s=samples_s,
-        work={"bytes_read": size, "bytes_written": size},
-        rounds=(0,) * len(samples_s),
-    )
+    detail = f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written"
+    return _ceiling("copy_bandwidth", samples_s, detail, bytes_read=size, bytes_written=size)
 
 
 def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceiling:
     """The fastest square size; sizes grow until one would exceed the time limit or free memory."""
-    best: tuple[float, int, tuple[float, ...]] | None = None
+    best: Ceiling | None = None
     for size in SQUARE_SIZES[device.kind]:
         operations = 2 * size**3
-        if best and operations / best[0] > max(budget.time_limit_s, LEAST_LIMIT_S):
+        if best and operations / (best.flop_per_s or math.inf) > max(budget.time_limit_s, LEAST_LIMIT_S):
             break
         if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
             break
@@ -139,18 +126,32 @@ def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceili
                 break
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason=reason)
-        rate = operations / min(samples_s)
-        best = max(best or (0.0, 0, ()), (rate, size, samples_s))
-    if best is None:
-        return Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason="out of memory")
-    rate, size, samples_s = best
+        detail = f"fastest product of {size} x {size} matrices"
+        found = _ceiling("matmul", samples_s, detail, dtype=dtype, operations=operations)
+        best = max(best or found, found, key=lambda ceiling: ceiling.flop_per_s or 0.0)
+    return best or Ceiling(kind="matmul", provenance="measured", dtype=dtype, reason="out of memory")
+
+
+def _ceiling(
+    kind: Literal["read_bandwidth", "copy_bandwidth", "matmul"],
+    samples_s: tuple[float, ...],
+    detail: str,
+    *,
+    dtype: str | None = None,
+    call: str = "",
+    **work: int,
+) -> Ceiling:
+    """The ceiling of the fastest sample of a call that does this work."""
+    rate = sum(work.values()) / min(samples_s)
     return Ceiling(
-        kind="matmul",
+        kind=kind,
         provenance="measured",
         dtype=dtype,
-        flop_per_s=rate,
-        detail=f"fastest product of {size} x {size} matrices",
+        flop_per_s=rate if kind == "matmul" else None,
+        bandwidth_bytes_per_s=None if kind == "matmul" else rate,
+        detail=detail,
         samples_s=samples_s,
-        work={"operations": 2 * size**3},
+        work=work,
+        call=call,
         rounds=(0,) * len(samples_s),
     )
