@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import triton
@@ -96,7 +96,7 @@ class _InterpreterPatch:
         self._run_program: Callable[..., None] | None = None
         self._semantics: Any = None
         """Memory semantics of the atomic load or store that the interpreter makes of a plain one."""
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     @contextmanager
     def recording(
@@ -118,8 +118,7 @@ class _InterpreterPatch:
             self._blocks.pop()
             del self._known[len(self._known) - len(known) :]
             if outermost:
-                while self._undo:
-                    self._undo.pop()()
+                self._undo.close()
 
     def _install(self) -> None:
         handlers: dict[str, Callable[..., Any]] = {
@@ -151,16 +150,14 @@ class _InterpreterPatch:
                 GridExecutor.__call__ = call
 
         GridExecutor.__call__ = counted_call
-        self._undo.append(undo)
+        self._undo.callback(undo)
 
     def _set(self, name: str, value: Any) -> None:
         """Set an attribute of the builder until the patch is removed."""
-        attributes = vars(interpreter_builder)
-        if name in attributes:
-            before = attributes[name]
-            self._undo.append(lambda: setattr(interpreter_builder, name, before))
+        if name in vars(interpreter_builder):
+            self._undo.callback(setattr, interpreter_builder, name, vars(interpreter_builder)[name])
         else:
-            self._undo.append(lambda: delattr(interpreter_builder, name))
+            self._undo.callback(delattr, interpreter_builder, name)
         setattr(interpreter_builder, name, value)
 
     def _patched(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
