@@ -179,34 +179,50 @@ def compiled_row(
         }
     hot, loading = loops[0], loops[-1]
     tile_bytes = work.tile_bytes if work is not None else None
+    figures = _loop_figures(hot, loading, warps, gpu, tile_bytes)
     loaded = headroom.bytes_loaded(loading, warps)
     if loaded is None:
         loaded = tile_bytes
-    figures = _loop_figures(hot, loading, warps, gpu, tile_bytes) | {"bytes_per_iteration": loaded or None}
     if loaded:
-        flight = headroom.bytes_in_flight(loading, warps=warps, stages=stages, tile_bytes=loaded)
         work = work or _all_useful(hot, loaded, warps, name.dtype)
-        figures |= _latency_headrooms(flight, work.streamed_bytes / loaded, resident.programs, gpu)
-        figures["issue_headroom"] = headroom.issue_headroom(
+        flight = headroom.bytes_in_flight(loading, warps=warps, stages=stages, tile_bytes=loaded)
+        figures |= _bounds(hot, warps, resident.programs, flight, loaded, work, gpu, efficiency)
+    return CompiledRow(**vars(name), status="ok", **resources, **figures)
+
+
+def _bounds(
+    hot: HotLoop,
+    warps: int,
+    programs: int,
+    flight: BytesInFlight | None,
+    loaded_bytes: float,
+    work: IterationWork,
+    gpu: Gpu,
+    schedule_efficiency: float,
+) -> dict[str, Any]:
+    """Headrooms and the limit of a loop that loads from global memory."""
+    return {
+        "bytes_per_iteration": loaded_bytes,
+        "issue_headroom": headroom.issue_headroom(
             useful_bytes=work.useful_bytes, instructions=hot.count, warps=warps, gpu=gpu
-        )
-        figures["limit"] = headroom.modelled_limit(
+        ),
+        "limit": headroom.modelled_limit(
             loop=hot,
             warps=warps,
-            programs=resident.programs,
+            programs=programs,
             flight=flight,
-            loaded_bytes=loaded,
+            loaded_bytes=loaded_bytes,
             work=work,
             gpu=gpu,
-            schedule_efficiency=efficiency,
-        )
-    return CompiledRow(**vars(name), status="ok", **resources, **figures)
+            schedule_efficiency=schedule_efficiency,
+        ),
+    } | _latency_headrooms(flight, work.streamed_bytes / loaded_bytes, programs, gpu)
 
 
 def _latency_headrooms(
     flight: BytesInFlight | None, streamed_share: float, programs: int, gpu: Gpu
 ) -> dict[str, float]:
-    """Latency headrooms of the bytes ahead and at the wait, as far as these come from memory."""
+    """Latency headrooms of the streamed bytes ahead and at the wait."""
     if flight is None:
         return {}
     sizes = {"latency_headroom": flight.ahead_bytes, "latency_headroom_at_wait": flight.at_wait_bytes}

@@ -17,6 +17,7 @@ from .schedule import CtaWork, Grid, SharedResource, dram_bandwidth, fixed_time_
 from .tile_order import (
     PARTIAL_BYTES,
     PARTS_RECORD_BYTES,
+    KvChunk,
     WorkTile,
     decode_chunk_order,
     matmul_tile_order,
@@ -59,9 +60,8 @@ def decode_grid(
 ) -> Grid:
     """The grid of `decode_attention` on sequences of these lengths, bound by DRAM bandwidth.
 
-    A CTA moves the keys and values of its KV chunks and the split-KV partials that it writes. CTAs that
-    compute different query rows of one head share its keys and values equally: the others hit L2. Queries
-    and the outputs of whole items are left out: group x head_dim elements against thousands of times as many.
+    A CTA moves the keys and values of its KV chunks and its split-KV partials. CTAs that compute other query
+    rows of a head share its keys and values equally: the others hit L2. Queries and outputs are left out.
 
     Args:
         context_lens: live tokens of each sequence.
@@ -94,13 +94,9 @@ def decode_grid(
         window=window,
     ):
         cache = token_bytes * sum(chunk.end - chunk.begin for chunk in chunks)
-        rows_split = {
-            chunk[:3]: min(tiling.block_g, rows - chunk.row_block * tiling.block_g)
-            for chunk in chunks
-            if not chunk.whole
-        }
-        split_rows |= rows_split
-        partial = sum(rows_split.values()) * partial_row_bytes
+        partial_rows = _partial_rows(chunks, rows, tiling.block_g)
+        partial = sum(partial_rows.values()) * partial_row_bytes
+        split_rows |= partial_rows
         fixed_s = fixed_time_s(len(chunks), reads_lengths=tiling.num_splits == 0)
         ctas.append(CtaWork(work=cache + partial, fixed_s=fixed_s))
         cache_bytes += cache
@@ -110,6 +106,15 @@ def decode_grid(
         out_bytes = sum(split_rows.values()) * v_head_dim * element_bytes
         combine_bytes = partial_bytes + out_bytes + PARTS_RECORD_BYTES * len(ctas)
     return Grid(ctas=tuple(ctas), useful_work=cache_bytes, second_kernel_bytes=combine_bytes)
+
+
+def _partial_rows(chunks: Sequence[KvChunk], rows: int, block_g: int) -> dict[tuple[int, int, int], int]:
+    """Query rows of the partials that a CTA writes, by item."""
+    return {
+        (chunk.sequence, chunk.kv_head, chunk.row_block): min(block_g, rows - chunk.row_block * block_g)
+        for chunk in chunks
+        if not chunk.whole
+    }
 
 
 def matmul_compute_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:

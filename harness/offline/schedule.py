@@ -20,9 +20,7 @@ from ..core.gpus import Gpu
 # inside one), SECOND_KERNEL_S and SM_MEMORY_SHARE. On-device scheduling reads all lengths of the batch.
 READ_LENGTHS_S = 0.5e-6
 
-_SAME_TIME = (
-    1e-12  # relative: ends that differ by rounding alone are one event, so that slots refill in order
-)
+_SAME_TIME = 1e-12  # relative: ends that differ by rounding are one event, and slots refill in order
 
 
 def fixed_time_s(items: int = 1, *, reads_lengths: bool = False) -> float:

@@ -394,7 +394,7 @@ def test_every_planted_fault_breaks_one_promise(change, promise):
     assert promise in broken
 
 
-def test_a_loop_may_shrink_but_not_grow_nor_appear_unseen():
+def test_a_loop_may_shrink_but_not_grow_or_be_new():
     assert raised_counts([GOOD], {key(GOOD): 240}) == {}
     assert raised_counts([GOOD], {key(GOOD): 250}) == {}
     assert raised_counts([GOOD], {key(GOOD): 239}) == {key(GOOD): (240, 239)}
@@ -411,13 +411,13 @@ def test_rows_survive_json():
     assert CompiledRow.from_json(failed.to_json()) == failed
 
 
-def test_cases_have_names_of_their_own():
+def test_cases_have_unique_names():
     names = [(case.kernel, case.variant, case.dtype) for case in full_cases()]
     assert len(set(names)) == len(names)
     assert set(default_cases()) < set(full_cases())
 
 
-def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_group():
+def test_useful_bytes_of_a_decode_iteration_are_shared_by_the_gqa_group():
     (case, *_) = default_cases()
     constants = {
         "group": 16,
@@ -445,13 +445,13 @@ def test_useful_bytes_of_a_decode_step_are_its_tile_shared_by_the_blocks_of_a_gr
         ),  # shared by the tiles
     ],
 )
-def test_useful_bytes_of_a_matmul_step_are_the_weights_or_a_share_of_both(variant, block_m, useful, streamed):
+def test_useful_bytes_of_a_matmul_iteration(variant, block_m, useful, streamed):
     case = next(case for case in default_cases() if case.variant == variant and case.dtype == "bf16")
     work = iteration_work(case, "matmul", {"block_m": block_m, "block_n": 64, "block_k": 64}, sm=90)
     assert (work.useful_bytes, work.streamed_bytes) == (useful, streamed)
 
 
-def test_a_worker_that_dies_is_a_failed_row_and_not_a_crash(monkeypatch):
+def test_a_worker_that_dies_gives_failed_rows(monkeypatch):
     monkeypatch.setattr(workers, "_WORKER", "decodetax.harness.no_such_module")
     told = []
     rows = inspect_cases(["h100"], default_cases()[:2], processes=1, on_row=told.append)
@@ -460,7 +460,7 @@ def test_a_worker_that_dies_is_a_failed_row_and_not_a_crash(monkeypatch):
     assert told == list(rows)
 
 
-def test_wrong_names_are_refused_before_anything_is_compiled():
+def test_rejects_unknown_gpus_and_no_processes():
     with pytest.raises(UsageError, match="h1000"):
         inspect_cases(["h1000"], default_cases())
     with pytest.raises(ValueError, match="processes"):

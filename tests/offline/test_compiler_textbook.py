@@ -197,7 +197,7 @@ def compiled(jobs):
     return [CompiledRow.from_json(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def test_the_tutorial_matmul_has_the_loop_counted_by_hand():
+def test_loop_of_the_tutorial_matmul_by_hand():
     a100, h100, b200 = compiled([["matmul", gpu] for gpu in ("a100", "h100", "b200")])
     # 128 x 256 x 64 over 16 x 8 x 16 and 8 warps; 64 x 256 x 16 and 2 groups of warps; 128 x 256 x 16.
     assert a100.loop_instructions_by_class["matrix"] == 128
@@ -216,7 +216,7 @@ def test_the_tutorial_matmul_has_the_loop_counted_by_hand():
         assert [row.loop_instructions for row in (a100, h100, b200)] == [282, 130, 138]
 
 
-def test_the_textbook_decode_loop_has_the_counts_worked_out_by_hand():
+def test_loop_of_a_textbook_decode_by_hand():
     (row,) = compiled([["decode", "a100"]])
     by_class = row.loop_instructions_by_class
     # Scores and output are 16 x 64 x 128 multiply-adds each, 2048 a product, by four warps.
@@ -235,7 +235,7 @@ def test_the_textbook_decode_loop_has_the_counts_worked_out_by_hand():
     assert row.issue_headroom == pytest.approx(8.0, rel=0.05)
 
 
-def test_a_pipeline_of_too_few_stages_shows():
+def test_too_few_pipeline_stages_lower_the_latency_headroom():
     one, two = compiled([["decode_one_stage", "h100"], ["decode_two_stages", "h100"]])
     assert one.asynchronous is False
     assert one.latency_headroom_at_wait == 0
@@ -243,7 +243,7 @@ def test_a_pipeline_of_too_few_stages_shows():
     assert two.latency_headroom_at_wait < two.latency_headroom / 2 + 1e-9
 
 
-def test_spills_too_much_shared_memory_and_compile_errors_are_rows():
+def test_spills_shared_memory_overflow_and_compile_errors_are_rows():
     spilling, too_large, failing = compiled(
         [["matmul_few_registers", "a100"], ["matmul_many_stages", "a100"], ["misuse", "a100"]]
     )

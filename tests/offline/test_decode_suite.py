@@ -101,7 +101,7 @@ def test_worked_calls_of_the_docs(name, lengths):
     assert f"| {' | '.join(line)} |" in EVIDENCE
 
 
-def test_one_split_of_each_sequence_breaks_them_all():
+def test_one_split_per_sequence_breaks_every_promise():
     def one_split(call, gpu):
         return dataclasses.replace(balanced(call, gpu), num_splits=1)
 
@@ -163,7 +163,7 @@ def test_neighbours_differ_by_one_sequence():
 
 
 @pytest.mark.parametrize(("gpu", "programs"), [("a100", 2), ("h100", 3), ("b200", 3)])
-def test_programs_of_an_sm_are_those_that_compiled_code_fits(gpu, programs):
+def test_occupancy_is_that_of_the_compiled_code(gpu, programs):
     assert programs_per_sm(find_gpu(gpu)) == programs
 
 
@@ -191,7 +191,7 @@ def test_rules_choose_splits_as_documented(rule, batch, kv_heads, context, num_s
 
 @pytest.mark.parametrize("gpu", PROMISES)
 @pytest.mark.parametrize(("group", "query_tokens"), [(1, 1), (4, 1), (8, 1), (16, 1), (64, 1), (16, 8)])
-def test_partial_results_cost_little_or_less_than_idle_sms(group, query_tokens, gpu):
+def test_split_kv_partials_cost_little_or_less_than_idle_sms(group, query_tokens, gpu):
     """Written and read they are at most 5% of the keys and values, or shares twice as large take longer."""
     limits = find_gpu(gpu)
     for batch, context, kv_heads in ((1, 700, 8), (2, 1000, 8), (4, 4000, 2), (1, 30000, 1), (8, 8192, 8)):

@@ -44,16 +44,14 @@ def wait(groups):
         (255, 0, 16, "a100", 0, "registers"),
     ],
 )
-def test_resident_programs_are_the_least_of_four_bounds(
-    registers, shared_kib, warps, gpu, programs, limited_by
-):
+def test_occupancy_is_the_least_of_four_bounds(registers, shared_kib, warps, gpu, programs, limited_by):
     found = headroom.occupancy(
         registers=registers, shared_bytes=int(shared_kib * 1024), warps=warps, gpu=find_gpu(gpu)
     )
     assert (found.programs, found.limited_by) == (programs, limited_by)
 
 
-def test_tensor_memory_bounds_resident_programs():
+def test_tensor_memory_bounds_occupancy():
     found = headroom.occupancy(registers=40, shared_bytes=0, warps=4, gpu=B200, tensor_memory_columns=256)
     assert (found.programs, found.limited_by) == (2, "tensor_memory")
 
@@ -89,14 +87,14 @@ def test_loads_into_registers_leave_nothing_in_flight_across_iterations():
 
 
 @pytest.mark.parametrize(("stages", "ahead", "at_wait"), [(4, 3000, 2000), (2, 1000, 0), (1, 1000, 0)])
-def test_bulk_copies_are_in_flight_by_stages(stages, ahead, at_wait):
+def test_tma_copies_are_in_flight_by_stages(stages, ahead, at_wait):
     flight = headroom.bytes_in_flight(
         loop_of("UTMALDG.2D [UR8], [UR4]", "HGMMA.64x64x16"), warps=4, stages=stages, tile_bytes=1000.0
     )
     assert (flight.ahead_bytes, flight.at_wait_bytes) == (ahead, at_wait)
 
 
-def test_bulk_copies_of_unknown_size_and_loops_without_loads_have_no_flight():
+def test_tma_copies_of_unknown_size_and_loops_without_loads_have_no_bytes_in_flight():
     bulk = loop_of("UTMALDG.2D [UR8], [UR4]")
     assert headroom.bytes_loaded(bulk, 4) is None
     assert headroom.bytes_in_flight(bulk, warps=4, stages=3, tile_bytes=None) is None
@@ -133,7 +131,7 @@ def test_latency_headroom_is_littles_law():
         ("HMMA.16816.F32.BF16", "rtx5090", 256),
     ],
 )
-def test_matrix_rates_follow_from_the_datasheet(opcode, gpu, expected):
+def test_tensor_core_rates_follow_from_the_datasheet(opcode, gpu, expected):
     assert headroom.multiply_adds_per_clock(opcode, find_gpu(gpu)) == pytest.approx(expected, rel=0.015)
 
 
@@ -144,7 +142,7 @@ def test_a_rate_that_no_datasheet_has_is_unknown():
     assert headroom.matrix_share(loop, warps=4, gpu=A100) is None
 
 
-def test_matrix_share_is_matrix_clocks_over_issue_clocks():
+def test_matrix_share_is_tensor_core_clocks_over_issue_clocks():
     # Tutorial 03 on A100: 128 x 256 x 64 multiply-adds are 2048 clocks; 282 slots of 8 warps are 564.
     loop = loop_of("128 HMMA.16816.F32.BF16", "154 FFMA", multiply_adds=128 * 2048.0)
     assert headroom.tensor_core_cycles(loop, warps=8, gpu=A100) == pytest.approx(2048, rel=1e-3)
@@ -212,7 +210,7 @@ def test_a_wait_that_drains_the_pipeline_lowers_the_latency_bound():
     assert bandwidth(0) == pytest.approx(bandwidth(2) / 2, rel=0.01)
 
 
-def test_a_large_matmul_is_limited_by_its_matrix_units():
+def test_a_large_matmul_is_limited_by_tensor_cores():
     body = [wait(2), f"6 {COPY}", COMMIT, f"6 {COPY}", COMMIT, "4 HGMMA.64x256x16.F32.BF16"]
     limit = limit_of(body, MATMUL, gpu=H100, warps=8, programs=1, multiply_adds=262144.0)
     assert (limit.which, limit.bandwidth_bytes_per_s) == ("matrix", None)
@@ -228,7 +226,7 @@ def test_float32_work_is_limited_by_the_float_units_where_they_are_narrow():
     assert (limit.which, limit.share_of_peak) == ("float", pytest.approx(1.0))
 
 
-def test_a_schedule_scales_what_the_lowest_bound_allows():
+def test_schedule_efficiency_scales_the_limit():
     whole, scheduled = (
         limit_of([*PIPELINED, "200 FFMA"], DECODE, schedule_efficiency=share) for share in (1.0, 0.8)
     )

@@ -40,7 +40,7 @@ PLAIN = """
 """
 
 
-def test_a_plain_loop_counts_its_instructions_and_not_what_stands_around_it():
+def test_counts_the_instructions_of_a_plain_loop():
     loop = hot(PLAIN)
     assert loop.count == 4
     assert loop.by_class() == {"load_global": 1, "float": 1, "integer": 1, "control": 1}
@@ -50,7 +50,7 @@ def test_code_without_loops_has_no_hot_loop():
     assert find_hot_loops(code_of("MOV R1, R2\nEXIT\n.L_trap:\nBRA `(.L_trap)")) == ()
 
 
-def test_a_backward_branch_into_a_block_that_does_not_dominate_it_is_no_loop():
+def test_backward_branch_to_a_block_that_does_not_dominate_it_is_not_a_loop():
     code = code_of("""
         @P0 BRA `(.L_second)
         .L_first:
@@ -64,7 +64,7 @@ def test_a_backward_branch_into_a_block_that_does_not_dominate_it_is_no_loop():
     assert natural_loops(basic_blocks(code)) == ()
 
 
-def test_of_nested_loops_the_innermost_that_works_is_hot():
+def test_innermost_loop_with_work_is_hot():
     loop = hot("""
         .L_tile:
         HMMA.16816.F32 R4, R8, R2, R4
@@ -81,7 +81,7 @@ def test_of_nested_loops_the_innermost_that_works_is_hot():
     assert [each.name for each in loop.instructions] == ["LDGSTS", "HMMA", "BRA"]
 
 
-def test_of_loops_side_by_side_the_one_with_most_products_is_hot():
+def test_loop_with_most_mma_is_hot():
     loop = hot("""
         .L_sum:
         LDG.E.128 R4, [R2.64]
@@ -118,7 +118,7 @@ SPIN_OUT_OF_LINE = """
 """
 
 
-def test_elected_products_count_and_spin_waits_do_not():
+def test_elected_mma_counts_and_a_spin_wait_does_not():
     loop = hot(SPIN_OUT_OF_LINE)
     # Of the 12 instructions of the loop, the spin's 3 are left out.
     names = "LDGSTS BRA UMOV UTCHMMA SYNCS BRA IADD3 BRA"
@@ -140,7 +140,7 @@ def test_a_spin_wait_on_the_path_does_not_count():
     assert [each.name for each in loop.instructions] == ["LDS", "HGMMA", "BRA"]
 
 
-def test_a_loop_that_waits_and_loads_is_no_spin():
+def test_loop_that_waits_and_loads_is_not_a_spin_wait():
     loop = hot("""
         .L_loop:
         SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR26], R5
@@ -151,7 +151,7 @@ def test_a_loop_that_waits_and_loads_is_no_spin():
     assert loop.count == 3
 
 
-def test_what_can_be_jumped_over_does_not_count_and_of_alternatives_the_shorter_does():
+def test_counts_the_shortest_path_of_an_iteration():
     loop = hot("""
         .L_loop:
         LDG.E R1, [R2.64]
@@ -184,12 +184,12 @@ def test_what_can_be_jumped_over_does_not_count_and_of_alternatives_the_shorter_
     ],
     ids=["guard", "uniform", "operand", "call_as_exit", "exit_within"],
 )
-def test_every_way_to_end_a_loop_is_understood(ending):
+def test_reads_every_way_to_end_a_loop(ending):
     loop = hot(f".L_loop:\nLDG.E R1, [R2.64]\n{ending}\nMOV R1, R2\nEXIT")
     assert loop.count == 1 + sum(line.startswith(("@", "BRA")) for line in ending.splitlines())
 
 
-def test_a_producer_loop_is_given_after_the_loop_that_multiplies():
+def test_producer_loop_follows_the_mma_loop():
     consumer, producer = find_hot_loops(
         code_of("""
             BRX R2 -0x10 (*"BRANCH_TARGETS .L_consume,.L_produce"*)
@@ -208,7 +208,7 @@ def test_a_producer_loop_is_given_after_the_loop_that_multiplies():
     assert [each.name for each in producer.global_loads] == ["UTMALDG", "UTMALDG"]
 
 
-def test_dominators_are_those_that_every_path_passes():
+def test_dominators_are_on_every_path():
     rng = random.Random(0)  # noqa: S311  (a repeatable choice of graphs)
     for _ in range(100):
         size = rng.randint(2, 9)

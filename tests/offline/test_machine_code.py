@@ -91,7 +91,7 @@ def test_instructions_have_the_class_of_their_unit(opcode, kind):
         ("LDS.128", 0, False),
     ],
 )
-def test_loads_have_a_width_and_are_asynchronous_or_not(opcode, lane_bytes, asynchronous):
+def test_width_and_asynchrony_of_loads(opcode, lane_bytes, asynchronous):
     load = Instruction(0, opcode)
     assert (load.lane_bytes, load.is_asynchronous) == (lane_bytes, asynchronous)
 
@@ -111,7 +111,7 @@ def test_loads_have_a_width_and_are_asynchronous_or_not(opcode, lane_bytes, asyn
         ("", "FFMA R1, R2, R3, R4", None),
     ],
 )
-def test_matrix_instructions_tell_their_multiply_adds(before, product, expected):
+def test_multiply_adds_of_mma_instructions(before, product, expected):
     lines = [line for line in (before, product) if line]
     text = '\t.section\t.text.k,"ax"\n' + "\n".join(
         f"        /*{at:04x}*/  {line} ;" for at, line in enumerate(lines)
@@ -120,12 +120,12 @@ def test_matrix_instructions_tell_their_multiply_adds(before, product, expected)
     assert multiply_adds(code, len(lines) - 1) == expected
 
 
-def test_scheduling_hints_are_no_operands():
+def test_scheduling_hints_are_not_operands():
     text = '\t.section\t.text.k,"ax"\n        /*2300*/   DEPBAR.LE SB0, 0x2                ?WAIT4_END_GROUP ;'
     assert parse_listing(text)["k"].instructions[0].operands == "SB0, 0x2"
 
 
-def test_a_computed_branch_has_the_targets_that_the_tool_lists():
+def test_targets_of_a_computed_branch_are_read():
     line = 'BRX R2 -0x2310   (*"BRANCH_TARGETS .L_x_25,.L_x_35"*)'
     code = parse_listing(f'\t.section\t.text.k,"ax"\n        /*2300*/   {line} ;')["k"]
     assert code.instructions[0].targets == (".L_x_25", ".L_x_35")

@@ -68,7 +68,7 @@ def test_few_rows_fill_the_gpu_and_leave_few_partial_sums(rows, gpu):
     assert row["most_partial_share"] <= (0.125 if (gpu, rows) == ("b200", 64) else 0.0)
 
 
-def test_what_is_cut_for_64_rows_on_b200_takes_less_time_than_whole_tiles_of_that_size():
+def test_split_k_for_64_rows_on_b200_is_the_fastest_choice():
     gpu = find_gpu("b200")
     for weight in WEIGHTS:
         shape = bf16_shape(64, *weight)
@@ -108,7 +108,7 @@ def limit(shape, tiling, gpu):
     return 1 / max(simulate_grid(grid, gpu, per_sm, resource=unit).time_s for grid, unit in grids)
 
 
-def test_the_rates_that_the_chooser_counts_with_are_those_of_the_datasheets():
+def test_rates_of_the_chooser_are_those_of_the_datasheets():
     for gpu in (gpu for gpu in gpu_table().values() if gpu.sm_limits):
         flop_per_s, bytes_per_s, l2_bytes = SM_RATES[gpu.sm]
         peak = gpu.flop_per_s["fp16"]
@@ -143,7 +143,7 @@ def test_the_table_of_the_docs_is_what_the_suite_finds(gpu):
         assert f"| {' | '.join(cells(row_of(gpu, rows)))} |" in page
 
 
-def test_rows_from_which_reading_the_weights_is_paid_for():
+def test_rows_at_the_balance_point_in_the_docs():
     page = DOCS.read_text(encoding="utf-8")
     _, _, table = page.partition("<!-- rows at the balance point -->")
     for gpu in GPUS:
