@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ...kernels.decode_tiling import DecodeTiling
     from ...kernels.matmul_tiling import MatmulTiling
-    from .cache_model import MatmulOperands
+    from ..core.cases import MatmulShape
 
 PARTIAL_BYTES = 4
 """Bytes of an element of a split-K or split-KV partial, which is float32."""
@@ -65,7 +65,7 @@ class KvChunk(NamedTuple):
     whole: bool
 
 
-def matmul_tile_order(shape: MatmulOperands, tiling: MatmulTiling) -> tuple[WorkTile, ...]:
+def matmul_tile_order(shape: MatmulShape[int], tiling: MatmulTiling) -> tuple[WorkTile, ...]:
     """The work tiles of `prefill_matmul` in launch order: `whole_tiles` first, then the split-K tail.
 
     Output tiles are in grouped order (see `grouped_tile`). The split-K slices of one tile are neighbours.
