@@ -108,7 +108,7 @@ def run_of(document: Any) -> Run:
     seen = set()
     for index, row in enumerate(run.rows):
         if row.key in seen:
-            raise ValidationError(f"{row.case.id} {row.provider} stands there twice - at `$.rows[{index}]`")
+            raise ValidationError(f"duplicate row {row.case.id} {row.provider} - at `$.rows[{index}]`")
         seen.add(row.key)
     return run
 

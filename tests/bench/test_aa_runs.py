@@ -44,7 +44,7 @@ def test_the_script_compares_runs_of_this_machine(monkeypatch):
     assert "0 sure regressions in 2 pairs of the same code (must be 0)" in result.stdout
 
 
-def test_a_planted_slowdown_is_told_of():
+def test_reports_a_planted_slowdown():
     pairs = [drifting_runs(1, machine=QUIET), drifting_runs(2, machine=QUIET, slowdown={4: 1.5})]
     found = aa_runs.findings([compare_runs(*pair) for pair in pairs])
     [line] = found.regressions

@@ -109,7 +109,7 @@ def test_another_device_fails_only_when_asked(written):
     assert "1 slower" in asked.out
 
 
-def test_differences_of_software_and_settings_are_told(written):
+def test_prints_differences_of_software_and_settings(written):
     before, after = runs()
     after.environment = {**after.environment, "versions": {"python": "3.12", "cuda": None}, "commit": "abc"}
     after.settings = {**after.settings, "dtype": "fp32"}
@@ -118,7 +118,7 @@ def test_differences_of_software_and_settings_are_told(written):
         assert f"  {line}\n" in out
 
 
-def test_gaps_and_the_machine_are_told(written):
+def test_prints_gaps_and_what_the_machine_did(written):
     before, after = runs()
     before.gaps, after.gaps = [gap()], [gap(input_parts_s={**gap().input_parts_s, "rest": 1.5})]
     before.interrupted = True
@@ -198,7 +198,7 @@ def test_a_wrong_number_of_files_or_an_unknown_option_is_a_misuse(written, argum
     assert_misuse(decodetax("compare", *arguments))
 
 
-def test_help_tells_the_exit_codes():
+def test_help_states_the_exit_codes():
     outcome = decodetax("compare", "--help")
     assert outcome.code == 0
     assert "Exit code 1" in outcome.out

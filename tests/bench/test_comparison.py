@@ -180,9 +180,9 @@ def test_drift_makes_rounds_count_less_by_hand():
     # Rounds at -1.5 d to 1.5 d: steps d^2, variance 5/3 d^2, so r = 1 - 0.6 / 2 = 0.7. Then 4 rounds count as
     # 4 / (1 + 2 (0.75 x 0.7 + 0.5 x 0.49 + 0.25 x 0.343)) = 1.48, so 2: a variance of 1.25 d^2 / (2 - 1).
     medians = [math.exp(0.01 * step) for step in (-1.5, -0.5, 0.5, 1.5)]
-    alike = judging.round_autocorrelation([rounds_row([math.log(median) for median in medians])])
-    assert alike == pytest.approx(0.7)
-    level = judging._level(medians, alike)
+    autocorrelation = judging.round_autocorrelation([rounds_row([math.log(median) for median in medians])])
+    assert autocorrelation == pytest.approx(0.7)
+    level = judging._level(medians, autocorrelation)
     assert level.variance == pytest.approx(1.25e-4)
     assert level.freedom == pytest.approx(3 * 0.51 / 1.49)
     # At r = 0.1 as 4 / (1 + 2 (0.075 + 0.005 + 0.00025)) = 3.4468.
@@ -389,13 +389,13 @@ def test_faster_is_no_regression():
     assert not found.worse
 
 
-def test_rows_that_changed_their_status_or_stand_alone_are_named():
-    same, mended, broken, gone, new, never = map(case, range(6))
-    before = run_of(ok_row(same), failed_row(mended), ok_row(broken), ok_row(gone), failed_row(never))
-    after = run_of(ok_row(same), ok_row(mended), failed_row(broken), ok_row(new), failed_row(never))
+def test_names_rows_with_another_status_or_in_one_run_only():
+    same, fixed, broken, gone, new, never = map(case, range(6))
+    before = run_of(ok_row(same), failed_row(fixed), ok_row(broken), ok_row(gone), failed_row(never))
+    after = run_of(ok_row(same), ok_row(fixed), failed_row(broken), ok_row(new), failed_row(never))
     found = compare_runs(before, after)
     assert [(change.case, change.before, change.after) for change in found.statuses] == [
-        (mended.id, "failed", "ok"),
+        (fixed.id, "failed", "ok"),
         (broken.id, "ok", "failed"),
         (gone.id, "ok", None),
         (new.id, None, "ok"),
@@ -407,7 +407,7 @@ def test_rows_that_changed_their_status_or_stand_alone_are_named():
 
 
 @pytest.mark.parametrize("status", ["skipped", "unsupported"])
-def test_a_row_that_is_not_timed_any_more_is_named_and_did_not_break(status):
+def test_row_that_is_no_longer_timed_is_named_and_did_not_break(status):
     found = compare_runs(run_of(ok_row(SMALL_MATMUL)), run_of(failed_row(SMALL_MATMUL, status=status)))
     assert [change.after for change in found.statuses] == [status]
     assert not found.worse
@@ -461,7 +461,7 @@ def test_another_device_is_no_regression_unless_asked_for(other):
     assert asked.worse
 
 
-def test_across_devices_their_ceilings_are_no_excuse():
+def test_across_devices_ceilings_do_not_widen_intervals():
     before, after = pair(math.log(3))
     before.ceilings, after.ceilings = bandwidth(4e8), bandwidth(1e8)
     assert not compare_runs(before, after, across_devices=True).regressions  # the same device after all
@@ -493,13 +493,13 @@ def test_differences_are_named_leaf_by_leaf():
     )
 
 
-def test_what_of_a_row_is_not_as_it_was_is_told():
+def test_names_a_changed_variant_and_tiling():
     before = {"variant": "pointers", "tiling": {"block": 64}, "method": "cuda: each call"}
     row = only_row(*pair(0.0, before=before, after={**before, "variant": "descriptors", "tiling": None}))
     assert row.changes == ("variant: pointers -> descriptors", "tiling: block 64 -> none")
 
 
-def test_gaps_are_set_side_by_side():
+def test_compares_gaps_of_the_same_batch_context_and_prompt():
     before, after = pair(0.0)
     before.gaps = [gap(), gap(batch=8)]
     # 50 s in place of 40 s an output token, 4 s an input token in both: 12.5 after 10.
@@ -557,7 +557,7 @@ def test_the_unit_of_time_does_not_matter(before, after, factor):
 
 
 @given(ROUNDS, ROUNDS)
-def test_turned_round_it_is_the_inverse(before, after):
+def test_swapped_runs_give_the_inverse(before, after):
     runs = sampled_run(before), sampled_run(after)
     row, back = only_row(*runs), only_row(*reversed(runs))
     turned = {"faster": "slower", "slower": "faster"}
@@ -580,7 +580,7 @@ def test_a_verdict_needs_an_interval(before, after):
         assert row.verdict == "not sure"
 
 
-def test_turned_round_the_machine_is_the_inverse_too():
+def test_swapped_runs_give_the_inverse_of_what_the_machine_did():
     clocks = {"clock_before_hz": 1.9e9, "clock_after_hz": 1.8e9}
     before, after = pair(
         math.log(1.1), before=clocks, after={"clock_before_hz": 1.7e9, "clock_after_hz": 1.95e9}

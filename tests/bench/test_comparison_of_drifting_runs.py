@@ -59,7 +59,7 @@ def test_a_speedup_is_found_and_is_no_regression():
     assert not found.worse
 
 
-def test_a_slowdown_under_the_limit_is_told_and_passes():
+def test_slowdown_under_the_limit_is_reported_and_passes():
     still = Machine(noise=0.003, row_shift=0.001, round_shift=0.001, drift_step=0.0005)
     found = compare_runs(*drifting_runs(3, machine=still, slowdown={7: 1.04}))
     assert [(row.case, row.verdict) for row in wrong(found)] == [(case(7).id, "slower")]

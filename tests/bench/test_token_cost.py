@@ -67,7 +67,7 @@ def test_parts_and_gap_by_hand():
     assert found.decode_layer_over_parts == pytest.approx(32 / 24)
 
 
-def test_median_stands_for_the_samples_of_a_row():
+def test_uses_the_median_of_a_rows_samples():
     rows = [
         ok_row(row.case, samples_s=(row.samples_s[0], 0.9 * row.samples_s[0], 50 * row.samples_s[0]))
         for row in rows_of()

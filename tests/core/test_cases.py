@@ -88,7 +88,7 @@ def test_repeated_batches_and_contexts_give_each_case_once():
     assert ids(batches=(2, 2), contexts=(16, 16)) == ids(batches=(2,), contexts=(16,))
 
 
-def test_layers_stand_at_the_shortest_context_and_prompt_in_whatever_order_they_come():
+def test_layers_have_the_shortest_context_and_prompt_in_any_order():
     layers = [i for i in ids(contexts=(40, 16)) if "/layer/" in i]
     assert layers == ["prefill/layer/tiny/s2-t16-m32/bf16", "decode/layer/tiny/s2-t16-m2/bf16"]
 
@@ -114,7 +114,7 @@ def test_ids_are_unique_and_say_phase_part_and_dtype(model, dtype, **sizes):
         assert case.id.split() == [case.id]
 
 
-def test_ragged_contexts_stand_in_the_id():
+def test_id_lists_ragged_contexts():
     def case(*contexts):
         return DecodeAttention(contexts=contexts, q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
 

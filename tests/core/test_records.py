@@ -109,7 +109,7 @@ def test_least_time_is_that_of_the_slower_side(operations, bytes_total, least_s,
     [{}, {"flop_per_s": 1.0}, {"bandwidth_bytes_per_s": 1.0}],
     ids=["neither", "arithmetic", "memory"],
 )
-def test_roof_with_an_unknown_side_tells_nothing(known):
+def test_roof_with_an_unknown_side_has_no_balance_and_no_least_time(known):
     roof = Roof(**{"flop_per_s": None, "bandwidth_bytes_per_s": None, **known})
     assert roof.balance_operations_per_byte is None
     assert roof.least_time_s(work(1, 1)) is None
@@ -215,7 +215,7 @@ def test_json_stays_strict_where_a_result_is_infinitely_wrong(where, error):
     assert found["tolerance"] == 0.01
 
 
-def test_shape_and_case_of_a_row_tell_what_ran():
+def test_json_of_a_row_has_its_case_id_operation_and_shape():
     case = DecodeAttention(contexts=(0, 5), q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
     [row] = written(run_record(rows=[ok_row(case, "torch-matmul")]))["rows"]
     assert (row["case"], row["provider"], row["operation"]) == (case.id, "torch-matmul", "decode_attention")
@@ -230,7 +230,7 @@ def test_gap_by_hand():
     assert (found["input_tokens_per_s"], found["output_tokens_per_s"]) == (0.25, 0.025)
 
 
-def test_dollars_stand_only_where_a_price_is_known():
+def test_json_of_a_gap_has_dollars_only_where_a_price_is_known():
     assert not [key for key in gap().to_json() if "usd" in key]
     # 3.6 $ an hour is 0.001 $ a second: a million tokens of 4 s are 4000 $.
     priced = gap(usd_per_hour=3.6).to_json()

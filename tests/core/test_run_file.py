@@ -64,7 +64,10 @@ def run_document():
         counters_reason="no permission",
     )
     run.settings = {**run.settings, "batches": [1], "contexts": [16], "prompt": None}
-    return json.loads(json.dumps(run.to_json()))
+    document = json.loads(json.dumps(run.to_json()))
+    for row in document["rows"][1:]:  # read from none of these
+        del row["work"], row["figures"], row["time_s"]
+    return document
 
 
 DOCUMENT = run_document()
@@ -163,15 +166,15 @@ def test_a_fault_names_the_file_the_field_and_what_is_wrong(tmp_path, path, valu
     assert str(refused.value).startswith(f"{str(file)!r}: is not a valid run: {told}")
 
 
-def test_a_row_that_stands_there_twice_is_refused():
+def test_refuses_a_duplicate_row():
     document = copy.deepcopy(DOCUMENT)
     document["rows"].append(document["rows"][1])
-    with pytest.raises(ValidationError, match=r"stands there twice - at `\$\.rows\[6\]`"):
+    with pytest.raises(ValidationError, match=r"duplicate row .* - at `\$\.rows\[6\]`"):
         run_of(document)
 
 
 @pytest.mark.parametrize("name", DOCUMENT)
-def test_fields_of_version_1_may_be_missing_where_older_files_lack_them(name):
+def test_only_fields_that_older_files_lack_may_be_missing(name):
     document = {key: value for key, value in DOCUMENT.items() if key != name}
     if name in {"broken", "counters_reason"}:
         assert run_of(document)
@@ -191,7 +194,7 @@ def test_a_run_without_rounds_variants_and_counters_is_read():
 
 
 @pytest.mark.parametrize("file", sorted(RUNS.glob("*.json")), ids=lambda path: path.name)
-def test_a_published_run_is_written_again_as_it_was_read(file):
+def test_published_run_round_trips_unchanged(file):
     document = strict_json(file.read_text(encoding="utf-8"))
     assert strict_json(json.dumps(read_run(file).to_json())) == document
 
@@ -240,7 +243,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_every_command_that_reads_a_run_refuses_an_invalid_one_alike(tmp_path, arguments):
+def test_every_command_that_reads_a_run_refuses_an_invalid_one(tmp_path, arguments):
     file = tmp_path / "run.json"
     file.write_text(json.dumps(with_value(["gaps", 0, "batch"], 0)), encoding="utf-8")
     assert_misuse(decodetax(*arguments, file), f"{str(file)!r}: is not a valid run: gaps[0].batch: ")
