@@ -127,23 +127,23 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
         tiling=tiling,
     )
 
-    def rows_of(part: KvChunk) -> int:
-        """Query heads of a part's block of the GQA group."""
-        return min(tiling.block_g, group - part.row_block * tiling.block_g)
+    def rows_of(chunk: KvChunk) -> int:
+        """Query heads of a chunk's block of the GQA group."""
+        return min(tiling.block_g, group - chunk.row_block * tiling.block_g)
 
-    parts = [part for parts in programs for part in parts]
-    split_parts = [part for part in parts if not part.whole]
-    split_rows = sum(map(rows_of, split_parts))
-    split_items = {(part.sequence, part.kv_head, part.row_block): part for part in split_parts}
+    chunks = [chunk for program in programs for chunk in program]
+    split_chunks = [chunk for chunk in chunks if not chunk.whole]
+    split_rows = sum(map(rows_of, split_chunks))
+    split_items = {(chunk.sequence, chunk.kv_head, chunk.row_block): chunk for chunk in split_chunks}
     combined_rows = sum(map(rows_of, split_items.values()))
-    cache_bytes = sum(part.end - part.begin for part in parts) * case.head_dim * element_bytes
-    # With on-device scheduling a program sums all lengths, finds its chunk among them, and reads two again.
+    cache_bytes = sum(chunk.end - chunk.begin for chunk in chunks) * case.head_dim * element_bytes
+    # With on-device scheduling a CTA sums all lengths, finds its tiles among them, and reads two again.
     length_bytes = _LENGTH_BYTES if tiling.num_splits else 2 * lengths_bytes + 2 * _LENGTH_BYTES
     read = {
-        "q": sum(map(rows_of, parts)) * case.head_dim * element_bytes,
+        "q": sum(map(rows_of, chunks)) * case.head_dim * element_bytes,
         "k_cache": cache_bytes,
         "v_cache": cache_bytes,
-        "context_lens": len(programs) * length_bytes + (len(parts) + combined_rows) * _LENGTH_BYTES,
+        "context_lens": len(programs) * length_bytes + (len(chunks) + combined_rows) * _LENGTH_BYTES,
     }
     written = {"out": case.batch * case.q_heads * case.head_dim * element_bytes}
     if len(programs) > 1 and tiling.num_splits != 1:
