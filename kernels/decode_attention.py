@@ -13,7 +13,7 @@ kernel is persistent: each CTA loops over the KV tiles that `decode_schedule` as
 CTA processes completely is stored as the result. Otherwise each CTA leaves a float32 partial with its
 log-sum-exp, and the combine kernel reduces the partials in a fixed order.
 
-Softmax is online and in base 2: exp(x) = exp2(x log2(e)), with log2(e) and all score scales in one factor. KV
+Online softmax in base 2: exp(x) = exp2(x log2(e)), with log2(e) and all score scales in one factor. KV
 tiles that all rows attend to need no mask: they are the hot loop. The tokens at either end of an item go in
 small masked tiles. 8-bit caches are multiplied as float16, which holds each of their values.
 

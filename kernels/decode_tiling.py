@@ -123,27 +123,19 @@ def choose_decode_tiling(
     token_bytes = (block_d + block_v) * (element_bytes if dot_bytes == 2 else 4)
     tokens = min(128, tile_bytes // token_bytes, max(32, 8192 // block_g))
     block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
-    shared = functools.partial(
-        _shared_bytes,
-        block_d=block_d,
-        block_v=block_v,
-        element_bytes=element_bytes,
-        dot_bytes=dot_bytes,
-        limits=limits,
-    )
+    shared = functools.partial(_shared_bytes, limits, block_d, block_v, element_bytes, dot_bytes)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
     block_g, block_n, depth = next(
         (fewer_rows, fewer_tokens, depth)
         for fewer_rows in _halved(block_g, 1)
         for fewer_tokens in _halved(block_n, EDGE_TOKENS)
         for depth in range(3 if element_bytes == 2 else 4, 1, -1)  # 8-bit and 32-bit tiles are half as large
-        if shared(block_g=fewer_rows, block_n=fewer_tokens, depth=depth) <= limits.shared_bytes_per_block
+        if shared(fewer_rows, fewer_tokens, depth) <= limits.shared_bytes_per_block
     )
-    warps = _num_warps(block_g, max(block_d, block_v), block_n, dot_bytes)
-    by_registers = _ctas_per_sm_by_registers(
-        block_g, max(block_d, block_v), block_n, warps, element_bytes, dot_bytes
+    warps, by_registers = _warps_and_occupancy(
+        block_g, max(block_d, block_v), block_n, element_bytes, dot_bytes
     )
-    by_shared = limits.shared_bytes_per_sm // (shared(block_g=block_g, block_n=block_n, depth=depth) + 1024)
+    by_shared = limits.shared_bytes_per_sm // (shared(block_g, block_n, depth) + 1024)
     per_sm = max(1, min(by_shared, by_registers))
     items = batch * kv_heads * math.ceil(rows / block_g)
     most_tiles = items * (math.ceil(capacity / block_n) + ITEM_COST_TILES)
@@ -153,8 +145,8 @@ def choose_decode_tiling(
         programs=min(limits.sm_count * per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES)),
         min_tiles=_MIN_CHUNK_TILES,
         num_warps=warps,
-        # All CTAs must be resident at once. Without a limit the compiler uses more registers, or spills to
-        # use fewer than it needs to.
+        # Register pressure must let all CTAs be resident at once. Without a limit the compiler uses more
+        # registers, or spills to use fewer than it needs to.
         max_registers=registers_for(warps, by_registers),
         # Page ids are prefetched as far ahead of the K and V loads as those are of their use.
         num_stages=depth if page_size == 0 else 2 * depth - 1,
@@ -171,35 +163,28 @@ def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:
     return max(16, _next_power_of_two(rows))  # an mma instruction of the tensor cores has 16 rows
 
 
-def _num_warps(block_g: int, block_d: int, block_n: int, dot_bytes: int) -> int:
-    """Enough warps to hold scores and accumulator in registers."""
+def _warps_and_occupancy(
+    block_g: int, block_d: int, block_n: int, element_bytes: int, dot_bytes: int
+) -> tuple[int, int]:
+    """Warps that hold scores and accumulator in registers, and CTAs per SM that leave their loop enough."""
     if block_g * block_d > _MAX_ACCUMULATOR_ELEMENTS:
-        return 16  # a head_dim that is not a power of two
-    if dot_bytes == 4 and block_d > 128:
-        return 8  # the FMA units need both operands in registers
-    return 4 if block_g * (block_d + block_n) <= 8192 else 8
-
-
-def _ctas_per_sm_by_registers(
-    block_g: int, block_d: int, block_n: int, warps: int, element_bytes: int, dot_bytes: int
-) -> int:
-    """Occupancy: CTAs per SM that leave each thread the registers that its loop needs."""
-    if warps == 4:
-        small = block_g <= 16 and block_d <= 128 and block_n <= 64
-        return 3 if small and element_bytes == dot_bytes else 2
-    return 2 if warps == 8 and dot_bytes == 4 and block_g <= 16 else 1
+        return 16, 1  # a head_dim that is not a power of two
+    # The FMA units need both operands in registers.
+    if (dot_bytes == 4 and block_d > 128) or block_g * (block_d + block_n) > 8192:
+        return 8, 2 if dot_bytes == 4 and block_g <= 16 else 1
+    small = block_g <= 16 and block_d <= 128 and block_n <= 64
+    return 4, 3 if small and element_bytes == dot_bytes else 2
 
 
 def _shared_bytes(
-    *,
-    block_g: int,
+    limits: GpuLimits,
     block_d: int,
     block_v: int,
-    block_n: int,
-    depth: int,
     element_bytes: int,
     dot_bytes: int,
-    limits: GpuLimits,
+    block_g: int,
+    block_n: int,
+    depth: int,
 ) -> int:
     """Upper bound of the shared memory that Triton 3.6 to 3.9 allocate for a CTA of the split-KV kernel."""
     if dot_bytes == 4:

@@ -183,13 +183,11 @@ def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfi
 
 
 def _few_float16(m: int, generation: int, wide: bool) -> TileConfig:
-    if m == 64:
-        # On sm_100 a narrower tile would leave most of the shared memory to x.
-        if generation == 100:
-            return TileConfig(m=m, n=64, k=32, warps=4, stages=0, per_sm=2)
-        return TileConfig(m=m, n=64 if wide else 32, k=64, warps=4, stages=0, per_sm=2)
+    if m == 64 and generation == 100:
+        # A narrower tile would leave most of the shared memory to x.
+        return TileConfig(m=m, n=64, k=32, warps=4, stages=0, per_sm=2)
     n = 64 if wide else 32
-    return TileConfig(m=m, n=n, k=4096 // n, warps=4, stages=0, per_sm=2)
+    return TileConfig(m=m, n=n, k=64 if m == 64 else 4096 // n, warps=4, stages=0, per_sm=2)
 
 
 def _few_tf32(m: int, _generation: int, _wide: bool) -> TileConfig:

@@ -59,7 +59,7 @@ class MatmulTiling:
         num_warps: warps per CTA.
         num_stages: stages of the software pipeline.
         variant: "pointers" loads through pointers; "descriptors" loads with the TMA in a persistent kernel;
-            "warp_specialized" also specialises warps and takes no splits.
+            "warp_specialized" adds warp specialization and takes no splits.
         whole_tiles: leading tiles that are not split along K; the others are a stream-K-like tail.
         columns: leading columns that a tile computes; None means block_n. Only with "pointers".
         programs: CTAs resident on the GPU at once: the grid of a persistent kernel.

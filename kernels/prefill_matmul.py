@@ -13,8 +13,8 @@ workspace, and a reduction kernel adds them in a fixed order. No atomics: the sa
 
 There are two matmul kernels. One loads through pointers (cp.async), on any GPU and with any strides. The
 other is persistent and loads whole tiles with the TMA (tensor memory accelerator) of sm_90 and newer: each
-CTA loops over tiles. On sm_100 it can specialise its warps: some load, one issues the tensor-core
-instructions, others store.
+CTA loops over tiles. On sm_100 it can use warp specialization: some warps load, one issues
+the tensor-core instructions, others store.
 
 This file is over 400 lines because the three kernels and the only function that launches them belong
 together.

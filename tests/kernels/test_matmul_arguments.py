@@ -7,7 +7,7 @@ import torch
 from decodetax.kernels import DecodeTiling, MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes
 
 BATCH = {"x": torch.zeros(2, 4, 32), "weight": torch.zeros(2, 8, 32)}
-CUT = MatmulTiling(block_m=16, block_n=16, block_k=16, group_m=1, num_splits=2, num_warps=4, num_stages=2)
+SPLIT_K = MatmulTiling(block_m=16, block_n=16, block_k=16, group_m=1, num_splits=2, num_warps=4, num_stages=2)
 
 
 def zeros(*shape, dtype=torch.bfloat16, device="cpu"):
@@ -145,9 +145,9 @@ WORKSPACES = {
 @pytest.mark.parametrize(("workspace", "message"), WORKSPACES.values(), ids=WORKSPACES.keys())
 def test_prefill_matmul_rejects_bad_workspace(workspace, message):
     x, weight = zeros(4, 64), zeros(8, 64)
-    assert prefill_matmul_workspace_bytes(x, weight, tiling=CUT) == BYTES
+    assert prefill_matmul_workspace_bytes(x, weight, tiling=SPLIT_K) == BYTES
     with pytest.raises(ValueError, match=re.escape(message)):
-        prefill_matmul(x, weight, tiling=CUT, workspace=workspace)
+        prefill_matmul(x, weight, tiling=SPLIT_K, workspace=workspace)
 
 
 TILINGS = {
@@ -169,4 +169,4 @@ TILINGS = {
 @pytest.mark.parametrize(("wrong", "message"), TILINGS.values(), ids=TILINGS.keys())
 def test_matmul_tiling_rejects_bad_field(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        MatmulTiling(**vars(CUT) | wrong)
+        MatmulTiling(**vars(SPLIT_K) | wrong)
