@@ -237,7 +237,7 @@ def main():
     parser.add_argument("--rule", choices=RULES, default="balanced")
     asked = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")  # noqa: T201  (its result)
-    for gpu in map(find_gpu, asked.gpu):
+    for gpu in (find_gpu(name, with_limits=True) for name in asked.gpu):
         print(f"| {' | '.join(cells(suite_row(gpu, RULES[asked.rule], Suite())))} |")  # noqa: T201
 
 

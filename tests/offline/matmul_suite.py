@@ -133,7 +133,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", nargs="+", default=["a100", "h100", "b200"])
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")  # noqa: T201  (its result)
-    for gpu in map(find_gpu, parser.parse_args().gpu):
+    for gpu in (find_gpu(name, with_limits=True) for name in parser.parse_args().gpu):
         for rows in (*FEW, *MANY):
             print(f"| {' | '.join(cells(product_row(gpu, rows)))} |")  # noqa: T201
 

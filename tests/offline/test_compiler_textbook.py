@@ -1,4 +1,4 @@
-"""Kernels out of textbooks, whose loops are counted by hand, and faults that rows must show.
+"""Textbook kernels, whose loops are counted by hand, and faults that rows must show.
 
 Run as a program, without TRITON_INTERPRET, it compiles them and prints a JSON line a launch.
 """
@@ -171,7 +171,7 @@ CALLS = {
 
 
 def useful(function, constants):
-    """Of a matmul's tiles, what is read from memory once for all the tiles of the product."""
+    """Work of a matmul iteration: of its tiles, the bytes read from memory once for all tiles."""
     if function != "tutorial_matmul":
         return None
     tile_bytes = (constants["block_m"] + constants["block_n"]) * constants["block_k"] * 2.0

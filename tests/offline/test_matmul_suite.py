@@ -1,6 +1,6 @@
-"""The schedule and tile order of products over the projections of language models, and their promises.
+"""Promises of the matmul chooser over the projections of language models, and the tables of the docs.
 
-A slice is simulated by default; with DECODETAX_FULL_MATRIX=1 all of it, in about three minutes.
+By default a slice is simulated; with DECODETAX_FULL_MATRIX=1 and --slow all of it, in about three minutes.
 """
 
 import functools
@@ -64,7 +64,7 @@ def test_many_rows_are_well_scheduled_and_ordered(rows, gpu):
 def test_few_rows_fill_the_gpu_and_leave_few_partial_sums(rows, gpu):
     row = row_of(gpu, rows)
     assert row["least_filled"] >= 0.9
-    # On B200, 64 rows of 4096 to 6144 columns are cut in two: narrower tiles keep too little on its way.
+    # On B200, 64 rows of 4096 to 6144 columns are split in two: narrower tiles keep too few bytes in flight.
     assert row["most_partial_share"] <= (0.125 if (gpu, rows) == ("b200", 64) else 0.0)
 
 
