@@ -21,6 +21,52 @@ from .published import published_checks
 
 DTYPES = ("bf16", "fp8", "int8", "int4")
 
+_SHOW_USD = "{:.4g}".format
+_WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
+_COMPONENTS = {
+    "weights": Column("weights", show=percent),
+    "matmul_arithmetic": Column("GEMM compute", show=percent),
+    "kv_cache": Column("KV cache", show=percent),
+    "attention_arithmetic": Column("attention compute", show=percent),
+    "activations": Column("activations", show=percent, wide=True),
+    "communication": Column("all-reduce", show=percent),
+    "launch": Column("launch", show=percent),
+}
+_TOKEN_COLUMNS = {
+    **_WHERE,
+    "input_s_per_token": Column("s/input token", show=seconds, wide=True),
+    "output_s_per_token": Column("s/output token", show=seconds, wide=True),
+    "input_tokens_per_s": Column("input tokens/s"),
+    "output_tokens_per_s": Column("output tokens/s"),
+    "gap": Column("gap", show="{:.2f}".format),
+    "input_usd_per_mtok": Column("$/1M input", show=_SHOW_USD),
+    "output_usd_per_mtok": Column("$/1M output", show=_SHOW_USD),
+    "input_bound": Column("input bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "bound": Column("output bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "break_even_batch": Column("break-even batch"),
+    "largest_batch": Column("largest batch", wide=True),
+}
+_REQUEST_COLUMNS = {
+    "gpus": Column("gpu"),
+    "batch": Column("batch"),
+    "prompt": Column("prompt"),
+    "cache_hits": Column("of it cached", show=percent),
+    "output": Column("output"),
+    "input_s": Column("input time", show=seconds),
+    "output_s": Column("output time", show=seconds),
+    "usd": Column("$/request", show=_SHOW_USD),
+}
+_PUBLISHED_COLUMNS = {
+    "what": Column("figure"),
+    "unit": Column("unit"),
+    "published": Column("published"),
+    "modelled": Column("modelled"),
+    "relative_error": Column("error", show="{:+.1%}".format),
+    "within": Column("held to", show="{:.1%}".format),
+    "kept": Column("kept", show=lambda kept: "yes" if kept else "MISSED"),
+    "remark": Column("remark", wide=True),
+}
+
 
 @click.command("predict")
 @click.option(
@@ -195,53 +241,6 @@ def _price_ratio(text: str) -> float:
     if ratio is None:
         raise UsageError(f"--price-ratio: the input of {text} is free, so it has no ratio")
     return float(ratio)
-
-
-_SHOW_USD = "{:.4g}".format
-_WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
-_COMPONENTS = {
-    "weights": Column("weights", show=percent),
-    "matmul_arithmetic": Column("GEMM compute", show=percent),
-    "kv_cache": Column("KV cache", show=percent),
-    "attention_arithmetic": Column("attention compute", show=percent),
-    "activations": Column("activations", show=percent, wide=True),
-    "communication": Column("all-reduce", show=percent),
-    "launch": Column("launch", show=percent),
-}
-_TOKEN_COLUMNS = {
-    **_WHERE,
-    "input_s_per_token": Column("s/input token", show=seconds, wide=True),
-    "output_s_per_token": Column("s/output token", show=seconds, wide=True),
-    "input_tokens_per_s": Column("input tokens/s"),
-    "output_tokens_per_s": Column("output tokens/s"),
-    "gap": Column("gap", show="{:.2f}".format),
-    "input_usd_per_mtok": Column("$/1M input", show=_SHOW_USD),
-    "output_usd_per_mtok": Column("$/1M output", show=_SHOW_USD),
-    "input_bound": Column("input bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
-    "bound": Column("output bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
-    "break_even_batch": Column("break-even batch"),
-    "largest_batch": Column("largest batch", wide=True),
-}
-_REQUEST_COLUMNS = {
-    "gpus": Column("gpu"),
-    "batch": Column("batch"),
-    "prompt": Column("prompt"),
-    "cache_hits": Column("of it cached", show=percent),
-    "output": Column("output"),
-    "input_s": Column("input time", show=seconds),
-    "output_s": Column("output time", show=seconds),
-    "usd": Column("$/request", show=_SHOW_USD),
-}
-_PUBLISHED_COLUMNS = {
-    "what": Column("figure"),
-    "unit": Column("unit"),
-    "published": Column("published"),
-    "modelled": Column("modelled"),
-    "relative_error": Column("error", show="{:+.1%}".format),
-    "within": Column("held to", show="{:.1%}".format),
-    "kept": Column("kept", show=lambda kept: "yes" if kept else "MISSED"),
-    "remark": Column("remark", wide=True),
-}
 
 
 def _table(title: str, columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> Table:

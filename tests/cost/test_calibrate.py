@@ -212,3 +212,20 @@ def test_fit_to_the_kept_rows_is_no_worse_on_them_than_the_kept_constants():
         kept = calibrated()[each.key]
         share = kept.compute_share if each.table == "decode_attention" else None
         assert fit.loss(each, fit.fit(each, share)) <= fit.loss(each, kept), each.key
+
+
+def test_classes_of_decode_attention_by_bytes_and_group():
+    [decode, *_] = [each for each in measured.read_sample() if each.kernel == GROUPED]
+    sizes = {
+        "sequences": np.array([1.0, 1, 1, 1]),
+        "q_heads": np.array([16.0, 16, 17, 17]),
+        "kv_heads": np.array([1.0, 1, 1, 1]),
+        "head_dim": np.array([128.0] * 4),
+        "tokens": np.array([31_250.0, 31_251, 31_250, 31_251]),  # of 512 bytes each: 16 MB and more
+    }
+    rows = measured.Measured(**{**vars(decode), "dtype": "bf16", "sizes": sizes, "time_s": np.ones(4)})
+    assert [mask.tolist() for mask in rows.classes().values()] == [
+        [False, True, False, False],
+        [True, False, False, False],
+        [False, False, True, True],
+    ]
