@@ -84,14 +84,14 @@ def paths(value, path=()):
         yield from paths(entry, (*path, key))
 
 
-def with_value(path, value):
-    document = copy.deepcopy(DOCUMENT)
-    *parents, last = path
-    entry = document
-    for key in parents:
-        entry = entry[key]
-    entry[last] = value
-    return document
+def with_value(path, value, whole=DOCUMENT):
+    """A JSON value of which the entry at a path is another; what is not on the path is shared."""
+    if not path:
+        return value
+    key, *rest = path
+    changed = copy.copy(whole)
+    changed[key] = with_value(rest, value, whole[key] if rest else None)
+    return changed
 
 
 VALUES = [
