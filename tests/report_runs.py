@@ -69,7 +69,7 @@ def hostile_run(texts=HOSTILE):
     run.settings = {**run.settings, "model": {"name": texts[5]}, "usd_per_hour_source": texts[1]}
     run.broken = run.counters_reason = texts[1]
     run.rows = [
-        replace(row, provider=texts[at % len(texts)], reason=row.reason and texts[1])
+        replace(row, provider=f"{texts[at % len(texts)]}{at}", reason=row.reason and texts[1])
         for at, row in enumerate(run.rows)
     ]
     first = run.rows[0]
@@ -79,7 +79,7 @@ def hostile_run(texts=HOSTILE):
     run.gaps = [
         replace(
             gap,
-            providers={f"{texts[0]}/{texts[1]}": texts[1]},
+            providers={f"{texts[0]}/{texts[1]}/m1": texts[1]},
             output_parts_s={**gap.output_parts_s, texts[1]: 1.0, texts[0]: 2.0},
         )
         for gap in run.gaps
