@@ -190,10 +190,8 @@ def _gap_table(comparison: "RunComparison") -> Table:
         "gap_after": Column("gap after", show="{:.2f}".format),
         **{name: Column(heading, show=_ratio) for name, heading in ratios.items()},
     }
-    return Table(
-        title="Gap, and seconds of a token after over before (no verdict)",
-        columns=tuple(columns.values()),
-        rows=tuple(tuple(gap[name] for name in columns) for gap in comparison.gaps),
+    return Table.select(
+        "Gap, and seconds of a token after over before (no verdict)", columns, comparison.gaps
     )
 
 

@@ -10,11 +10,11 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -96,6 +96,12 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     title: str = ""
     id: str = ""
+
+    @classmethod
+    def select(cls, title: str, columns: Mapping[str, Column], rows: Iterable[Mapping[str, Any]]) -> Self:
+        """A table of the rows' values under the keys of the columns."""
+        cells = tuple(tuple(row[key] for key in columns) for row in rows)
+        return cls(title=title, columns=tuple(columns.values()), rows=cells)
 
     def text(self, *, wide: bool = False) -> str:
         """For a terminal: within 80 characters unless `wide`, which shows all columns and wraps nothing.

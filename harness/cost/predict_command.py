@@ -201,7 +201,7 @@ def _show_published(*, wide: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "published": rows}, indent=1, allow_nan=False))
     else:
-        click.echo(_table("", _PUBLISHED_COLUMNS, rows).text(wide=wide))
+        click.echo(Table.select("", _PUBLISHED_COLUMNS, rows).text(wide=wide))
 
 
 def _deployments(asked: dict[str, Any]) -> list[Deployment]:
@@ -243,11 +243,6 @@ def _price_ratio(text: str) -> float:
     return float(ratio)
 
 
-def _table(title: str, columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> Table:
-    cells = tuple(tuple(row[name] for name in columns) for row in rows)
-    return Table(title=title, columns=tuple(columns.values()), rows=cells)
-
-
 def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
     """Tables of tokens and their cost, of the components of an output token's time, and of requests.
 
@@ -273,8 +268,8 @@ def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
         for row in rows
     ]
     tables = [
-        _table("Tokens and their cost", _TOKEN_COLUMNS, rows),
-        _table(
+        Table.select("Tokens and their cost", _TOKEN_COLUMNS, rows),
+        Table.select(
             f"Shares of an output token's time{'' if wide else '; --wide adds activations'}",
             _WHERE | _COMPONENTS,
             shares,
@@ -282,6 +277,8 @@ def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
     ]
     if "request" in first:
         requests = [{**row, **row["request"]} for row in rows]
-        tables.append(_table("One request, device seconds of all its tokens", _REQUEST_COLUMNS, requests))
+        tables.append(
+            Table.select("One request, device seconds of all its tokens", _REQUEST_COLUMNS, requests)
+        )
     blocks = [textwrap.fill(heading, TERMINAL_COLUMNS), *(table.text(wide=wide) for table in tables)]
     return "\n\n".join(blocks)

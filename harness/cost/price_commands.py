@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from textwrap import fill
@@ -49,12 +49,6 @@ _CHANGE_COLUMNS = {
 }
 
 
-def _table(title: str, columns: Mapping[str, Column], rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The rows' values under the keys of the columns."""
-    cells = tuple(tuple(row[key] for key in columns) for row in rows)
-    return Table(title=title, columns=tuple(columns.values()), rows=cells)
-
-
 def _usd(text: str) -> Decimal:
     is_number = re.fullmatch(r"(?=\.?[0-9])[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,2})?", text)
     if not (is_number and prices.is_amount(Decimal(text), MAX_USD, MAX_DECIMALS)):
@@ -68,13 +62,9 @@ def _usd_option(name: str, help_text: str) -> Callable[..., Any]:
 
 
 def _tokens_option(name: str, parameter: str, help_text: str) -> Callable[..., Any]:
-    shared: dict[str, Any] = {
-        "default": "0",
-        "show_default": True,
-        "callback": options.TOKENS,
-        "metavar": "N",
-    }
-    return click.option(name, parameter, **shared, help=help_text)
+    return click.option(
+        name, parameter, default="0", show_default=True, callback=options.TOKENS, metavar="N", help=help_text
+    )
 
 
 @click.command("prices")
@@ -96,13 +86,14 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
     if as_json:
         _print_json(break_even=against.to_json(), prices=rows, changes=changes)
         return
-    click.echo(_table("Published prices, $ per 1M tokens", _PRICE_COLUMNS, rows).text(wide=wide))
+    click.echo(Table.select("Published prices, $ per 1M tokens", _PRICE_COLUMNS, rows).text(wide=wide))
     if changes:
         for change in changes:
-            for name in ("earlier", "later"):
-                change[f"{name}_ratio"] = listed[change[name]].output_over_input
+            change |= {
+                f"{name}_ratio": listed[change[name]].output_over_input for name in ("earlier", "later")
+            }
         title = "Changes from one model of a family to the next"
-        click.echo(f"\n{_table(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
+        click.echo(f"\n{Table.select(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
     note = f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"
     if against.gaps:
         note += "; measured batch: where the run's gap equals it"
@@ -150,9 +141,8 @@ def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
 
 
 def _print_json(**document: Any) -> None:
-    click.echo(
-        json.dumps({"schema_version": 1, **document}, indent=1, allow_nan=False, default=prices.exact_text)
-    )
+    document = {"schema_version": 1, **document}
+    click.echo(json.dumps(document, indent=1, allow_nan=False, default=prices.exact_text))
 
 
 def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:

@@ -6,7 +6,6 @@ Money is `Decimal`. Sums and products are exact: an operation that would round r
 import datetime as dt
 import difflib
 import itertools
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
@@ -37,8 +36,8 @@ class TokenPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         model: name in the price list, such as "gpt-4o-2024-08-06".
         family: the line of models that replaced one another, such as "gpt-4o"; None if in no such line.
-        effective: date from which the price holds, perhaps without day or month; with "snapshot", the day on
-            which the price was read, where its first day is unknown. None for prices typed as options.
+        effective: date from which the price holds, or "DATE snapshot", the day on which it was read; perhaps
+            without day or month. None for prices given as options.
         input_usd_per_mtok: US dollars per million input tokens that are not in the API's prompt cache.
         cached_input_usd_per_mtok: the same for tokens in that cache; None if no such price is listed.
         output_usd_per_mtok: US dollars per million output tokens.
@@ -94,9 +93,7 @@ class Charge(NamedTuple):
 def request_charges(
     price: TokenPrice, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0
 ) -> tuple[Charge, ...]:
-    """The charges of one request: input, cached input if there is any, and output.
-
-    `input_tokens` are all input tokens; the `cached_input_tokens` among them are charged at the cached price.
+    """The charges of one request; of all `input_tokens`, the `cached_input_tokens` pay the cached price.
 
     Raises:
         UsageError: a count is not an integer from 0 to MAX_TOKENS, input and output are both 0, or the
@@ -108,15 +105,13 @@ def request_charges(
             raise UsageError(f"--{name}: must be an integer from 0 to {MAX_TOKENS}, was {short_repr(count)}")
     if not input_tokens and not output_tokens:
         raise UsageError("--input: was 0, and so was --output; a request has at least 1 token")
-    if cached_input_tokens > input_tokens:
-        raise UsageError(
-            f"--cached-input: must be at most --input, {input_tokens}, was {cached_input_tokens}"
-        )
+    if (cached := cached_input_tokens) > input_tokens:
+        raise UsageError(f"--cached-input: must be at most --input, {input_tokens}, was {cached}")
     prices = [("input", input_tokens - cached_input_tokens, price.input_usd_per_mtok)]
     if cached_input_tokens:
         if price.cached_input_usd_per_mtok is None:
-            problem = f"must be 0, as {short_repr(price.model)} lists no price for cached input"
-            raise UsageError(f"--cached-input: {problem}, was {cached_input_tokens}")
+            problem = f"must be 0, as {short_repr(price.model)} lists no price for cached input, was {cached}"
+            raise UsageError(f"--cached-input: {problem}")
         prices.append(("cached input", cached_input_tokens, price.cached_input_usd_per_mtok))
     prices.append(("output", output_tokens, price.output_usd_per_mtok))
     return tuple(Charge(kind, tokens, usd, tokens_usd(tokens, usd)) for kind, tokens, usd in prices)
@@ -170,10 +165,8 @@ def price_of(model: str, prices: Mapping[str, TokenPrice]) -> TokenPrice:
     prefixed = [name for name in by_name if asked and name.startswith(asked)]
     similar = difflib.get_close_matches(asked, by_name, n=5, cutoff=0.3)
     nearest = [by_name[name].model for name in dict.fromkeys([*prefixed, *similar])][:5]
-    hint = f"the nearest are {', '.join(nearest)}; " if nearest else ""
-    raise UsageError(
-        f"--model: {short_repr(model)} is not in the price list; {hint}`decodetax prices` shows all"
-    )
+    hint = f"the nearest are {', '.join(nearest)}; `decodetax prices`" if nearest else "`decodetax prices`"
+    raise UsageError(f"--model: {short_repr(model)} is not in the price list; {hint} shows all")
 
 
 def price_changes(prices: Mapping[str, TokenPrice]) -> Iterator[PriceChange]:
@@ -237,9 +230,7 @@ def _check(fields: Mapping[str, object]) -> None:
             valid = is_amount(value, MAX_USD_PER_MTOK, MAX_DECIMALS)
             expected = f"a number from 0 to {MAX_USD_PER_MTOK} of at most {MAX_DECIMALS} decimals"
         else:
-            valid = (
-                isinstance(value, str) and value.strip() != "" and value.isprintable() and len(value) <= 200
-            )
+            valid = isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) <= 200
             expected = "one line of text of at most 200 characters"
         if name == "effective":
             valid = valid and _starts_with_date(str(value))
@@ -251,22 +242,18 @@ def _check(fields: Mapping[str, object]) -> None:
 def _starts_with_date(text: str) -> bool:
     """Whether a text starts with a year, a month or a day: "2024", "2024-08", "2024-08-06 snapshot"."""
     date = text.partition(" ")[0]
-    if not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){0,2}", date):  # `fromisoformat` takes 20240806 and weeks too
-        return False
-    try:
-        return bool(dt.date.fromisoformat((date + "-01-01")[:10]))
+    try:  # `fromisoformat` takes 20240806 and weeks too
+        return dt.date.fromisoformat((date + "-01-01")[:10]).isoformat().startswith(date)
     except ValueError:
         return False
 
 
 def is_amount(value: object, max_usd: int, max_decimals: int) -> bool:
     """Whether a value is a finite `Decimal` from 0 to `max_usd` of at most so many decimals."""
-    if not isinstance(value, Decimal) or value.is_signed():
+    if not (isinstance(value, Decimal) and value.is_finite() and not value.is_signed()):
         return False
-    exponent = value.as_tuple().exponent  # a letter for infinity and NaN
-    return isinstance(exponent, int) and exponent >= -max_decimals and value <= max_usd
+    return int(value.as_tuple().exponent) >= -max_decimals and value <= max_usd
 
 
 def _change_percent(earlier: Decimal, later: Decimal) -> float | None:
-    with localcontext(_ROUNDED):
-        return float(100 * (later - earlier) / earlier) if earlier else None
+    return float(_ROUNDED.divide(100 * (later - earlier), earlier)) if earlier else None
