@@ -198,26 +198,24 @@ def zeros(n=1, dtype=torch.int32):
     return torch.zeros(n, dtype=dtype)
 
 
+def copied(x, out, shift, n):
+    copy_kernel[(2,)](x, out, shift, n, BLOCK=64)
+
+
 def next_argument(both):
-    copy_kernel[(2,)](both[:100], both[100:], 0, 101, BLOCK=64)
+    copied(both[:100], both[100:], 0, 101)
 
 
 RACE = "a race, no atomic orders the two"
 NOT_AN_ARGUMENT = torch.randn(4)
 
 BOUNDS = {
-    "a load past the end": lambda: copy_kernel[(2,)](torch.randn(100), torch.randn(200), 0, 101, BLOCK=64),
-    "a load before the start": lambda: copy_kernel[(2,)](
-        torch.randn(100), torch.randn(200), -1, 99, BLOCK=64
-    ),
+    "a load past the end": lambda: copied(torch.randn(100), torch.randn(200), 0, 101),
+    "a load before the start": lambda: copied(torch.randn(100), torch.randn(200), -1, 99),
     "a load from the next argument": lambda: next_argument(torch.randn(256)),
-    "a load far away": lambda: copy_kernel[(2,)](torch.randn(100), torch.randn(200), 1 << 30, 99, BLOCK=64),
-    "a load into the same storage": lambda: copy_kernel[(2,)](
-        torch.randn(200)[:100], torch.randn(200), 0, 101, BLOCK=64
-    ),
-    "a load before a view": lambda: copy_kernel[(2,)](
-        torch.randn(200)[50:150], torch.randn(200), -1, 99, BLOCK=64
-    ),
+    "a load far away": lambda: copied(torch.randn(100), torch.randn(200), 1 << 30, 99),
+    "a load into the same storage": lambda: copied(torch.randn(200)[:100], torch.randn(200), 0, 101),
+    "a load before a view": lambda: copied(torch.randn(200)[50:150], torch.randn(200), -1, 99),
     "a store past the end": lambda: shifted_store_kernel[(2,)](
         torch.randn(100), torch.randn(100), 1, 100, BLOCK=64
     ),
@@ -250,7 +248,7 @@ def test_a_stray_store_writes_nothing():
 
 def two_names():
     x = torch.randn(129)
-    copy_kernel[(2,)](x[1:], x[:128], 0, 128, BLOCK=64)
+    copied(x[1:], x[:128], 0, 128)
 
 
 def split_k(*, sem="acq_rel", early=False, scope="gpu", counter=None):
@@ -359,7 +357,7 @@ def test_finds_a_fault(fault):
     ("launch", "byte_offset", "message"),
     [
         (
-            lambda: copy_kernel[(2,)](torch.randn(100), torch.randn(200), 0, 101, BLOCK=64),
+            lambda: copied(torch.randn(100), torch.randn(200), 0, 101),
             400,
             "reads byte offset 400 (element 100), outside the 400 bytes of the tensor",
         ),
@@ -369,9 +367,7 @@ def test_finds_a_fault(fault):
             f"writes byte offset 256 (element 64), which program (0, 0, 0) read: {RACE}",
         ),
         (
-            lambda: copy_kernel[(2,)](
-                assigned(torch.empty(100), slice(0, 70)), torch.zeros(100), 0, 100, BLOCK=64
-            ),
+            lambda: copied(assigned(torch.empty(100), slice(0, 70)), torch.zeros(100), 0, 100),
             280,
             "reads byte offset 280 (element 70), which nothing has written",
         ),
@@ -434,7 +430,7 @@ def test_a_freed_tensor_leaves_no_shadow_at_its_address():
 
 def add_in_place():
     x = torch.randn(100)
-    copy_kernel[(2,)](x, x, 0, 100, BLOCK=64)
+    copied(x, x, 0, 100)
 
 
 def softmax_of_a_view():

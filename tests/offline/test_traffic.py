@@ -122,6 +122,12 @@ def grouped_kernel(addresses_ptr, out_ptr, N: tl.constexpr):
 
 
 @triton.jit
+def gather_kernel(addresses_ptr, out_ptr, N: tl.constexpr):
+    offsets = tl.arange(0, N)
+    tl.store(out_ptr + offsets, tl.load(tl.load(addresses_ptr + offsets).to(tl.pointer_type(tl.float32))))
+
+
+@triton.jit
 def bytes_kernel(x_ptr, out_ptr, N: tl.constexpr):
     offsets = tl.arange(0, N)
     words = tl.load(x_ptr + offsets)
@@ -296,8 +302,10 @@ def test_addresses_in_memory_lead_to_known_tensors():
     addresses, out = torch.tensor([group.data_ptr() for group in groups]), torch.empty(2, 16)
     with count_traffic(known=groups) as traffic:
         grouped_kernel[(2,)](addresses, out, N=16)
-    tensors = traffic.launches[0].tensors
-    assert [tensors[f"known[{at}]"].bytes_requested for at in (0, 1)] == [64, 64]
+        gather_kernel[(1,)](addresses, torch.empty(2), N=2)  # one load, two tensors
+    for launch, size_bytes in zip(traffic.launches, (64, 4), strict=True):
+        tensors = launch.tensors
+        assert [tensors[f"known[{at}]"].bytes_requested for at in (0, 1)] == [size_bytes] * 2
     assert torch.equal(out, torch.stack(groups))
 
 
