@@ -122,7 +122,7 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
 @pytest.mark.usefixtures("nothing_measured")
-def test_bad_argument_is_named_in_one_line(folder, name):
+def test_rejects_bad_argument_in_one_line(folder, name):
     arguments, fragments = BAD_ARGUMENTS[name]
     config = write_config(folder)
     (folder / "kept.json").write_text("kept", encoding="utf-8")
@@ -144,7 +144,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.usefixtures("nothing_measured")
-def test_config_that_cannot_be_modelled_is_named(folder, name):
+def test_rejects_config_that_cannot_be_modelled(folder, name):
     changes, fragments = CONFIGS[name]
     config = write_config(folder, **changes)
     before = contents(folder)
@@ -197,7 +197,7 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.usefixtures("nothing_measured")
-def test_output_that_cannot_be_written_is_named_before_anything_is_measured(folder, name):
+def test_rejects_unwritable_output_before_measuring(folder, name):
     output, make = OUTPUTS[name]
     config = write_config(folder)
     make(folder / "place") if output == "place" else make(folder)
@@ -218,7 +218,7 @@ def test_output_that_is_write_protected_is_kept(folder):
 
 
 @pytest.mark.usefixtures("nothing_measured")
-def test_cuda_without_a_gpu_is_named(folder):
+def test_rejects_cuda_without_a_gpu(folder):
     import torch  # noqa: PLC0415  (heavy; most tests here do without)
 
     if torch.cuda.is_available():
@@ -235,7 +235,7 @@ def test_cuda_without_a_gpu_is_named(folder):
     "batch",
     [pytest.param("2147483647", id="alone"), pytest.param("0000000000000002147483647", id="behind zeros")],
 )
-def test_batch_beyond_memory_is_named_without_building_it(folder, batch):
+def test_rejects_batch_beyond_memory_without_allocating_it(folder, batch):
     # A list of so many contexts would itself take 16 GB, so the process may have 8.
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
     arguments = [*SMALL, "--model", write_config(folder), "--batch", batch, "-o", "run.json"]
@@ -255,7 +255,7 @@ def test_batch_beyond_memory_is_named_without_building_it(folder, batch):
         pytest.param(["report"], ["RUN"], id="missing argument"),
     ],
 )
-def test_bad_command_is_named_in_one_line(arguments, fragments):
+def test_rejects_bad_command_in_one_line(arguments, fragments):
     assert_misuse(decodetax(*arguments), *fragments)
 
 
@@ -439,7 +439,7 @@ def test_run_prints_its_tables_and_writes_its_json(folder):
 
 
 @pytest.mark.usefixtures("canned")
-def test_json_on_stdout_stands_alone_and_equals_the_file(folder):
+def test_json_is_alone_on_stdout_and_equals_the_file(folder):
     outcome = run_canned(folder, "--json", "-o", "run.json")
     assert outcome.code == 0
     written = (folder / "run.json").read_text(encoding="utf-8")
@@ -457,7 +457,7 @@ def test_output_goes_to_a_dated_file_by_default(folder):
 
 
 @pytest.mark.usefixtures("canned")
-def test_older_run_is_replaced_whole(folder):
+def test_older_run_is_replaced_completely(folder):
     (folder / "run.json").write_text("x" * 10_000_000, encoding="utf-8")
     assert run_canned(folder, "-o", "run.json").code == 0
     strict_json((folder / "run.json").read_text(encoding="utf-8"))
@@ -490,7 +490,7 @@ def test_no_price_gives_no_dollars(folder):
 
 
 @pytest.mark.usefixtures("canned")
-def test_lists_of_sizes_are_sorted_and_each_once(folder):
+def test_sizes_are_sorted_without_duplicates(folder):
     run_canned(folder, "--batch", "3, 1,3", "--context", "40,16", "-o", "run.json")
     document = strict_json((folder / "run.json").read_text(encoding="utf-8"))
     assert [(found["batch"], found["context"]) for found in document["gaps"]] == [
@@ -548,7 +548,7 @@ def test_ctrl_c_writes_what_was_measured(folder, canned, begun):
     assert len(document["gaps"]) == (1 if begun == "checks" else 0)
 
 
-def test_interrupted_json_stands_alone_on_stdout(folder, canned):
+def test_interrupted_json_is_alone_on_stdout(folder, canned):
     canned["ceilings"] = interrupting()
     outcome = run_canned(folder, "--json", "-o", "run.json")
     assert outcome.code == 130

@@ -49,7 +49,7 @@ def read_begun(run_file: Path) -> tuple[Run, Settings]:
     """
     for name, option in options.given().items():
         if name not in WITH_RESUME:
-            raise UsageError(f"{option}: is that of the run; it goes with no --resume")
+            raise UsageError(f"{option}: is fixed by the run; leave it out with --resume")
     run = read_run(run_file)
     if not run.interrupted and run.broken is None:
         raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing of it is left to measure")

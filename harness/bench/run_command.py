@@ -90,9 +90,7 @@ if TYPE_CHECKING:
     metavar="RUN.json",
     help="Continue a run that was interrupted, killed or broke off, in its own file or in --output.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the run as JSON on stdout, and nothing else there."
-)
+@options.JSON
 @report_options
 def run_command(
     device: str, output: Path | None, resume: Path | None, as_json: bool, wide: bool, **asked: Any

@@ -96,7 +96,7 @@ def tune_command(
     if kernel != "decode_attention":
         for name, option in options.given().items():
             if name in ATTENTION_OPTIONS:
-                raise UsageError(f"{option}: is of decode_attention; it goes with no --kernel {kernel}")
+                raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
     cases = _cases(kernel, asked)
     from .environment import describe
     from .tiling_cache import open_cache

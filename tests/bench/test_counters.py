@@ -1,7 +1,9 @@
-"""Hardware counters through nsight-python, by a stand-in for it that needs no GPU."""
+"""Hardware counters through nsight-python, faked, without a GPU."""
 
 import dataclasses
+import functools
 import json
+import sys
 
 import pytest
 from decodetax.harness.bench import ceilings, counters, session
@@ -11,15 +13,15 @@ from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import run_of
 from fakes import FakeDevice
 from small_cases import matmul_case
-from test_session import as_json, run, settings
+from test_session import as_json, run
 
-STAND_IN = """
+FAKE_NSIGHT = """
 import contextlib
 import os
 
 from nsight import exceptions
 
-ACTION = os.environ["STAND_IN"]
+ACTION = os.environ["FAKE_NSIGHT"]
 # What each of two launches of a call is counted to have done.
 VALUES = {
     "dram__bytes_read.sum": (1000.0, 24.0),
@@ -88,15 +90,15 @@ def _small(monkeypatch):
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
+def fake_nsight(tmp_path, monkeypatch):
     """A package `nsight` that this process and its children find; the action is set by calling it."""
     (tmp_path / "nsight").mkdir()
-    (tmp_path / "nsight" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    (tmp_path / "nsight" / "__init__.py").write_text(FAKE_NSIGHT, encoding="utf-8")
     (tmp_path / "nsight" / "exceptions.py").write_text(EXCEPTIONS, encoding="utf-8")
     (tmp_path / "own_of_counters.py").write_text("def product(x, weight):\n    return x @ weight.t()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return lambda action: monkeypatch.setenv("STAND_IN", action)
+    return lambda action: monkeypatch.setenv("FAKE_NSIGHT", action)
 
 
 def read(result, **options):
@@ -105,13 +107,17 @@ def read(result, **options):
     return reason, told
 
 
+def small_run(**changes):
+    return run(batches=(1,), contexts=(3,), **changes)
+
+
 def counted_rows(result):
     return [row for row in result.rows if row.status == "ok" and row.case.operation in OPERATIONS]
 
 
-def test_counters_of_every_launch_of_a_call_stand_on_its_row(stand_in):
-    stand_in("count")
-    result = run(providers=("own_of_counters:product",))
+def test_rows_get_the_counters_of_all_launches_of_a_call(fake_nsight):
+    fake_nsight("count")
+    result = small_run(providers=("own_of_counters:product",))
     reason, told = read(result)
     assert reason is None
     rows = counted_rows(result)
@@ -128,37 +134,44 @@ def test_counters_of_every_launch_of_a_call_stand_on_its_row(stand_in):
     assert [row.counters for row in run_of(as_json(result)).rows] == [row.counters for row in result.rows]
 
 
-@pytest.mark.parametrize(
-    ("action", "words"),
-    [("no permission", "ERR_NVGPUCTRPERM"), ("crash", "the profiler ended with 3")],
-)
-def test_why_there_are_none_is_said(stand_in, action, words):
-    stand_in(action)
-    result = run()
+def test_crashed_profiler_gives_one_reason(fake_nsight):
+    fake_nsight("crash")
+    result = small_run()
     reason, _ = read(result)
-    assert words in reason
+    assert "the profiler ended with 3" in reason
     assert "\n" not in reason
     assert not [row for row in result.rows if row.counters]
 
 
-def test_without_a_gpu_or_the_package_it_is_said_at_once(monkeypatch):
-    result = run()
+def test_refused_permission_is_the_first_and_only_answer(fake_nsight, tmp_path):
+    fake_nsight("no permission")
+    result = small_run()
+    rows = [place for place, row in enumerate(result.rows) if row in counted_rows(result)]
+    job = {"device": "cpu", "rows": rows, "run": result.to_json()}
+    [answer] = counters._counted(job, functools.partial(counters._profile, str(tmp_path)))
+    assert "ERR_NVGPUCTRPERM" in answer["reason"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nsight"]:
+        del sys.modules[name]
+
+
+def test_missing_gpu_or_package_is_the_reason(monkeypatch):
+    result = small_run()
     cpu = FakeDevice(kind="cpu")
     assert "CUDA GPU" in read_counters(result, cpu, lambda *_: None)
     monkeypatch.setattr(counters, "installed", lambda _name: False)
     assert "pip install nsight-python" in read(result)[0]
 
 
-def test_a_run_reads_them_where_it_is_asked_to(monkeypatch):
+def test_run_reads_counters_only_if_asked(monkeypatch):
     monkeypatch.setattr(session, "read_counters", lambda *_args: "not here")
-    assert run().counters_reason is None
-    asked = run(counters=True)
+    assert small_run().counters_reason is None
+    asked = small_run(counters=True)
     assert asked.counters_reason == "not here"
     assert run_of(as_json(asked)).counters_reason == "not here"
-    assert settings(counters=True) == session.settings_of(asked)
+    assert session.settings_of(asked).counters
 
 
-def test_a_row_is_counted_in_its_own_form_and_tiling(tmp_path, monkeypatch):
+def test_row_is_profiled_with_its_variant_and_tiling(tmp_path, monkeypatch):
     case = matmul_case()
     row = Row(case=case, provider="triton", status="failed", reason="-", variant="descriptors")
     assert provider_of(row, {}).name == "triton-descriptors"

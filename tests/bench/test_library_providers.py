@@ -1,4 +1,4 @@
-"""Libraries that may be installed: what they are called with, by stand-ins, and what is said without them."""
+"""Optional libraries: what they are called with, by fakes, and the reasons without them."""
 
 import sys
 import types
@@ -77,7 +77,7 @@ def _stand_ins(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_library_is_called_as_it_documents_and_passes_the_gate(name):
+def test_library_is_called_as_documented_and_passes_the_gate(name):
     inputs = draw(CASE, source())
     call = provider(name).bind(inputs)
     gate = gate_of(CASE, inputs)
@@ -93,7 +93,7 @@ def test_plan_is_made_once_for_many_calls():
 
 
 @pytest.mark.parametrize(("name", "library"), LIBRARIES.items())
-def test_where_it_cannot_run_the_row_says_why(name, library, monkeypatch):
+def test_missing_library_gpu_or_dtype_is_the_reason(name, library, monkeypatch):
     refuses = provider(name).refuses
     gpu = FakeDevice(kind="cuda")
     assert refuses(CASE, gpu) is None
@@ -109,12 +109,12 @@ def test_flex_attention_takes_contexts_of_one_length():
     assert provider("flashinfer").refuses(ragged, FakeDevice(kind="cuda")) is None
 
 
-def test_what_is_not_there_is_not_installed():
+def test_missing_module_is_not_installed():
     assert not library_providers.installed("no_such_library")
     assert library_providers.installed("torch")
 
 
-def test_a_shape_that_a_library_refuses_is_unsupported_and_no_failure(monkeypatch):
+def test_shape_that_a_library_rejects_is_unsupported(monkeypatch):
     def complains(*_args, **_options):
         raise RuntimeError("head_dim 16\nis not supported")
 
@@ -125,7 +125,7 @@ def test_a_shape_that_a_library_refuses_is_unsupported_and_no_failure(monkeypatc
     assert (row.status, row.reason) == ("unsupported", "head_dim 16 is not supported")
 
 
-def test_a_library_that_is_wrong_fails(monkeypatch):
+def test_wrong_library_fails(monkeypatch):
     monkeypatch.setattr(
         sys.modules["flash_attn"], "flash_attn_with_kvcache", lambda *a, **k: 1.1 * with_kvcache(*a, **k)
     )
@@ -145,7 +145,7 @@ def test_rows_time_the_bound_call_and_not_the_plan(monkeypatch):
     assert Wrapper.plans == row.input_copies
 
 
-def test_outputs_are_poison_after_planning(monkeypatch):
+def test_outputs_are_poisoned_after_planning(monkeypatch):
     case = matmul_case()
 
     def bind(inputs):

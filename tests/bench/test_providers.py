@@ -118,12 +118,12 @@ def test_triton_is_never_timed_uncompiled(kind, interpreting, reason, monkeypatc
 @pytest.mark.parametrize(
     ("rows", "kind", "runs"), [(1, "cpu", True), (64, "cpu", True), (65, "cpu", False), (1, "cuda", False)]
 )
-def test_other_orders_are_for_few_rows_on_a_cpu(name, rows, kind, runs):
+def test_transposed_and_batched_matmul_run_few_rows_on_a_cpu(name, rows, kind, runs):
     [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.name == name]
     assert (provider.refuses(matmul_case(rows, 32, 64), FakeDevice(kind=kind)) is None) == runs
 
 
-def test_a_weight_that_its_parts_do_not_divide_is_not_batched():
+def test_batched_matmul_rejects_indivisible_weights():
     [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.name == "torch-batched"]
     assert (
         provider.refuses(matmul_case(1, 32, 60), FakeDevice()) == "a formulation for a multiple of 8 columns"
@@ -143,7 +143,7 @@ def test_a_weight_that_its_parts_do_not_divide_is_not_batched():
         ("10.0", 4100, "fp32", None, None),
     ],
 )
-def test_variants_run_where_the_gpu_and_the_rows_allow_it(
+def test_variants_run_if_gpu_and_rows_allow(
     capability, in_features, dtype, descriptors, warp_specialized, monkeypatch
 ):
     monkeypatch.setattr(module, "interpreting", lambda: False)
@@ -158,7 +158,7 @@ def test_variants_run_where_the_gpu_and_the_rows_allow_it(
 
 
 @pytest.mark.parametrize("variant", ["pointers", "descriptors", "warp_specialized"])
-def test_variant_runs_the_form_that_it_names(variant, monkeypatch):
+def test_variant_runs_the_kernel_that_it_names(variant, monkeypatch):
     seen = []
     monkeypatch.setattr(module.kernels, "prefill_matmul", lambda *_args, tiling, **_: seen.append(tiling))
     [provider] = [p for p in PROVIDERS["prefill_matmul"] if p.variant == variant]
@@ -167,7 +167,7 @@ def test_variant_runs_the_form_that_it_names(variant, monkeypatch):
     assert [tiling.variant for tiling in seen] == [variant]
 
 
-def test_inputs_of_another_case_are_refused():
+def test_rejects_inputs_of_another_case():
     with pytest.raises(TypeError, match="MatmulInputs are not those of a DecodeAttention"):
         gate_of(decode_case(), draw(matmul_case(), source()))
 
@@ -267,7 +267,7 @@ def product():
 
 @settings(max_examples=50)
 @given(row=st.integers(0, 299), factor=st.sampled_from([0.0, 0.95, 1.05, -1.0, math.nan]))
-def test_one_wrong_row_of_a_product_is_turned_down(product, row, factor):
+def test_gate_rejects_one_wrong_row_of_a_matmul(product, row, factor):
     gate, right = product
     wrong = right.clone()
     wrong[row] *= factor
@@ -278,7 +278,7 @@ def test_one_wrong_row_of_a_product_is_turned_down(product, row, factor):
 
 @given(tile=st.integers(0, 5), row=st.integers(0, 299))
 @settings(max_examples=30)
-def test_a_wrong_tile_of_columns_in_one_row_is_turned_down(product, tile, row):
+def test_gate_rejects_one_wrong_tile_of_columns(product, tile, row):
     gate, right = product
     wrong = right.clone()
     wrong[row, 128 * tile : 128 * (tile + 1)] = 0
@@ -287,7 +287,7 @@ def test_a_wrong_tile_of_columns_in_one_row_is_turned_down(product, tile, row):
 
 @given(start=st.integers(0, 700 - 255))
 @settings(max_examples=30)
-def test_a_wrong_block_of_two_tiles_anywhere_is_turned_down(product, start):
+def test_gate_rejects_a_wrong_block_anywhere(product, start):
     gate, right = product
     wrong = right.clone()
     wrong[:, start : start + 255] = 0
@@ -295,7 +295,7 @@ def test_a_wrong_block_of_two_tiles_anywhere_is_turned_down(product, start):
 
 
 @pytest.mark.parametrize("columns", [slice(0, 1), slice(-1, None), slice(-16, None)], ids=str)
-def test_wrong_edge_columns_are_turned_down(product, columns):
+def test_gate_rejects_wrong_edge_columns(product, columns):
     gate, right = product
     wrong = right.clone()
     wrong[:, columns] += 1
@@ -313,7 +313,7 @@ def test_wrong_edge_columns_are_turned_down(product, columns):
         pytest.param(lambda out: torch.full_like(out, math.nan), id="poison left"),
     ],
 )
-def test_wrong_products_are_turned_down(wrong, dtype):
+def test_gate_rejects_wrong_matmuls(wrong, dtype):
     inputs, gate = gated(matmul_case(30, 500, 300, dtype=dtype))
     right = PROVIDERS["prefill_matmul"][0].run(inputs)
     assert gate.judge(right).passed
@@ -322,7 +322,7 @@ def test_wrong_products_are_turned_down(wrong, dtype):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("skipped", [slice(0, 48), slice(-48, None), slice(100, 101)], ids=str)
-def test_skipped_part_of_a_reduction_is_turned_down(dtype, skipped):
+def test_gate_rejects_a_skipped_part_of_the_reduction(dtype, skipped):
     inputs, gate = gated(matmul_case(30, 192, 300, dtype=dtype))
     inputs.x[:, skipped] = 0
     assert not gate.judge(PROVIDERS["prefill_matmul"][0].run(inputs)).passed
@@ -355,13 +355,13 @@ def run_attention(inputs, **changes):
         ),
     ],
 )
-def test_wrong_decode_attention_is_turned_down(wrong, dtype):
+def test_gate_rejects_wrong_decode_attention(wrong, dtype):
     inputs, gate = gated(decode_case(context=512, batch=2, head_dim=64, dtype=dtype))
     assert gate.judge(run_attention(inputs)).passed
     assert not gate.judge(wrong(inputs)).passed
 
 
-def test_one_wrong_head_of_decode_attention_is_turned_down():
+def test_gate_rejects_one_wrong_head():
     inputs, gate = gated(decode_case())
     for row in range(24):
         wrong = run_attention(inputs)
@@ -378,7 +378,7 @@ def test_one_wrong_head_of_decode_attention_is_turned_down():
         pytest.param({"is_causal": True, "scale": 0.2}, id="scale"),
     ],
 )
-def test_wrong_prefill_attention_is_turned_down(wrong, dtype):
+def test_gate_rejects_wrong_prefill_attention(wrong, dtype):
     inputs, gate = gated(prompt_case(prompt=100, dtype=dtype))
     attend = torch.nn.functional.scaled_dot_product_attention
     assert gate.judge(attend(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)).passed
@@ -386,7 +386,7 @@ def test_wrong_prefill_attention_is_turned_down(wrong, dtype):
 
 
 @pytest.mark.parametrize("at", [0, 7, 20, -1])
-def test_one_wrong_token_of_prefill_attention_is_turned_down(at):
+def test_gate_rejects_one_wrong_token_of_prefill_attention(at):
     case = prompt_case(prompt=100)
     inputs, gate = gated(case)
     wrong = torch_providers.prefill_attention(inputs)
@@ -447,7 +447,7 @@ def layer_by_hand(inputs):
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_layer_and_its_oracle_agree_with_a_computation_by_hand(model, phase):
+def test_layer_and_its_oracle_agree_with_scalar_python(model, phase):
     inputs = draw(layer_case(phase, model=model, sequences=2, tokens=5), source())
     by_hand = layer_by_hand(inputs)
     tokens = torch.arange(inputs.case.query_tokens)
@@ -466,7 +466,7 @@ def test_oracle_is_the_same_after_the_layer_ran(phase):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 42, 1000])
-def test_forwards_of_any_size_give_the_same_layer(rows):
+def test_rows_of_a_forward_do_not_change_the_layer(rows):
     whole, split = (
         decoder_layer(draw(layer_case("prefill", sequences=2, tokens=21, rows=r), source()))
         for r in (42, rows)
@@ -520,7 +520,7 @@ LAYER_FAULTS = [
         ("prefill", 200, "bf16"),
     ],
 )
-def test_wrong_decoder_layer_is_turned_down(phase, tokens, dtype, fault):
+def test_gate_rejects_wrong_decoder_layers(phase, tokens, dtype, fault):
     inputs, gate = gated(layer_case(phase, tokens=tokens, model=MODELS["group 4"], dtype=dtype))
     assert gate.judge(decoder_layer(inputs)).passed
     assert not gate.judge(fault(inputs)).passed

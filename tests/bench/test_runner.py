@@ -98,7 +98,7 @@ def best_of(monkeypatch, seconds, *, wrong_ones=(), refusing=(), tuned=False, ra
     return list(runner.run_case(CASE, dataclasses.replace(bench(device), **of_case)))
 
 
-def test_best_of_several_is_the_fastest_that_passed_with_samples_of_its_own(monkeypatch):
+def test_alias_is_the_fastest_correct_variant_with_its_own_samples(monkeypatch):
     *variants, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3, "c": 2e-3}, wrong_ones=("b",))
     assert [row.status for row in variants] == ["ok", "failed", "ok"]
     assert [row.variant for row in variants] == ["a", "b", "c"]
@@ -107,12 +107,12 @@ def test_best_of_several_is_the_fastest_that_passed_with_samples_of_its_own(monk
     assert best.samples_s is not variants[2].samples_s
 
 
-def test_best_of_those_that_run_at_all(monkeypatch):
+def test_alias_ignores_variants_that_do_not_run(monkeypatch):
     *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("b",))
     assert (best.status, best.variant) == ("ok", "a")
 
 
-def test_best_of_none_that_passed_says_why(monkeypatch):
+def test_alias_without_a_correct_variant_gives_the_reason(monkeypatch):
     *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, refusing=("a",), raising=("b",))
     assert (best.status, best.variant) == ("failed", None)
     assert best.reason == "none of its variants passed; b: RuntimeError: no registers left"
@@ -121,7 +121,7 @@ def test_best_of_none_that_passed_says_why(monkeypatch):
     assert best.reason.startswith("none of its variants passed; a: wrong result")
 
 
-def test_tuned_tiling_goes_before_the_best_variant(monkeypatch):
+def test_tuned_tiling_takes_precedence_over_the_best_variant(monkeypatch):
     *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, tuned=True)
     assert (best.status, best.variant) == ("ok", "pointers")
     assert best.tiling["block_m"] == 16
@@ -164,7 +164,7 @@ def truncated(inputs):
 
 @pytest.mark.parametrize("then", [wrong, stale], ids=lambda run: run.__name__)
 @pytest.mark.parametrize("seconds", [10e-6, 1e-3, 10.0], ids=["graph", "calls", "long calls"])
-def test_provider_that_is_right_first_and_wrong_later_fails(monkeypatch, then, seconds):
+def test_provider_that_turns_wrong_while_timed_fails(monkeypatch, then, seconds):
     device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds)
     [row] = rows_of(monkeypatch, later(right, then), device=device)
     assert (row.status, tuple(row.samples_s)) == ("failed", ())
@@ -267,7 +267,7 @@ def test_output_of_another_shape_fails(monkeypatch):
     assert "shape" in row.reason
 
 
-def test_refusal_is_unsupported_and_draws_no_inputs(monkeypatch):
+def test_refused_case_is_unsupported_and_draws_no_inputs(monkeypatch):
     monkeypatch.setattr(runner, "copies_of", raising(AssertionError("inputs were drawn")))
     rows = rows_of(monkeypatch, fast="needs a GPU", faster="needs two")
     assert [(row.status, row.reason) for row in rows] == [
@@ -309,7 +309,7 @@ def test_refusal_is_unsupported_and_draws_no_inputs(monkeypatch):
         ),
     ],
 )
-def test_case_that_cannot_run_here_is_not_tried(monkeypatch, roof, free_bytes, status, reason):
+def test_case_that_cannot_run_is_skipped_or_unsupported(monkeypatch, roof, free_bytes, status, reason):
     with_providers(monkeypatch, raising(AssertionError("it was run")), other="refused")
     device = FakeDevice(free_bytes=free_bytes)
     row, refused = runner.run_case(CASE, bench(device, roof=roof))
@@ -333,7 +333,7 @@ def test_inputs_that_cannot_be_made_block_every_provider(monkeypatch, step, erro
     assert [row.status for row in rows] == [status, status]
 
 
-def test_memory_of_inputs_that_did_not_fit_is_given_back_at_once(monkeypatch):
+def test_inputs_that_did_not_fit_are_released(monkeypatch):
     held = []
 
     def half_made(*_args, **_options):
@@ -357,7 +357,7 @@ def test_memory_is_released_after_each_case(monkeypatch):
     assert device.released == 1
 
 
-def test_clocks_before_and_after_are_kept_and_throttling_is_marked(monkeypatch):
+def test_row_keeps_clocks_and_throttle_reasons(monkeypatch):
     device = FakeDevice(clocks=FakeClocks(1.5e9, 1.2e9, throttle_reasons=("power cap",)))
     [row] = rows_of(monkeypatch, right, device=device)
     assert (row.clock_before_hz, row.clock_after_hz) == (1.5e9, 1.2e9)

@@ -57,7 +57,7 @@ def as_json(result):
     return json.loads(json.dumps(result.to_json(), allow_nan=False))
 
 
-def test_run_that_is_begun_has_measured_nothing():
+def test_begin_measures_nothing():
     result = session.begin(settings(), small_device())
     assert (result.ceilings, result.rows, result.gaps, result.interpreter_checks) == ([], [], [], [])
     assert result.environment["device"]["name"] == "a device of the tests"
@@ -81,12 +81,12 @@ def test_run_has_ceilings_rows_and_gaps():
     assert len(stored["rows"]) == len(result.rows)
 
 
-def test_same_settings_give_the_same_errors_at_the_gate():
+def test_same_seed_gives_the_same_gate_errors():
     first, second = (run(batches=(1,), contexts=(3,), seed=5) for _ in range(2))
     assert [row.relative_error for row in first.rows] == [row.relative_error for row in second.rows]
 
 
-def test_progress_only_grows_from_nothing_to_all():
+def test_progress_grows_from_0_to_1():
     told = []
     run(progress=lambda done, what: told.append((done, what)))
     shares = [done for done, _ in told]
@@ -97,7 +97,7 @@ def test_progress_only_grows_from_nothing_to_all():
 
 
 @pytest.mark.parametrize("interpreting", [True, False])
-def test_kernels_are_checked_where_the_interpreter_runs(monkeypatch, interpreting):
+def test_kernels_are_checked_when_triton_interprets(monkeypatch, interpreting):
     check = InterpreterCheck(
         case=MODEL, provider="triton", status="failed", reason="no", relative_error=None, tolerance=None
     )
@@ -127,7 +127,7 @@ def test_interrupt_keeps_the_rows_and_marks_the_run(monkeypatch, rows_before):
     assert as_json(result)["interrupted"] is True
 
 
-def test_device_that_breaks_down_keeps_the_rows_and_says_why(monkeypatch):
+def test_broken_device_keeps_the_rows_and_the_reason(monkeypatch):
     def broken(_device):
         raise RuntimeError("an illegal memory\naccess was encountered")
 
@@ -210,12 +210,12 @@ def test_auto_dtype_is_chosen_from_measured_rates(monkeypatch, kind, flop_per_s,
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_dtype_that_is_asked_for_is_taken(dtype):
+def test_given_dtype_is_used(dtype):
     result = run(dtype=dtype, batches=(1,), contexts=(3,))
     assert {row.case.dtype for row in result.rows} == {dtype}
 
 
-def test_rows_get_the_fewest_samples_once_the_time_is_over(monkeypatch):
+def test_rows_get_the_fewest_samples_after_the_time_limit(monkeypatch):
     budgets = []
 
     def noted(case, bench, _earlier):
@@ -253,7 +253,7 @@ GB = 10**9
         pytest.param({"prompt": 10**8}, GB, "--prompt: 100000000 needs", id="prompt"),
     ],
 )
-def test_sweep_that_cannot_fit_is_turned_down_by_name(changes, free_bytes, message):
+def test_rejects_sweep_that_cannot_fit_and_names_the_option(changes, free_bytes, message):
     with pytest.raises(UsageError) as caught:
         check_memory(settings(**changes), small_device(free_bytes=free_bytes))
     text = str(caught.value)
@@ -263,11 +263,11 @@ def test_sweep_that_cannot_fit_is_turned_down_by_name(changes, free_bytes, messa
 
 
 @pytest.mark.parametrize("changes", [{}, {"batches": (1, 2)}, {"prompt": 9}, {"dtype": "auto"}], ids=str)
-def test_sweep_of_which_the_smallest_fits_is_accepted(changes):
+def test_accepts_sweep_whose_smallest_case_fits(changes):
     check_memory(settings(**changes), small_device(free_bytes=GB))
 
 
-def test_case_that_does_not_fit_is_skipped_and_the_others_are_run():
+def test_case_that_does_not_fit_is_skipped():
     result = run(batches=(1, 10**5), contexts=(3,))
     by_batch = {row.case.id: row.status for row in result.rows if row.provider == "torch"}
     assert by_batch["decode/attention/b1-c3-q4-kv2-d16/fp32"] == "ok"
@@ -280,7 +280,7 @@ def test_unknown_device_has_no_datasheet():
     assert gpu_of_device(FakeDevice.name) is None
 
 
-def test_datasheet_stands_beside_what_is_measured():
+def test_run_has_datasheet_and_measured_ceilings():
     found = datasheet_ceilings(gpu_of_device(H100))
     assert [(c.kind, c.dtype) for c in found] == [
         ("read_bandwidth", None),
@@ -295,7 +295,7 @@ def test_datasheet_stands_beside_what_is_measured():
         assert (tuple(ceiling.samples_s), ceiling.work) == ((), None)
 
 
-def test_marks_of_the_datasheet_are_told():
+def test_datasheet_ceilings_carry_their_footnotes():
     peaks = gpu_of_device("H800-SXM")
     bandwidth, bf16, *_ = datasheet_ceilings(peaks)
     assert bandwidth.detail.endswith("(assumed as H100 SXM, unverified)")
@@ -314,20 +314,20 @@ def test_marks_of_the_datasheet_are_told():
         pytest.param("cpu", H100, None, (None, None), id="CPU"),
     ],
 )
-def test_price_is_what_is_asked_or_the_cited_default(kind, name, asked, expected):
+def test_price_is_given_or_the_cited_default(kind, name, asked, expected):
     device = small_device(kind=kind, memory_bytes=80 * 2**30)
     device.name = name
     found = session.begin(settings(usd_per_hour=asked), device).settings
     assert (found["usd_per_hour"], found["usd_per_hour_source"]) == expected
 
 
-def test_begun_run_on_a_known_gpu_names_its_datasheet():
+def test_begin_on_a_known_gpu_has_datasheet_ceilings():
     device = small_device(kind="cuda", memory_bytes=80 * 2**30)
     device.name = H100
     assert {c.provenance for c in session.begin(settings(), device).ceilings} == {"datasheet"}
 
 
-def test_whole_run_on_this_processor(monkeypatch):
+def test_run_on_this_cpu(monkeypatch):
     processor = device.CpuDevice()
     processor.cache_bytes = 4096
     monkeypatch.setattr(processor, "release", lambda: None)  # collecting all garbage takes its time
@@ -379,8 +379,8 @@ def test_run_gates_and_times_user_functions_beside_ours(monkeypatch, tmp_path):
     assert session.settings_of(result).providers == names
 
 
-def test_collections_between_cases_leave_out_what_was_loaded_before():
+def test_garbage_collector_is_frozen_during_a_run_only():
     frozen = []
-    run(progress=lambda _done, _what: frozen.append(gc.get_freeze_count()))
+    run(batches=(1,), contexts=(3,), progress=lambda *_: frozen.append(gc.get_freeze_count()))
     assert min(frozen) > 0
     assert gc.get_freeze_count() == 0

@@ -48,7 +48,7 @@ def tuned(cache, case):
     return tuned_tilings(cache, FakeDevice(kind="cuda"))(case)
 
 
-def test_what_is_kept_is_found_again(cache):
+def test_cached_tiling_is_found(cache):
     cache.merge(update(CASE))
     default = default_of(CASE)
     assert tuned(cache, CASE) == dataclasses.replace(default, num_stages=default.num_stages + 1)
@@ -65,7 +65,7 @@ def test_no_file_is_an_empty_cache(cache):
     assert tuned(cache, CASE) is None
 
 
-def test_merging_keeps_what_others_found_and_replaces_its_own(cache):
+def test_merge_replaces_an_entry_and_keeps_others(cache):
     cache.merge(update(CASE, date="first"))
     cache.merge(update(OTHER))
     cache.merge(update(CASE, date="second"))
@@ -74,7 +74,7 @@ def test_merging_keeps_what_others_found_and_replaces_its_own(cache):
     assert {entry.get("date") for entry in entries.values()} == {None, "second"}
 
 
-def test_none_takes_an_entry_out_and_leaves_the_rest(cache):
+def test_none_removes_an_entry_only(cache):
     cache.merge({**update(CASE), **update(OTHER)})
     cache.merge(dict.fromkeys(update(CASE)))
     assert tuned(cache, CASE) is None
@@ -91,7 +91,7 @@ def test_the_same_entries_give_the_same_file_in_any_order(cache):
     assert cache.path.read_bytes() == text
 
 
-def test_entry_that_was_held_against_another_default_lapses(cache):
+def test_entry_of_another_default_is_not_used(cache):
     default = dataclasses.asdict(default_of(CASE))
     cache.merge(update(CASE, default={**default, "num_warps": 2 * default["num_warps"]}))
     assert tuned(cache, CASE) is None
@@ -163,7 +163,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_file_is_named_and_never_overwritten(cache, name):
+def test_invalid_file_is_named_and_never_overwritten(cache, name):
     content, problem = BROKEN[name]
     if isinstance(content, dict):
         content = json.dumps({"schema_version": 1, "gpu": cache.gpu, "triton": cache.triton, **content})
@@ -183,7 +183,7 @@ def test_folder_in_the_place_of_the_file_is_named(cache):
         cache.read()
 
 
-def test_writing_that_breaks_off_leaves_the_file_as_it_was(cache, monkeypatch):
+def test_failed_write_leaves_the_file_as_it_was(cache, monkeypatch):
     cache.merge(update(CASE))
     before = cache.path.read_bytes()
 
@@ -221,7 +221,7 @@ def test_folder_follows_the_environment(environment, folder, monkeypatch):
     assert default_folder(environment) == Path(folder)
 
 
-def test_user_without_a_home_is_told_of_the_variable(monkeypatch):
+def test_missing_home_names_the_variable(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 

@@ -112,7 +112,7 @@ def without_gpu(*arguments, **environment):
 
 
 @pytest.mark.parametrize("interpret", ["0", "1"], ids=["compiled", "interpreted"])
-def test_without_a_gpu_one_line_says_what_to_do_instead(folder, interpret):
+def test_missing_gpu_is_reported_in_one_line_with_an_alternative(folder, interpret):
     done = without_gpu(*TUNE, TRITON_INTERPRET=interpret)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -172,7 +172,7 @@ def test_help_names_units_and_defaults():
         assert part in text
 
 
-def test_winners_are_shown_and_kept_and_found_again(folder, at_a_gpu):
+def test_winners_are_printed_cached_and_found_by_run(folder, at_a_gpu):
     outcome = decodetax(*TUNE, "--time-limit", "77")
     assert outcome.code == 0, outcome.err
     assert at_a_gpu["time_limit_s"] == 77
@@ -191,7 +191,7 @@ def test_winners_are_shown_and_kept_and_found_again(folder, at_a_gpu):
         assert tiling_of(case) != default_of(case)
 
 
-def test_default_that_stays_is_said_and_its_entry_goes(folder, at_a_gpu):
+def test_default_that_stays_is_printed_and_its_entry_removed(folder, at_a_gpu):
     decodetax(*TUNE)
     assert len(cache_of(folder).read()) == 2
     at_a_gpu["found"] = losing
@@ -211,7 +211,7 @@ def test_tuning_again_merges(folder, at_a_gpu):
 
 
 @pytest.mark.usefixtures("at_a_gpu")
-def test_cache_goes_to_the_folder_that_is_named(folder):
+def test_cache_option_names_the_folder(folder):
     assert decodetax(*TUNE, "--cache", folder / "mine" / "deep").code == 0
     assert [path.name for path in folder.iterdir()] == ["mine"]
     assert len(open_cache(GPU["name"], VERSIONS["triton"], folder / "mine" / "deep").read()) == 2
@@ -226,7 +226,7 @@ def test_heads_come_from_the_model_and_the_options(folder, at_a_gpu):
     }
 
 
-def test_products_are_those_that_a_run_times(folder, at_a_gpu):
+def test_tuned_matmuls_are_those_that_run_times(folder, at_a_gpu):
     config = write_config(folder)
     product = ("tune", "--kernel", "prefill_matmul", "--model", config, "--batch", "1,3")
     outcome = decodetax(*product)
@@ -247,13 +247,13 @@ def test_products_are_those_that_a_run_times(folder, at_a_gpu):
 
 @pytest.mark.parametrize("option", ["--context", "--q-heads", "--kv-heads", "--head-dim"])
 @pytest.mark.usefixtures("at_a_gpu")
-def test_options_of_attention_are_refused_for_products(option):
+def test_rejects_attention_options_for_matmuls(option):
     outcome = decodetax("tune", "--kernel", "prefill_matmul", option, "8")
     assert_one_line(outcome, 2, option, "decode_attention", "prefill_matmul")
 
 
 @pytest.mark.usefixtures("at_a_gpu")
-def test_json_stands_alone_and_keeps_every_sample(folder):
+def test_json_is_alone_on_stdout_with_every_sample(folder):
     outcome = decodetax(*TUNE, "--json")
     document = strict_json(outcome.out)
     assert (document["schema_version"], document["interrupted"]) == (1, False)
@@ -288,7 +288,7 @@ def test_ctrl_c_keeps_what_was_found(folder, at_a_gpu):
     assert len(cache_of(folder).read()) == 1
 
 
-def test_disk_that_fills_up_loses_no_output(folder, at_a_gpu):
+def test_full_disk_loses_no_output(folder, at_a_gpu):
     def remove(case):
         (folder / "cache").rmdir()
         return winning(case)
@@ -305,7 +305,7 @@ BROKEN = {"half": "{", "newer": json.dumps({"schema_version": 2})}
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_cache_is_named_before_anything_is_searched(folder, at_a_gpu, name):
+def test_invalid_cache_is_named_before_the_search(folder, at_a_gpu, name):
     path = cache_of(folder).path
     path.parent.mkdir()
     path.write_text(BROKEN[name], encoding="utf-8")
@@ -314,14 +314,14 @@ def test_broken_cache_is_named_before_anything_is_searched(folder, at_a_gpu, nam
     assert path.read_text(encoding="utf-8") == BROKEN[name]
 
 
-def test_folder_that_cannot_be_written_is_named_before_anything_is_searched(folder, at_a_gpu):
+def test_unwritable_folder_is_named_before_the_search(folder, at_a_gpu):
     (folder / "file").write_text("", encoding="utf-8")
     assert_one_line(decodetax(*TUNE, "--cache", folder / "file" / "below"), 2, "cannot be")
     assert "cases" not in at_a_gpu
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_run_tells_of_a_broken_cache_in_one_line_and_goes_on(folder, name, capsys):
+def test_run_reports_an_invalid_cache_in_one_line_and_continues(folder, name, capsys):
     path = cache_of(folder).path
     path.parent.mkdir()
     path.write_text(BROKEN[name], encoding="utf-8")
@@ -335,7 +335,7 @@ def test_run_tells_of_a_broken_cache_in_one_line_and_goes_on(folder, name, capsy
     assert path.read_text(encoding="utf-8") == BROKEN[name]
 
 
-def test_run_on_a_cpu_never_looks_at_the_cache(folder, capsys):
+def test_run_on_a_cpu_does_not_read_the_cache(folder, capsys):
     path = cache_of(folder).path
     path.parent.mkdir()
     path.write_text("{", encoding="utf-8")

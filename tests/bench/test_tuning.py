@@ -94,7 +94,7 @@ def noisy(mean_s, spread, seed):
     return lambda: mean_s * (1 + spread * numbers.gauss(0, 1))
 
 
-def test_fastest_of_several_wins_by_as_much_as_it_is_faster(monkeypatch):
+def test_fastest_tiling_wins_with_its_ratio(monkeypatch):
     tuned = Lab(monkeypatch, [10e-3, 9e-3, 5e-3, 8e-3, 12e-3]).tune()
     assert (tuned.status, tuned.reason, winner_of(tuned)) == ("ok", None, 3)
     assert dataclasses.astuple(tuned.duel.ratio) == pytest.approx((0.5, 0.5, 0.5))
@@ -102,7 +102,7 @@ def test_fastest_of_several_wins_by_as_much_as_it_is_faster(monkeypatch):
     assert [trial.status for trial in tuned.trials] == ["ok"] * 5
 
 
-def test_wrong_tiling_is_the_fastest_and_never_wins(monkeypatch):
+def test_wrong_tiling_never_wins(monkeypatch):
     lab = Lab(monkeypatch, [10e-3, 1e-3, 8e-3], {2: wrong})
     tuned = lab.tune()
     assert winner_of(tuned) == 3
@@ -118,7 +118,7 @@ def test_wrong_tiling_alone_leaves_the_default(monkeypatch):
     assert tuned.cache_updates() == {}
 
 
-def test_tiling_that_does_not_compile_is_told_of_and_the_search_goes_on(monkeypatch):
+def test_tiling_that_does_not_compile_is_reported_and_skipped(monkeypatch):
     tuned = Lab(monkeypatch, [10e-3, 1e-3, 8e-3], {2: broken}).tune()
     assert winner_of(tuned) == 3
     assert trial_of(tuned, 2).status == "failed"
@@ -126,7 +126,7 @@ def test_tiling_that_does_not_compile_is_told_of_and_the_search_goes_on(monkeypa
 
 
 @pytest.mark.parametrize("calls", [1, 5, 20, 60], ids=lambda calls: f"after {calls} calls")
-def test_tiling_that_turns_wrong_later_gives_way_to_the_next_best(monkeypatch, calls):
+def test_tiling_that_turns_wrong_loses_to_the_next_best(monkeypatch, calls):
     made = itertools.count()
 
     def turning(inputs):
@@ -137,7 +137,7 @@ def test_tiling_that_turns_wrong_later_gives_way_to_the_next_best(monkeypatch, c
     assert winner_of(tuned) == 3
 
 
-def test_tiling_that_computes_nothing_any_more_is_found(monkeypatch):
+def test_tiling_that_stops_computing_fails(monkeypatch):
     made = itertools.count()
 
     def idle(inputs):
@@ -262,7 +262,7 @@ def test_winner_becomes_an_entry_and_a_loser_takes_it_out(monkeypatch):
     assert Lab(monkeypatch, [1e-3, 2e-3]).tune().cache_updates() == {name: None}
 
 
-def test_what_was_found_is_strict_json(monkeypatch):
+def test_result_is_strict_json(monkeypatch):
     tuned = Lab(monkeypatch, [10e-3, 1e-3, 8e-3, 9e-3], {2: wrong}).tune()
     document = json.loads(json.dumps(tuned.to_json(), allow_nan=False))
     assert document["provenance"] == "measured"
@@ -270,7 +270,7 @@ def test_what_was_found_is_strict_json(monkeypatch):
     assert [trial["time_s"] is None for trial in document["trials"]] == [False, True, False, False]
 
 
-def test_cases_share_the_time_and_progress_only_grows(monkeypatch):
+def test_cases_share_the_time_and_progress_grows(monkeypatch):
     lab = Lab(monkeypatch, [10e-3] * 60)
     told = []
     cases = [CASE, structs.replace(CASE, contexts=(5, 5))]
@@ -293,7 +293,7 @@ def test_cases_share_the_time_and_progress_only_grows(monkeypatch):
     assert all(2 < count < 60 for count in tried)
 
 
-def test_kernel_without_tilings_is_refused():
+def test_rejects_operation_without_tilings():
     with pytest.raises(
         ValueError, match="'prefill_attention' has no tiling; prefill_matmul, decode_attention have"
     ):
@@ -309,7 +309,7 @@ def test_kernel_without_tilings_is_refused():
     ],
     ids=["no GPU", "interpreter", "old GPU"],
 )
-def test_device_that_cannot_tune_is_told_in_one_line(monkeypatch, device, interpreting, problem):
+def test_rejects_device_that_cannot_tune_in_one_line(monkeypatch, device, interpreting, problem):
     monkeypatch.setattr(tuning, "open_device", lambda _argument: device)
     monkeypatch.setattr(providers, "interpreting", lambda: interpreting)
     with pytest.raises(UsageError) as caught:
@@ -332,7 +332,7 @@ def row_with(monkeypatch, tiling_of, does=None):
     return row
 
 
-def test_run_passes_the_tuned_tiling_and_its_row_tells(monkeypatch):
+def test_run_uses_the_tuned_tiling_and_records_it(monkeypatch):
     row = row_with(monkeypatch, lambda _case: tiling(2))
     assert (row.status, row.provider, row.tiling) == ("ok", "triton", dataclasses.asdict(tiling(2)))
     assert row.time_s.median == pytest.approx(1e-3)
