@@ -72,7 +72,7 @@ def shown(browser, path, *, scheme="light", viewport=DESK):
         pytest.param("empty", "light", PHONE, id="empty on a phone"),
     ],
 )
-def test_opens_without_a_word_and_does_not_overflow(browser, reports, name, scheme, viewport):
+def test_opens_without_messages_and_does_not_overflow(browser, reports, name, scheme, viewport):
     with shown(browser, reports / f"{name}.html", scheme=scheme, viewport=viewport) as page:
         page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]

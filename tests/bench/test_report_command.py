@@ -31,7 +31,7 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_files_to_write_the_text_is_that_of_the_tables(folder):
+def test_prints_the_tables_and_sentences_of_a_run(folder):
     run = read_run(folder / "run.json")
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
@@ -56,7 +56,7 @@ def test_two_runs_are_printed_one_after_the_other(folder):
     assert names(folder) == {"run.json"}
 
 
-def test_writes_everything_that_is_asked_for_and_says_so(folder):
+def test_writes_every_output_and_says_so(folder):
     done = decodetax(
         "report", "run.json", "--html", "r.html", "--markdown", "r.md", "--csv", "a/b", "--png", "p"
     )
@@ -71,7 +71,7 @@ def test_writes_everything_that_is_asked_for_and_says_so(folder):
     assert "replacing" not in done.out
 
 
-def test_what_was_there_is_replaced_and_that_is_said(folder):
+def test_replaces_an_existing_file_and_says_so(folder):
     Path("r.html").write_text("mine", encoding="utf-8")
     done = decodetax("report", "run.json", "--html", "r.html")
     assert done.out == "Report written to r.html, replacing the file there.\n"
@@ -79,7 +79,7 @@ def test_what_was_there_is_replaced_and_that_is_said(folder):
     assert "replaced" in " ".join(decodetax("report", "--help").out.split())
 
 
-def test_a_link_is_written_through(folder):
+def test_writes_through_a_symbolic_link(folder):
     Path("linked.html").symlink_to("real.html")
     assert decodetax("report", "run.json", "--html", "linked.html").code == 0
     assert Path("linked.html").is_symlink()
@@ -111,7 +111,7 @@ def test_several_runs_are_named_by_their_files(folder):
         (["--html", ""], ["--html"]),
     ],
 )
-def test_a_place_that_cannot_be_written_to_is_told_before_a_run_is_read(folder, arguments, fragments):
+def test_rejects_an_unwritable_place_before_it_reads_a_run(folder, arguments, fragments):
     Path("sub").mkdir()
     with mock.patch("decodetax.harness.core.run_file.read_run", side_effect=AssertionError("read")):
         outcome = decodetax("report", "run.json", "--csv", "tables", *arguments)
@@ -120,7 +120,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_a_run_is_read(folder, 
 
 
 @pytest.mark.parametrize(("option", "library"), [("--html", "plotly"), ("--png", "matplotlib")])
-def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(folder, option, library):
+def test_names_a_missing_library_and_the_command_that_installs_it(folder, option, library):
     with mock.patch("importlib.util.find_spec", return_value=None):
         outcome = decodetax("report", "run.json", option, "x")
     assert_misuse(outcome, option, f"pip install {library}")
@@ -134,7 +134,7 @@ def test_nothing_is_written_where_one_of_several_runs_is_invalid(folder):
     assert names(folder) == {"run.json", "broken.json"}
 
 
-def test_a_run_file_that_is_not_there_is_told_in_one_line(folder):
+def test_rejects_a_run_file_that_does_not_exist(folder):
     assert_misuse(decodetax("report", "none.json", "--html", "r.html"), "'none.json'", "No such file")
     assert_misuse(decodetax("report", "--html", "r.html"), "RUN.json")
     assert names(folder) == {"run.json"}
@@ -164,7 +164,7 @@ def test_no_control_character_reaches_an_output_and_no_name_begins_a_line(folder
         assert not [line for line in text.splitlines() if line.startswith("OWNED")], source
 
 
-def test_an_interrupted_run_that_has_nothing_is_reported(folder):
+def test_reports_an_interrupted_run_without_results(folder):
     write("empty.json", run_record(interrupted=True, elapsed_s=3.0))
     done = decodetax("report", "empty.json", "--html", "r.html", "--png", "p")
     assert done.code == 0
@@ -172,7 +172,7 @@ def test_an_interrupted_run_that_has_nothing_is_reported(folder):
     assert "was interrupted after 3 s" in (folder / "r.html").read_text(encoding="utf-8")
 
 
-def test_plain_report_and_help_load_no_library_of_figures(folder):
+def test_plain_report_loads_no_chart_library(folder):
     loaded = {name for name in sys.modules if name.partition(".")[0] in {"plotly", "matplotlib"}}
     with mock.patch.dict(sys.modules):
         for name in loaded | {name for name in sys.modules if name.startswith("decodetax.harness.bench")}:
@@ -182,7 +182,7 @@ def test_plain_report_and_help_load_no_library_of_figures(folder):
     assert names(folder) == {"run.json"}
 
 
-def test_run_tells_a_bad_place_before_it_measures(folder):
+def test_run_rejects_a_bad_place_before_it_measures(folder):
     target = "decodetax.harness.bench.session.measure_ceilings"
     with mock.patch(target, side_effect=AssertionError("it was measured")):
         assert_misuse(decodetax("run", *SMALL, "-o", "x.json", "--html", "nowhere/x.html"), "--html")
@@ -204,7 +204,7 @@ def test_run_writes_its_report_beside_its_json(folder):
     assert names(folder) >= {"x.json", "x.html", "x.md"}
 
 
-def test_a_disk_that_is_full_by_then_is_told_in_one_line(folder):
+def test_reports_a_full_disk_in_one_line(folder):
     full = OSError(28, "No space left on device")
     with mock.patch("decodetax.harness.bench.report_command.write_bytes", side_effect=full):
         outcome = decodetax("report", "run.json", "--html", "r.html")

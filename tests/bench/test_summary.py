@@ -27,12 +27,8 @@ def test_heading_of_a_gpu_names_driver_clock_and_power_limit():
     [first, _] = heading(run_record(device=GPU)).splitlines()
     for fact in ("Made-up GPU", "80 GiB", "9.0", "132 SMs", "driver 570.1", "1980 MHz", "700 W"):
         assert fact in first
-
-
-def test_heading_of_a_gpu_that_tells_little():
     silent = {k: v for k, v in GPU.items() if k not in {"driver", "sm_clock_hz", "power_limit_w"}}
-    text = heading(run_record(device=silent))
-    assert not re.search("driver|MHz|power", text)
+    assert not re.search("driver|MHz|power", heading(run_record(device=silent)))
 
 
 def test_workload_names_model_dtype_and_price_with_its_source():
@@ -44,7 +40,7 @@ def test_workload_names_model_dtype_and_price_with_its_source():
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bf16"])
-def test_empty_run_has_nothing_to_say(dtype):
+def test_empty_run_has_no_sentences(dtype):
     run = run_record(interrupted=True)
     run.settings = {**run.settings, "dtype": dtype}
     assert list(sentences(run)) == []
@@ -52,18 +48,16 @@ def test_empty_run_has_nothing_to_say(dtype):
     assert workload(run)
 
 
-def test_run_that_ended_at_its_ceilings_tells_the_balance_alone():
+def test_run_with_ceilings_alone_gives_the_balance():
     run = run_record(ceilings=ceilings(bandwidth_bytes_per_s=1e10, flop_per_s=5e11), interrupted=True)
     assert list(sentences(run)) == ["This device balances at 50 FLOP per byte in bf16 (measured)."]
 
 
-def test_datasheet_is_never_called_measured():
-    assert list(sentences(run_record(ceilings=ceilings(provenance="datasheet")))) == []
-
-
-def test_run_without_a_bandwidth_has_no_balance():
-    [_, matmul] = ceilings()
-    assert list(sentences(run_record(ceilings=[matmul]))) == []
+@pytest.mark.parametrize(
+    "some", [ceilings(provenance="datasheet"), ceilings()[1:]], ids=["datasheet", "matmul"]
+)
+def test_no_balance_without_both_measured_ceilings(some):
+    assert list(sentences(run_record(ceilings=some))) == []
 
 
 def test_gap_at_the_smallest_and_the_largest_batch():
@@ -78,17 +72,12 @@ def test_gap_at_the_smallest_and_the_largest_batch():
     assert "batch 8" not in text
 
 
-def test_one_batch_is_told_once():
-    first, _ = sentences(run_record(gaps=[gap()]))
-    assert first == "An output token costs 10 times an input token at batch 1 and context 16."
-
-
-def test_shares_of_an_output_token_by_hand():
+def test_one_gap_alone_and_its_shares_by_hand():
     # Of 40 s: 6 + 4 weights, 20 KV cache, 10 the rest.
-    [_, shares] = sentences(run_record(gaps=[gap()]))
-    assert "25% weights" in shares
-    assert "50% KV cache" in shares
-    assert "25% the rest" in shares
+    assert list(sentences(run_record(gaps=[gap()]))) == [
+        "An output token costs 10 times an input token at batch 1 and context 16.",
+        "At batch 1 and context 16 an output token's time is 25% weights, 50% KV cache and 25% the rest.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +95,13 @@ def test_side_of_the_balance_point_of_each_phase(balance, prefill, decode):
     assert dict(sides) == {"prefill": prefill, "decode": decode}
 
 
-def test_failed_rows_fall_on_no_side():
+def test_failed_rows_are_on_no_side_of_the_balance():
     run = layers_run(10.0)
     run.rows = [failed_row(row.case) for row in run.rows]
     assert list(sentences(run)) == ["This device balances at 10 FLOP per byte in bf16 (measured)."]
 
 
-def test_order_of_rows_changes_no_word():
+def test_order_of_rows_does_not_matter():
     run = layers_run(10.0)
     forward = list(sentences(run))
     run.rows = run.rows[::-1]
