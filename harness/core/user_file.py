@@ -6,9 +6,12 @@ from typing import Any
 
 from .errors import UsageError
 
+OPEN_FILES = ("/dev/stdin", "/dev/fd/")
+"""Paths of what a shell has opened, as for `<(command)`; opening any other pipe could wait forever."""
+
 
 def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
-    """Reads a regular file of UTF-8, with or without a byte order mark.
+    """Reads a regular file or an open pipe of UTF-8, with or without a byte order mark.
 
     Args:
         path: the file.
@@ -19,7 +22,7 @@ def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
         UsageError: the file cannot be read, is larger, or is not UTF-8; one line that does not name the file.
     """
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not (path.is_file() or str(path).startswith(OPEN_FILES)):
             raise UsageError("is not a regular file")
         with path.open("rb") as file:
             content = file.read(max_mib * 2**20 + 1)
@@ -34,7 +37,7 @@ def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
 
 
 def read_user_json(path: Path, kind: str, *, max_mib: int) -> Any:
-    """Reads a regular file of JSON; the arguments are those of `read_user_text`.
+    """Reads a regular file or an open pipe of JSON; the arguments are those of `read_user_text`.
 
     NaN, infinities and the last of several equal keys are read as Python reads them.
 

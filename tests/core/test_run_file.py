@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -224,6 +226,13 @@ def test_a_path_that_is_no_regular_file_is_refused_in_one_line(tmp_path):
     assert_misuse(decodetax("report", tmp_path / "pipe"), "pipe': is not a regular file")
     assert_misuse(decodetax("report", tmp_path), "is not a regular file")
     assert_misuse(decodetax("report", tmp_path / "none.json"), "none.json': cannot be read: No such file")
+
+
+def test_a_run_is_read_from_a_pipe_of_the_shell():
+    command = [sys.executable, "-m", "decodetax.harness", "report", "/dev/stdin"]
+    content = (RUNS / "cpu-epyc-2-cores.json").read_bytes()
+    done = subprocess.run(command, input=content, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_byte_order_mark_is_skipped_and_of_equal_keys_the_last_counts(tmp_path):
