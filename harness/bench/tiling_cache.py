@@ -18,7 +18,7 @@ import msgspec
 from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError, short_repr
-from ..core.files import folder_problem, write_text
+from ..core.files import folder_problem, read_user_json, write_text
 from .device import Device
 from .runner import TilingOf
 from .tilings import TUNABLE, Key
@@ -58,13 +58,13 @@ class TilingCache:
             UsageError: the file cannot be read, is no tiling cache, or is of another version, GPU or Triton.
         """
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+            if not self.path.exists():
+                return {}
+            document = read_user_json(self.path, "tiling cache", max_mib=64)
         except OSError as error:
             raise self._problem(f"cannot be read ({error.strerror})") from error
-        except (ValueError, RecursionError) as error:
-            raise self._problem("is not JSON") from error
+        except UsageError as error:
+            raise self._problem(str(error)) from error
         if not isinstance(document, dict):
             raise self._problem("holds no JSON object")
         for field, known in (("schema_version", SCHEMA_VERSION), ("gpu", self.gpu), ("triton", self.triton)):

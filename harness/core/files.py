@@ -1,8 +1,64 @@
-"""Files that commands write: whether they can be written, and writing them atomically."""
+"""Files that the user names: reading them, whether they can be written, and writing them atomically."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+OPEN_FILES = ("/dev/stdin", "/dev/fd/")
+"""Paths of what a shell has opened, as for `<(command)`; opening any other pipe could wait forever."""
+
+
+def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
+    """Read a regular file or an open pipe of UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: what the file should be, for the message, such as "price file".
+        max_mib: largest size, in MiB; it keeps a wrong path from being read whole.
+
+    Raises:
+        UsageError: the file cannot be read, is larger, or is not UTF-8; one line that does not name the file.
+    """
+    try:
+        if path.exists() and not (path.is_file() or str(path).startswith(OPEN_FILES)):
+            raise UsageError("is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(max_mib * 2**20 + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}") from None
+    if len(content) > max_mib * 2**20:
+        raise UsageError(f"is too large for a {kind}: more than {max_mib} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is not UTF-8: byte {error.start} cannot be decoded") from None
+
+
+def read_user_json(path: Path, kind: str, *, max_mib: int) -> Any:
+    """Read a regular file or an open pipe of JSON; the arguments are those of `read_user_text`.
+
+    NaN, infinities and the last of several equal keys are read as Python reads them.
+
+    Raises:
+        UsageError: as `read_user_text`, or the file is not JSON; one line that does not name the file.
+    """
+    text = read_user_text(path, kind, max_mib=max_mib)
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UsageError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeEncodeError:
+        raise UsageError("is not JSON: holds half of a surrogate pair") from None
+    except ValueError:  # Python refuses to read an integer of thousands of digits
+        raise UsageError("holds a number of too many digits") from None
+    except RecursionError:
+        raise UsageError("is nested too deeply") from None
+    return value
 
 
 def file_problem(target: Path) -> str | None:

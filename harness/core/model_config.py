@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError, short_repr
+from .files import read_user_json
 from .model_parts import Experts, LatentAttention
-from .user_file import read_user_json
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")

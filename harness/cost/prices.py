@@ -17,7 +17,7 @@ import msgspec
 
 from ..core.data_table import data_table
 from ..core.errors import UsageError, short_repr
-from ..core.user_file import read_user_text
+from ..core.files import read_user_text
 
 MTOK = 1_000_000
 MAX_TOKENS = 2**53

@@ -145,7 +145,7 @@ BROKEN = {
     "half": ("{", "is not JSON"),
     "empty": ("", "is not JSON"),
     "binary": ("\x00\x01", "is not JSON"),
-    "deep": ("[" * 100_000, "is not JSON"),
+    "deep": ("[" * 100_000, "is nested too deeply"),
     "a list": ("[]", "holds no JSON object"),
     "no version": ("{}", "schema_version None, can be 1"),
     "a newer version": ('{"schema_version": 2}', "schema_version 2, can be 1"),
@@ -179,7 +179,7 @@ def test_invalid_file_is_named_and_never_overwritten(cache, name):
 
 def test_folder_in_the_place_of_the_file_is_named(cache):
     cache.path.mkdir()
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not a regular file"):
         cache.read()
 
 
