@@ -1,1 +1,1 @@
-"""The harness: accounting, measuring and reporting of the output-token cost gap."""
+"""The harness: measures, models and reports the cost gap between an output and an input token."""

@@ -1,1 +1,1 @@
-"""Arithmetic alone, on the standard library: cases, work, GPUs, records and token cost."""
+"""Nouns that several packages need: cases and their work, models, GPUs, records, statistics, tables."""
