@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..core.gpus import Gpu
 from .hot_loop import HotLoop
+from .machine_code import Instruction
 
 SCHEDULERS = 4
 # Memory latency of a load while DRAM is busy. Idle it is 466 clocks on A100 and 479 on H100 (Luo et al.,
@@ -160,13 +161,13 @@ def bytes_in_flight(
     loads = loop.global_loads
     if not loads:
         return None
-    waits = [each for each in loop.instructions if _groups_left(each.opcode, each.operands) is not None]
+    waits = any(_groups_left(each) is not None for each in loop.instructions)
     counted = bytes_loaded(loop, warps)
     copied = any(each.name == "LDGSTS" for each in loads)
     if counted is not None and not copied:
         return BytesInFlight(ahead_bytes=counted, at_wait_bytes=0.0, slots_to_refill=loop.count)
     if counted is not None and waits:
-        return _followed(loop, warps)
+        return _follow_groups(loop, warps)
     size = counted if counted is not None else tile_bytes
     if size is None or stages is None:
         return None
@@ -177,29 +178,29 @@ def bytes_in_flight(
     )
 
 
-def _followed(loop: HotLoop, warps: int) -> BytesInFlight:
-    # Iterations after which the groups in flight repeat.
+def _follow_groups(loop: HotLoop, warps: int) -> BytesInFlight:
+    """Commits and waits of `LDGSTS` groups, over as many iterations as it takes until they repeat."""
     iterations = 4 + sum(each.name == "LDGDEPBAR" for each in loop.instructions)
-    iterations += max(_groups_left(each.opcode, each.operands) or 0 for each in loop.instructions)
+    iterations += max(_groups_left(each) or 0 for each in loop.instructions)
     groups: list[float] = []
     ahead, tightest, tightest_at, last_load = 0.0, math.inf, 0, 0
     for iteration in range(iterations):
         settled = iteration == iterations - 1
-        filling = 0.0
+        uncommitted = 0.0
         for at, each in enumerate(loop.instructions):
-            left = _groups_left(each.opcode, each.operands)
+            left = _groups_left(each)
             if each.name == "LDGSTS":
-                filling += each.lane_bytes * 32 * warps
+                uncommitted += each.lane_bytes * 32 * warps
                 last_load = at
             elif each.name == "LDGDEPBAR":
-                groups.append(filling)
-                filling = 0.0
+                groups.append(uncommitted)
+                uncommitted = 0.0
             elif left is not None:
                 groups = groups[len(groups) - left :] if left < len(groups) else groups
                 if settled and sum(groups) < tightest:
                     tightest, tightest_at = sum(groups), at
             if settled:
-                ahead = max(ahead, sum(groups) + filling)
+                ahead = max(ahead, sum(groups) + uncommitted)
     return BytesInFlight(
         ahead_bytes=ahead,
         at_wait_bytes=tightest,
@@ -207,10 +208,11 @@ def _followed(loop: HotLoop, warps: int) -> BytesInFlight:
     )
 
 
-def _groups_left(opcode: str, operands: str) -> int | None:
-    if not opcode.startswith("DEPBAR") or not operands.startswith("SB0"):
+def _groups_left(instruction: Instruction) -> int | None:
+    """The groups that a wait leaves in flight; None for other instructions."""
+    if instruction.name != "DEPBAR" or not instruction.operands.startswith("SB0"):
         return None
-    count = operands.partition(",")[2].partition(",")[0].strip()
+    count = instruction.operands.partition(",")[2].partition(",")[0].strip()
     return int(count, 16) if count.startswith("0x") else 0
 
 
@@ -230,20 +232,17 @@ def issue_headroom(*, useful_bytes: float, instructions: int, warps: int, gpu: G
     return bytes_per_slot * gpu.sm_count * SCHEDULERS * gpu.limits.clock_hz / gpu.bandwidth_bytes_per_s
 
 
-def latency_headroom(
-    *, bytes_per_program: float, programs: int, gpu: Gpu, latency_s: float = MEMORY_LATENCY_S
-) -> float:
+def latency_headroom(*, bytes_per_program: float, programs: int, gpu: Gpu) -> float:
     """Bytes in flight on an SM over the bytes that Little's law requires.
 
-    bytes_per_program x programs / (memory bandwidth / SMs x latency_s).
+    bytes_per_program x programs / (memory bandwidth / SMs x `MEMORY_LATENCY_S`).
 
     Args:
         bytes_per_program: streamed bytes that a CTA keeps in flight.
         programs: CTAs per SM.
         gpu: the GPU.
-        latency_s: memory latency, from a load's issue to its data.
     """
-    return bytes_per_program * programs / (gpu.bandwidth_bytes_per_s / gpu.sm_count * latency_s)
+    return bytes_per_program * programs / (gpu.bandwidth_bytes_per_s / gpu.sm_count * MEMORY_LATENCY_S)
 
 
 def multiply_adds_per_clock(opcode: str, gpu: Gpu) -> float | None:
@@ -322,7 +321,6 @@ def modelled_limit(
     work: IterationWork,
     gpu: Gpu,
     schedule_efficiency: float = 1.0,
-    latency_s: float = MEMORY_LATENCY_S,
 ) -> Limit:
     """The lowest bound of a kernel that runs its hot loop on every SM, with `programs` CTAs per SM.
 
@@ -331,8 +329,8 @@ def modelled_limit(
     - issue: programs x `issue_cycles` / clock;
     - matrix, float: programs x `tensor_core_cycles`, `float_cycles` / clock;
     - latency (Little's law): (mean latency + time from the tightest wait to the last load that follows it) x
-      loaded bytes / bytes ahead. The mean latency is `latency_s` for the useful share of the loaded bytes and
-      L2's for the rest, which other CTAs load too.
+      loaded bytes / bytes ahead. The mean latency is the memory's for the useful share of the loaded
+      bytes and L2's for the rest, which other CTAs load too.
 
     The limit is the rate that this bound allows, multiplied by the schedule efficiency of the grid.
 
@@ -345,7 +343,6 @@ def modelled_limit(
         work: what an iteration needs.
         gpu: the GPU.
         schedule_efficiency: see `kernel_grids.ScheduleEfficiency`; 1 where unknown.
-        latency_s: memory latency.
     """
     memory_s = programs * work.useful_bytes * gpu.sm_count / gpu.bandwidth_bytes_per_s
     peak = peak_flop_per_s(work.dtype, gpu)
@@ -359,7 +356,7 @@ def modelled_limit(
     }
     if flight is not None and flight.ahead_bytes:
         useful = min(1.0, work.useful_bytes / loaded_bytes)
-        mean_latency_s = latency_s * useful + min(L2_LATENCY_S, latency_s) * (1.0 - useful)
+        mean_latency_s = MEMORY_LATENCY_S * useful + L2_LATENCY_S * (1.0 - useful)
         refill_s = flight.slots_to_refill * math.ceil(warps / SCHEDULERS) / gpu.limits.clock_hz
         times["latency"] = (mean_latency_s + refill_s) * loaded_bytes / flight.ahead_bytes
     which = max(times, key=lambda name: times[name])

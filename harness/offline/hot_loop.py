@@ -172,21 +172,22 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
     blocks = basic_blocks(code)
     loops = natural_loops(blocks)
     spins = [loop for loop in loops if _spins(loop, blocks, code.instructions)]
-    turning = [loop for loop in loops if loop not in spins]
-    working = [loop for loop in turning if _works(loop.body, blocks, code.instructions)] or turning
+    others = [loop for loop in loops if loop not in spins]
+    working = [loop for loop in others if _works(loop.body, blocks, code.instructions)] or others
     innermost = [loop for loop in working if not any(other.body < loop.body for other in working)]
     found = [_iteration(code, blocks, loop, spins, loops) for loop in innermost]
     ranked = sorted(found, key=_rank, reverse=True)
     if not ranked:
         return ()
-    hot, others = ranked[0], ranked[1:]
+    hot = ranked[0]
     if hot.global_loads:
         return (hot,)
-    loading = sorted((loop for loop in others if loop.global_loads), key=_loaded, reverse=True)
+    loading = sorted((loop for loop in ranked[1:] if loop.global_loads), key=_loaded, reverse=True)
     return (hot, *loading[:1])
 
 
 def _rank(loop: HotLoop) -> tuple[float, int, int, int, int]:
+    """Sort key of `find_hot_loops`; of equal loops the first in memory wins."""
     mmas = sum(each.is_mma for each in loop.instructions)
     pipelined = sum(_loaded_by(each) for each in loop.global_loads if each.is_asynchronous)
     return loop.multiply_adds or float(mmas), pipelined, _loaded(loop), loop.count, -loop.indices[0]
@@ -204,6 +205,7 @@ def _loaded_by(load: Instruction) -> int:
 def _iteration(
     code: MachineCode, blocks: Sequence[Block], loop: Loop, spins: Iterable[Loop], loops: Sequence[Loop]
 ) -> HotLoop:
+    """The instructions of one iteration of a loop, as the module's head defines them."""
     waiting = {block for spin in spins if spin.body < loop.body for block in spin.body}
     inner = [other for other in loops if other.body < loop.body]
     path = _usual_path(blocks, loop, waiting, inner)
@@ -217,12 +219,12 @@ def _iteration(
     }
     counted = sorted((set(path) | elected) - waiting, key=lambda block: _position(block, path, blocks))
     indices = tuple(at for block in counted for at in range(blocks[block].start, blocks[block].end))
-    products = [multiply_adds(code, at) for at in indices if code.instructions[at].is_mma]
-    known = [each for each in products if each is not None]
+    mmas = [multiply_adds(code, at) for at in indices if code.instructions[at].is_mma]
+    known = [each for each in mmas if each is not None]
     return HotLoop(
         indices,
         tuple(code.instructions[at] for at in indices),
-        sum(known) if len(known) == len(products) else None,
+        sum(known) if len(known) == len(mmas) else None,
     )
 
 
