@@ -170,50 +170,43 @@ def provider_name(row: Row) -> str:
 
 def shape_text(case: Case) -> str:
     """The sizes of a case, by name."""
-    return ", ".join(_sizes(case))
-
-
-def _sizes(case: Case) -> Iterator[str]:
-    for name in case.__struct_fields__:
-        value = getattr(case, name)
-        if name == "contexts":
-            lengths = [(length, len(tuple(same))) for length, same in groupby(value)]
-            yield "contexts " + " + ".join(f"{count} x {length}" for length, count in lengths)
-        elif name not in {"phase", "part"}:
-            yield f"{name} {getattr(value, 'name', value)}"
+    sizes = {name: getattr(case, name) for name in case.__struct_fields__ if name not in {"phase", "part"}}
+    if "contexts" in sizes:
+        lengths = [(length, len(tuple(same))) for length, same in groupby(sizes["contexts"])]
+        sizes["contexts"] = " + ".join(f"{count} x {length}" for length, count in lengths)
+    return ", ".join(f"{name} {getattr(value, 'name', value)}" for name, value in sizes.items())
 
 
 def not_timed_table(runs: Runs) -> Table:
     """Every row without figures, and why."""
-
-    def entries(run: Run) -> Rows:
-        return (_checked(row, provider_name(row)) for row in run.rows if row.status != "ok")
-
-    return _table(runs, "not_timed", "Kernels that were not timed", _CHECK_COLUMNS, entries)
+    title = "Kernels that were not timed"
+    return _gate_table(runs, "not_timed", title, lambda run: [r for r in run.rows if r.status != "ok"])
 
 
 def interpreter_table(runs: Runs) -> Table:
     """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
-
-    def entries(run: Run) -> Rows:
-        return (_checked(check, check.provider) for check in run.interpreter_checks)
-
     title = "Triton kernels in the interpreter, against the oracle (no times)"
-    return _table(runs, "interpreter_checks", title, _CHECK_COLUMNS, entries)
+    return _gate_table(runs, "interpreter_checks", title, lambda run: run.interpreter_checks)
 
 
-_CHECK_COLUMNS = (
-    Column("case"),
-    Column("provider"),
-    Column("status", show=lambda status: {"ok": "agrees", "failed": "FAILED"}.get(status, status)),
-    Column("why", "reason"),
-    Column("relative error", "relative_error", MEASURED, _three_digits),
-    Column("at most", "tolerance", MODELLED, _three_digits),
-)
+def _gate_table(
+    runs: Runs, table_id: str, title: str, entries: Callable[[Run], Sequence[Row | InterpreterCheck]]
+) -> Table:
+    columns = (
+        Column("case"),
+        Column("provider"),
+        Column("status", show=lambda status: {"ok": "agrees", "failed": "FAILED"}.get(status, status)),
+        Column("why", "reason"),
+        Column("relative error", "relative_error", MEASURED, _three_digits),
+        Column("at most", "tolerance", MODELLED, _three_digits),
+    )
 
+    def rows(run: Run) -> Rows:
+        for entry in entries(run):
+            name = provider_name(entry) if isinstance(entry, Row) else entry.provider
+            yield entry.case.id, name, entry.status, entry.reason, entry.relative_error, entry.tolerance
 
-def _checked(entry: Row | InterpreterCheck, provider: str) -> tuple[Any, ...]:
-    return entry.case.id, provider, entry.status, entry.reason, entry.relative_error, entry.tolerance
+    return _table(runs, table_id, title, columns, rows)
 
 
 def not_timed_summary(run: Run) -> Table:
