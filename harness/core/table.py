@@ -163,7 +163,12 @@ class Table:
     def html(self) -> str:
         """An HTML table of all columns that hold a value; each head has a button to sort by."""
         table, title = _with_values(self, self.columns), html_escaped(self.title)
-        head = "".join(map(_html_head, table.columns))
+        heads = (
+            f"<span>{html_escaped(c.heading)}</span>"
+            + (f"<small>{html_escaped(c.provenance)}</small>" if c.provenance else "")
+            for c in table.columns
+        )
+        head = "".join(f'<th scope="col"><button type="button">{inner}</button></th>' for inner in heads)
         body = "".join(
             f"<tr>{''.join(_html_cell(*pair) for pair in zip(table.columns, row, strict=True))}</tr>\n"
             for row in table.rows
@@ -263,12 +268,6 @@ def _csv_value(value: Any) -> Any:
         return value
     text = printable(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def _html_head(column: Column) -> str:
-    provenance = f"<small>{html_escaped(column.provenance)}</small>" if column.provenance else ""
-    name = f"<span>{html_escaped(column.heading)}</span>"
-    return f'<th scope="col"><button type="button">{name}{provenance}</button></th>'
 
 
 def _html_cell(column: Column, value: Any) -> str:
