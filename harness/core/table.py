@@ -27,7 +27,7 @@ LEAST_TEXT_COLUMNS = 8
 LONG_TEXT_CHARACTERS = 32
 
 wide_option = click.option(
-    "--wide", is_flag=True, help="Show all columns of the tables, which are else kept within 80 characters."
+    "--wide", is_flag=True, help="Show all columns of the tables; without it, tables fit 80 characters."
 )
 """The option `--wide` of a command that prints tables; its value goes to `Table.text`."""
 
@@ -107,7 +107,7 @@ class Table:
         """For a terminal: within 80 characters unless `wide`, which shows all columns and wraps nothing.
 
         Columns without any value are left out. Numbers stand at the right. Where the first column is wrapped,
-        rows in a row with the same value in it show it once.
+        consecutive rows with the same value in it show it once.
         """
         from tabulate import tabulate  # noqa: PLC0415  (slow to load, and `--help` shows no table)
 
