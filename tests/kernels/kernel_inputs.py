@@ -1,5 +1,6 @@
 """Inputs of the kernel tests: unused memory is NaN, and unused page ids are out of range."""
 
+import pytest
 import torch
 from decodetax.harness.core.gate import row_errors, tolerance
 
@@ -14,6 +15,14 @@ INT8_UNIT = 1 / 40
 def dtype_name(value):
     """A readable test id for a dtype; None lets pytest choose for anything else."""
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+def by_default(names, values, ids=None):
+    """Parameters of which those named, by value or id, run by default; the others are marked slow."""
+    return [
+        pytest.param(value, id=str(name), marks=[] if name in names else pytest.mark.slow)
+        for value, name in zip(values, ids or values, strict=True)
+    ]
 
 
 def normal(*shape, dtype, seed):
