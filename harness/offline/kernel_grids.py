@@ -1,48 +1,36 @@
-"""The grids of the kernels, as input of the schedule simulation (`schedule`).
-
-Decode attention is simulated as bound by DRAM bandwidth; a matmul by tensor cores or by DRAM bandwidth,
-whichever bounds its roofline.
-"""
+"""The grid of decode attention, as input of the schedule simulation (`schedule`): bound by DRAM bandwidth."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...kernels.decode_tiling import DecodeTiling
-from ...kernels.matmul_tiling import MatmulTiling
 from ..core.gpus import Gpu
-from .cache_model import MatmulOperands
-from .headroom import peak_flop_per_s
-from .schedule import CtaWork, Grid, SharedResource, dram_bandwidth, fixed_time_s, simulate_grid, tensor_cores
+from .schedule import CtaWork, Grid, fixed_time_s, simulate_grid
 from .tile_order import (
     PARTIAL_BYTES,
     PARTS_RECORD_BYTES,
     KvChunk,
-    WorkTile,
     decode_chunk_order,
-    matmul_tile_order,
 )
 from .variants import (
     ELEMENT_BYTES,
     CompileCase,
     case_decode_tiling,
-    case_matmul_tiling,
-    case_shape,
-    multiplied_dtype,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleEfficiency:
-    """Ideal time of a grid's useful work over its simulated time.
+    """Ideal time of a decode attention's useful work over the simulated time of its grid.
 
     Attributes:
-        uniform: decode attention with every context at the cache's capacity; a matmul's one figure.
-        ragged: decode attention with contexts of capacity / 1, / 2, / 3 and so on; None for a matmul.
+        uniform: with every context at the cache's capacity.
+        ragged: with contexts of capacity / 1, / 2, / 3 and so on.
     """
 
     uniform: float
-    ragged: float | None = None
+    ragged: float
 
 
 def decode_grid(
@@ -117,84 +105,14 @@ def _partial_rows(chunks: Sequence[KvChunk], rows: int, block_g: int) -> dict[tu
     }
 
 
-def matmul_compute_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
-    """The grid of `prefill_matmul` bound by tensor cores; useful are 2 M N K operations.
-
-    A CTA computes its whole tile, rows and columns outside the matrices included. A work tile of a persistent
-    kernel counts as a CTA: it pays the fixed time again.
-    """
-    step = 2 * tiling.block_m * tiling.block_n * tiling.block_k
-    order = matmul_tile_order(shape, tiling)
-    return Grid(
-        ctas=tuple(CtaWork(work=step * (tile.last_k - tile.first_k)) for tile in order),
-        useful_work=shape.operations,
-        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
-        persistent=tiling.variant != "pointers",
-    )
-
-
-def matmul_memory_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
-    """The grid of `prefill_matmul` bound by DRAM bandwidth; useful are inputs and result, once each.
-
-    CTAs that read the same panel share its bytes equally, as if L2 kept it for them (see `cache_model`).
-    """
-    blocks_m = math.ceil(shape.rows / tiling.block_m)
-    blocks_n = math.ceil(shape.out_features / tiling.block_columns)
-    order = matmul_tile_order(shape, tiling)
-    ctas = []
-    for tile in order:
-        rows, columns = _live_size(shape, tiling, tile)
-        depth = min(tile.last_k * tiling.block_k, shape.in_features) - tile.first_k * tiling.block_k
-        inputs = rows * shape.x_bytes / blocks_n + columns * shape.weight_bytes / blocks_m
-        out_bytes = shape.out_bytes if tile.whole else PARTIAL_BYTES
-        ctas.append(CtaWork(work=max(depth, 0) * inputs + rows * columns * out_bytes))
-    return Grid(
-        ctas=tuple(ctas),
-        useful_work=shape.least_bytes,
-        second_kernel_bytes=_reduction_bytes(shape, tiling, order),
-        persistent=tiling.variant != "pointers",
-    )
-
-
-def matmul_grid(
-    shape: MatmulOperands, tiling: MatmulTiling, gpu: Gpu, dtype: str
-) -> tuple[Grid, SharedResource]:
-    """The grid of `prefill_matmul` and what bounds it: the roof with the longer ideal time."""
-    peak = peak_flop_per_s(dtype, gpu)
-    if peak is None or shape.operations / peak < shape.least_bytes / gpu.bandwidth_bytes_per_s:
-        return matmul_memory_grid(shape, tiling), dram_bandwidth(gpu)
-    return matmul_compute_grid(shape, tiling), tensor_cores(peak)
-
-
-def _reduction_bytes(shape: MatmulOperands, tiling: MatmulTiling, order: Sequence[WorkTile]) -> int | None:
-    """Split-K partial sums read and their results written; None without split tiles."""
-    sizes = [(math.prod(_live_size(shape, tiling, tile)), tile.split) for tile in order if not tile.whole]
-    if not sizes:
-        return None
-    return sum(size * (PARTIAL_BYTES + (shape.out_bytes if split == 0 else 0)) for size, split in sizes)
-
-
-def _live_size(shape: MatmulOperands, tiling: MatmulTiling, tile: WorkTile) -> tuple[int, int]:
-    """Rows and columns of a tile that are inside the matrices."""
-    return (
-        min(tiling.block_m, shape.rows - tile.block_m * tiling.block_m),
-        min(tiling.block_columns, shape.out_features - tile.block_n * tiling.block_columns),
-    )
-
-
 def schedule_efficiency(case: CompileCase, gpu: Gpu, programs_per_sm: int) -> ScheduleEfficiency:
-    """Simulates the grid of a compiled case with its default tiling, the second kernel included.
+    """Simulates the grid of a compiled decode attention with its default tiling, combine kernel included.
 
     Args:
         case: the call.
         gpu: the GPU.
         programs_per_sm: occupancy, in CTAs per SM.
     """
-    if case.kernel == "prefill_matmul":
-        tiling = case_matmul_tiling(case, gpu)
-        grid, resource = matmul_grid(case_shape(case), tiling, gpu, multiplied_dtype(case, gpu.sm))
-        schedule = simulate_grid(grid, gpu, programs_per_sm, resource=resource)
-        return ScheduleEfficiency(uniform=schedule.efficiency)
     capacity, batch = case.shape["capacity"], case.shape["batch"]
     uniform, ragged = (
         simulate_grid(_case_decode_grid(case, lengths, gpu), gpu, programs_per_sm).efficiency

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import MatmulOperands, matmul_traffic
 from decodetax.harness.offline.default_tilings import matmul_tiling
-from decodetax.harness.offline.kernel_grids import matmul_grid
 from decodetax.harness.offline.schedule import simulate_grid
 from decodetax.harness.offline.tile_order import PARTIAL_BYTES, matmul_tile_order
+from matmul_grids import matmul_grid
 
 ELEMENT_BYTES = 2
 

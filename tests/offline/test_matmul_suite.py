@@ -14,10 +14,10 @@ from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.offline.cache_model import matmul_traffic
 from decodetax.harness.offline.default_tilings import kernel_limits, matmul_problem, matmul_tiling
 from decodetax.harness.offline.headroom import peak_flop_per_s
-from decodetax.harness.offline.kernel_grids import matmul_compute_grid, matmul_memory_grid
 from decodetax.harness.offline.schedule import dram_bandwidth, simulate_grid, tensor_cores
 from decodetax.kernels.matmul_tile_tables import SM_RATES
 from decodetax.kernels.matmul_tiling import matmul_tilings
+from matmul_grids import matmul_compute_grid, matmul_memory_grid
 from matmul_suite import (
     FEW,
     MANY,
