@@ -105,9 +105,9 @@ def _small(monkeypatch):
     """Runs of a tiny model with one sample a round; few cases to compile."""
     monkeypatch.setattr(language_model, "load_timed_model", lambda _name: TINY)
     monkeypatch.setattr(session, "_round_budget", lambda _limit_s: Budget(
-        time_limit_s=1e-4, warm_up_s=1e-4, least_samples=1, enough_samples=1))  # fmt: skip
+        time_limit_s=1e-4, warm_up_s=1e-4, min_samples=1, enough_samples=1))  # fmt: skip
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
-    monkeypatch.setattr(ceilings, "LEAST_BUFFER_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(ceilings, "MIN_BUFFER_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(device, "open_device", lambda _name: SmallCpu())
     monkeypatch.setattr(inputs, "BLOCK", 65_537)
     few = variants.default_cases()

@@ -25,10 +25,10 @@ READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
-LEAST_LIMIT_S = 0.1
+MIN_LIMIT_S = 0.1
 """Larger sizes are tried up to this many seconds a call, whatever the time limit: small ones are noisy."""
 
-LEAST_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
+MIN_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Least bytes to read; on a GPU the ramp-up is too large a share of a shorter read."""
 
 CACHE_MULTIPLE = 8
@@ -45,7 +45,7 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
     size = min(
-        max(CACHE_MULTIPLE * device.cache_bytes, LEAST_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
+        max(CACHE_MULTIPLE * device.cache_bytes, MIN_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
     )
     buffer = source.normal(size // 8 * 2, dtype=torch.float32)
     yield "read bandwidth", _read_bandwidth(device, buffer, budget)
@@ -114,7 +114,7 @@ def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceili
     best: Ceiling | None = None
     for size in SQUARE_SIZES[device.kind]:
         operations = 2 * size**3
-        if best and operations / (best.flop_per_s or math.inf) > max(budget.time_limit_s, LEAST_LIMIT_S):
+        if best and operations / (best.flop_per_s or math.inf) > max(budget.time_limit_s, MIN_LIMIT_S):
             break
         if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
             break

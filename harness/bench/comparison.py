@@ -10,8 +10,8 @@ from msgspec import to_builtins
 from ..core.records import Ceiling, Row, Run, Status
 from ..core.statistics import round_medians
 from .row_comparison import (
-    LEAST_ROUNDS,
-    MOST_SPREAD,
+    MAX_SPREAD,
+    MIN_ROUNDS,
     Control,
     RowChange,
     compare_row,
@@ -190,7 +190,7 @@ def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
 def _level_s(ceiling: Ceiling) -> float | None:
     """Seconds of a ceiling's call over a whole run; None where it was timed in too few rounds."""
     medians = round_medians(ceiling.samples_s, ceiling.rounds) if ceiling.rounds else []
-    return statistics.geometric_mean(medians) if len(medians) >= LEAST_ROUNDS else None
+    return statistics.geometric_mean(medians) if len(medians) >= MIN_ROUNDS else None
 
 
 def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, ...]:
@@ -214,7 +214,7 @@ def _disturbance(before: Run, after: Run) -> str:
     """Why the times of a run are unreliable; empty where those of both runs are reliable."""
     for side, run in (("before", before), ("after", after)):
         spread = sample_spread(run.rows)
-        if spread > MOST_SPREAD:
+        if spread > MAX_SPREAD:
             return f"the machine was disturbed {side}: samples scatter by {spread:.0%}"
     return ""
 

@@ -41,17 +41,17 @@ def check_in_interpreter(
     dtype: str,
     *,
     seed: int,
-    more: Mapping[str, Sequence[Provider]] = MappingProxyType({}),
+    user_providers: Mapping[str, Sequence[Provider]] = MappingProxyType({}),
 ) -> Iterator[InterpreterCheck]:
     """Compare each Triton kernel with its oracle, on the CPU. Triton must run interpreted in this process.
 
-    `more` holds the user's own providers by operation; they are checked too.
+    `user_providers` are the user's own, by operation; they are checked too.
     """
     source = Source(torch.device("cpu"), seed)
     for case in small_cases_of(model, dtype):
         # An alias of several variants is left out: it runs one of them.
         ours = [p for p in PROVIDERS[case.operation] if p.name.startswith("triton") and not p.best_of]
-        for provider in (*ours, *more.get(case.operation, ())):
+        for provider in (*ours, *user_providers.get(case.operation, ())):
             inputs = draw(case, source)
             relative_error = tolerance = None
             try:

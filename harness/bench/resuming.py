@@ -23,7 +23,7 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-class Keeper:
+class RunSaver:
     """Writes a run as far as it is measured, when called, at most once a second."""
 
     def __init__(self, target: Path, run: Run) -> None:
@@ -41,7 +41,7 @@ class Keeper:
         self._saved_s = time.monotonic()
 
 
-def read_begun(run_file: Path) -> tuple[Run, Settings]:
+def read_unfinished(run_file: Path) -> tuple[Run, Settings]:
     """A run that stopped, and its settings; options that would change them are refused.
 
     Raises:

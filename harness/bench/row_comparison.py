@@ -22,7 +22,7 @@ than 2%, so no number of samples settles the level of a run better than that."""
 ERROR = 0.05
 """Chance of any wrong "faster" or "slower" in a comparison, and of a ratio outside its interval."""
 
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 """1 round does not show how rounds differ. With 2 a side, Student's t has 2 degrees of freedom: being sure of
 2% among 30 rows would take 24 standard errors, and one difference a side cannot tell drift from noise."""
 
@@ -30,7 +30,7 @@ STEADY_THROTTLING = frozenset({"power cap"})
 """Throttling that leaves times comparable when both runs have it: the clock settles where the power limit is
 reached, and it is read. Heat and faults come and go between two readings."""
 
-MOST_SPREAD = 0.25
+MAX_SPREAD = 0.25
 """Largest standard deviation of the logarithms of a row's samples, at the median row of an undisturbed run.
 Other work on the same cores at least doubles a call that it meets: log(2) sqrt(1/6 x 5/6) = 0.26 is one call
 in 6. A run alone on 2 shared CPU cores has 0.1; one beside two busy processes had 0.5, and a row 60 times as
@@ -114,16 +114,16 @@ def round_autocorrelation(rows: Iterable[Row]) -> float:
     ratios = []
     for row in rows:
         logs = [math.log(median) for median in _medians(row)]
-        if len(logs) >= LEAST_ROUNDS and statistics.pstdev(logs) >= 1e-12:
+        if len(logs) >= MIN_ROUNDS and statistics.pstdev(logs) >= 1e-12:
             steps = [(late - early) ** 2 for early, late in itertools.pairwise(logs)]
             ratios.append(statistics.fmean(steps) / statistics.variance(logs))
     return min(0.99, max(0.0, 1 - statistics.fmean(ratios) / 2)) if ratios else 0.0
 
 
 def sample_spread(rows: Iterable[Row]) -> float:
-    """How much a run's samples scatter, as MOST_SPREAD has it; 0 where no row has enough samples."""
+    """How much a run's samples scatter, as MAX_SPREAD has it; 0 where no row has enough samples."""
     spreads = [
-        statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= LEAST_ROUNDS
+        statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= MIN_ROUNDS
     ]
     return statistics.median(spreads) if spreads else 0.0
 
@@ -168,9 +168,9 @@ def compare_row(
         changes=tuple(_field_changes(old, new)),
     )
     fewest = min(map(len, medians))
-    if fewest < LEAST_ROUNDS:
+    if fewest < MIN_ROUNDS:
         rounds = "1 round" if fewest == 1 else f"{fewest} rounds"
-        return replace(change, reason=f"samples of {rounds}, needs {LEAST_ROUNDS}: drift is not known")
+        return replace(change, reason=f"samples of {rounds}, needs {MIN_ROUNDS}: drift is not known")
     before, after = map(_level, medians, autocorrelations)
     change = replace(change, before_s=math.exp(before.mean), after_s=math.exp(after.mean))
     return _tested(change, before, after, controls, blocked or _throttling(old, new))

@@ -105,7 +105,7 @@ def run_command(
     """  # fmt: skip
     settings, opened, begun = _begun(device, resume, asked)
     from ..core.user_function import load_user_functions
-    from .resuming import Keeper, partial_of
+    from .resuming import RunSaver, partial_of
     from .session import begin, check_memory, measure
     from .summary import heading
 
@@ -121,7 +121,7 @@ def run_command(
     if not as_json:
         click.echo(heading(result))
     with progress_bar() as progress, options.stdout_to_stderr():
-        measure(result, settings, opened, progress, tiling_of, Keeper(so_far, result))
+        measure(result, settings, opened, progress, tiling_of, RunSaver(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)
     if so_far != target:
@@ -145,10 +145,10 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
     """The settings, the device, and the run that continues, if one does."""
     if resume is not None:
         from .device import open_device
-        from .resuming import read_begun
+        from .resuming import read_unfinished
         from .session import require_same_machine
 
-        run, settings = read_begun(resume)
+        run, settings = read_unfinished(resume)
         opened = open_device(device)
         require_same_machine(run, opened)
         return settings, opened, run

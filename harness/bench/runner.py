@@ -42,7 +42,7 @@ class Bench:
         roof: measured ceilings.
         tiling_of: the tuned tiling of a case.
         round: number of the run's round, from 0.
-        more: providers of the user's own, by operation.
+        user_providers: providers of the user's own functions, by operation.
     """
 
     device: Device
@@ -51,7 +51,7 @@ class Bench:
     roof: Roof
     tiling_of: TilingOf = no_tiling
     round: int = 0
-    more: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+    user_providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
 
 
 class Blocked(Exception):  # noqa: N818  (not an error: it becomes the status and reason of rows)
@@ -68,9 +68,9 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
     Args:
         case: what to run.
         bench: where and how.
-        earlier: rows of earlier rounds, by provider (see `to_run`).
+        earlier: rows of earlier rounds, by provider (see `providers_due`).
     """
-    providers = to_run(case, bench, earlier)
+    providers = providers_due(case, bench, earlier)
     reasons: dict[str, tuple[Status, str]] = {}
     for provider in providers:
         refusal = provider.refuses(case, bench.device)
@@ -103,11 +103,11 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
     bench.device.release()
 
 
-def to_run(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
+def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
     """The providers that still need this round: not those that have had it, nor those that were not ok."""
     return [
         provider
-        for provider in (*PROVIDERS[case.operation], *bench.more.get(case.operation, ()))
+        for provider in (*PROVIDERS[case.operation], *bench.user_providers.get(case.operation, ()))
         if provider.name not in earlier
         or (earlier[provider.name].status == "ok" and bench.round not in earlier[provider.name].rounds)
     ]
@@ -146,7 +146,7 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
     if needed > free:
         raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-    least = bench.roof.least_time_s(case.work())
+    least = bench.roof.roofline_time_s(case.work())
     if least is not None and least[0] > LONGEST_CALL_S:
         raise Blocked("skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s")
     try:

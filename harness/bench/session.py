@@ -22,14 +22,14 @@ from .device import Device
 from .environment import describe
 from .interpreter_checks import check_in_interpreter
 from .providers import user_providers
-from .runner import Bench, TilingOf, no_tiling, run_case, to_run
-from .timer import ENOUGH_SAMPLES, MOST_SAMPLES, Budget
+from .runner import Bench, TilingOf, no_tiling, providers_due, run_case
+from .timer import ENOUGH_SAMPLES, MAX_SAMPLES, Budget
 from .token_cost import gaps_of
 
 Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
 
-MOST_SEQUENCES = 65_536
+MAX_SEQUENCES = 65_536
 """Most sequences of a batch: the oracle of decode attention takes one at a time."""
 
 LATE_ROW_LIMIT_S = 0.05
@@ -41,7 +41,7 @@ CEILINGS_SHARE = 0.15
 ROUNDS = 5
 """Rounds of a run; each times every case once, because machines drift."""
 
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 """After the run's time limit, no round begins beyond these."""
 
 
@@ -112,8 +112,8 @@ def check_memory(settings: Settings, device: Device) -> None:
                 f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "
                 f"{free / 1e9:.1f} GB are free on {device.name}"
             )
-    if max(sweep.batches) > MOST_SEQUENCES:
-        raise UsageError(f"--batch: {max(sweep.batches)} is over {MOST_SEQUENCES}, the most sequences timed")
+    if max(sweep.batches) > MAX_SEQUENCES:
+        raise UsageError(f"--batch: {max(sweep.batches)} is over {MAX_SEQUENCES}, the most sequences timed")
 
 
 def begin(settings: Settings, device: Device) -> Run:
@@ -227,7 +227,7 @@ def _fill(
     cases = cases_of(settings.model, settings.sweep(dtype))
     costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
     turns = [(number, case) for number in range(ROUNDS) for case in cases]
-    more = user_providers(settings.providers)
+    own = user_providers(settings.providers)
     latest = 0
     for index, (number, case) in enumerate(turns):
         late = time.perf_counter() - start_s > settings.total_limit_s
@@ -239,9 +239,9 @@ def _fill(
             roof=result.measured,
             tiling_of=tiling_of,
             round=number,
-            more=more,
+            user_providers=own,
         )
-        if (late and number >= LEAST_ROUNDS) or not to_run(case, bench, earlier):
+        if (late and number >= MIN_ROUNDS) or not providers_due(case, bench, earlier):
             continue
         if number > latest:
             latest = number
@@ -254,9 +254,9 @@ def _fill(
     if interpreting() and not result.interpreter_checks:
         progress(0.95, "Triton kernels in the interpreter")
         # Of the user's own functions, those with Triton kernels: they are not timed here.
-        kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in more.items()}
+        kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in own.items()}
         result.interpreter_checks += check_in_interpreter(
-            settings.model, dtype, seed=settings.seed, more=kernels
+            settings.model, dtype, seed=settings.seed, user_providers=kernels
         )
     if settings.counters:
         result.counters_reason = read_counters(
@@ -309,9 +309,9 @@ def _round_budget(limit_s: float) -> Budget:
     return Budget(
         time_limit_s=limit_s / ROUNDS,
         warm_up_s=limit_s / 2 / ROUNDS,
-        least_samples=1,
+        min_samples=1,
         enough_samples=math.ceil(ENOUGH_SAMPLES / ROUNDS),
-        most_samples=MOST_SAMPLES // ROUNDS,
+        max_samples=MAX_SAMPLES // ROUNDS,
     )
 
 
@@ -326,7 +326,7 @@ def merge_row(rows: list[Row], found: Row) -> None:
 
 def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
     """Expected seconds of a case, for the progress bar: five calls, or the time limit if longer."""
-    least = roof.least_time_s(case.work())
+    least = roof.roofline_time_s(case.work())
     return max(settings.row_limit_s, 5 * least[0] if least else 0.0)
 
 

@@ -19,12 +19,12 @@ from ..core.work import ELEMENT_BYTES
 
 Key = dict[str, int | str]
 
-MOST_PROGRAMS_PER_SM = 4
+MAX_PROGRAMS_PER_SM = 4
 
-LEAST_BLOCK_K = 32
+MIN_BLOCK_K = 32
 """Elements of K a step; fewer are less than a 32-byte memory sector of 8-bit elements."""
 
-LEAST_BLOCK_N = 16
+MIN_BLOCK_N = 16
 """Tokens a step; no tensor-core instruction takes fewer."""
 
 
@@ -85,7 +85,7 @@ def _decode_candidates(
             (4, 8, default.num_warps),
             (default.num_stages - 1, default.num_stages, default.num_stages + 1),
         )
-        if block_n >= LEAST_BLOCK_N and num_stages >= 1
+        if block_n >= MIN_BLOCK_N and num_stages >= 1
         for programs, min_tiles in _program_counts(case, default, limits, block_n)
         if _may_fit(case, limits, block_n=block_n, num_stages=num_stages, programs=programs)
         for tiling in _in_one_wave(
@@ -107,7 +107,7 @@ def _program_counts(
     """Numbers of programs, each with the largest `min_tiles` that gives all of them work."""
     blocks = math.ceil(case.q_heads // case.kv_heads / default.block_g)
     tiles = case.batch * case.kv_heads * blocks * math.ceil(case.capacity / block_n)
-    waves = (limits.sm_count * per_sm for per_sm in range(1, MOST_PROGRAMS_PER_SM + 1))
+    waves = (limits.sm_count * per_sm for per_sm in range(1, MAX_PROGRAMS_PER_SM + 1))
     counts = {max(1, min(n, tiles)) for n in (default.programs // 2, 2 * default.programs, *waves)}
     others = counts - {default.programs}
     return {
@@ -194,7 +194,7 @@ def _matmul_candidates(
             (default.num_stages - 1, default.num_stages, default.num_stages + 1),
             {max(1, default.group_m // 2), default.group_m, 2 * default.group_m},
         )
-        if block_k >= LEAST_BLOCK_K and stages >= 2
+        if block_k >= MIN_BLOCK_K and stages >= 2
     }
     found = {
         t

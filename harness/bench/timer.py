@@ -15,7 +15,7 @@ GRAPH_BELOW_S = 50e-6
 GRAPH_CALLS = 20
 """Least calls in a graph, so that the 0.5 us resolution of an event is small against the graph's time."""
 
-ENOUGH_SAMPLES, MOST_SAMPLES = 10, 1000
+ENOUGH_SAMPLES, MAX_SAMPLES = 10, 1000
 """Samples of a row: sampling within the time limit goes on to the first, and stops at the second."""
 
 SETTLED = 0.02
@@ -29,17 +29,17 @@ class Budget:
     Attributes:
         time_limit_s: of sampling.
         warm_up_s: no call of the warm-up begins later.
-        least_samples: taken even after the time limit.
+        min_samples: taken even after the time limit.
         enough_samples: taken within the time limit even when the noise is low.
-        most_samples: sampling stops at this many.
+        max_samples: sampling stops at this many.
         noise: sampling stops when half of the median's 95% interval is below this share of the median.
     """
 
     time_limit_s: float
     warm_up_s: float
-    least_samples: int = 3
+    min_samples: int = 3
     enough_samples: int = ENOUGH_SAMPLES
-    most_samples: int = MOST_SAMPLES
+    max_samples: int = MAX_SAMPLES
     noise: float = 0.005
 
 
@@ -112,11 +112,11 @@ def _sample(
     block = min(50, max(1, int(budget.time_limit_s / 10 / max(estimate_s, 1e-9))))
     samples: list[float] = []
     start_s = now_s()
-    while len(samples) < budget.most_samples:
+    while len(samples) < budget.max_samples:
         samples += device.time_each(
-            [next(turns) for _ in range(min(block, budget.most_samples - len(samples)))]
+            [next(turns) for _ in range(min(block, budget.max_samples - len(samples)))]
         )
-        if now_s() - start_s >= budget.time_limit_s and len(samples) >= budget.least_samples:
+        if now_s() - start_s >= budget.time_limit_s and len(samples) >= budget.min_samples:
             break
         summary = summarise(samples)
         if len(samples) >= budget.enough_samples and (

@@ -215,11 +215,11 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     except UsageError as error:
         field, _, problem = str(error).partition(":")
         raise UsageError(f"--{field.replace('_', '-')}:{problem}") from error
-    from .session import MOST_SEQUENCES
+    from .session import MAX_SEQUENCES
     from .tilings import TUNABLE
 
-    if max(asked["batch"]) > MOST_SEQUENCES:
-        raise UsageError(f"--batch: {max(asked['batch'])} is over {MOST_SEQUENCES}, the most sequences timed")
+    if max(asked["batch"]) > MAX_SEQUENCES:
+        raise UsageError(f"--batch: {max(asked['batch'])} is over {MAX_SEQUENCES}, the most sequences timed")
     sweep = Sweep(
         batches=asked["batch"],
         contexts=asked["context"],

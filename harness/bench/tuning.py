@@ -28,7 +28,7 @@ from .tiling_cache import Entry, entry_name
 from .tilings import Key
 from .timer import Budget
 
-LEAST_GAIN = 0.01
+MIN_GAIN = 0.01
 """Least gain, as a share of the default's time, for which another tiling is used."""
 
 TRIAL_SHARE = 0.6
@@ -37,13 +37,13 @@ TRIAL_SHARE = 0.6
 RACE_SHARE = 0.85
 """Share of a case's time by which the race ends."""
 
-TRIAL = Budget(time_limit_s=0.005, warm_up_s=0.0, enough_samples=3, most_samples=5)
-ROUND = Budget(time_limit_s=0.02, warm_up_s=0.01, most_samples=50)
-DUEL = Budget(time_limit_s=0.05, warm_up_s=0.02, most_samples=100)
+TRIAL = Budget(time_limit_s=0.005, warm_up_s=0.0, enough_samples=3, max_samples=5)
+ROUND = Budget(time_limit_s=0.02, warm_up_s=0.01, max_samples=50)
+DUEL = Budget(time_limit_s=0.05, warm_up_s=0.02, max_samples=100)
 DUEL_ROUNDS = 16
 
 WON_SHARE = 14 / 16
-"""Share of a duel's rounds to win by LEAST_GAIN: of equal tilings, 1 in 478 wins so many of 16."""
+"""Share of a duel's rounds to win by MIN_GAIN: of equal tilings, 1 in 478 wins so many of 16."""
 
 NO_ROOF = Roof(flop_per_s=float("inf"), bandwidth_bytes_per_s=float("inf"))
 """No case is skipped as too slow: no ceilings were measured."""
@@ -99,9 +99,9 @@ class Duel:
 
     @property
     def rounds_won(self) -> int:
-        """Rounds in which the challenger was faster by LEAST_GAIN."""
+        """Rounds in which the challenger was faster by MIN_GAIN."""
         pairs = zip(self.challenger_s, self.default_s, strict=True)
-        return sum(c < (1 - LEAST_GAIN) * d for c, d in pairs)
+        return sum(c < (1 - MIN_GAIN) * d for c, d in pairs)
 
     @property
     def won(self) -> bool:

@@ -14,7 +14,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK = 4_194_319
 """Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
-MOST_COPIES = 1000
+MAX_COPIES = 1000
 """Most copies of the inputs of a case too small to fill the caches; the row records their number."""
 
 
@@ -195,7 +195,7 @@ def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
     """
     size = case.work().bytes_total
     copies = math.ceil((5 if size < cache_bytes else 2) * cache_bytes / size)
-    return [draw(case, source) for _ in range(min(copies, MOST_COPIES))]
+    return [draw(case, source) for _ in range(min(copies, MAX_COPIES))]
 
 
 def memory_bytes(case: Case, *, cache_bytes: int) -> int:

@@ -121,8 +121,8 @@ def one_of(*words: str) -> Parser:
     return parsed(parse, f"one of {', '.join(words)}")
 
 
-MOST_USD_PER_HOUR = 1_000_000
-MOST_SECONDS = 86_400
+MAX_USD_PER_HOUR = 1_000_000
+MAX_SECONDS = 86_400
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there.")
 SEED = parsed(
@@ -134,10 +134,10 @@ LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such a
 TOKENS = parsed(lambda text: _whole(text, least=0, most=2**53), f"a whole number of tokens from 0 to {2**53}")
 GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
 SECONDS = parsed(
-    lambda text: _whole(text, least=1, most=MOST_SECONDS),
-    f"a whole number of seconds from 1 to {MOST_SECONDS}",
+    lambda text: _whole(text, least=1, most=MAX_SECONDS),
+    f"a whole number of seconds from 1 to {MAX_SECONDS}",
 )
-DOLLARS = positive("a number of dollars", most=MOST_USD_PER_HOUR)
+DOLLARS = positive("a number of dollars", most=MAX_USD_PER_HOUR)
 SHARE = parsed(_share, "a share from 0 to 1")
 
 

@@ -17,10 +17,10 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "skipped", "unsupported"]
 Provenance = Literal["measured", "datasheet"]
 
-LEAST, LARGEST = 1e-24, 1e24
+SMALLEST, LARGEST = 1e-24, 1e24
 """Beyond any time, rate or size in a run file, and far from what overflows when multiplied."""
 
-Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
+Positive = Annotated[float, Meta(ge=SMALLEST, le=LARGEST)]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -123,7 +123,7 @@ class Roof:
             return None
         return self.flop_per_s / self.bandwidth_bytes_per_s
 
-    def least_time_s(self, work: Work) -> tuple[float, Literal["compute", "memory"]] | None:
+    def roofline_time_s(self, work: Work) -> tuple[float, Literal["compute", "memory"]] | None:
         """Seconds that work takes at least under this roof, and which side says so."""
         if self.flop_per_s is None or self.bandwidth_bytes_per_s is None:
             return None
@@ -213,7 +213,7 @@ class Row:
         if self.status != "ok":
             return None
         work, time_s = self.case.work(), self.time_s.median
-        least, sheet = measured.least_time_s(work), datasheet.least_time_s(work)
+        least, sheet = measured.roofline_time_s(work), datasheet.roofline_time_s(work)
         return {
             "operations_per_byte": work.operations_per_byte,
             "flop_per_s": work.operations / time_s,
@@ -266,7 +266,7 @@ class Gap:
     def __post_init__(self) -> None:
         for name, parts_s in (("input", self.input_parts_s), ("output", self.output_parts_s)):
             _require_keys(f"{name}_parts_s", parts_s, TOKEN_PARTS)
-            if not sum(parts_s.values()) >= LEAST:
+            if not sum(parts_s.values()) >= SMALLEST:
                 raise ValueError(f"{name}_parts_s: sum to {sum(parts_s.values())} s, must be above 0")
 
     @property

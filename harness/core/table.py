@@ -23,7 +23,7 @@ from .units import number
 
 TERMINAL_COLUMNS = 80
 BETWEEN_COLUMNS = 2
-LEAST_TEXT_COLUMNS = 8
+MIN_TEXT_COLUMNS = 8
 LONG_TEXT_CHARACTERS = 32
 
 wide_option = click.option(
@@ -231,7 +231,7 @@ def _shrink(widths: list[int], texts: Sequence[int]) -> None:
     """Narrow the widest columns of text until the table fits a terminal, as far as that goes."""
     for _ in range(sum(widths) + BETWEEN_COLUMNS * (len(widths) - 1) - TERMINAL_COLUMNS):
         widest = max(texts, key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= LEAST_TEXT_COLUMNS:
+        if widest is None or widths[widest] <= MIN_TEXT_COLUMNS:
             return
         widths[widest] -= 1
 

@@ -26,7 +26,7 @@ PREFILL_TOKENS = 8192
 TILE_ROWS = 16
 """Rows of the smallest GEMM tile: another sequence costs little until a tile is full."""
 
-MOST_BATCH = 65_536
+MAX_BATCH = 65_536
 """Largest batch in the search for the break-even batch."""
 
 USABLE_MEMORY = 0.9
@@ -267,7 +267,7 @@ def break_even_batch(
         return math.fsum(split.values()) / input_s <= price_ratio
 
     below = 0
-    while below < min(largest, MOST_BATCH):
+    while below < min(largest, MAX_BATCH):
         at = min(below + TILE_ROWS, largest)
         if closes(at):
             break

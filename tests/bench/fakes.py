@@ -9,7 +9,7 @@ from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Roof
 from small_cases import CPU, source
 
-BRIEF = Budget(time_limit_s=0.002, warm_up_s=0.0, enough_samples=3, most_samples=6)
+BRIEF = Budget(time_limit_s=0.002, warm_up_s=0.0, enough_samples=3, max_samples=6)
 WIDE_ROOF = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e11)
 
 

@@ -202,7 +202,7 @@ def test_ceilings_timed_again_time_the_same_call_on_as_much(monkeypatch):
 @pytest.mark.parametrize("name", sorted(module.READERS))
 def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
     read = []
-    monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", {"cpu": 2**12})
+    monkeypatch.setattr(module, "MIN_BUFFER_BYTES", {"cpu": 2**12})
     monkeypatch.setattr(module, "READERS", {name: lambda buffer: read.append(buffer.nbytes)})
     device = FakeDevice(cache_bytes=8)
     ceiling = by_name(device)["read bandwidth"]
@@ -219,7 +219,7 @@ def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
     ids=lambda error: type(error).__name__,
 )
 def test_a_ceiling_that_no_longer_fits_stays_as_it_was(monkeypatch, error):
-    monkeypatch.setattr(module, "LEAST_BUFFER_BYTES", {"cpu": 2**12})
+    monkeypatch.setattr(module, "MIN_BUFFER_BYTES", {"cpu": 2**12})
     ceiling = by_name(FakeDevice())["copy bandwidth"]
 
     class Full:

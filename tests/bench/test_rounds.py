@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from decodetax.harness.bench import ceilings, runner, session
-from decodetax.harness.bench.session import LEAST_ROUNDS, ROUNDS, require_same_machine, settings_of
+from decodetax.harness.bench.session import MIN_ROUNDS, ROUNDS, require_same_machine, settings_of
 from decodetax.harness.core.errors import UsageError
 from test_session import run as run_all
 from test_session import settings, small_device
@@ -76,7 +76,7 @@ def test_rounds_are_interleaved(turns):
 
 def test_rounds_end_early_once_the_time_is_over():
     result = run(total_limit_s=0.0)
-    assert {number for row in result.rows for number in row.rounds} == set(range(LEAST_ROUNDS))
+    assert {number for row in result.rows for number in row.rounds} == set(range(MIN_ROUNDS))
 
 
 def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):

@@ -251,7 +251,7 @@ def quickly(tmp_path, monkeypatch):
     with (
         mock.patch(f"{SESSION}.measure_ceilings", return_value=iter(few)),
         mock.patch(f"{SESSION}.Budget", brief),
-        mock.patch("decodetax.harness.core.inputs.MOST_COPIES", 2),
+        mock.patch("decodetax.harness.core.inputs.MAX_COPIES", 2),
     ):
         yield tmp_path
     torch.set_num_threads(threads)

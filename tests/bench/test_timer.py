@@ -7,7 +7,7 @@ from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.statistics import summarise
 from fakes import FakeDevice
 
-PLENTY = Budget(time_limit_s=1e6, warm_up_s=0.0, least_samples=3, enough_samples=10, most_samples=1000)
+PLENTY = Budget(time_limit_s=1e6, warm_up_s=0.0, min_samples=3, enough_samples=10, max_samples=1000)
 
 
 def named_calls(count, log):
@@ -36,7 +36,7 @@ def test_every_sample_is_kept_in_order():
     seconds = [0.003 + 0.001 * ((i * 7) % 10) for i in range(2000)]
     turns = iter(seconds)
     device = FakeDevice(seconds_of=lambda _call: next(turns))
-    budget = Budget(time_limit_s=1e6, warm_up_s=0, most_samples=150)
+    budget = Budget(time_limit_s=1e6, warm_up_s=0, max_samples=150)
     samples_s = timed(device, [lambda: None], budget, first_s=1.0).samples_s
     assert len(samples_s) == 150
     assert list(samples_s) == seconds[:150]
@@ -44,7 +44,7 @@ def test_every_sample_is_kept_in_order():
 
 def test_no_more_samples_than_the_most():
     device = FakeDevice(seconds_of=noisy())
-    budget = Budget(time_limit_s=0.07, warm_up_s=0, most_samples=10)  # a block is 7 calls
+    budget = Budget(time_limit_s=0.07, warm_up_s=0, max_samples=10)  # a block is 7 calls
     assert len(timed(device, [lambda: None], budget, first_s=1e-3).samples_s) == 10
 
 
@@ -57,7 +57,7 @@ def test_quiet_samples_stop_once_they_are_enough():
 def test_samples_stop_at_the_noise_criterion_and_not_before():
     turns = itertools.chain([0.9e-3, 1.1e-3] * 6, itertools.repeat(1e-3))
     device = FakeDevice(seconds_of=lambda _call: next(turns))
-    budget = Budget(time_limit_s=0.01, warm_up_s=0, most_samples=1000, noise=0.005)  # a block is 1 call
+    budget = Budget(time_limit_s=0.01, warm_up_s=0, max_samples=1000, noise=0.005)  # a block is 1 call
     device.clock.time_s = -1e6  # time is no limit here
     samples = measure(device, [lambda: None], budget, first_s=1e-3, now_s=lambda: 0.0).samples_s
 
@@ -74,7 +74,7 @@ def test_samples_stop_at_the_noise_criterion_and_not_before():
 def test_noise_is_half_the_interval_over_the_median(width, taken):
     turns = itertools.cycle([1 - width / 2, 1 + width / 2])
     device = FakeDevice(seconds_of=lambda _call: next(turns))
-    budget = Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=10, most_samples=60, noise=0.005)
+    budget = Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=10, max_samples=60, noise=0.005)
     assert len(timed(device, [lambda: None], budget, first_s=1e8).samples_s) == taken
 
 

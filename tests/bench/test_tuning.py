@@ -13,7 +13,7 @@ from decodetax.harness.bench import providers, runner, torch_providers, tuning
 from decodetax.harness.bench.providers import Provider, gate_of
 from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
-from decodetax.harness.bench.tuning import DUEL_ROUNDS, LEAST_GAIN, NOT_TRIED, tune, tune_case
+from decodetax.harness.bench.tuning import DUEL_ROUNDS, MIN_GAIN, NOT_TRIED, tune, tune_case
 from decodetax.harness.core.errors import UsageError
 from decodetax.kernels import DecodeTiling
 from fakes import FakeDevice, bench
@@ -76,7 +76,7 @@ class Lab:
 def _five_samples(monkeypatch):
     """Each row takes as many, whatever the time that this machine takes."""
     for name in ("TRIAL", "ROUND", "DUEL"):
-        budget = Budget(time_limit_s=60, warm_up_s=0.0, enough_samples=5, most_samples=5, noise=0.0)
+        budget = Budget(time_limit_s=60, warm_up_s=0.0, enough_samples=5, max_samples=5, noise=0.0)
         monkeypatch.setattr(tuning, name, budget)
 
 
@@ -165,7 +165,7 @@ def test_luck_in_the_race_does_not_win_the_duel(monkeypatch):
 
 
 def test_gain_under_the_least_is_none_and_one_over_it_is(monkeypatch):
-    small, large = 1 - LEAST_GAIN / 2, 1 - 2 * LEAST_GAIN
+    small, large = 1 - MIN_GAIN / 2, 1 - 2 * MIN_GAIN
     assert Lab(monkeypatch, [1e-3, small * 1e-3]).tune().winner is None
     assert winner_of(Lab(monkeypatch, [1e-3, large * 1e-3]).tune()) == 2
 
@@ -183,7 +183,7 @@ def test_duel_is_won_by_nearly_all_rounds():
 
     assert [duel(won).rounds_won for won in (0, 13, 14)] == [0, 13, 14]
     assert [duel(won).won for won in (0, 8, 13, 14, 16)] == [False, False, False, True, True]
-    assert duel(14).ratio.high < 1 - LEAST_GAIN
+    assert duel(14).ratio.high < 1 - MIN_GAIN
     by_chance = sum(math.comb(DUEL_ROUNDS, won) for won in (14, 15, 16)) / 2**DUEL_ROUNDS
     assert 1 / by_chance == pytest.approx(478, abs=1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from decodetax.harness.core import inputs as module
 from decodetax.harness.core.cases import DecodeAttention
-from decodetax.harness.core.inputs import BLOCK, DTYPES, MOST_COPIES, copies_of, draw, memory_bytes, poison
+from decodetax.harness.core.inputs import BLOCK, DTYPES, MAX_COPIES, copies_of, draw, memory_bytes, poison
 from small_cases import decode_case, layer_case, matmul_case, prompt_case, source, tiny_model
 
 CASES = {
@@ -171,9 +171,9 @@ def test_copies_hold_the_cache_several_times(case, cache_share, least):
 
 
 def test_case_too_small_for_the_cache_has_the_most_copies(monkeypatch):
-    monkeypatch.setattr(module, "MOST_COPIES", 7)
+    monkeypatch.setattr(module, "MAX_COPIES", 7)
     assert len(copies_of(matmul_case(1, 1, 1), source(), cache_bytes=2**30)) == 7
-    assert MOST_COPIES >= 100
+    assert MAX_COPIES >= 100
 
 
 @pytest.mark.parametrize("cache_share", [0.3, 0.6, 1, 1.3, 3], ids="cache of {} copies".format)

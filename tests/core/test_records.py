@@ -101,7 +101,7 @@ def test_figures_of_unknown_roofs_are_rates_alone():
 def test_least_time_is_that_of_the_slower_side(operations, bytes_total, least_s, side):
     roof = Roof(flop_per_s=100.0, bandwidth_bytes_per_s=10.0)
     assert roof.balance_operations_per_byte == 10.0
-    assert roof.least_time_s(work(operations, bytes_total)) == (least_s, side)
+    assert roof.roofline_time_s(work(operations, bytes_total)) == (least_s, side)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_least_time_is_that_of_the_slower_side(operations, bytes_total, least_s,
 def test_roof_with_an_unknown_side_has_no_balance_and_no_least_time(known):
     roof = Roof(**{"flop_per_s": None, "bandwidth_bytes_per_s": None, **known})
     assert roof.balance_operations_per_byte is None
-    assert roof.least_time_s(work(1, 1)) is None
+    assert roof.roofline_time_s(work(1, 1)) is None
 
 
 ALL_CEILINGS = [

@@ -24,7 +24,7 @@ from decodetax.harness.offline.schedule import simulate_grid
 from decodetax.kernels import choose_decode_tiling
 
 HEAD_DIM, ELEMENT_BYTES, GROUP = 128, 2, 4
-LEAST_BYTES = 64 * 10**6
+MIN_BYTES = 64 * 10**6
 CONTEXTS = tuple(512 << doubling for doubling in range(9))
 RAGGED_KINDS = ("random", "one_long", "zipf")
 LARGE_CAPACITY, SHORT_LENGTHS = 131072, (512, 8192)
@@ -107,7 +107,7 @@ def context_lens(kind, batch, context):
 
 def large_enough(lengths, capacity, kv_heads):
     call = DecodeCall(context_lens=lengths, capacity=capacity, kv_heads=kv_heads)
-    if call.cache_bytes >= LEAST_BYTES:
+    if call.cache_bytes >= MIN_BYTES:
         yield call
 
 
