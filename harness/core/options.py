@@ -146,6 +146,25 @@ def user_function_option(help_text: str) -> Callable[[Callable[..., Any]], Calla
     return click.option("--provider", "providers", multiple=True, metavar="MODULE:FUNCTION", help=help_text)
 
 
+def gpus_option(
+    help_text: str, *, required: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option --gpu, which takes several names: separated by spaces or commas, or repeated.
+
+    The command gets `gpus` and `more_gpus`, which `gpu_names` joins.
+    """
+    option = click.option(
+        "--gpu", "gpus", multiple=True, required=required, metavar="NAME [NAME ...]", help=help_text
+    )
+    following = click.argument("more_gpus", nargs=-1, metavar="[NAME ...]")
+    return lambda command: option(following(command))
+
+
+def gpu_names(*texts: str) -> list[str]:
+    """The names in the texts of `gpus_option`."""
+    return [name.strip() for text in texts for name in text.split(",")]
+
+
 def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
     """Sends what a user's function prints to stderr; stdout holds the command's output alone."""
     return contextlib.redirect_stdout(sys.stderr)

@@ -42,7 +42,14 @@ class BreakEven:
     @property
     def where(self) -> str:
         """What is modelled, in words."""
-        return f"{self.model.name} on {self.on.gpu.name}, {self.context} cached tokens"
+        return f"{self.model.name} on {self.on.gpu.name} ({self.context} cached tokens)"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU holds the model and one sequence."""
+        from .prediction import largest_batch
+
+        return largest_batch(self.model, self.on, context=self.context) > 0
 
     def to_json(self) -> dict[str, Any]:
         """Model, GPU and context of the modelled batches."""

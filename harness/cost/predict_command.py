@@ -76,13 +76,8 @@ _PUBLISHED_COLUMNS = {
     metavar="NAME",
     help="A preset (see `decodetax models`) or the path of a Hugging Face config.json.",
 )
-@click.option(
-    "--gpu",
-    "gpus",
-    default="h100",
-    show_default=True,
-    metavar="NAME,...",
-    help="See `decodetax devices`; a short name such as h100, b200 or rtx4090 will do.",
+@options.gpus_option(
+    "See `decodetax devices`; a short name such as h100, b200 or rtx4090 will do.  [default: h100]"
 )
 @options.option("--batch", options.SIZES, "N,...", "Sequences decoded together.", default="1,8,32")
 @options.option(
@@ -211,6 +206,7 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
     if asked["link_latency_us"] is not None:
         link["link_latency_s"] = asked["link_latency_us"] * 1e-6
+    names = options.gpu_names(*asked["gpus"], *asked["more_gpus"]) or ["h100"]
     return [
         Deployment(
             gpu=replace(gpu, **link),
@@ -219,7 +215,7 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
             cache_dtype=asked["cache_dtype"],
             usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,
         )
-        for gpu in dict.fromkeys(find_gpu(name.strip()) for name in asked["gpus"].split(","))
+        for gpu in dict.fromkeys(find_gpu(name) for name in names)
     ]
 
 

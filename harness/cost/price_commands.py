@@ -94,10 +94,21 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
             }
         title = "Changes from one model of a family to the next"
         click.echo(f"\n{Table.select(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
-    note = f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"
+    notes = [f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"]
+    if not against.fits:
+        notes = [f"no modelled batch: {_too_large(against)}"]
     if against.gaps:
-        note += "; measured batch: where the run's gap equals it"
-    click.echo("\n" + fill(f"{note}; - where no batch reaches it", 80))
+        notes.append("measured batch: where the run's gap equals it")
+    if against.fits or against.gaps:
+        notes.append("- where no batch reaches it")
+    click.echo("\n" + fill("; ".join(notes), 80))
+
+
+def _too_large(against: BreakEven) -> str:
+    return (
+        f"{against.model.name} does not fit one {against.on.gpu.name}; "
+        "decodetax predict --tensor-parallel models several"
+    )
 
 
 @click.command("price")
@@ -184,8 +195,13 @@ def _request_text(
         return
     yield f"An output token is priced at {price.output_over_input:.2f} times an input token."
     modelled, measured = against.batches(price.output_over_input).values()
-    at = "at no batch that fits" if modelled is None else f"from batch {modelled} on"
-    yield f"The gap of {against.where}, is at most that {at} (modelled)."
+    if not against.fits:
+        gap = f"No modelled batch: {_too_large(against)}."
+    elif modelled is None:
+        gap = f"No batch that fits lowers the gap of {against.where} to that (modelled)."
+    else:
+        gap = f"From batch {modelled} on, the gap of {against.where} is at most that (modelled)."
+    yield fill(gap, 80)
     if against.gaps:
-        at = "at no measured batch" if measured is None else f"at batch {measured:.3g}"
-        yield f"The run's gap equals that {at} (measured)."
+        at = "no measured batch" if measured is None else f"batch {measured:.3g}"
+        yield f"The run's gap equals that at {at} (measured)."

@@ -218,7 +218,9 @@ def _user_text(row: Mapping[str, Any], *, wide: bool) -> str:
 
 
 def _operations(row: Mapping[str, Any]) -> str:
-    return "; ".join(f"{count:,} in {types}" for types, count in row["operations"].items()) or "none"
+    return (
+        "; ".join(f"{count:,} in {types}" for types, count in row["operations"].items()) or "none by tl.dot"
+    )
 
 
 def _wrapped(lines: Mapping[str, str], *, wide: bool) -> Iterator[str]:

@@ -41,14 +41,9 @@ _COLUMNS = (
 
 
 @click.command("inspect")
-@click.option(
-    "--gpu",
-    "first",
-    required=True,
-    metavar="NAME [NAME ...]",
-    help="GPUs to compile for: a100, h100, b200, l40s, rtx3090, rtx5090 or sm_80 to sm_120.",
+@options.gpus_option(
+    "GPUs to compile for: a100, h100, b200, l40s, rtx3090, rtx5090 or sm_80 to sm_120.", required=True
 )
-@click.argument("others", nargs=-1, metavar="[NAME ...]")
 @click.option(
     "--kernel",
     "kernels",
@@ -71,8 +66,8 @@ _COLUMNS = (
 @wide_option
 @options.JSON
 def inspect_command(
-    first: str,
-    others: tuple[str, ...],
+    gpus: tuple[str, ...],
+    more_gpus: tuple[str, ...],
     kernels: tuple[str, ...],
     providers: tuple[str, ...],
     dtype: str,
@@ -86,16 +81,16 @@ def inspect_command(
     """
     from ..core.gpus import find_gpu
 
-    names = [name for text in (first, *others) for name in text.split(",")]
-    gpus = {gpu.name: gpu for gpu in (find_gpu(name, with_limits=True) for name in names)}
+    names = options.gpu_names(*gpus, *more_gpus)
+    found = {gpu.name: gpu for gpu in (find_gpu(name, with_limits=True) for name in names)}
     user_rows = []
     if providers:
         from .user_kernel import compile_user_functions
 
-        compiled = compile_user_functions(providers, list(gpus.values()), dtype)
+        compiled = compile_user_functions(providers, list(found.values()), dtype)
         user_rows = [row.to_json() for row in compiled]
     ours = kernels or (() if providers else ("decode_attention", "prefill_matmul"))
-    rows = _compiled(tuple(gpus), ours, dtype) + user_rows
+    rows = _compiled(tuple(found), ours, dtype) + user_rows
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))
     else:

@@ -84,6 +84,14 @@ def test_a_gpu_named_twice_is_predicted_once():
     assert len(predictions(*PREDICT, "--gpu", "h100,H100-SXM5-80GB,h-100")) == 1
 
 
+@pytest.mark.parametrize(
+    "named", ["--gpu h200,a100", "--gpu h200 a100", "--gpu h200 --gpu a100", "--gpu=h200 --batch 2 a100"]
+)
+def test_gpus_are_separated_by_commas_or_spaces_or_repeated(named):
+    rows = predictions(*PREDICT, *named.split())
+    assert [row["gpu"] for row in rows] == ["H200-SXM-141GB", "A100-SXM4-80GB"]
+
+
 def test_every_gpu_of_the_table_in_one_command():
     names = list(gpu_table())
     assert [row["gpu"] for row in predictions(*PREDICT, "--gpu", ",".join(names))] == names

@@ -137,7 +137,7 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
     against = BreakEven(model=load_language_model("llama-3.2-1b"), on=deployment("b200"), context=500)
     assert line_of(plain, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}"]
     assert "measured" not in plain
-    assert "the gap of llama-3.2-1b on B200, 500 cached tokens" in " ".join(plain.split())
+    assert "the gap of llama-3.2-1b on B200 (500 cached tokens)" in " ".join(plain.split())
     measured = printed("prices", *served, "--run", RUN)
     batch = measured_batch(read_run(RUN).gaps, 4.0)
     assert line_of(measured, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}", f"{batch:.4g}"]
@@ -146,14 +146,22 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
 def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
     out = printed("price", *TOKENS, *MODEL, "--run", RUN)
     batch = AGAINST.modelled_batch(4.0)
-    assert f"The gap of {AGAINST.where}, is at most that from batch {batch} on (modelled)." in out
+    assert f"From batch {batch} on, the gap of {AGAINST.where} is at most that (modelled)." in " ".join(
+        out.split()
+    )
     measured = measured_batch(read_run(RUN).gaps, 4.0)
     assert f"The run's gap equals that at batch {measured:.3g} (measured)." in out
     dear = printed("price", *TOKENS, "--input-price", "1", "--output-price", "1", "--run", RUN)
-    assert "at no batch that fits (modelled)" in dear
+    assert "No batch that fits lowers the gap" in dear
     assert "at no measured batch (measured)" in dear
     found = document("price", *TOKENS, *MODEL)["break_even"]
     assert found == AGAINST.to_json() | {"modelled_batch": batch, "measured_batch": None}
+
+
+@pytest.mark.parametrize("command", [("prices",), ("price", *TOKENS, *MODEL)])
+def test_says_that_the_served_model_does_not_fit_the_gpu(command):
+    out = printed(*command, "--served-model", "llama-3.1-70b")
+    assert "o modelled batch: llama-3.1-70b does not fit one H100-SXM5-80GB" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("command", [("prices",), ("price", "--input", "1", "--model", "gpt-4o-mini")])
