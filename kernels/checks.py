@@ -176,8 +176,8 @@ def check_decode_attention(
         _check_shape("sinks", sinks, (q_heads,), "[q_heads]")
         _check_device("sinks", sinks, "q", q)
         _check_last_contiguous("sinks", sinks)
-    for name, scale_of in (("k_scale", k_scale), ("v_scale", v_scale)):
-        _check_scale(name, scale_of, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
+    for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        _check_scale(name, head_scale, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
     _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
 
 

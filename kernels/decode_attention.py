@@ -2,20 +2,20 @@
 
 For each sequence of length L and query head h of the GQA group of key-value head g:
     out[h] = sum over t < L of softmax(scale q[h] . k[t, g]) v[t, g]
-Operations: 4 L q_heads head_dim per query token. Bytes at least: 2 L kv_heads head_dim cache elements,
-however many query tokens and heads share them. Their ratio, 2 group query_tokens / bytes per element, is
-far below the balance point of a GPU, so DRAM bandwidth is the bound: the kernel reads every live key and
-value once and little else.
+Operations: 4 L q_heads head_dim per query token. Minimum bytes: 2 L kv_heads head_dim cache elements, for
+any number of query tokens and heads. Their ratio, 2 group query_tokens / bytes per element, is far below
+the balance point of a GPU, so DRAM bandwidth is the bound: the kernel reads every live key and value once
+and little else.
 
 The rows of one dot are the query tokens and heads of a GQA group, padded to 16, the height of a tensor-core
-instruction. More rows than fit in registers become several blocks, each a work item of its own. The split-KV
-kernel is persistent: each CTA loops over the KV tiles that `decode_schedule` assigns to it. An item that one
-CTA processes completely is stored as the result. Otherwise each CTA leaves a float32 partial with its
-log-sum-exp, and the combine kernel reduces the partials in a fixed order.
+instruction. If they do not fit in registers, they are split into blocks. A sequence, key-value head and row
+block is a work item. The split-KV kernel is persistent: each CTA loops over the KV tiles that
+`decode_schedule` assigns to it. A CTA that processes an item completely stores the result. Otherwise each CTA
+stores a float32 partial with its log-sum-exp, and the combine kernel reduces the partials in a fixed order.
 
 Online softmax in base 2: exp(x) = exp2(x log2(e)), with log2(e) and all score scales in one factor. KV
-tiles that all rows attend to need no mask: they are the hot loop. The tokens at either end of an item go in
-small masked tiles. 8-bit caches are multiplied as float16, which holds each of their values.
+tiles that all rows attend to need no mask: they are the hot loop. The tokens at either end of an item are
+processed in small masked tiles. 8-bit caches are multiplied as float16, which holds their values exactly.
 
 This file is over 400 lines because the two kernels and the only function that launches them belong together.
 """
@@ -41,7 +41,7 @@ from .interpreter import patch_interpreter
 patch_interpreter()
 
 _LOG2_E = 1.0 / math.log(2.0)
-_COMBINE_BLOCK_PARTS = 16
+_COMBINE_BLOCK_PARTIALS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -55,7 +55,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
     lse_ptr: tl.tensor,
     partial_ptr: tl.tensor,
     partial_lse_ptr: tl.tensor,
-    parts_ptr: tl.tensor,
+    partial_counts_ptr: tl.tensor,
     sinks_ptr: tl.tensor,
     k_scale_ptr: tl.tensor,
     v_scale_ptr: tl.tensor,
@@ -103,11 +103,10 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
     EDGE_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> None:
-    """One CTA's chunk of KV tiles: loops over the work items in it, and over the tiles of each in the chunk.
+    """Processes one CTA's chunk of KV tiles: loops over its work items, and over the tiles of each item.
 
-    Token and page strides are compile-time constants, so that addresses in a tile differ by constants. Cache
-    strides outside the hot loop come divided by STRIDE_UNIT: the multiplication shows the compiler their
-    alignment.
+    Token and page strides are compile-time constants, so that addresses in a tile differ by constants. The
+    host divides other cache strides by STRIDE_UNIT: the multiplication shows the compiler their alignment.
     """
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
@@ -117,23 +116,23 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
     programs = tl.num_programs(0)
     items_per_sequence = kv_heads * ROW_BLOCKS
     if NUM_SPLITS > 0:
-        first_item, chunk_first, stop_item, last_item, chunk_last, parts = split_chunk(
+        first_item, chunk_first, stop_item, last_item, chunk_last, num_partials = split_chunk(
             program, context_lens_ptr, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, NUM_SPLITS, BLOCK_N,
         )  # fmt: skip
     else:
-        first_item, chunk_first, stop_item, last_item, chunk_last, parts = balanced_chunk(
+        first_item, chunk_first, stop_item, last_item, chunk_last, num_partials = balanced_chunk(
             program, programs, context_lens_ptr, batch, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, ITEM_COST_TILES, LENGTHS_BLOCK,
         )  # fmt: skip
-    if parts_ptr is not None:
-        tl.store(parts_ptr + 2 * program.to(tl.int64), last_item)
-        tl.store(parts_ptr + 2 * program.to(tl.int64) + 1, parts)
+    if partial_counts_ptr is not None:
+        tl.store(partial_counts_ptr + 2 * program.to(tl.int64), last_item)
+        tl.store(partial_counts_ptr + 2 * program.to(tl.int64) + 1, num_partials)
 
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
-    for at in tl.range(0, stop_item - first_item, disable_licm=True):
-        item = first_item + at
+    for index in tl.range(0, stop_item - first_item, disable_licm=True):
+        item = first_item + index
         sequence = (item // items_per_sequence).to(tl.int64)
         kv_head = item % items_per_sequence // ROW_BLOCKS
         rows = item % ROW_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -175,11 +174,11 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
         total = tl.zeros((BLOCK_G,), tl.float32)
         maximum = tl.full((BLOCK_G,), float("-inf"), tl.float32)
         positions = end - QUERY_TOKENS + rows // GROUP
-        # Every row attends to tokens [whole_begin, whole_end).
-        whole_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
-        whole_begin = tl.maximum(end - window, 0) if HAS_WINDOW else begin
-        hot_begin = tl.minimum(tl.maximum(tl.cdiv(whole_begin, BLOCK_N), chunk_begin), chunk_end)
-        hot_end = tl.minimum(tl.maximum(whole_end // BLOCK_N, hot_begin), chunk_end)
+        # Every row attends to tokens [unmasked_begin, unmasked_end).
+        unmasked_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
+        unmasked_begin = tl.maximum(end - window, 0) if HAS_WINDOW else begin
+        hot_begin = tl.minimum(tl.maximum(tl.cdiv(unmasked_begin, BLOCK_N), chunk_begin), chunk_end)
+        hot_end = tl.minimum(tl.maximum(unmasked_end // BLOCK_N, hot_begin), chunk_end)
         if HAS_WINDOW:
             acc, total, maximum = attend(
                 tl.maximum(chunk_begin * EDGES, begin // EDGE_N), hot_begin * EDGES,
@@ -231,7 +230,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
 def _combine_kernel(
     partial_ptr: tl.tensor,
     partial_lse_ptr: tl.tensor,
-    parts_ptr: tl.tensor,
+    partial_counts_ptr: tl.tensor,
     context_lens_ptr: tl.tensor,
     out_ptr: tl.tensor,
     lse_ptr: tl.tensor,
@@ -255,18 +254,18 @@ def _combine_kernel(
 ) -> None:
     """Combines the partials of COMBINE_ROWS rows of the item that one split-KV CTA began and did not finish.
 
-    It reduces the partials in their order, BLOCK_S at a time, so that the result has the same bits every run.
+    The order of the reduction is fixed, BLOCK_S partials at a time: the result has the same bits every run.
     """
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
     SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
     first_program = tl.program_id(0).to(tl.int64)
     programs = tl.num_programs(0)
-    item = tl.load(parts_ptr + 2 * first_program)
-    parts = tl.load(parts_ptr + 2 * first_program + 1)
+    item = tl.load(partial_counts_ptr + 2 * first_program)
+    num_partials = tl.load(partial_counts_ptr + 2 * first_program + 1)
     first_row = tl.program_id(1) * COMBINE_ROWS
     item_rows = tl.minimum(ROWS - item % ROW_BLOCKS * BLOCK_G, SLOT_ROWS)
-    last_row = tl.where(parts > 0, tl.minimum(first_row + COMBINE_ROWS, item_rows), first_row)
+    last_row = tl.where(num_partials > 0, tl.minimum(first_row + COMBINE_ROWS, item_rows), first_row)
 
     offs_v = tl.arange(0, BLOCK_V)
     live_v = offs_v < V_HEAD_DIM
@@ -274,17 +273,17 @@ def _combine_kernel(
         maximum = tl.full((1,), float("-inf"), tl.float32)
         total = tl.zeros((1,), tl.float32)
         acc = tl.zeros((1, BLOCK_V), tl.float32)
-        for first in range(0, parts, BLOCK_S):
-            part = first + tl.arange(0, BLOCK_S)
-            live = part < parts
-            slots = first_program + part
+        for first in range(0, num_partials, BLOCK_S):
+            index = first + tl.arange(0, BLOCK_S)
+            live = index < num_partials
+            slots = first_program + index
             if NUM_SPLITS == 0:
                 # The first partial is in its CTA's begun slot, the others in continued slots.
-                slots += tl.where(part == 0, 0, programs)
-            at = slots * SLOT_ROWS + row
-            lses = tl.load(partial_lse_ptr + at, mask=live, other=float("-inf"))  # [BLOCK_S]
+                slots += tl.where(index == 0, 0, programs)
+            offs = slots * SLOT_ROWS + row
+            lses = tl.load(partial_lse_ptr + offs, mask=live, other=float("-inf"))  # [BLOCK_S]
             partials = tl.load(
-                partial_ptr + at[:, None] * V_HEAD_DIM + offs_v[None, :],
+                partial_ptr + offs[:, None] * V_HEAD_DIM + offs_v[None, :],
                 mask=live[:, None] & live_v[None, :],
                 other=0.0,
             )  # [BLOCK_S, BLOCK_V]
@@ -453,19 +452,19 @@ def _launch(
     if plan.e4m3_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
         scale, v_factor = scale * E4M3_BITS_FACTOR, v_factor * E4M3_BITS_FACTOR
-    partials = partial_lses = parts = None
+    partials = partial_lses = partial_counts = None
     if plan.slots:
         assert workspace is not None  # noqa: S101  (the caller has allocated it)
-        partials, partial_lses, parts = plan.workspace_parts(workspace)
+        partials, partial_lses, partial_counts = plan.workspace_views(workspace)
     unit = _stride_unit(k_cache, v_cache)
     block_v = triton.next_power_of_2(plan.v_head_dim)
-    shared = {
+    common = {
         "context_lens_ptr": context_lens,
         "out_ptr": out,
         "lse_ptr": lse,
         "partial_ptr": partials,
         "partial_lse_ptr": partial_lses,
-        "parts_ptr": parts,
+        "partial_counts_ptr": partial_counts,
         "sinks_ptr": sinks,
         "v_scale_ptr": v_scale,
         "v_factor": v_factor,
@@ -485,7 +484,7 @@ def _launch(
     }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         _split_kv_kernel[(plan.programs,)](
-            **shared,
+            **common,
             q_ptr=q,
             k_ptr=k_cache,
             v_ptr=v_cache,
@@ -528,9 +527,9 @@ def _launch(
         if plan.slots:
             combine_rows = math.ceil(plan.slot_rows / COMBINE_PROGRAMS)
             _combine_kernel[(plan.programs, math.ceil(plan.slot_rows / combine_rows))](
-                **shared,
+                **common,
                 COMBINE_ROWS=combine_rows,
-                BLOCK_S=_COMBINE_BLOCK_PARTS,
+                BLOCK_S=_COMBINE_BLOCK_PARTIALS,
                 num_warps=4,
                 maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             )
@@ -539,7 +538,7 @@ def _launch(
 def _number_and_tensor(
     number: float, scale: torch.Tensor | float | None
 ) -> tuple[float, torch.Tensor | None]:
-    """A number times a scale that is a number, and a scale that is a tensor."""
+    """The number multiplied by the scale if that is a number; the scale if it is a tensor, else None."""
     if isinstance(scale, torch.Tensor):
         return number, scale
     return number * (1.0 if scale is None else scale), None
@@ -548,7 +547,7 @@ def _number_and_tensor(
 def _stride_unit(*caches: torch.Tensor) -> int:
     """8 if every cache stride is a multiple of 8, else 1.
 
-    Triton specialises arguments only on divisibility by 16. But 8 elements of 2 bytes are already the 16
-    bytes of cp.async, and strides of a head_dim like 40 or 72 are only multiples of 8.
+    Triton specialises arguments only on divisibility by 16. But the 16 bytes of cp.async are only 8 elements
+    of 2 bytes, and strides of a head_dim like 40 or 72 are only multiples of 8.
     """
     return 8 if all(stride % 8 == 0 for cache in caches for stride in cache.stride()[:3]) else 1

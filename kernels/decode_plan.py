@@ -29,7 +29,7 @@ class DecodePlan:
         group: query heads of a GQA group.
         page_size: tokens of a page; 0 for a contiguous cache.
         capacity: tokens that the cache of one sequence can hold.
-        e4m3_bits: whether float8 e4m3 is decoded from its bits, for lack of instructions.
+        e4m3_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
     """
 
     tiling: DecodeTiling
@@ -50,8 +50,12 @@ class DecodePlan:
             return 0
         return 4 * (self.slots * self.slot_rows * (self.v_head_dim + 1) + 2 * self.programs)
 
-    def workspace_parts(self, workspace: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Partials [slots, slot_rows, v_head_dim], their log-sum-exps, and [programs, 2] int32."""
+    def workspace_views(self, workspace: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views of a workspace: partials, their log-sum-exps, and partial counts.
+
+        Partials are [slots, slot_rows, v_head_dim]. Partial counts are [programs, 2] int32: the last item of
+        each CTA, and its number of partials if the CTA begins it and does not finish it, else 0.
+        """
         words = workspace.view(-1).view(torch.uint8)[: self.workspace_bytes].view(torch.float32)
         rows = self.slots * self.slot_rows
         lses = rows * self.v_head_dim
@@ -94,7 +98,7 @@ def plan_decode(
     return DecodePlan(
         tiling=tiling,
         programs=programs,
-        # A CTA with an equal chunk may leave two partials: of the item it continues and of the one it begins.
+        # A CTA with a balanced chunk may leave two partials: of an item it continues and of one it begins.
         slots=0 if programs == 1 or tiling.num_splits == 1 else programs * (1 if tiling.num_splits else 2),
         slot_rows=min(rows, tiling.block_g),
         v_head_dim=v_head_dim,

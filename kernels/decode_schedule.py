@@ -66,7 +66,7 @@ def split_chunk(
     NUM_SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
-    """This CTA's one of NUM_SPLITS chunks of an item; returns the same as `balanced_chunk`."""
+    """The chunk of an item that this CTA takes, one of NUM_SPLITS; returns the values of `balanced_chunk`."""
     item = program // NUM_SPLITS
     split = program % NUM_SPLITS
     length = tl.load(context_lens_ptr + item // items_per_sequence)
@@ -74,10 +74,10 @@ def split_chunk(
     tiles_per_split = tl.maximum(tl.cdiv(tiles, NUM_SPLITS), 1)
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tiles)
-    parts = tl.cdiv(tiles, tiles_per_split)
-    held = (first < tiles) | (split == 0)
-    begun = (split == 0) & (parts > 1)
-    return item, first, item + held.to(tl.int32), item, last, tl.where(begun, parts, 0)
+    num_partials = tl.cdiv(tiles, tiles_per_split)
+    has_work = (first < tiles) | (split == 0)
+    begun = (split == 0) & (num_partials > 1)
+    return item, first, item + has_work.to(tl.int32), item, last, tl.where(begun, num_partials, 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -98,13 +98,13 @@ def balanced_chunk(
 ) -> tl.tuple:
     """This CTA's equal-sized chunk of all KV tiles, at least MIN_TILES long.
 
-    Units of cost are tiles; the ITEM_COST_TILES of an item come before its tiles. If a chunk ends among
-    those, the next CTA takes the item.
+    The unit of cost is a tile; the ITEM_COST_TILES of an item come before its tiles. If a chunk ends within
+    them, the next CTA takes the item.
 
     Returns:
         The first item; its first tile; the item after the last one to process; the last item of the chunk,
         which may be left to the next CTA; the tile after its last; and the number of partials of the item
-        that this CTA begins and does not finish, else 0.
+        that this CTA begins and does not finish, 0 if there is none.
     """
     offsets = tl.arange(0, LENGTHS_BLOCK)
     total = tl.zeros((), tl.int64)
@@ -134,7 +134,7 @@ def balanced_chunk(
         last_before = tl.maximum(last_before, tl.max(tl.where(before_last, through, 0), 0))
         before += tl.sum(units, 0)
 
-    first_sequence = tl.minimum(first_sequence, batch - 1)  # a CTA without work
+    first_sequence = tl.minimum(first_sequence, batch - 1)  # of a CTA without work
     last_sequence = tl.minimum(last_sequence, batch - 1)
     _, tiles = live_tiles(
         tl.load(context_lens_ptr + first_sequence), capacity, window, QUERY_TOKENS, HAS_WINDOW, BLOCK_N
@@ -148,11 +148,11 @@ def balanced_chunk(
     )
     units = (tiles + ITEM_COST_TILES).to(tl.int64)
     last_item = last_sequence * items_per_sequence + ((last_unit - last_before) // units).to(tl.int32)
-    ended = (last_unit - last_before) % units + 1  # units of the last item in this chunk
-    last_tile = tl.maximum(ended - ITEM_COST_TILES, 0).to(tl.int32)
-    left = units - ended
-    begun = (last_tile > 0) & (left > 0) & ((last_item > first_item) | (first_tile == 0))
-    stop_item = tl.where((last_tile > 0) | (left == 0), last_item + 1, last_item)
+    done_units = (last_unit - last_before) % units + 1  # of the last item, up to the end of this chunk
+    last_tile = tl.maximum(done_units - ITEM_COST_TILES, 0).to(tl.int32)
+    units_left = units - done_units
+    begun = (last_tile > 0) & (units_left > 0) & ((last_item > first_item) | (first_tile == 0))
+    stop_item = tl.where((last_tile > 0) | (units_left == 0), last_item + 1, last_item)
     idle = first_unit > last_unit
-    parts = tl.where(begun & (idle == 0), 1 + tl.cdiv(left, chunk), 0).to(tl.int32)
-    return first_item, first_tile, tl.where(idle, first_item, stop_item), last_item, last_tile, parts
+    num_partials = tl.where(begun & (idle == 0), 1 + tl.cdiv(units_left, chunk), 0).to(tl.int32)
+    return first_item, first_tile, tl.where(idle, first_item, stop_item), last_item, last_tile, num_partials

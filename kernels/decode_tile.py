@@ -1,8 +1,8 @@
-"""What the decode attention kernels are made of: the hot loop over KV tiles, and the epilogue.
+"""Device functions of the decode attention kernels: the hot loop over KV tiles, and the epilogue.
 
 K, V and page ids are loaded several iterations ahead (software pipelining with num_stages; cp.async). The hot
-loop is short because it has no masks, its addresses differ by constants, it loads one page id per page, it
-folds the score scale into the exponential's multiply-add, and it sums rows after the last tile.
+loop is short: it has no masks, its addresses differ by constants, it loads one page id per page, it folds the
+score scale into the exponential's multiply-add, and it sums rows after the last tile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ patch_interpreter()
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _dot_operand(cache: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """Cache elements in the dtype of the dot; those of 8 bits pass through float16 (see `to_float16`)."""
+    """Cache elements in the dtype of the dot; 8-bit elements pass through float16 (see `to_float16`)."""
     if cache.dtype.primitive_bitwidth == 8:
         cache = to_float16(cache).to(dtype)
     return cache
@@ -26,7 +26,7 @@ def _dot_operand(cache: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _tanh(x: tl.tensor) -> tl.tensor:
-    """Hyperbolic tangent: 1 - 2 / (1 + exp(2x)); a series near 0, where that cancels."""
+    """Hyperbolic tangent: 1 - 2 / (1 + exp(2x)); a series near 0, where that difference cancels."""
     square = x * x
     near_0 = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
     return tl.where(tl.abs(x) < 0.2, near_0, 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268)))
@@ -123,7 +123,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     in_page = _in_page(PAGE_SIZE, BLOCK_N)
     k_ptrs = k_head + (in_page * K_STRIDE_TOKEN)[None, :] + offs_d[:, None]  # [BLOCK_D, BLOCK_N]
     v_ptrs = v_head + (in_page * V_STRIDE_TOKEN)[:, None] + offs_v[None, :]  # [BLOCK_N, BLOCK_V]
-    # If warps share rows, rows are summed after the last tile: per tile it would be a reduction across warps.
+    # If warps share rows, sum rows after the last tile: a sum per tile would be a reduction across warps.
     LATE_SUM: tl.constexpr = BLOCK_G <= 32
     sums = tl.zeros((BLOCK_G, BLOCK_N if LATE_SUM else 1), tl.float32)
     first_maximum = maximum
@@ -133,27 +133,27 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         if PAGE_SIZE == 0:
             k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
             v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
-            k_at, v_at = k_ptrs + k_offs, v_ptrs + v_offs
+            k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs, v_ptrs + v_offs
         else:
             pages, page_offs = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
             k_offs = pages * K_STRIDE_PAGE + page_offs * K_STRIDE_TOKEN
             v_offs = pages * V_STRIDE_PAGE + page_offs * V_STRIDE_TOKEN
-            k_at, v_at = k_ptrs + k_offs[None, :], v_ptrs + v_offs[:, None]
+            k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs[None, :], v_ptrs + v_offs[:, None]
         # Unused cache may hold NaN, and 0 x NaN is NaN: tokens past the context must not be loaded at all.
         k_mask, v_mask = live_d[:, None] & live_n[None, :], live_n[:, None] & live_v[None, :]
-        k = _loaded(k_at, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
+        k = _loaded(k_tile_ptrs, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
         scores = tl.dot(q, _dot_operand(k, q.dtype), input_precision=PRECISION)  # [BLOCK_G, BLOCK_N]
         score_factor = factor
         if HAS_SOFTCAP:
             scores = softcap_log2 * _tanh(scores * factor[:, None])
             score_factor = tl.full((BLOCK_G,), 1.0, tl.float32)
         if MASKED:
-            seen = live_n[None, :]
+            attended = live_n[None, :]
             if QUERY_TOKENS > 1:
-                seen = seen & (tokens[None, :] <= positions[:, None])
+                attended = attended & (tokens[None, :] <= positions[:, None])
                 if HAS_WINDOW:
-                    seen = seen & (tokens[None, :] > positions[:, None] - window)
-            largest = tl.max(tl.where(seen, scores, float("-inf")), 1)
+                    attended = attended & (tokens[None, :] > positions[:, None] - window)
+            largest = tl.max(tl.where(attended, scores, float("-inf")), 1)
             # A row that attends to no token of the tile has maximum -inf; times a factor of 0 it is NaN.
             largest = tl.where(largest == float("-inf"), float("-inf"), largest * score_factor)
         else:
@@ -163,36 +163,37 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         probabilities = tl.exp2(scores * score_factor[:, None] - offset[:, None])
         if MASKED:
-            probabilities = tl.where(seen, probabilities, 0.0)
+            probabilities = tl.where(attended, probabilities, 0.0)
         decay = tl.exp2(maximum - offset)
         sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
         maximum = new_maximum
-        v = _loaded(v_at, v_mask if MASKED else live_v[None, :], MASKED or V_HEAD_DIM < BLOCK_V)
+        v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_HEAD_DIM < BLOCK_V)
         weights = probabilities.to(q.dtype)
         values = _dot_operand(v, q.dtype)
         if MASKED and QUERY_TOKENS > 1:
             # A non-finite V of a token that a row does not attend to must not reach the row (0 x NaN is NaN).
-            # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row:
-            # the counts stay apart, as a tile has fewer than 32 tokens.
+            # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row.
+            # The counts do not overlap, because a tile has fewer than 32 tokens.
             plus, minus = values == float("inf"), values == float("-inf")
-            kinds = (
+            codes = (
                 tl.where(plus, 1.0, 0.0)
                 + tl.where(minus, 32.0, 0.0)
                 + tl.where(values != values, 1024.0, 0.0)  # noqa: PLR0124  (NaN)
             )
-            values = tl.where(kinds == 0.0, values, 0.0).to(q.dtype)
-            met = tl.dot(seen.to(q.dtype), kinds.to(q.dtype), input_precision=PRECISION).to(tl.int32)
+            values = tl.where(codes == 0.0, values, 0.0).to(q.dtype)
+            counts = tl.dot(attended.to(q.dtype), codes.to(q.dtype), input_precision=PRECISION).to(tl.int32)
         acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
         if MASKED and QUERY_TOKENS > 1:
-            acc += tl.where(met & 31 > 0, float("inf"), 0.0) + tl.where(met & 992 > 0, float("-inf"), 0.0)
-            acc += tl.where(met >= 1024, float("nan"), 0.0)
+            infinities = tl.where(counts & 31 > 0, float("inf"), 0.0)
+            acc += infinities + tl.where(counts & 992 > 0, float("-inf"), 0.0)
+            acc += tl.where(counts >= 1024, float("nan"), 0.0)
     offset = tl.where(maximum == float("-inf"), 0.0, maximum)
     return acc, total * tl.exp2(first_maximum - offset) + tl.sum(sums, 1), maximum
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def scaled_to_float16(q: tl.tensor) -> tl.tuple:
-    """bfloat16 rows [rows, columns] as float16 in [-2, 2], and the power of two that divides each row."""
+    """Rows of bfloat16, each divided by a power of two, as float16 in [-2, 2]; and the powers of two."""
     wide = q.to(tl.float32)
     largest = tl.max(tl.abs(wide), 1)
     power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)

@@ -28,7 +28,7 @@ COMBINE_PROGRAMS = 16
 MAX_SPLITS = 1 << 16
 """Most KV splits of one sequence."""
 
-_MIN_CHUNK_TILES = 5
+_MIN_CHUNK_TILES = 5  # a smaller chunk costs more to combine than it saves
 _MAX_ACCUMULATOR_ELEMENTS = 16384  # a larger accumulator spills
 
 
@@ -40,7 +40,7 @@ class DecodeTiling:
         block_g: rows of the q tile: query tokens times the heads of a GQA group.
         block_n: KV tokens per tile.
         num_splits: split-KV: chunks that each sequence is split into by its own length; 0 gives `programs`
-            CTAs equal chunks of all KV tiles of the batch.
+            CTAs equal-sized chunks of all KV tiles of the batch.
         programs: CTAs of the split-KV kernel, where `num_splits` is 0.
         min_tiles: fewest KV tiles of a CTA's chunk.
         num_warps: warps per CTA.
@@ -93,7 +93,8 @@ def choose_decode_tiling(
 ) -> DecodeTiling:
     """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
 
-    One wave of CTAs takes equal chunks of all live KV tiles. Only `programs` depends on batch and capacity.
+    One wave of CTAs takes equal-sized chunks of all live KV tiles. Only `programs` depends on batch and
+    capacity.
 
     Args:
         batch: sequences.
@@ -116,8 +117,8 @@ def choose_decode_tiling(
     block_d, block_v = _next_power_of_two(head_dim), _next_power_of_two(v_head_dim)
     dot_bytes = max(2, element_bytes, query_element_bytes or 0)
     block_g = _block_g(rows, max(head_dim, v_head_dim), dot_bytes)
-    # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened to 16
-    # bits in registers, and 32-bit ones take two registers' worth: both leave room for half the tile.
+    # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened in
+    # registers, and 32-bit elements need twice the registers of 16-bit ones: both get half the tile.
     tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
     tile_bytes //= 1 if element_bytes == dot_bytes == 2 else 2
     token_bytes = (block_d + block_v) * (element_bytes if dot_bytes == 2 else 4)
@@ -154,7 +155,7 @@ def choose_decode_tiling(
 
 
 def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:
-    """Rows of one CTA; further rows are items of their own and read the same K and V from the L2 cache."""
+    """Rows of a work item; further rows are other items, which read the same K and V from L2."""
     if rows * head_dim > _MAX_ACCUMULATOR_ELEMENTS:
         return _MAX_ACCUMULATOR_ELEMENTS // _next_power_of_two(head_dim)
     if dot_bytes == 4:
@@ -166,7 +167,7 @@ def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:
 def _warps_and_occupancy(
     block_g: int, block_d: int, block_n: int, element_bytes: int, dot_bytes: int
 ) -> tuple[int, int]:
-    """Warps that hold scores and accumulator in registers, and CTAs per SM that leave their loop enough."""
+    """Warps whose registers hold scores and accumulator, and the occupancy (CTAs per SM) with that many."""
     if block_g * block_d > _MAX_ACCUMULATOR_ELEMENTS:
         return 16, 1  # a head_dim that is not a power of two
     # The FMA units need both operands in registers.

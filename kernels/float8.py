@@ -15,7 +15,7 @@ E4M3_BITS_FACTOR = 256.0
 
 @triton.jit  # type: ignore[untyped-decorator]
 def to_float16(x: tl.tensor) -> tl.tensor:
-    """8-bit elements as float16, which holds each of their values; uint8 are the bits of float8 e4m3.
+    """8-bit elements as float16, which holds their values exactly; uint8 are the bits of float8 e4m3.
 
     The bits move to their place in float16: the sign stays in front, exponent and mantissa follow behind one
     exponent bit that stays 0. The result is too small by E4M3_BITS_FACTOR. The code of NaN becomes the

@@ -100,7 +100,7 @@ def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
 
 
 def unary_op(self: Any, arg: Any, op: Any) -> Any:
-    """Unary arithmetic, likewise."""
+    """Unary arithmetic; bfloat16 is computed in float32 and rounded."""
     if arg.dtype.scalar != tl.bfloat16:
         return _unary_op(self, arg, op)
     return TensorHandle(rounding.bf16_codes(op(_decoded(arg).data)), tl.bfloat16)

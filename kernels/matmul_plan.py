@@ -26,15 +26,16 @@ class MatmulPlan:
     """Operands as matrices, tiling, grid and workspace of one `prefill_matmul` call.
 
     Attributes:
-        x: [batch, rows, in_features]: a view of x, or a copy if its leading dimensions need over two strides.
+        x: [batch, rows, in_features]: a view of x, or a copy if two strides cannot express its leading
+            dimensions.
         weight: [batch, features, in_features]; a weight that all batches share has batch stride 0.
         tiling: tiling of the matmul kernel, its variant one that these operands allow.
         features: rows of the weight.
         gated: whether the weight holds gate and up rows, so that it has two rows per output column.
         whole_tiles: leading tiles that are not split along K.
         split_tiles: the other tiles: the split-K tail.
-        float8_bits: whether float8 e4m3 is decoded from its bits, for lack of instructions.
-        flattens: whether flattening the persistent tile loop pays; on sm_100 it adds too many instructions.
+        float8_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
+        flattens: whether to flatten the persistent tile loop; on sm_100 that adds too many instructions.
         imprecise_sums: K elements that the tensor cores may accumulate in low precision; None: no limit.
     """
 
@@ -135,7 +136,7 @@ def _as_matrices(x: torch.Tensor) -> torch.Tensor:
     for leading in range(x.dim()):
         try:
             return x.view(math.prod(x.shape[:leading]), math.prod(x.shape[leading:-1]), x.shape[-1])
-        except RuntimeError:  # these dimensions do not view as one
+        except RuntimeError:  # the strides of these dimensions do not merge
             continue
     return x.reshape(1, -1, x.shape[-1])
 
@@ -143,7 +144,7 @@ def _as_matrices(x: torch.Tensor) -> torch.Tensor:
 def _loads_16_bytes(operand: torch.Tensor) -> bool:
     """Whether Triton can load rows (or columns) 16 bytes at a time.
 
-    Its argument specialisation knows of a pointer, a stride or a size only whether 16 divides it.
+    Its argument specialisation records only whether 16 divides a pointer, a stride or a size.
     """
     for along, across in ((1, 0), (0, 1)):
         if operand.stride(along) == 1:

@@ -1,4 +1,4 @@
-"""What the matmul kernels are made of: the tile order, one K step, and the epilogue."""
+"""Device functions of the matmul kernels: the grouped (swizzled) tile order, one K step, and the epilogue."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def tile_of_item(
     """Batch, row block, column block and K steps [first_k, last_k) of a work item, in swizzled tile order.
 
     The first `whole_tiles` items are one tile each. The others are split-K: one of NUM_SPLITS chunks of K of
-    a tile, the chunks of a tile one after another. Inside a group of GROUP_M row blocks the order goes down
-    the rows first, so that tiles that run at once share panels of x and weight in L2.
+    a tile, in K order. Inside a group of GROUP_M row blocks the order goes down the rows first, so that tiles
+    that run at once share panels of x and weight in L2.
     """
     tile = item
     first_k = k_tiles * 0
@@ -78,9 +78,9 @@ def accumulate(
 ) -> tl.tensor:
     """Tensor-core step: adds x [BLOCK_M, BLOCK_K] times the transpose of weight [BLOCK_N, BLOCK_K] to `acc`.
 
-    Int8 weights are converted to the dtype of x, which holds each of their values. WEIGHT_FIRST swaps the
-    operands and accumulates the transposed product: weights may then come from registers, and fill the rows
-    of an instruction however few rows x has.
+    Int8 weights are converted to the dtype of x, which holds their values exactly. WEIGHT_FIRST swaps the
+    operands (swap AB) and accumulates the transposed product: weights may then come from registers, and fill
+    the rows of a tensor-core instruction even if x has few rows.
     """
     if FLOAT8_BITS:
         x = to_float16(x)
@@ -235,7 +235,7 @@ def _scaled(
     stride_bias: tl.tensor,
     stride_weight_scale: tl.tensor,
 ) -> tl.tensor:
-    """Sums of features times their scales, plus the bias."""
+    """Sums of features multiplied by their scales, plus the bias."""
     acc = acc * scale
     if weight_scale_ptr is not None:
         scales = tl.load(weight_scale_ptr + features * stride_weight_scale, mask=live_n, other=0.0)

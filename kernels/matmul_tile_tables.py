@@ -164,19 +164,19 @@ def many_row_tiles(problem: MatmulProblem, limits: GpuLimits) -> tuple[TileConfi
     generation = generation_of(limits)
     by_generation = _MANY_ROWS[problem.kind]
     tiles = by_generation[max(each for each in by_generation if each <= generation)]
-    # On sm_80 the largest tile leaves no registers for the masks of uneven columns.
+    # On sm_80 the largest tile leaves no registers for the masks of a partly used tile.
     tight = generation == 80 and problem.out_features % 256
     return tuple(tile for tile in tiles if not (tight and tile.n == 256))
 
 
 def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfig:
-    """The tile of `m` rows, 16 to 64, with as many stages as fit shared memory at its occupancy."""
+    """The tile of `m` rows, 16 to 64, with as many stages as fit in shared memory at its occupancy."""
     if problem.kind == "float32":
         return TileConfig(m=m, n=64, k=32 if m == 16 else 16, warps=4, stages=3)
     if not problem.aligned:
         return replace(_UNALIGNED_ROWS[problem.kind], m=m, per_sm=1)
     generation = generation_of(limits)
-    # With enough tiles to fill the GPU, wide ones read x from L2 less often.
+    # If wide tiles are enough to fill the GPU, they read x from L2 less often.
     wide = problem.out_features >= 2 * 64 * limits.sm_count
     pick = {"float16": _few_float16, "float8": _few_float8, "int8_weight": _few_int8, "tf32": _few_tf32}
     return _with_stages(pick[problem.kind](m, generation, wide), problem, limits)
@@ -204,7 +204,7 @@ def _few_float8(m: int, generation: int, wide: bool) -> TileConfig:
 
 
 def _few_int8(m: int, generation: int, _wide: bool) -> TileConfig:
-    """Tiles whose int8 weights are converted in registers; large ones convert with fewer instructions."""
+    """Tiles whose int8 weights are converted in registers; large tiles need fewer instructions for it."""
     large = TileConfig(m=m, n=128, k=64, warps=4, stages=0, per_sm=2)
     small = replace(large, n=64, k=128)
     if generation == 100:
@@ -218,15 +218,15 @@ def _few_int8(m: int, generation: int, _wide: bool) -> TileConfig:
 
 
 def _with_stages(tile: TileConfig, problem: MatmulProblem, limits: GpuLimits) -> TileConfig:
-    """The tile with as many pipeline stages as fit an SM's shared memory at its occupancy."""
-    room = min(limits.shared_bytes_per_block, limits.shared_bytes_per_sm // tile.per_sm - 1024)
-    stage = tile.k * (tile.m * problem.x_bytes + tile.n * problem.weight_bytes)
+    """The tile with as many pipeline stages as fit in an SM's shared memory at its occupancy."""
+    available_bytes = min(limits.shared_bytes_per_block, limits.shared_bytes_per_sm // tile.per_sm - 1024)
+    stage_bytes = tile.k * (tile.m * problem.x_bytes + tile.n * problem.weight_bytes)
     by_wgmma = generation_of(limits) in {90, 100} and (tile.m >= 64 or tile.weight_first)
     if problem.kind == "int8_weight" and by_wgmma and not tile.weight_first:
-        room -= tile.n * tile.k  # the converted weights
+        available_bytes -= tile.n * tile.k  # the converted weights
     # 1 KB for barriers and for the epilogue.
-    fit = (room - 1024) // stage
+    fitting = (available_bytes - 1024) // stage_bytes
     # mma.sync copies a tile to registers first, which frees its stage.
-    stages = max(2, min(16, fit if by_wgmma else fit + 1))
+    stages = max(2, min(16, fitting if by_wgmma else fitting + 1))
     # Without a limit the compiler may spill to use fewer registers.
     return replace(tile, stages=stages, max_registers=registers_for(tile.warps, tile.per_sm))

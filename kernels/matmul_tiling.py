@@ -38,10 +38,10 @@ PROGRAM_OVERHEAD_S = 1.5e-6
 SECOND_KERNEL_S = 3e-6
 
 SM_MEMORY_SHARE = 1.6
-"""One SM draws at most this many times its fair share of DRAM bandwidth while others are idle."""
+"""One SM draws at most this many times (DRAM bandwidth / SMs) while others are idle."""
 
 _FULL_GRID = 0.9  # fraction of the SMs that must have a CTA
-_GOOD_EFFICIENCY = 0.91
+_GOOD_EFFICIENCY = 0.91  # of the roofline: an estimate this good ends the search
 _LEAST_STEPS = 4  # K steps of a split: fewer only fill the pipeline
 _MOST_SPLITS = 8  # K splits of the tiles of a tail wave
 
@@ -111,13 +111,13 @@ class MatmulTiling:
 def choose_matmul_tiling(
     problem: MatmulProblem, limits: GpuLimits, variant: Variant | None = None
 ) -> MatmulTiling:
-    """The first of `matmul_tilings` whose estimate is near the roof; if none is, the fastest estimate.
+    """The first of `matmul_tilings` whose estimate is near the roofline; if none is, the fastest one.
 
     Args:
         problem: M, N, K and operand types.
         limits: the GPU to run on.
         variant: the only variant to choose; None means "descriptors" for many rows where operands and GPU
-            allow it and it pays, else "pointers".
+            allow it and it helps, else "pointers".
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
@@ -126,7 +126,7 @@ def choose_matmul_tiling(
     shortest = math.inf
     for tiling in _tilings(problem, limits, variant):
         seconds = _estimated_s(problem, tiling, limits)
-        # The largest tile reads least from L2: a smaller one, or split-K, must be needed to fill the GPU.
+        # The largest tile reads least from L2. Smaller tiles and split-K only help to fill the GPU.
         if _roof_s(problem, limits) >= _GOOD_EFFICIENCY * seconds:
             return tiling
         if seconds < shortest:
@@ -144,11 +144,11 @@ def matmul_tilings(
 
 def _tilings(problem: MatmulProblem, limits: GpuLimits, variant: Variant | None) -> Iterator[MatmulTiling]:
     if variant is None:
-        # Few rows stream their weights: there is no reuse for the TMA to help with. On sm_120, whose mma
+        # Few rows stream their weights, without reuse, so the TMA does not help. On sm_120, whose mma
         # instructions take operands from registers, the pointer loop has fewer instructions.
-        pays = problem.rows > FEW_ROWS and generation_of(limits) != 120
+        tma_helps = problem.rows > FEW_ROWS and generation_of(limits) != 120
         has_tma = limits.compute_capability >= TMA_FROM_CAPABILITY
-        variant = "descriptors" if problem.tma and has_tma and pays else "pointers"
+        variant = "descriptors" if problem.tma and has_tma and tma_helps else "pointers"
     if problem.rows <= FEW_ROWS and variant == "pointers":
         yield from _few_row_tilings(problem, limits)
         return
@@ -159,7 +159,7 @@ def _tilings(problem: MatmulProblem, limits: GpuLimits, variant: Variant | None)
 def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTiling]:
     """One tile holds all rows, and is so narrow that every SM gets one.
 
-    DRAM bandwidth on the weights is the bound: bytes in flight matter, so pipelines fill shared memory.
+    Reading the weights from DRAM is the bound: bytes in flight matter, so pipelines fill shared memory.
     """
     tile = few_row_tile(problem, max(16, 1 << (problem.rows - 1).bit_length()), limits)
     whole = _unsplit(tile, limits, group_m=1)
@@ -169,35 +169,35 @@ def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTi
     )
     least_columns = tile.n * (4 if costly else 2) // 5
     most_splits = max(1, math.ceil(problem.in_features / tile.k) // _LEAST_STEPS)
-    filling = []
+    tilings = []
     for splits in range(1, most_splits + 1):
         tiles = math.ceil(_FULL_GRID * limits.sm_count / (problem.batch * splits))
         columns = tile.n if tiles <= 1 else min(tile.n, _even_below(problem.out_features / (tiles - 1)))
         if columns >= least_columns:
             live = None if columns == tile.n else columns
-            filling.append(dataclasses.replace(whole, num_splits=splits, columns=live))
+            tilings.append(dataclasses.replace(whole, num_splits=splits, columns=live))
         if columns == tile.n:
             break
-    if not filling:  # too few weights for all SMs
-        filling = [dataclasses.replace(whole, num_splits=most_splits)]
-    return filling
+    if not tilings:  # too few weights for all SMs
+        tilings = [dataclasses.replace(whole, num_splits=most_splits)]
+    return tilings
 
 
 def _with_tail_splits(
     problem: MatmulProblem, tile: TileConfig, limits: GpuLimits, variant: Variant
 ) -> Iterator[MatmulTiling]:
-    """Tiles without split-K, then with the tiles of a tail wave split along K, so that it fills the GPU."""
-    slots = limits.sm_count * tile.per_sm
+    """The tiling without split-K, then with the tiles of the tail wave split along K, to fill the GPU."""
+    resident_ctas = limits.sm_count * tile.per_sm
     tiles = problem.batch * math.ceil(problem.rows / tile.m) * math.ceil(problem.out_features / tile.n)
-    tiling = _unsplit(tile, limits, group_m=_group_m(problem, tile, slots, limits))
+    tiling = _unsplit(tile, limits, group_m=_group_m(problem, tile, resident_ctas, limits))
     if variant == "warp_specialized":
         yield dataclasses.replace(tiling, variant=variant, max_registers=None)
         return
     tiling = dataclasses.replace(tiling, variant=variant)
     yield tiling
     steps = math.ceil(problem.in_features / tile.k)
-    for left in sorted({tiles % slots, tiles % limits.sm_count} - {0}):
-        most = min(max(_MOST_SPLITS, slots // left), steps // _LEAST_STEPS)
+    for left in sorted({tiles % resident_ctas, tiles % limits.sm_count} - {0}):
+        most = min(max(_MOST_SPLITS, resident_ctas // left), steps // _LEAST_STEPS)
         for splits in range(2, most + 1):
             yield dataclasses.replace(tiling, num_splits=splits, whole_tiles=tiles - left)
 
@@ -217,8 +217,8 @@ def _unsplit(tile: TileConfig, limits: GpuLimits, *, group_m: int) -> MatmulTili
     )
 
 
-def _group_m(problem: MatmulProblem, tile: TileConfig, slots: int, limits: GpuLimits) -> int:
-    """Group size of the tile order with the least DRAM traffic; of equals, the smallest L2 footprint.
+def _group_m(problem: MatmulProblem, tile: TileConfig, resident_ctas: int, limits: GpuLimits) -> int:
+    """Group size of the tile order with the least DRAM traffic; among equals, with the smallest L2 footprint.
 
     A wave of tiles covers `group` row blocks and `wave / group` column blocks. Rows of x are read once if L2
     keeps them until the next wave of the group, else once per wave. Weights are read once if L2 keeps all of
@@ -226,7 +226,7 @@ def _group_m(problem: MatmulProblem, tile: TileConfig, slots: int, limits: GpuLi
     """
     blocks_m = math.ceil(problem.rows / tile.m)
     blocks_n = math.ceil(problem.out_features / tile.n)
-    wave = min(slots, blocks_m * blocks_n)
+    wave = min(resident_ctas, blocks_m * blocks_n)
     x_block = tile.m * problem.in_features * problem.x_bytes
     weight_block = tile.n * problem.in_features * problem.weight_bytes
     result_tile = tile.m * tile.n * 2
@@ -257,7 +257,7 @@ def _estimated_s(problem: MatmulProblem, tiling: MatmulTiling, limits: GpuLimits
     """Estimated seconds: the larger of DRAM time and tensor-core time of the fullest SM, plus fixed costs."""
     flop_per_s, bytes_per_s = _rates(problem, limits)
     per_sm = max(1, tiling.programs // limits.sm_count)
-    slots = limits.sm_count * per_sm
+    resident_ctas = limits.sm_count * per_sm
     tiles = problem.batch * math.ceil(problem.rows / tiling.block_m)
     tiles *= math.ceil(problem.out_features / tiling.block_columns)
     whole = tiles if tiling.num_splits == 1 else min(tiling.whole_tiles, tiles)
@@ -266,8 +266,8 @@ def _estimated_s(problem: MatmulProblem, tiling: MatmulTiling, limits: GpuLimits
     step_s = 2.0 * tiling.block_m * tiling.block_n * tiling.block_k / flop_per_s
 
     def most_on_an_sm(items: int) -> int:
-        rounds, left = divmod(items, slots)
-        return rounds * per_sm + min(per_sm, math.ceil(left / limits.sm_count))
+        waves, left = divmod(items, resident_ctas)
+        return waves * per_sm + min(per_sm, math.ceil(left / limits.sm_count))
 
     most_whole, most_split = most_on_an_sm(whole), most_on_an_sm(splits)
     tensor_core_s = step_s * (most_whole * k_steps + most_split * math.ceil(k_steps / tiling.num_splits))
@@ -287,7 +287,7 @@ def _estimated_s(problem: MatmulProblem, tiling: MatmulTiling, limits: GpuLimits
 
 
 def _roof_s(problem: MatmulProblem, limits: GpuLimits) -> float:
-    """Roofline time: no schedule is faster."""
+    """Roofline time, the least that any schedule can take."""
     flop_per_s, bytes_per_s = _rates(problem, limits)
     memory_s = (problem.input_bytes + problem.result_bytes) / bytes_per_s
     return max(problem.operations / flop_per_s, memory_s) / limits.sm_count

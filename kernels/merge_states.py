@@ -2,8 +2,8 @@
 
 With outputs o and natural log-sum-exps l of two disjoint parts of a context:
     lse = log(exp(l1) + exp(l2))          o = exp(l1 - lse) o1 + exp(l2 - lse) o2
-Operations: 3 head_dim per row. Bytes: each state read and the result written once. DRAM bandwidth is the
-    bound.
+Operations: 3 head_dim per row. Bytes: each state read once and the result written once. DRAM bandwidth is the
+bound.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _merge_states_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     live_r = offs_r < rows
     live = live_r[:, None] & (offs_d < HEAD_DIM)[None, :]
-    at = offs_r[:, None] * HEAD_DIM + offs_d[None, :]
+    offs = offs_r[:, None] * HEAD_DIM + offs_d[None, :]
     lse = tl.load(lse_ptr + offs_r, mask=live_r, other=float("-inf"))
     lse2 = tl.load(lse2_ptr + offs_r, mask=live_r, other=float("-inf"))
     largest = tl.maximum(lse, lse2)
@@ -47,12 +47,12 @@ def _merge_states_kernel(
     weight, weight2 = tl.exp(lse - offset), tl.exp(lse2 - offset)
     total = weight + weight2
     some = tl.where(total == 0.0, 1.0, total)
-    o = tl.load(o_ptr + at, mask=live, other=0.0).to(tl.float32)  # [BLOCK_R, BLOCK_D]
-    o2 = tl.load(o2_ptr + at, mask=live, other=0.0).to(tl.float32)
+    o = tl.load(o_ptr + offs, mask=live, other=0.0).to(tl.float32)  # [BLOCK_R, BLOCK_D]
+    o2 = tl.load(o2_ptr + offs, mask=live, other=0.0).to(tl.float32)
     # The output of an empty part is ignored, even if it is NaN: 0 x NaN is NaN.
     o = tl.where((weight == 0.0)[:, None], 0.0, o * (weight / some)[:, None])
     o2 = tl.where((weight2 == 0.0)[:, None], 0.0, o2 * (weight2 / some)[:, None])
-    tl.store(out_ptr + at, (o + o2).to(out_ptr.dtype.element_ty), mask=live)
+    tl.store(out_ptr + offs, (o + o2).to(out_ptr.dtype.element_ty), mask=live)
     tl.store(out_lse_ptr + offs_r, tl.where(total == 0.0, float("-inf"), offset + tl.log(total)), mask=live_r)
 
 

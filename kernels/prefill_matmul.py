@@ -1,23 +1,23 @@
 """Batched prefill matmul: out[m, n] = activation(sum over k of x[m, k] weight[n, k], scaled, plus bias[n]).
 
 The rows of x are the tokens of one prompt, so M = tokens, N = out_features, K = in_features.
-Operations: 2 M N K. Bytes at least: (M K + N K + M N) elements. With M in the thousands the operations per
-byte, about M, are far above the balance point of a GPU, so the tensor cores are the bound. With few rows
-the weights' N K elements are nearly all bytes, and DRAM bandwidth is the bound.
+Operations: 2 M N K. Minimum bytes: those of M K + N K + M N elements. With M in the thousands the operations
+per byte, about M, are far above the balance point of a GPU, so the tensor cores are the bound. With few rows
+nearly all bytes are the N K elements of the weight, and DRAM bandwidth is the bound.
 
 A work item is a [BLOCK_M, BLOCK_N] tile of the output, or one K split of such a tile. Items run in grouped
 (swizzled) order, in groups of GROUP_M row blocks, so that tiles that run at once share rows of x and weight
 in L2. If there are too few tiles to fill the GPU, or wave quantization would leave most SMs idle in the tail
-wave, tiles are split along K (split-K; a stream-K-like tail): each split leaves float32 partial sums in a
-workspace, and a reduction kernel adds them in a fixed order. No atomics: the same bits every run.
+wave, tiles are split along K (split-K; a stream-K-like tail): each split stores float32 partial sums in a
+workspace, and a reduction kernel adds them in a fixed order. Without atomics the result has the same bits
+every run.
 
 There are two matmul kernels. One loads through pointers (cp.async), on any GPU and with any strides. The
 other is persistent and loads whole tiles with the TMA (tensor memory accelerator) of sm_90 and newer: each
-CTA loops over tiles. On sm_100 it can use warp specialization: some warps load, one issues
-the tensor-core instructions, others store.
+CTA loops over tiles. On sm_100 it can use warp specialization: some warps load, one issues the tensor-core
+instructions, others store.
 
-This file is over 400 lines because the three kernels and the only function that launches them belong
-together.
+This file is over 400 lines because three kernels and the only function that launches them belong together.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _tma_kernel(
     SLICES: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ) -> None:
-    """Persistent kernel: a tile loop over round-robin work items per CTA; the TMA loads the operands.
+    """Persistent kernel: each CTA loops over work items, assigned round-robin; the TMA loads the operands.
 
     FLATTEN merges the tile loop and the K loop, so that the loads of the next tile overlap the epilogue of
     this one. The epilogue stores columns in SLICES slices, which takes fewer registers.
@@ -189,10 +189,10 @@ def _tma_kernel(
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, BLOCK_N)
     k_tiles = tl.cdiv(in_features, BLOCK_K)
-    for at in tl.range(
+    for index in tl.range(
         tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
     ):
-        item = tl.cast(at, tl.int32)
+        item = tl.cast(index, tl.int32)
         batch, block_m, block_n, first_k, last_k = tile_of_item(
             item, whole_tiles, blocks_m, blocks_n, k_tiles, GROUP_M, NUM_SPLITS
         )
@@ -464,12 +464,12 @@ def _launch(
 
 
 def _per_row(scales: torch.Tensor | None) -> int:
-    """Stride of the scales: 1 if there is one per row, 0 if there is one in all."""
+    """Stride of the scales: 1 if there is one per row, 0 if there is a single one or none."""
     return 0 if scales is None or scales.numel() == 1 else 1
 
 
 def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
-    """Float8 e4m3 as bytes, which GPUs without instructions for it can load."""
+    """Float8 e4m3 as bytes, which GPUs without e4m3 instructions can load."""
     return operand.view(torch.uint8) if operand.dtype == torch.float8_e4m3fn else operand
 
 

@@ -98,8 +98,8 @@ def decode_attention(
     k_scales, v_scales = (_per_head(each, kv_heads) for each in (k_scale, v_scale))
     output = torch.zeros(*queries.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full(queries.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
-    for sequence, wanted in enumerate(context_lens.tolist()):
-        length = min(max(wanted, 0), capacity)
+    for sequence, context_len in enumerate(context_lens.tolist()):
+        length = min(max(context_len, 0), capacity)
         pages = None if block_table is None else block_table[sequence]
         for head in range(kv_heads):
             group = slice(head * (q_heads // kv_heads), (head + 1) * (q_heads // kv_heads))
@@ -171,13 +171,13 @@ def prefill_attention(
     kv_heads = k.shape[1]
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     rows = torch.arange(tokens, device=q.device) if rows is None else rows.to(q.device)
-    ahead = torch.arange(tokens, device=q.device) > rows[:, None]  # [rows, tokens]
+    future = torch.arange(tokens, device=q.device) > rows[:, None]  # [rows, tokens]
     output = torch.empty(batch, q_heads, len(rows), head_dim, dtype=torch.float64, device=q.device)
     for sequence in range(batch):
         for head in range(q_heads):
             kv_head = head // (q_heads // kv_heads)
             scores = _float64(q[sequence, head, rows]) @ _float64(k[sequence, kv_head]).T * scale
-            probabilities, _ = _softmax(scores.masked_fill(ahead, -math.inf))
+            probabilities, _ = _softmax(scores.masked_fill(future, -math.inf))
             output[sequence, head] = probabilities @ _float64(v[sequence, kv_head])
     return output
 
@@ -190,11 +190,11 @@ def _live(
         return cache[sequence, begin:end, head]
     page_size = cache.shape[1]
     # Unused slots of the first and last page are never read.
-    parts = []
-    for at in range(begin // page_size, -(-end // page_size)):
-        first, last = max(begin - at * page_size, 0), min(end - at * page_size, page_size)
-        parts.append(cache[int(pages[at]), first:last, head])
-    return torch.cat([_widened(part) for part in parts])
+    tokens = []
+    for page in range(begin // page_size, -(-end // page_size)):
+        first, last = max(begin - page * page_size, 0), min(end - page * page_size, page_size)
+        tokens.append(_widened(cache[int(pages[page]), first:last, head]))
+    return torch.cat(tokens)
 
 
 def _softmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

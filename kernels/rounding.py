@@ -74,7 +74,7 @@ E5M2_VALUES = E5M2.values(infinity=0x7C)
 
 
 def bf16_codes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """`BF16.encode` of float32 to nearest, by bit operations for speed: the interpreter does little else."""
+    """`BF16.encode` of float32 to nearest, by bit operations for speed: interpreted kernels call it most."""
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(BF16.nan), rounded).astype(np.uint16)

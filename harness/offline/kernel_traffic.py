@@ -41,7 +41,7 @@ _TENSORS = {
     "context_lens_ptr": "context_lens",
     "partial_ptr": "partial",
     "partial_lse_ptr": "partial_lse",
-    "parts_ptr": "parts",
+    "partial_counts_ptr": "partial_counts",
     "out_ptr": "out",
 }
 """Names in a case's work, by the kernels' parameters."""

@@ -149,8 +149,8 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     if len(programs) > 1 and tiling.num_splits != 1:
         block_rows = min(group, tiling.block_g)
         combine_programs = math.ceil(block_rows / math.ceil(block_rows / COMBINE_PROGRAMS))
-        written["parts"] = len(programs) * PARTS_RECORD_BYTES
-        read["parts"] = written["parts"] * combine_programs
+        written["partial_counts"] = len(programs) * PARTS_RECORD_BYTES
+        read["partial_counts"] = written["partial_counts"] * combine_programs
         read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES
         read["partial_lse"] = written["partial_lse"] = split_rows * PARTIAL_BYTES
     return TilingTraffic(read=read, written=written, operations=_decode_operations(case, tiling))

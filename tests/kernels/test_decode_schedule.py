@@ -122,8 +122,8 @@ def check_schedule(
         assert seen.loads_of(inputs[name]) == dict.fromkeys(live, 1)
     assert seen.stores_of(out) == dict.fromkeys(addresses(out), 1)
     # A partial is 16 numbers and their log-sum-exp; two more numbers direct the combine kernel.
-    parts = [len(touched) - 2 for touched in seen.by_program("stores", workspace).values()]
-    assert set(parts) <= {0, 17, 34} if not tiling.num_splits else set(parts) <= {0, 17}
+    sizes = [len(touched) - 2 for touched in seen.by_program("stores", workspace).values()]
+    assert set(sizes) <= ({0, 17} if tiling.num_splits else {0, 17, 34})
     assert set(seen.stores_of(workspace).values()) <= {1}
     expected_out, _ = reference.decode_attention(**inputs, window=window)
     assert decode_error(out, expected_out, inputs) <= 1
@@ -249,14 +249,14 @@ def test_traffic_is_within_5_percent_of_the_minimum():
     assert decode_error(output, reference.decode_attention(**inputs)[0], inputs) <= 1
 
 
-def without_last_partial(parts):
-    counts = parts.view(-1, 2)[:, 1]
+def without_last_partial(partial_counts):
+    counts = partial_counts.view(-1, 2)[:, 1]
     counts[counts > 0] -= 1
-    return parts
+    return partial_counts
 
 
 COMBINE_FAULTS = {
-    "skips_a_partial": {"parts_ptr": without_last_partial},
+    "skips_a_partial": {"partial_counts_ptr": without_last_partial},
     "reads_another_slot": {"NUM_SPLITS": lambda splits: 0 if splits else 1},
     "omits_v_scale": {"v_factor": lambda _: 1.0},
 }
@@ -295,6 +295,6 @@ def test_fault_of_a_missing_tile_is_found(monkeypatch, tiling):
 
 
 def test_fault_of_a_missing_combine_is_found(monkeypatch):
-    altered(monkeypatch, "_combine_kernel", parts_ptr=torch.zeros_like)
+    altered(monkeypatch, "_combine_kernel", partial_counts_ptr=torch.zeros_like)
     with pytest.raises(AssertionError):
         assert_right(decode_inputs([60], capacity=60), tiling=split(2))
