@@ -40,10 +40,10 @@ SECOND_KERNEL_S = 3e-6
 SM_MEMORY_SHARE = 1.6
 """One SM draws at most this many times (DRAM bandwidth / SMs) while others are idle."""
 
-_FULL_GRID = 0.9  # fraction of the SMs that must have a CTA
+_MIN_GRID_FILL = 0.9  # fraction of the SMs that must have a CTA
 _GOOD_EFFICIENCY = 0.91  # of the roofline: an estimate this good ends the search
-_LEAST_STEPS = 4  # K steps of a split: fewer only fill the pipeline
-_MOST_SPLITS = 8  # K splits of the tiles of a tail wave
+_MIN_SPLIT_STEPS = 4  # K steps of a split: fewer only fill the pipeline
+_MAX_TAIL_SPLITS = 8  # K splits of the tiles of a tail wave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +167,19 @@ def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTi
     costly = problem.kind == "int8_weight" or (
         generation_of(limits) == 100 and (tile.m == 64 or tile.weight_first)
     )
-    least_columns = tile.n * (4 if costly else 2) // 5
-    most_splits = max(1, math.ceil(problem.in_features / tile.k) // _LEAST_STEPS)
+    min_columns = tile.n * (4 if costly else 2) // 5
+    max_splits = max(1, math.ceil(problem.in_features / tile.k) // _MIN_SPLIT_STEPS)
     tilings = []
-    for splits in range(1, most_splits + 1):
-        tiles = math.ceil(_FULL_GRID * limits.sm_count / (problem.batch * splits))
+    for splits in range(1, max_splits + 1):
+        tiles = math.ceil(_MIN_GRID_FILL * limits.sm_count / (problem.batch * splits))
         columns = tile.n if tiles <= 1 else min(tile.n, _even_below(problem.out_features / (tiles - 1)))
-        if columns >= least_columns:
+        if columns >= min_columns:
             live = None if columns == tile.n else columns
             tilings.append(dataclasses.replace(whole, num_splits=splits, columns=live))
         if columns == tile.n:
             break
     if not tilings:  # too few weights for all SMs
-        tilings = [dataclasses.replace(whole, num_splits=most_splits)]
+        tilings = [dataclasses.replace(whole, num_splits=max_splits)]
     return tilings
 
 
@@ -197,7 +197,7 @@ def _with_tail_splits(
     yield tiling
     steps = math.ceil(problem.in_features / tile.k)
     for left in sorted({tiles % resident_ctas, tiles % limits.sm_count} - {0}):
-        most = min(max(_MOST_SPLITS, resident_ctas // left), steps // _LEAST_STEPS)
+        most = min(max(_MAX_TAIL_SPLITS, resident_ctas // left), steps // _MIN_SPLIT_STEPS)
         for splits in range(2, most + 1):
             yield dataclasses.replace(tiling, num_splits=splits, whole_tiles=tiles - left)
 

@@ -56,7 +56,7 @@ def _size_option(
     "--context",
     options.LENGTHS,
     "N,...",
-    "Tokens in the KV cache of each sequence in turn; may be 0.",
+    "Tokens in the KV cache of each sequence; may be 0. A larger --batch repeats the list.",
     default="1000,37",
 )
 @_size_option("--q-heads", 32, "Query heads.")
@@ -80,7 +80,7 @@ def _size_option(
 @wide_option
 @options.JSON
 def count_command(
-    kernels: tuple[str, ...], providers: tuple[str, ...], wide: bool, as_json: bool, **asked: Any
+    kernels: tuple[str, ...], providers: tuple[str, ...], wide: bool, as_json: bool, **arguments: Any
 ) -> int:
     """Count bytes and operations of kernels in Triton's interpreter; needs no GPU.
 
@@ -90,7 +90,7 @@ def count_command(
     """
     from ..core.gpus import find_gpu
 
-    gpu, cases = find_gpu(asked["gpu"], with_limits=True), _cases(asked)
+    gpu, cases = find_gpu(arguments["gpu"], with_limits=True), _cases(arguments)
     from .kernel_traffic import count_row
     from .sanitizer import SanitizerError
 
@@ -101,13 +101,14 @@ def count_command(
         functions = load_to_count(providers, cases)
     try:
         rows = [
-            count_row(cases[name], gpu, programs_per_sm=asked["programs_per_sm"], seed=asked["seed"])
+            count_row(cases[name], gpu, programs_per_sm=arguments["programs_per_sm"], seed=arguments["seed"])
             for name in (dict.fromkeys(kernels) or ([] if providers else cases))
         ]
     except SanitizerError as error:
         raise FailureError(f"memory fault: {error}") from error
     user_rows = [
-        count_user_function(function, cases[function.operation], seed=asked["seed"]) for function in functions
+        count_user_function(function, cases[function.operation], seed=arguments["seed"])
+        for function in functions
     ]
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": [*rows, *user_rows]}, indent=1, allow_nan=False))
@@ -117,7 +118,7 @@ def count_command(
     return 1 if any(row["status"] == "failed" for row in user_rows) else 0
 
 
-def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatmul]":
+def _cases(arguments: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatmul]":
     """The case of each kernel.
 
     Raises:
@@ -125,13 +126,13 @@ def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatm
     """
     from ..core.cases import DecodeAttention, PrefillMatmul
 
-    contexts, q_heads, kv_heads = asked["context"], asked["q_heads"], asked["kv_heads"]
-    head_dim = asked["head_dim"]
+    contexts, q_heads, kv_heads = arguments["context"], arguments["q_heads"], arguments["kv_heads"]
+    head_dim = arguments["head_dim"]
     if q_heads % kv_heads or q_heads > 64 * kv_heads:
         raise UsageError(f"--q-heads: {q_heads} is not 1 to 64 times --kv-heads {kv_heads}")
     if head_dim not in range(16, 257, 8):
         raise UsageError(f"--head-dim: {head_dim} is not a multiple of 8 from 16 to 256")
-    batch, longest = asked["batch"] or len(contexts), max(1, *contexts)
+    batch, longest = arguments["batch"] or len(contexts), max(1, *contexts)
     if batch * longest > MAX_TOKENS:
         raise UsageError(f"--context: {batch} sequences hold over {MAX_TOKENS} tokens, too many to interpret")
     if batch > MAX_SEQUENCES:
@@ -144,21 +145,21 @@ def _cases(asked: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatm
             q_heads=q_heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            dtype=asked["dtype"],
+            dtype=arguments["dtype"],
         ),
         "prefill_matmul": PrefillMatmul(
             phase="prefill",
             part="product",
-            rows=asked["rows"],
-            in_features=asked["in_features"],
-            out_features=asked["out_features"],
-            dtype=asked["dtype"],
+            rows=arguments["rows"],
+            in_features=arguments["in_features"],
+            out_features=arguments["out_features"],
+            dtype=arguments["dtype"],
         ),
     }
 
 
 def _text(row: Mapping[str, Any], *, wide: bool) -> str:
-    """A case of this package's kernels: its tensors, its operations, ops:bytes at each level."""
+    """The text of a case of this package's kernels: tensors, operations, ops:bytes at each level."""
     title = f"{row['case']} on {row['gpu']}"
     tiling = ", ".join(f"{name} {value}" for name, value in row["tiling"].items() if value is not None)
     lines = {"tiling": tiling}
@@ -195,7 +196,7 @@ def _text(row: Mapping[str, Any], *, wide: bool) -> str:
 
 
 def _user_text(row: Mapping[str, Any], *, wide: bool) -> str:
-    """A user's function: the tensors of each launch by parameter, and totals."""
+    """The text of a user's function: the tensors of each launch by parameter, and totals."""
     title = f"{row['kernel']}: {row['case']}"
     if row["status"] != "counted":
         return "\n".join((title, *_wrapped({row["status"]: row["reason"]}, wide=wide)))
@@ -224,7 +225,7 @@ def _operations(row: Mapping[str, Any]) -> str:
 
 
 def _wrapped(lines: Mapping[str, str], *, wide: bool) -> Iterator[str]:
-    """A line "name: value" for each, of at most 80 characters unless `wide`."""
+    """Lines "name: value", wrapped at 80 characters unless `wide`."""
     for name, value in lines.items():
         line = printable(f"{name}: {value}")
         yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")

@@ -1,4 +1,4 @@
-"""`decodetax inspect`: kernels compiled for GPUs that need not be there, with their modelled limits."""
+"""`decodetax inspect`: kernels compiled for GPUs that need not be present, with their modelled limits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def inspect_command(
     wide: bool,
     as_json: bool,
 ) -> int:
-    """Compile every kernel and variant for GPUs that need not be there, and bound what they can reach.
+    """Compile every kernel and variant for GPUs that need not be present, and bound what they can reach.
 
     Registers, spills, loads and loops are read from the machine code; headrooms and limits are modelled from
     them. Exit code 1 means that a kernel does not compile or does not fit the GPU.
@@ -112,14 +112,14 @@ def _compiled(gpus: tuple[str, ...], kernels: tuple[str, ...], dtype: str) -> li
         def on_row(row: Any) -> None:
             nonlocal done
             done += 1
-            share = done / (1.4 * len(cases) * len(gpus))  # a case has one or two launches
-            progress(min(0.99, share), f"{row.gpu} {row.kernel} {row.variant}")
+            fraction_done = done / (1.4 * len(cases) * len(gpus))  # a case has one or two launches
+            progress(min(0.99, fraction_done), f"{row.gpu} {row.kernel} {row.variant}")
 
         return [row.to_json() for row in inspect_cases(gpus, cases, on_row=on_row)]
 
 
 def _text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
-    """A table for each GPU and kernel, and a line for each row that is not ok."""
+    """A table for each GPU and kernel, then a line for each row that is not ok."""
     tables = []
     compiled = (row for row in rows if row["status"] == "ok")
     for (kernel, gpu), group in groupby(compiled, key=lambda row: (row["kernel"], row["gpu"])):

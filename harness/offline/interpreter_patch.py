@@ -53,8 +53,8 @@ def count_traffic(
     - races: another program of the launch accessed the same bytes, and one of the two stored without an
       atomic. Accesses are ordered if the later program made an acquiring atomic on an address where the
       earlier one made a releasing atomic after its access. Storing the same value twice is also a race;
-    - reads uninitialised memory: tensors made inside the block by torch.empty and its kin, and those given as
-      `uninitialized`, until torch or a kernel writes them.
+    - reads uninitialised memory: tensors made inside the block by torch.empty and its variants, and those
+      given as `uninitialized`, until torch or a kernel writes them.
 
     A launch that raises is not recorded. Blocks nest: an outer block also counts those of an inner one.
 
@@ -63,7 +63,7 @@ def count_traffic(
         known: further tensors that kernels reach through addresses in memory, as in a grouped GEMM.
 
     Yields:
-        What was counted so far; a launch is added when its call returns.
+        The launches counted so far; a launch is added when its call returns.
 
     Raises:
         RuntimeError: Triton compiles kernels in this process, so nothing can be counted.
@@ -141,7 +141,7 @@ class _InterpreterPatch:
         call = GridExecutor.__call__
 
         def counted_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._blocks:  # somebody else has wrapped this function since, and keeps it
+            if not self._blocks:  # another wrapper kept this function after the patch was removed
                 return call(executor, *args, **kwargs)
             return self._run_launch(call, executor, args, kwargs)
 
@@ -309,7 +309,7 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _handles(value: Any, converted: Any) -> Iterator[Any]:
-    """The interpreter's pointers of the same tensors, in the same order."""
+    """The interpreter's pointers to the tensors of `_tensors`, in the same order."""
     if isinstance(value, TensorDescriptor):
         yield converted.handle.base
     elif isinstance(value, tuple):

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .traffic import LaunchTraffic
 
 MAX_INTERPRETED_OPERATIONS = 3_000_000_000
-"""The interpreter takes about half a minute for them. A larger case is modelled only."""
+"""So many take the interpreter about half a minute. A larger case is only modelled."""
 
 MAX_CACHE_MODEL_STEPS = 4_000_000
-"""Tiles times steps along K; the L2 model takes about a minute for them."""
+"""Tiles times K steps; so many take the L2 model about a minute."""
 
 _TENSORS = {
     "x_ptr": "x",
@@ -44,7 +44,7 @@ _TENSORS = {
     "partial_counts_ptr": "partial_counts",
     "out_ptr": "out",
 }
-"""Names in a case's work, by the kernels' parameters."""
+"""Tensor names in a case's work, by parameter of the kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +116,12 @@ def count_case(case: CountedCase, tiling: Tiling, source: Source) -> KernelTraff
     """Run a case's kernel in the interpreter and count its traffic.
 
     Args:
-        case: of a size for the interpreter, which takes about ten seconds for 10^9 operations.
-        tiling: of the kernel.
+        case: small enough for the interpreter, which takes about ten seconds for 10^9 operations.
+        tiling: tiling of the kernel.
         source: draws the inputs, on the CPU.
 
     Raises:
-        ValueError: the tiling is of the other operation, or the kernel does not take the case.
+        ValueError: the tiling is for the other operation, or the kernel does not support the case.
         RuntimeError: Triton compiles kernels in this process.
         SanitizerError: the kernel made a faulty memory access.
     """
@@ -146,12 +146,13 @@ def count_row(case: CountedCase, gpu: Gpu, *, programs_per_sm: int, seed: int) -
 
     Args:
         case: what to count.
-        gpu: the host function chooses the tiling for it; its L2 is modelled.
+        gpu: GPU whose tiling is counted and whose L2 is modelled.
         programs_per_sm: programs that an SM holds at one time, for the L2 model.
-        seed: of the inputs.
+        seed: seed of the inputs.
 
     Returns:
-        Names with `modelled_` are modelled, all others counted; with status "modelled" nothing was counted.
+        Fields that begin with `modelled_` are modelled, all others counted; with status "modelled" nothing
+        was counted.
 
     Raises:
         SanitizerError: the kernel made a faulty memory access.
@@ -202,14 +203,14 @@ def _prepared(case: CountedCase, tiling: Any, source: Source) -> Callable[[], ob
 def _tensors(
     case: CountedCase, modelled: TilingTraffic, launches: Sequence[LaunchTraffic]
 ) -> dict[str, KernelTensor]:
-    """The tensors of all launches; a tensor that one launch writes and the next reads is one."""
+    """The tensors of all launches; a tensor that one launch writes and the next reads counts as one."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
     for launch in launches:
         for parameter, tensor in launch.tensors.items():
             name = _TENSORS[parameter]
             sums[name]["bytes_requested"] += tensor.bytes_requested
             sums[name]["bytes_written"] += tensor.bytes_written
-            # Launches that share a tensor touch the same bytes of it; of the output each writes other rows.
+            # Launches touch the same bytes of a tensor; of the output each launch writes other rows.
             both = sum if name == "out" else max
             sums[name]["bytes_distinct"] = both((sums[name]["bytes_distinct"], tensor.bytes_distinct))
             sums[name]["sectors"] = both((sums[name]["sectors"], tensor.sectors))
@@ -233,7 +234,7 @@ def _cache_row(
 ) -> dict[str, Any] | None:
     """A matmul's modelled traffic through the GPU's L2.
 
-    None for decode attention, which reads its KV cache once in any order, and for a matmul of so many steps
+    None for decode attention, which reads its KV cache once in any order, and for a matmul of so many K steps
     that the model would take minutes.
     """
     if not isinstance(case, PrefillMatmul):

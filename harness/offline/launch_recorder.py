@@ -59,10 +59,10 @@ class LaunchRecorder:
         return bool(self._tensors)
 
     def bind(self, handles: Iterable[Any]) -> None:
-        """Take the addresses of the tensors in order, and tag those of arguments.
+        """Store the addresses of the tensors in order, and tag those of arguments.
 
         Args:
-            handles: the interpreter's pointer for each tensor; None for a tensor that is no argument.
+            handles: the interpreter's pointer to each tensor; None for a tensor that is not an argument.
         """
         for tag, ((name, tensor), handle) in enumerate(zip(self._inputs, handles, strict=True), start=1):
             address = tensor.data_ptr() if handle is None else int(handle.data.item())
@@ -101,9 +101,9 @@ class LaunchRecorder:
         """Count and check one instruction of a program, before it is executed.
 
         Args:
-            addresses: tagged, of each lane.
+            addresses: tagged address of each lane.
             mask: lanes that access memory; None for all.
-            element_bytes: of each lane.
+            element_bytes: bytes that each lane accesses.
             loads: whether the instruction loads; a read-modify-write loads and stores.
             stores: whether it stores.
             atomic: whether its store is atomic.
@@ -115,7 +115,7 @@ class LaunchRecorder:
             The addresses without tags.
 
         Raises:
-            SanitizerError: an unmasked lane is at fault.
+            SanitizerError: an unmasked lane makes a faulty access.
         """
         verb = "updates" if loads and stores else "writes" if stores else "reads"
         for tensor, offsets in self._by_tensor(addresses, mask, element_bytes, verb):
@@ -184,7 +184,7 @@ class LaunchRecorder:
         self, addresses: Addresses, mask: NDArray[np.bool_] | None, element_bytes: int, verb: str
     ) -> Iterator[tuple[TensorShadow, Offsets]]:
         """The unmasked lanes by tensor, as byte offsets from the start of its storage."""
-        if addresses.size == 1:  # a scalar: numpy would take longer than the interpreter itself
+        if addresses.size == 1:  # a scalar: the general path would take longer than the interpreter itself
             if mask is not None and not mask.any():
                 return
             address = addresses.item()

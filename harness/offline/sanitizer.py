@@ -1,11 +1,11 @@
 """Memory sanitizer of interpreted launches: out-of-bounds accesses, data races, uninitialised reads.
 
-None of these faults shows in a result: the interpreter runs programs (CTAs) one after another, on memory that
-has neighbours. Shadow memory therefore keeps, for each granule that a launch accesses, the epoch of the last
-load, store and atomic. An epoch is the part of a program between two releasing atomics. Two accesses are
-ordered if one program made both, or if the later program acquired, with an atomic, what the earlier program
-released after its access. This is the happens-before relation of FastTrack (Flanagan and Freund, PLDI 2009),
-for programs in the order in which the interpreter ran them.
+These faults need not show in a result: the interpreter runs programs (CTAs) one after another, and an
+out-of-bounds address often lies in other mapped memory. Shadow memory therefore keeps, for each granule that
+a launch accesses, the epoch of the last load, store and atomic. An epoch is the part of a program between two
+releasing atomics. Two accesses are ordered if one program made both, or if the later program acquired, with
+an atomic, what the earlier program released after its access. This is the happens-before relation of
+FastTrack (Flanagan and Freund, PLDI 2009), for programs in the order in which the interpreter ran them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SanitizerError(RuntimeError):
         kind: "bounds", "race" or "uninitialized".
         tensor: parameter name of the tensor; empty if the address lies in no known tensor.
         program: grid index of the program that made the access.
-        byte_offset: of the access, from the first byte of the tensor; an address if the tensor is unknown.
+        byte_offset: offset of the access in the tensor; an address if the tensor is unknown.
     """
 
     def __init__(self, message: str, *, kind: Fault, tensor: str, program: Program, byte_offset: int) -> None:
@@ -82,7 +82,7 @@ class HappensBefore:
         self._acquired |= self._released_by(releases)
 
     def release(self, releases: Epochs) -> int:
-        """Release all accesses that the running program made or acquired, and the earlier `releases` there.
+        """Release all accesses that the running program made or acquired, and those of earlier `releases`.
 
         Returns:
             The epoch that the release ends.
@@ -173,13 +173,13 @@ class TensorShadow:
     """A tensor argument of a launch: its place in a storage, the epochs of its accesses, and its traffic.
 
     Args:
-        name: of the parameter.
+        name: name of the parameter.
         storage: shadow of the storage that the tensor views.
         offset: bytes from the start of the storage to the first element.
         span: bytes from the start of the first element to the end of the last.
-        element_bytes: for messages.
+        element_bytes: bytes of an element, for messages.
         addressed: for each element of the span, whether the view's strides address it; None if all are.
-        order: of the launch.
+        order: happens-before relation of the launch.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class TensorShadow:
         self._logged_granules, self._max_logged_granules = 0, _MAX_LOGGED_GRANULES
         self._sector_lanes: Epochs | None = None
         storage.tensors.append(self)
-        # This tensor is one of them; views side by side cannot conflict.
+        # Includes this tensor. Views that do not overlap cannot conflict.
         self._overlapping = [other for other in storage.tensors if self._overlaps(other)]
         for other in self._overlapping:
             if other is not self:
@@ -278,7 +278,7 @@ class TensorShadow:
             self._sector_lanes[sectors] = 1
             return 1
         lanes = _lane_numbers(sectors.size)
-        self._sector_lanes[sectors] = lanes  # of the lanes in one sector, the last one stays
+        self._sector_lanes[sectors] = lanes  # each sector keeps its last lane
         return int(np.count_nonzero(self._sector_lanes[sectors] == lanes))
 
     def end_program(self) -> None:
@@ -294,7 +294,7 @@ class TensorShadow:
         """The tensor's traffic in the programs that have ended."""
         if self._sector_lanes is None:
             return TensorTraffic()
-        # Only the sectors that were accessed: those of a large cache are many.
+        # Only the sectors that were accessed: a large cache has many.
         sectors = np.flatnonzero(self._sector_lanes != 0)
         none = np.zeros((sectors.size, self.storage.granules_per_sector), np.bool_)
         accesses: tuple[Access, ...] = ("load", "store", "atomic")
@@ -369,8 +369,8 @@ class TensorShadow:
 
 
 def _zeros(count: int) -> Epochs:
-    """Zeros of which only the pages that are written take memory and time."""
-    # numpy asks for huge pages, and the system clears all 2 MiB of one when a program touches a few bytes.
+    """Zeros; only pages that are written take memory and time."""
+    # numpy asks for huge pages, and the system clears all 2 MiB of one at the first access.
     if count < _HUGE_PAGE_BYTES // 4:
         return np.zeros(count, np.int32)
     return np.frombuffer(mmap.mmap(-1, 4 * count), np.int32)

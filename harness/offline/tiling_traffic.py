@@ -1,4 +1,4 @@
-"""Modelled traffic and operations of a tiling: the formulas that counted kernels are compared with."""
+"""Modelled traffic and operations of a tiling: the formulas with which counted figures are compared."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
     power of two; a context's remainder after tiles of BLOCK_N is rounded up to 16 tokens.
 
     Raises:
-        ValueError: the tiling is of the other operation.
+        ValueError: the tiling is for the other operation.
     """
     if isinstance(case, PrefillMatmul) and isinstance(tiling, MatmulTiling):
         return _matmul_traffic(case, tiling)
     if isinstance(case, DecodeAttention) and isinstance(tiling, DecodeTiling):
         return _decode_traffic(case, tiling)
     raise ValueError(
-        f"tiling is a {type(tiling).__name__}, which does not go with a {type(case).__name__}; it must be a "
+        f"tiling is a {type(tiling).__name__}, but the case is a {type(case).__name__}; it must be a "
         "MatmulTiling for a PrefillMatmul or a DecodeTiling for a DecodeAttention"
     )
 
@@ -137,7 +137,7 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     split_items = {(chunk.sequence, chunk.kv_head, chunk.row_block): chunk for chunk in split_chunks}
     combined_rows = sum(map(rows_of, split_items.values()))
     cache_bytes = sum(chunk.end - chunk.begin for chunk in chunks) * case.head_dim * element_bytes
-    # With on-device scheduling a CTA sums all lengths, finds its tiles among them, and reads two again.
+    # With on-device scheduling a CTA sums all lengths, reads them again to find its chunk, and then two more.
     length_bytes = _LENGTH_BYTES if tiling.num_splits else 2 * lengths_bytes + 2 * _LENGTH_BYTES
     read = {
         "q": sum(map(rows_of, chunks)) * case.head_dim * element_bytes,

@@ -1,4 +1,4 @@
-"""Tracks uninitialised memory: tensors of torch.empty and its kin, until torch or a kernel writes them."""
+"""Tracks uninitialised memory: tensors of torch.empty and its variants, until something writes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class UninitializedShadow:
     """For each granule of one storage, whether nothing has written it.
 
     Args:
-        storage: may be freed later; the shadow is then meaningless.
+        storage: not kept alive; once it is freed, the shadow is meaningless.
         granule_bytes: size of a granule at first.
     """
 
@@ -62,7 +62,7 @@ class UninitializedShadow:
             self.granule_bytes = granule_bytes
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mask as a view of the tensor's shape; with a last dimension of granules if it has several."""
+        """The mask in the tensor's shape, with a last dimension of granules if an element has several."""
         element_bytes = tensor.element_size()
         self.refine(element_bytes)
         granules = element_bytes // self.granule_bytes

@@ -1,6 +1,6 @@
 """A user's own function (`--provider` of `count` and `inspect`): its Triton kernels, counted and compiled.
 
-Its tiling is unknown, so only the case's minimum is modelled.
+The tiling of such a kernel is unknown, so only the case's minimum is modelled.
 """
 
 import os
@@ -48,7 +48,7 @@ _COMPILED_CASES: dict[str, dict[str, PrefillMatmul | DecodeAttention]] = {
         )
     },
 }
-"""Cases to compile for, by operation and name; sizes of the default variants of our own kernels."""
+"""Cases to compile for, by operation and name; the sizes are those of `variants.default_cases`."""
 
 
 def load_to_count(
@@ -82,8 +82,8 @@ def count_user_function(
 
     Args:
         function: computes the case's operation.
-        case: of a size for the interpreter.
-        seed: of the inputs.
+        case: small enough for the interpreter.
+        seed: seed of the inputs.
 
     Returns:
         Status "counted", with each launch; or "failed", with the reason and without figures.
@@ -103,7 +103,7 @@ def count_user_function(
     except Exception as error:  # noqa: BLE001  (the function is the user's and may raise anything)
         reason = one_line(error)
     if not reason and not traffic.bytes_written:
-        reason = "no Triton kernel of it writes anything, so that there is nothing to count"
+        reason = "its Triton kernels write nothing, so there is nothing to count"
     if reason:
         return {**row, "reason": reason}
     moved_bytes = traffic.bytes_requested + traffic.bytes_written
@@ -126,25 +126,25 @@ def compile_user_functions(names: Sequence[str], gpus: Sequence[Gpu], dtype: str
 
     Args:
         names: MODULE:FUNCTION.
-        gpus: to compile for; they need not be there.
-        dtype: of the inputs; "all" for each of `COMPILED_DTYPES`.
+        gpus: GPUs to compile for; they need not be present.
+        dtype: dtype of the inputs; "all" for each of `COMPILED_DTYPES`.
 
     Returns:
         A row per launch; one "failed" row if the function raises or launches nothing.
 
     Raises:
-        UsageError: there is no such function, it runs Triton's interpreter, or it takes no such dtype.
+        UsageError: there is no such function, it runs Triton's interpreter, or the dtype is not one of these.
     """
     if dtype not in ("all", *COMPILED_DTYPES):
         dtypes = ", ".join(COMPILED_DTYPES)
-        raise UsageError(f"--dtype: {dtype!r} does not go with --provider; all, {dtypes} do")
+        raise UsageError(f"--dtype: with --provider it must be all, {dtypes}, not {dtype!r}")
     os.environ.pop("TRITON_INTERPRET", None)
     rows: list[CompiledRow] = []
     with options.stdout_to_stderr():
         for function in load_user_functions(names).values():
             if interpreting():
                 raise UsageError(
-                    f"--provider: {function.name} sets TRITON_INTERPRET before it imports Triton, so that "
+                    f"--provider: {function.name} sets TRITON_INTERPRET before it imports Triton, so "
                     "nothing is compiled"
                 )
             for gpu in gpus:

@@ -297,7 +297,7 @@ def test_rejects_a_module_that_cannot_be_imported(folder, text, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dtype", "e4m3"), "--dtype: 'e4m3' does not go with --provider; all, bf16, fp16, fp32 do"),
+        (("--dtype", "e4m3"), "--dtype: with --provider it must be all, bf16, fp16, fp32, not 'e4m3'"),
         ((), "my_kernel:my_product sets TRITON_INTERPRET before it imports Triton"),  # as this process does
     ],
     ids=["dtype", "interpreter"],
