@@ -1,10 +1,10 @@
-"""Cases: what is timed, each with a readable id and its work; and the cases of a sweep.
+"""Benchmark cases, each with its id, operations and bytes; and all cases of a sweep.
 
-An operation's stem names its case, kernel, oracle and tests. A projection of a decode step is a
-`PrefillMatmul` too: the same GEMM with as many rows as sequences.
+One name, such as `decode_attention`, stands for an operation's case, kernel, oracle and tests. A projection
+of a decode step is a `PrefillMatmul` too: the same GEMM with one row per sequence.
 
-Cases are msgspec structs, so that a case read from a run file is checked by the types of its fields; the tag
-`operation` tells which case it is.
+Cases are msgspec structs: the types of their fields check a case read from a run file, and the tag
+`operation` selects its class.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class MatmulShape(Struct, Generic[_Size], frozen=True, kw_only=True):
     """x [rows, in_features] times weight [out_features, in_features] transposed.
 
     Attributes:
-        rows: M; an average over experts may be fractional.
+        rows: M; fractional where it is an average over experts.
         in_features: K.
         out_features: N.
     """
@@ -40,14 +40,14 @@ class MatmulShape(Struct, Generic[_Size], frozen=True, kw_only=True):
 
     @property
     def operations(self) -> _Size:
-        """2 M N K: a multiply-add is 2."""
+        """2 M N K: a multiply-add counts as 2."""
         return 2 * self.rows * self.in_features * self.out_features
 
 
 class PrefillMatmul(
     MatmulShape[Size], frozen=True, kw_only=True, tag_field="operation", tag="prefill_matmul"
 ):
-    """A projection in one dtype; one of a decode step has a row a sequence."""
+    """A projection in one dtype; in a decode step it has one row per sequence."""
 
     operation: ClassVar[str] = "prefill_matmul"
     phase: Phase
@@ -73,10 +73,10 @@ class PrefillMatmul(
 
 
 class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decode_attention"):
-    """Grouped-query attention (GQA) of one new token a sequence over its KV cache.
+    """Grouped-query attention (GQA) of one new token per sequence over its KV cache.
 
     Attributes:
-        contexts: tokens in the cache, a length a sequence.
+        contexts: cached tokens of each sequence.
     """
 
     operation: ClassVar[str] = "decode_attention"
@@ -90,7 +90,7 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
 
     @property
     def batch(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return len(self.contexts)
 
     @property
@@ -107,7 +107,7 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
         return f"decode/attention/b{self.batch}-c{contexts}-{heads}/{self.dtype}"
 
     def work(self) -> Work:
-        """2 products of 2 operations per query head, cached token and element; K and V are read once."""
+        """Two products, each 2 operations per query head, cached token and element; K and V are read once."""
         size = ELEMENT_BYTES[self.dtype]
         tokens = sum(self.contexts)
         product = 2 * tokens * self.q_heads * self.head_dim
@@ -140,7 +140,7 @@ class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation",
         return f"prefill/attention/s{self.sequences}-p{self.prompt}-{heads}/{self.dtype}"
 
     def work(self) -> Work:
-        """2 products of 2 operations per query head, visible (query, key) pair and element."""
+        """Two products, each 2 operations per query head, visible (query, key) pair and element."""
         size = ELEMENT_BYTES[self.dtype]
         pairs = self.sequences * self.prompt * (self.prompt + 1) // 2
         product = 2 * pairs * self.q_heads * self.head_dim
@@ -153,11 +153,11 @@ class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation",
 
 
 class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decoder_layer"):
-    """One whole decoder layer: norms, rotary embedding, projections, attention, activation, residuals.
+    """One complete decoder layer: norms, rotary embedding, projections, attention, activation, residuals.
 
     Attributes:
-        tokens: of each prompt in prefill; in decode, tokens in each cache after the step.
-        rows: of a projection's input: at most so many a forward in prefill; the sequences in decode.
+        tokens: prompt length in prefill; cached tokens per sequence after the step in decode.
+        rows: most input rows of a projection in one forward; in decode, the number of sequences.
     """
 
     operation: ClassVar[str] = "decoder_layer"
@@ -171,7 +171,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
 
     @property
     def query_tokens(self) -> int:
-        """Tokens of a sequence that pass through the layer."""
+        """New tokens of a sequence, which pass through the layer."""
         return self.tokens if self.phase == "prefill" else 1
 
     @property
@@ -197,7 +197,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
         return PrefillAttention(sequences=self.sequences, prompt=self.tokens, dtype=self.dtype, **heads)
 
     def work(self) -> Work:
-        """Operations of projections and attention (the elementwise rest has less than 1% of them).
+        """Operations of projections and attention; elementwise operations, less than 1%, are not counted.
 
         Bytes are the layer's own inputs and outputs: hidden states, weights, the cache that decode reads and
         the keys and values that both phases write to it.
@@ -228,7 +228,7 @@ Case = PrefillMatmul | DecodeAttention | PrefillAttention | DecoderLayer
 
 
 def attention_heads(model: LanguageModel) -> dict[str, int]:
-    """The head counts and the head dimension of a model, as an attention case takes them."""
+    """A model's head counts and head dimension, under the field names of an attention case."""
     return {"q_heads": model.q_heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
 
 
@@ -246,11 +246,13 @@ def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: s
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCases:
-    """What one token passes through, and how many tokens share one call of each.
+    """The cases that a token passes through, and the number of tokens that share one call of each.
 
     Attributes:
-        projections, attention: of one layer.
-        layer: one whole layer, of the sweep's shortest prompt or context.
+        projections, attention: cases of one layer.
+        layer: one complete layer, at the sweep's shortest prompt or context.
+        lm_head: the projection to logits.
+        projection_tokens, attention_tokens, lm_head_tokens: tokens per call.
     """
 
     projections: tuple[PrefillMatmul, ...]
@@ -278,7 +280,7 @@ class Sweep:
 
     @property
     def prompts(self) -> tuple[int, ...]:
-        """The prompts that occur, ascending."""
+        """The distinct prompt lengths, ascending."""
         return tuple(sorted({self.prompt_of(context) for context in self.contexts}))
 
     def prefill_matmul(self, projection: Projection) -> PrefillMatmul:
@@ -286,7 +288,7 @@ class Sweep:
         return projection_case(projection, phase="prefill", rows=self.prefill_tokens, dtype=self.dtype)
 
     def prefill_attention(self, model: LanguageModel, prompt: int) -> PrefillAttention:
-        """Attention of as many prompts as fill one forward, at least one."""
+        """Attention of as many prompts as fit into one forward, at least one."""
         return PrefillAttention(
             sequences=max(1, self.prefill_tokens // prompt),
             prompt=prompt,
@@ -320,7 +322,7 @@ class Sweep:
         )
 
     def output_token(self, model: LanguageModel, batch: int, context: int) -> TokenCases:
-        """The cases of an output token: those of a decode step, which its sequences share."""
+        """The cases of an output token: those of a decode step, shared by its sequences."""
         *projections, lm_head = (
             projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
             for projection in (*model.projections, model.lm_head)

@@ -13,25 +13,25 @@ class UsageError(ValueError):
 
 
 class FailureError(RuntimeError):
-    """Something went wrong that no other argument would have helped against: one line."""
+    """A failure that no argument causes, such as a full disk: one line."""
 
 
 def one_line(error: BaseException, *, most: int = 300) -> str:
-    """The kind of an error and what it says, if it says anything, in one line that a terminal can show."""
+    """An error's type and message in one printable line of about `most` characters."""
     try:
-        said = printable(str(error))[:most].rstrip()
-    except Exception:  # noqa: BLE001  (whatever its author made of it)
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        message = printable(str(error))[:most].rstrip()
+    except Exception:  # noqa: BLE001  (`__str__` of a user's exception may raise anything)
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def printable(text: str) -> str:
-    """A text in one line, without what a terminal would take for a command."""
+    """Text in one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def short_repr(value: object) -> str:
-    """A value in one line of at most 80 characters, for a message; never all of a list or an object."""
+    """A value in one line of at most 80 characters, for a message; of a list or an object only the size."""
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"
     if isinstance(value, list):

@@ -13,12 +13,12 @@ OPEN_FILES = ("/dev/stdin", "/dev/fd/")
 
 
 def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
-    """Read a regular file or an open pipe of UTF-8, with or without a byte order mark.
+    """Read UTF-8 text, with or without a byte order mark, from a regular file or an open pipe.
 
     Args:
         path: the file.
         kind: what the file should be, for the message, such as "price file".
-        max_mib: largest size, in MiB; it keeps a wrong path from being read whole.
+        max_mib: largest size, in MiB, so that a huge file given by mistake is not read.
 
     Raises:
         UsageError: the file cannot be read, is larger, or is not UTF-8; one line that does not name the file.
@@ -39,9 +39,9 @@ def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:
 
 
 def read_user_json(path: Path, kind: str, *, max_mib: int) -> Any:
-    """Read a regular file or an open pipe of JSON; the arguments are those of `read_user_text`.
+    """Read JSON from a regular file or an open pipe; the arguments are those of `read_user_text`.
 
-    NaN, infinities and the last of several equal keys are read as Python reads them.
+    As in Python's `json`, NaN and infinities are read, and the last of several equal keys counts.
 
     Raises:
         UsageError: as `read_user_text`, or the file is not JSON; one line that does not name the file.
@@ -65,10 +65,10 @@ def file_problem(target: Path) -> str | None:
     """Why a file cannot be written, or None.
 
     Raises:
-        OSError: its folder is not there or cannot be written to.
+        OSError: its folder does not exist or cannot be written to.
     """
     if target.exists() and not target.is_file():
-        return "is no regular file"
+        return "is not a regular file"
     if target.exists() and not os.access(target, os.W_OK):
         return "is write-protected"
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=".decodetax-"):
@@ -85,7 +85,7 @@ def folder_problem(folder: Path) -> str | None:
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        return "is no folder" if nearest == folder.resolve() else f"{str(nearest)!r} is no folder"
+        return "is not a folder" if nearest == folder.resolve() else f"{str(nearest)!r} is not a folder"
     with tempfile.NamedTemporaryFile(dir=nearest, prefix=".decodetax-"):
         return None
 

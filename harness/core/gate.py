@@ -2,7 +2,7 @@
 
 Tolerances are derived here and nowhere else. The error of an output row is
 ||actual - expected|| / ||expected|| in the Euclidean norm; the worst row decides. The oracles are passed in
-(`kernels.reference`), so that this module needs no kernels.
+(`kernels.reference`), so this module imports no kernels.
 """
 
 import math
@@ -20,7 +20,7 @@ SAFETY = 2.0
 """Each term below is a typical size (root mean square); the worst of thousands of rows is within twice it."""
 
 COLUMN_STEP = 128
-"""One column in every 128 of a product is checked: a tile of that width cannot be wrong unseen in any row."""
+"""One column in every 128 of a product is checked, so in every row a wrong tile of that width is found."""
 
 SAMPLED_TOKENS = 33
 """Query tokens checked in each sequence of a long prompt, the first and the last among them."""
@@ -51,8 +51,8 @@ def tolerance(dtype: torch.dtype, *, reduction: int, roundings: int = 1) -> floa
 def row_errors(actual: Tensor, expected: Tensor) -> Tensor:
     """Relative L2 error of each row (the last dimension), as float64 [rows].
 
-    A row is infinitely wrong where NaN or an infinity stands in one and not the same in the other; where
-    the expected row is all zeros it must be met exactly. Non-finite elements that agree are right.
+    The error is infinite if a non-finite element of one tensor is not the same in the other, or if the
+    expected row is all zeros and the actual one is not. Non-finite elements that agree count as correct.
 
     Raises:
         ValueError: shapes that differ.
@@ -71,7 +71,7 @@ def row_errors(actual: Tensor, expected: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate found: the worst row, its error, and the tolerance it was held against."""
+    """The gate's result: the worst row, its error, and the tolerance."""
 
     relative_error: float
     tolerance: float
@@ -84,7 +84,7 @@ class Verdict:
 
     @property
     def reason(self) -> str | None:
-        """Why it did not pass; None where it did."""
+        """Why it did not pass; None if it passed."""
         if self.passed:
             return None
         return (
@@ -94,7 +94,7 @@ class Verdict:
 
 
 def judge(actual: Tensor, expected: Tensor, *, bound: float) -> Verdict:
-    """Hold `actual` against `expected` (same shape, any float dtypes); `bound` is on each row's error."""
+    """Compare `actual` with `expected` (same shape, any float dtypes); `bound` limits each row's error."""
     errors = row_errors(actual, expected)
     worst = int(errors.argmax())
     return Verdict(relative_error=float(errors[worst]), tolerance=bound, worst_row=worst)
@@ -113,8 +113,8 @@ class Gate:
     """The expected output of a case at the sampled positions.
 
     Attributes:
-        select: takes the sampled positions from an output; rows along the last dimension.
-        expected: float64 oracle at those positions.
+        select: function that takes the sampled positions from an output; rows along the last dimension.
+        expected: the float64 oracle's output at those positions.
         bound: largest relative error of a row.
     """
 
@@ -132,9 +132,9 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
 
     Args:
         case: a PrefillMatmul, DecodeAttention or PrefillAttention.
-        inputs: of that case.
+        inputs: the inputs of that case.
         oracles: compute the expected output in float64.
-        all_columns: check every column of a product; affordable for small ones only.
+        all_columns: whether to check every column of a product; affordable for small ones only.
 
     Raises:
         TypeError: the inputs belong to another case.
@@ -152,7 +152,7 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
             output, _ = oracles.decode_attention(
                 inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens
             )
-            # Scores and probabilities may be kept in the storage dtype; the output is.
+            # Scores and probabilities may be rounded to the storage dtype; the output is.
             bound = tolerance(dtype, reduction=case.capacity, roundings=3)
             return Gate(select=lambda out: out, expected=output, bound=bound)
         case PrefillAttention(), PrefillAttentionInputs():
@@ -166,7 +166,7 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
 
 
 def sampled_tokens(count: int, device: torch.device) -> Tensor:
-    """Positions of the query tokens to check, of `count`."""
+    """Positions of the query tokens to check among `count`."""
     return sampled(count, -(-count // SAMPLED_TOKENS), device)
 
 

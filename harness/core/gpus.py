@@ -174,7 +174,7 @@ def find_gpu(name: str, *, with_limits: bool = False) -> Gpu:
 
 @functools.cache
 def _by_name() -> Mapping[str, Gpu]:
-    """Every name of every GPU, as `_key` writes it."""
+    """GPUs by each of their names, normalised by `_key`."""
     names: dict[str, Gpu] = {}
     for gpu in sorted(gpu_table().values(), key=lambda each: each.sm_limits is None):
         words = gpu.name.split("-")

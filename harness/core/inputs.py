@@ -22,8 +22,8 @@ class Source:
     """Draws standard normal tensors quickly: copies one block of numbers from a random offset.
 
     Args:
-        device: of the tensors.
-        seed: of the numbers and offsets.
+        device: device of the tensors.
+        seed: seed of the numbers and offsets.
         keep_above_bytes: a weight of at least this size is reused by the next case of its shape. Must exceed
             the caches, so that a reused weight is never cached.
     """
@@ -50,7 +50,7 @@ class Source:
         return out if scale == 1.0 else out.mul_(scale)
 
     def weight(self, out_features: int, in_features: int, *, dtype: torch.dtype) -> Tensor:
-        """A weight [out_features, in_features] that maps standard normal rows to such rows."""
+        """A weight [out_features, in_features] that maps standard normal rows to standard normal rows."""
         key, scale = (out_features, in_features, dtype), in_features**-0.5
         if self._kept and self._kept[0] == key:
             return self._kept[1]

@@ -166,7 +166,7 @@ class LanguageModel:
             "sliding window": self.window_layers > 0,
             "multi-head latent attention (MLA)": self.latent is not None,
         }
-        return "; ".join(part for part, there in parts.items() if there) or None
+        return "; ".join(part for part, present in parts.items() if present) or None
 
     @property
     def lm_head(self) -> Projection:
@@ -334,9 +334,9 @@ def _config_path(text: str) -> Path:
 
 
 def _name_of(path: Path) -> str:
-    """A model's name: that of its file, or of the directory of a file called `config.json`.
+    """A model's name: the name of its file, or of the directory if the file is called `config.json`.
 
-    In Hugging Face's cache, `models--organisation--model/snapshots/<commit>/config.json`, the model's own.
+    In Hugging Face's cache, `models--organisation--model/snapshots/<commit>/config.json`, it is `model`.
     """
     path = path.absolute()
     cached = [part.rpartition("--")[2] for part in path.parts if part.startswith("models--")]

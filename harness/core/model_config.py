@@ -1,4 +1,4 @@
-"""Reads the shapes of a language model from a Hugging Face `config.json`; refuses models they misdescribe."""
+"""Reads a language model's shapes from a Hugging Face `config.json`; refuses models it cannot describe."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ _EXPERT_INTERMEDIATE_SIZE = ("mixtral", "gpt_oss", "phimoe", "granitemoe", "jetm
 # Families whose config.json may omit the pattern: every layer except each n-th uses a sliding window.
 _WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 
-# Families that the projections of a gated decoder layer misdescribe, by `model_type`.
+# Families that are no stack of gated decoder layers, by `model_type`, and why.
 _OTHER_FAMILIES = {
     "its MLP is not gated": (
         "arcee bloom biogpt codegen falcon gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt "
@@ -40,10 +40,10 @@ _REASON_OF_FAMILY = {family: reason for reason, names in _OTHER_FAMILIES.items()
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
-    """Reads a `config.json`; of a multimodal one, its `text_config`.
+    """Reads a `config.json`; in a multimodal one, its `text_config`.
 
     Returns:
-        The fields of a `LanguageModel` but its name; `source` says how the file was read.
+        The fields of a `LanguageModel` except its name; `source` says how the file was read.
 
     Raises:
         UsageError: the file cannot be read, is not a JSON object, lacks fields, holds fields of a wrong type,
@@ -90,7 +90,7 @@ def _reasons_to_refuse(outer: dict[str, Any], config: dict[str, Any]) -> Iterato
     if isinstance(layer_types, list):
         others = [kind for kind in layer_types if kind not in ("full_attention", "sliding_attention")]
         if others:
-            yield f"not every layer is attention to all or a window (layer_types has {short_repr(others[0])})"
+            yield f"not every layer is full or sliding attention (layer_types has {short_repr(others[0])})"
 
 
 def _window(config: dict[str, Any]) -> tuple[int | None, int]:
@@ -105,7 +105,7 @@ def _window(config: dict[str, Any]) -> tuple[int | None, int]:
         return (window, sliding) if sliding else (None, 0)
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and window >= positions:
-        return None, 0  # it never cuts a context that the model takes
+        return None, 0  # the window covers the longest context
     pattern = config.get("sliding_window_pattern", _WINDOW_PATTERNS.get(str(config.get("model_type"))))
     if pattern is not None:
         pattern = _checked_size("sliding_window_pattern", pattern)

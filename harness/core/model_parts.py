@@ -84,5 +84,5 @@ class LatentAttention:
 
     @property
     def cached_elements(self) -> int:
-        """Elements that a token leaves in a layer's cache: the latent and the rotary key."""
+        """Elements that a token adds to a layer's cache: the latent and the rotary key."""
         return self.kv_rank + self.rope_head_dim

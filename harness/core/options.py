@@ -1,4 +1,4 @@
-"""Options of the commands: parsers that name a bad text in one line, and what commands share."""
+"""Command-line options that commands share, and parsers that turn a bad value into a one-line error."""
 
 import contextlib
 import sys
@@ -97,7 +97,7 @@ def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
 
 
 def positive(expected: str, *, most: float, least: float = 0.0) -> Parser:
-    """A callback that takes a number above 0, said to be `expected`."""
+    """A callback that parses a number above 0; `expected` names the quantity in the error."""
     bounds = f"from {least:g} to {most}" if least else f"above 0, at most {most}"
     return parsed(lambda text: positive_number(text, most=most, least=least), f"{expected} {bounds}")
 
@@ -142,7 +142,7 @@ SHARE = parsed(_share, "a share from 0 to 1")
 
 
 def user_function_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option --provider, which takes functions of the user's own and may be repeated."""
+    """The option --provider: functions of the user's own; it may be repeated."""
     return click.option("--provider", "providers", multiple=True, metavar="MODULE:FUNCTION", help=help_text)
 
 

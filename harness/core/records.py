@@ -1,4 +1,4 @@
-"""What a run keeps: ceilings, rows, gaps and checks; their types are the schema of a run file."""
+"""The records of a run: ceilings, rows, gaps and checks; their types are the schema of a run file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Status = Literal["ok", "failed", "skipped", "unsupported"]
 Provenance = Literal["measured", "datasheet"]
 
 SMALLEST, LARGEST = 1e-24, 1e24
-"""Beyond any time, rate or size in a run file, and far from what overflows when multiplied."""
+"""Limits of the numbers in a run file: beyond any real time, rate or size; their products do not overflow."""
 
 Positive = Annotated[float, Meta(ge=SMALLEST, le=LARGEST)]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
@@ -26,11 +26,11 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 COUNTER_NAMES = ("dram_bytes_read", "dram_bytes_written", "matrix_active_share")
-"""Hardware counters of a row: DRAM bytes of all launches of a call, and the share of the time that tensor
-cores were active, in the launch in which it is largest."""
+"""Hardware counters of a row: DRAM bytes of all launches of a call; and the share of time with active tensor
+cores, the largest of all launches."""
 
 TOKEN_PARTS = ("projections", "attention", "rest", "lm_head")
-"""What a token's time is made of; "rest" is a whole layer less its projections and attention."""
+"""Parts of a token's time; "rest" is the time of a complete layer minus its projections and attention."""
 
 
 def _require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -48,14 +48,15 @@ class Ceiling:
     """A rate that the device cannot exceed, measured on it or given by its datasheet.
 
     Attributes:
-        dtype: of a matmul; None for a bandwidth.
-        flop_per_s: of a matmul, dense.
-        detail: how the rate was found, or the datasheet and its footnotes.
-        samples_s: seconds of each call at the size that was fastest; empty for a datasheet.
+        dtype: dtype of the matmul; None for a bandwidth.
+        bandwidth_bytes_per_s: bandwidth; None for a matmul or if unknown.
+        flop_per_s: dense matmul rate; None for a bandwidth or if unknown.
+        detail: how the rate was measured, or the datasheet and its footnotes.
+        samples_s: seconds of each call at the fastest size; empty for a datasheet.
         work: operations or bytes of one such call; None for a datasheet.
-        reason: why there is no rate, where there is none.
-        call: the fastest of several functions that do the same work; empty where there is only one.
-        rounds: for each sample the round of the run it was taken in, from 0; empty in older files.
+        reason: why the rate is unknown; None if it is known.
+        call: the fastest of several functions that do the same work; empty if there is only one.
+        rounds: round of the run, from 0, in which each sample was taken; empty in older files.
 
     Raises:
         ValueError: the fields contradict one another.
@@ -82,11 +83,11 @@ class Ceiling:
 
     @property
     def rate(self) -> float | None:
-        """Bytes or operations per second; None where it is not known."""
+        """Bytes or operations per second; None if unknown."""
         return self.bandwidth_bytes_per_s if self.bandwidth_bytes_per_s is not None else self.flop_per_s
 
     def with_round(self, samples_s: Sequence[float], number: int) -> Self:
-        """This ceiling with samples of the same call in a later round: the fastest of all makes the rate."""
+        """This ceiling with samples of the same call in a later round; the rate is that of the fastest."""
         faster = max(1.0, min(self.samples_s) / min(samples_s))
         rates = {
             name: rate * faster
@@ -103,7 +104,7 @@ class Ceiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Roof:
-    """The two roofs of one provenance, for one dtype; None where unknown."""
+    """Peak compute and memory bandwidth of one provenance, for one dtype; None where unknown."""
 
     flop_per_s: float | None
     bandwidth_bytes_per_s: float | None
@@ -118,13 +119,13 @@ class Roof:
 
     @property
     def balance_operations_per_byte(self) -> float | None:
-        """Operations per byte at which both roofs take equally long."""
+        """The ridge point: operations per byte at which compute and memory take equally long."""
         if self.flop_per_s is None or self.bandwidth_bytes_per_s is None:
             return None
         return self.flop_per_s / self.bandwidth_bytes_per_s
 
     def roofline_time_s(self, work: Work) -> tuple[float, Literal["compute", "memory"]] | None:
-        """Seconds that work takes at least under this roof, and which side says so."""
+        """Minimum seconds of some work under this roof, and which side limits it."""
         if self.flop_per_s is None or self.bandwidth_bytes_per_s is None:
             return None
         compute_s = work.operations / self.flop_per_s
@@ -134,18 +135,19 @@ class Roof:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One case by one provider: its status and, where ok, its samples.
+    """One case run by one provider: its status and, if ok, its samples.
 
     Attributes:
         relative_error, tolerance: the largest relative L2 error of an output row at the gate, and its limit.
         samples_s: seconds of each call, in the order they were taken; empty unless ok.
         method: how the samples were taken.
-        clock_before_hz, clock_after_hz: SM clock around the samples, where the device reports it.
-        throttle_reasons: why the device lowered its clock, where it reports that it did.
-        tiling: the tuned tiling that the provider used; None where it chose one itself.
-        variant: the variant that ran, of a kernel that has several.
-        rounds: for each sample the round of the run it was taken in, from 0; empty in older files.
-        counters: by COUNTER_NAMES, where hardware counters were read.
+        input_copies: copies of the inputs that the calls use in turn.
+        clock_before_hz, clock_after_hz: SM clock before and after the samples; None if not reported.
+        throttle_reasons: why the device lowered its clock; empty if it did not, or does not report it.
+        tiling: the tuned tiling that the provider used; None if it chose one itself.
+        variant: the kernel variant that ran; None for a kernel without variants.
+        rounds: round of the run, from 0, in which each sample was taken; empty in older files.
+        counters: hardware counters by COUNTER_NAMES; None if they were not read.
 
     Raises:
         ValueError: the fields contradict one another.
@@ -189,10 +191,10 @@ class Row:
         return summarise(self.samples_s, self.rounds)
 
     def with_round(self, later: "Row") -> "Row":
-        """This row and the same of a later round, as one.
+        """This row merged with that of a later round.
 
-        Samples are put together where both are ok. A result that was wrong or broke in any round counts; what
-        a later round could not run for another reason leaves what was measured before.
+        The samples are joined if both rows are ok. A later failure replaces this row; a row that was skipped
+        later keeps its samples.
         """
         if self.status != "ok":
             return self
@@ -209,7 +211,7 @@ class Row:
         )
 
     def figures(self, measured: Roof, datasheet: Roof) -> dict[str, float | str | None] | None:
-        """Rates and shares of the roofs; None unless the row is ok. Provenance: measured."""
+        """Rates and their shares of the roofs; None unless the row is ok. Provenance: measured."""
         if self.status != "ok":
             return None
         work, time_s = self.case.work(), self.time_s.median
@@ -226,7 +228,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class InterpreterCheck:
-    """A Triton kernel in the interpreter on a small twin of a case, compared with the oracle; not timed."""
+    """A Triton kernel run in the interpreter on a small case and compared with the oracle; not timed."""
 
     case: Case
     provider: str
@@ -242,13 +244,14 @@ class Gap:
 
     Attributes:
         prompt: tokens of the prompt that the input token belongs to.
-        input_parts_s, output_parts_s: seconds of device time a token over all layers, by TOKEN_PARTS.
+        input_parts_s, output_parts_s: device seconds per token over all layers, by TOKEN_PARTS.
         providers: the fastest provider by case id.
-        prefill_layer_over_parts, decode_layer_over_parts: time of a whole layer over that of its parts.
-        triton_gap: the gap of the Triton kernels alone, where all of them ran.
+        prefill_layer_over_parts, decode_layer_over_parts: time of a complete layer over that of its parts.
+        triton_gap: the gap of the Triton kernels alone; None if one of them did not run.
+        usd_per_hour: price of the device, US dollars per hour; None if unknown.
 
     Raises:
-        ValueError: a part is missing, or the parts sum to nothing.
+        ValueError: a part is missing, or the parts sum to 0.
     """
 
     batch: Size
@@ -285,11 +288,11 @@ class Gap:
         return self.output_s_per_token / self.input_s_per_token
 
     def usd_per_mtok(self, s_per_token: float) -> float | None:
-        """Dollars for a million tokens that take this long each, at the price of the device."""
+        """US dollars of a million tokens of `s_per_token` seconds each; None without a price."""
         return None if self.usd_per_hour is None else s_per_token * 1e6 * self.usd_per_hour / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """The gap as a JSON object: its fields and what follows from them."""
+        """The gap as a JSON object: its fields and derived figures."""
         entry = to_builtins(self) | {
             "input_s_per_token": self.input_s_per_token,
             "output_s_per_token": self.output_s_per_token,
@@ -304,11 +307,11 @@ class Gap:
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything one `decodetax run` found; it grows during the run, so that an interrupted run can be kept.
+    """All results of one `decodetax run`; it grows during the run, so that an interrupted run can be kept.
 
     Attributes:
-        broken: what broke the run off.
-        counters_reason: why it lacks the hardware counters that it was asked to read.
+        broken: the error that ended the run early; None if there was none.
+        counters_reason: why requested hardware counters are missing; None if none are.
     """
 
     environment: Mapping[str, Any]
@@ -334,7 +337,7 @@ class Run:
 
     @property
     def datasheet(self) -> Roof:
-        """The datasheet's roof; empty for an unknown device."""
+        """The datasheet's roof; without figures for an unknown device."""
         return Roof.of(self.ceilings, dtype=self.dtype, provenance="datasheet")
 
     @property
@@ -344,7 +347,7 @@ class Run:
         return [entry for entry in entries if entry.status == "failed"]
 
     def to_json(self) -> dict[str, Any]:
-        """The run as a JSON object of version SCHEMA_VERSION: its fields and what follows from them."""
+        """The run as a JSON object of version SCHEMA_VERSION: its fields and derived figures."""
         measured, datasheet = self.measured, self.datasheet
         return {
             "schema_version": SCHEMA_VERSION,

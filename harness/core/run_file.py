@@ -1,4 +1,4 @@
-"""Reads a run back from the JSON that `decodetax run` wrote."""
+"""Reads the JSON file of a run that `decodetax run` wrote."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,7 +58,7 @@ class _Settings(Struct):
 
 
 class _KnownFacts(Struct):
-    """What reports read by name; records.py has the types of the lists."""
+    """The fields that reports read by name; records.py types the lists."""
 
     environment: _Environment
     settings: _Settings
@@ -71,7 +71,7 @@ class _KnownFacts(Struct):
 
 
 class _AllFacts(Struct):
-    """What environment and settings may hold besides: nothing deeper, and only numbers that JSON has."""
+    """Limits on the other facts of environment and settings: their depth, and finite numbers."""
 
     environment: _Facts
     settings: _Facts
@@ -93,7 +93,7 @@ def read_run(path: Path) -> Run:
 
 
 def run_of(document: Any) -> Run:
-    """The run that `Run.to_json` made this JSON value of.
+    """The run of a JSON value that `Run.to_json` made.
 
     Raises:
         ValidationError: it is not a valid run.
@@ -114,7 +114,7 @@ def run_of(document: Any) -> Run:
 
 
 def _with_case(entry: Any) -> Any:
-    """A row or check whose "case" is its shape, tagged with the operation as the schema of cases has it."""
+    """A row or check with its "shape" as "case", tagged with the operation for the schema of cases."""
     if not isinstance(entry, dict):
         return entry
     shape = entry.get("shape")

@@ -1,4 +1,4 @@
-"""The statistics of samples: medians with their intervals, Student's t, and Holm's correction."""
+"""Statistics of samples: medians with their intervals, Student's t, and Holm's correction."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ class Summary:
 
 
 def round_medians(samples: Sequence[float], rounds: Sequence[int]) -> list[float]:
-    """The median of each round's samples, in the order of rounds; `rounds` holds a number a sample.
+    """The median of each round's samples, in the order of rounds; `rounds` has the round of each sample.
 
     Raises:
         ValueError: not as many rounds as samples.
@@ -34,20 +34,20 @@ def round_medians(samples: Sequence[float], rounds: Sequence[int]) -> list[float
 def summarise(samples: Sequence[float], rounds: Sequence[int] = ()) -> Summary:
     """Median of `samples` (any unit, at least one) with its 95% interval.
 
-    Within one round it is the bootstrap's percentile interval of the median, that of infinitely many
-    resamplings. For an even number of samples the lower bound is the lower middle sample's and the upper
-    bound the upper one's, so the interval errs on the wide side.
+    Within one round it is the percentile bootstrap interval of the median, in the limit of infinitely many
+    resamplings. For an even number of samples the lower bound is that of the lower middle sample and the
+    upper bound that of the upper one, so the interval is rather too wide than too narrow.
 
-    Samples of one round share what the machine did during it, so they say little about the next round. With
+    Samples of one round share the state of the machine, so they say little about the next round. With
     several rounds the interval is widened to the median +- t s / sqrt(rounds), where s is the standard
-    deviation of the rounds' medians and t is Student's, but to no less than the smallest sample.
+    deviation of the rounds' medians and t is Student's t; its lower bound is at least the smallest sample.
 
     Args:
-        samples: in the order they were taken.
-        rounds: for each sample the round it was taken in; empty when all are of one round.
+        samples: samples in the order they were taken.
+        rounds: the round of each sample; empty if all are of one round.
 
     Raises:
-        ValueError: no samples, or not as many rounds.
+        ValueError: there are no samples, or not as many rounds as samples.
     """
     if not samples:
         raise ValueError("samples: is empty, needs at least one")
@@ -58,8 +58,8 @@ def summarise(samples: Sequence[float], rounds: Sequence[int] = ()) -> Summary:
     high = _bootstrap_quantile(ordered, upper_rank, 0.975)
     medians = round_medians(samples, rounds) if rounds else []
     if len(medians) > 1:
-        # As printed tables have it, to three decimals and 30 degrees of freedom: a run file's intervals are
-        # then the same in every version.
+        # Three decimals and at most 30 degrees of freedom, as in printed tables: earlier versions did so, and
+        # the intervals of a run file must not change.
         t = round(t_quantile(0.025, min(len(medians) - 1, 30)), 3)
         half = t * statistics.stdev(medians) / math.sqrt(len(medians))
         low, high = min(low, max(median - half, ordered[0])), max(high, median + half)
@@ -80,17 +80,17 @@ def _bootstrap_quantile(ordered: Sequence[float], rank: int, quantile: float) ->
 
 
 def t_tail(t: float, freedom: float) -> float:
-    """P(T > t) of Student's t distribution with so many degrees of freedom."""
+    """P(T > t) of Student's t distribution with `freedom` degrees of freedom."""
     return float(special.stdtr(freedom, -t))
 
 
 def t_quantile(tail: float, freedom: float) -> float:
-    """The t above which a share `tail` of Student's t distribution lies."""
+    """The t for which P(T > t) = `tail` in Student's t distribution with `freedom` degrees of freedom."""
     return -float(special.stdtrit(freedom, tail))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for their number by Holm's step-down method; the order stays.
+    """Correct p values for multiple tests by Holm's step-down method; the order stays.
 
     The smallest of m is multiplied by m, the next by m - 1, and so on; none becomes smaller than one before
     it, or larger than 1. Comparing them with 0.05 keeps the chance of any false finding among all below 5%,

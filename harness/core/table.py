@@ -60,11 +60,11 @@ class Column:
     """One column of a table.
 
     Attributes:
-        heading: for people, with the unit where `show` does not write it.
-        name: for files, with its unit, such as "median_s"; the heading where it is empty.
-        provenance: of its figures, such as "measured"; empty where the column only names a row.
-        show: a value other than None as text.
-        wide: shown in a terminal only with `--wide`.
+        heading: text above the column, with the unit unless `show` writes it.
+        name: name in CSV and JSON, with its unit, such as "median_s"; empty means the heading.
+        provenance: origin of its figures, such as "measured"; empty for a column that only names a row.
+        show: formats a value other than None.
+        wide: whether a terminal shows it only with `--wide`.
     """
 
     heading: str
@@ -85,11 +85,11 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of plain values, a value a column; None where a row has none.
+    """Rows of plain values, one per column; None where a row has no value.
 
     Attributes:
-        title: for people.
-        id: names the table in files and links.
+        title: text above the table.
+        id: name of the table in files and links.
     """
 
     columns: tuple[Column, ...]
@@ -185,7 +185,7 @@ class Table:
 
 
 def _with_values(table: Table, columns: Sequence[Column]) -> Table:
-    """A table of those columns that hold a value in any row."""
+    """The table with those of the columns that hold a value in any row."""
     kept = [
         at
         for at, column in enumerate(table.columns)
@@ -228,7 +228,7 @@ def _captions(table: Table, *, wide: bool) -> Iterator[str]:
 
 
 def _shrink(widths: list[int], texts: Sequence[int]) -> None:
-    """Narrow the widest columns of text until the table fits a terminal, as far as that goes."""
+    """Narrow the widest columns of text until the table fits a terminal, as far as possible."""
     for _ in range(sum(widths) + BETWEEN_COLUMNS * (len(widths) - 1) - TERMINAL_COLUMNS):
         widest = max(texts, key=lambda at: widths[at], default=None)
         if widest is None or widths[widest] <= MIN_TEXT_COLUMNS:
@@ -239,7 +239,7 @@ def _shrink(widths: list[int], texts: Sequence[int]) -> None:
 def _wrapped(text: str, width: int, *, indent: str = " ") -> list[str]:
     """Lines of at most `width` characters, broken after a space or a slash; longer words after a hyphen too.
 
-    All but the first are indented, so that text of a file begins no line of a terminal.
+    All but the first are indented, so that no line of a terminal begins with text of a file.
     """
     lines, most = [""], width - len(indent)
     for word in re.findall(r"[^ /]*[ /]|[^ /]+", text):
@@ -252,7 +252,7 @@ def _wrapped(text: str, width: int, *, indent: str = " ") -> list[str]:
 
 
 def _merged(rows: Sequence[list[list[str]]]) -> Iterator[list[list[str]]]:
-    """Rows of wrapped cells, those with the same first cell as one row."""
+    """Rows of wrapped cells; successive rows with the same first cell become one row."""
     for first, same in groupby(rows, key=lambda row: row[0]):
         others: list[list[str]] = [[] for _ in rows[0][1:]]
         for row in same:

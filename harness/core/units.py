@@ -6,9 +6,9 @@ _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits, and every digit before the point: 1,810, 282.4, 0.012.
+    """A number with `digits` significant digits, and all digits before the point: 1,810, 282.4, 0.012.
 
-    Only what rounds to less than 0.0001 has an exponent.
+    Only numbers below 0.0001 have an exponent.
     """
     if not math.isfinite(value):
         return str(value)

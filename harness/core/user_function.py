@@ -28,8 +28,8 @@ class UserFunction:
         name: MODULE:FUNCTION, as given.
         operation: "prefill_matmul" or "decode_attention".
         module: the module it was loaded from.
-        function: what is called.
-        takes_out: whether it has a parameter `out` and is given the output to write to.
+        function: the function itself.
+        takes_out: whether it has a parameter `out`, to which it writes its output.
     """
 
     name: str
@@ -42,7 +42,7 @@ class UserFunction:
         """The function's result on MatmulInputs or DecodeAttentionInputs.
 
         Raises:
-            TypeError: the result is no tensor, or has another dtype, shape or device than `inputs.out`.
+            TypeError: the result is not a tensor of the dtype, shape and device of `inputs.out`.
             RuntimeError: the function tried to end the process.
         """
         operands = [getattr(inputs, name) for name in SIGNATURES[self.operation]]
@@ -55,7 +55,7 @@ class UserFunction:
             raise RuntimeError(f"raised {one_line(error)}") from error
         result = inputs.out if result is None and self.takes_out else result
         if _kind(result) != _kind(inputs.out):
-            raise TypeError(f"gave {_kind(result)}, not {_kind(inputs.out)}")
+            raise TypeError(f"returned {_kind(result)}, not {_kind(inputs.out)}")
         output: Tensor = result
         return output
 
@@ -65,9 +65,9 @@ class UserFunction:
         return any(map(_has_triton_kernel, self._reached_modules()))
 
     def _reached_modules(self) -> Iterator[ModuleType]:
-        """The function's own module, the one it was loaded from, and those these two import names from.
+        """The function's own module, the module it was loaded from, and all that these two import from.
 
-        PyTorch's, Triton's and NumPy's modules are left out.
+        Modules of PyTorch, Triton and NumPy are left out.
         """
         home = sys.modules.get(getattr(inspect.unwrap(self.function), "__module__", ""))
         own = [self.module, *([home] if home else [])]
@@ -93,15 +93,15 @@ def load_user_functions(names: Sequence[str]) -> dict[str, UserFunction]:
 def load_user_function(name: str) -> UserFunction:
     """Import a function and find the operation that it computes.
 
-    Its first parameters tell the operation: `x, weight` as in `kernels.prefill_matmul`, or
-    `q, k_cache, v_cache, context_lens` as in `kernels.decode_attention`. A parameter `out` is given the
-    output to write to. All other parameters need a default.
+    Its first parameters determine the operation: `x, weight` as in `kernels.prefill_matmul`, or
+    `q, k_cache, v_cache, context_lens` as in `kernels.decode_attention`. A parameter `out` receives the
+    output tensor to write to. All other parameters need a default.
 
     Args:
         name: MODULE:FUNCTION; modules of the current folder are found too.
 
     Raises:
-        UsageError: there is no such function, or it takes other parameters.
+        UsageError: there is no such function, or it has other parameters.
     """
     module_name, _, function_name = name.partition(":")
     if not (module_name and function_name):
@@ -127,13 +127,13 @@ def _imported(name: str) -> ModuleType:
 
 
 def _operation(name: str, function: Callable[..., Any]) -> tuple[str, bool]:
-    """The operation that a function's parameters stand for, and whether it has a parameter `out`."""
+    """The operation that a function's parameters determine, and whether it has a parameter `out`."""
     if inspect.iscoroutinefunction(function):
         raise UsageError(f"--provider: {name} is asynchronous; it must give its result when it is called")
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--provider: {name}: its parameters cannot be told") from error
+        raise UsageError(f"--provider: {name}: its parameters cannot be read") from error
     names = tuple(parameters)
     for operation, first in SIGNATURES.items():
         if names[: len(first)] != first:

@@ -1,4 +1,4 @@
-"""Operations and bytes that a case cannot do without, one named term each."""
+"""The minimum operations and bytes of a case, as named terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ ELEMENT_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The least a case asks of the machine.
+    """The minimum work of a case.
 
     Attributes:
-        operation_terms: operations by what they compute; a multiply-add is 2.
+        operation_terms: operations by what they compute; a multiply-add counts as 2.
         read_terms: bytes read by tensor, each input element once.
         written_terms: bytes written by tensor, each output element once.
     """
@@ -42,5 +42,5 @@ class Work:
 
     @property
     def operations_per_byte(self) -> float:
-        """The arithmetic intensity, ops:bytes."""
+        """Arithmetic intensity: operations over bytes read and written."""
         return self.operations / self.bytes_total

@@ -498,7 +498,7 @@ NOT_YET = "cannot be modelled yet: "
         ),
         (
             {"layer_types": ["linear_attention", "full_attention"]},
-            f"{NOT_YET}not every layer is attention to all or a window (layer_types has 'linear_attention')",
+            f"{NOT_YET}not every layer is full or sliding attention (layer_types has 'linear_attention')",
         ),
         ({"is_encoder_decoder": True}, f"{NOT_YET}it is an encoder-decoder (is_encoder_decoder)"),
         (

@@ -94,10 +94,10 @@ def test_functions_of_either_operation_pass_the_gate(name):
         (
             "short",
             TypeError,
-            r"gave float32 of shape \(4, 70\) on cpu, not float32 of shape \(5, 70\) on cpu",
+            r"returned float32 of shape \(4, 70\) on cpu, not float32 of shape \(5, 70\) on cpu",
         ),
-        ("wide", TypeError, r"gave float64 of shape \(5, 70\) on cpu, not float32"),
-        ("nothing", TypeError, "gave a NoneType, not float32"),
+        ("wide", TypeError, r"returned float64 of shape \(5, 70\) on cpu, not float32"),
+        ("nothing", TypeError, "returned a NoneType, not float32"),
         ("leaving", RuntimeError, "raised SystemExit: 3"),
     ],
 )

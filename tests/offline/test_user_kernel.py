@@ -208,7 +208,7 @@ def test_shows_counts_as_text():
         ("spoiling", "relative error"),
         (
             "wider",
-            "TypeError: gave float64 of shape (130, 200) on cpu, not float32 of shape (130, 200) on cpu",
+            "TypeError: returned float64 of shape (130, 200) on cpu, not float32 of shape (130, 200) on cpu",
         ),
         ("breaking", "OSError: no luck"),
         ("careless", "memory fault: x_ptr: program (0, 0, 0) reads byte offset 37440 "),
