@@ -17,7 +17,7 @@ import msgspec
 
 from ...kernels import gpu_limits
 from ..core.cases import Case
-from ..core.errors import UsageError, short_repr
+from ..core.errors import UsageError, schema_fault, short_repr
 from ..core.files import folder_problem, read_user_json, write_text
 from .device import Device
 from .runner import TilingOf
@@ -74,7 +74,7 @@ class TilingCache:
         try:
             msgspec.convert(entries, list[_Entry])
         except msgspec.ValidationError as error:
-            raise self._problem(f"is not a valid cache ({error})") from error
+            raise self._problem(f"is not a valid cache ({schema_fault(error)})") from error
         return {entry_name(entry["kernel"], entry["key"]): entry for entry in entries or ()}
 
     def merge(self, updates: Mapping[str, Entry | None]) -> None:

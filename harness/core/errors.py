@@ -1,6 +1,7 @@
 """Errors that end a command with one line, exit codes, and values shown in one line."""
 
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +15,38 @@ class UsageError(ValueError):
 
 class FailureError(RuntimeError):
     """A failure that no argument causes, such as a full disk: one line."""
+
+
+_SCHEMA_TYPES = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "an integer",
+    "object": "an object",
+    "str": "text",
+}
+
+
+def schema_fault(error: ValueError, *renamed: tuple[str, str]) -> str:
+    """Where a document differs from a schema and how: the ValidationError of msgspec in words.
+
+    Args:
+        error: of msgspec.
+        renamed: parts of the place, and what the document has in their stead.
+    """
+    why, _, where = str(error).partition(" - at `$")
+    if bound := re.fullmatch(r"Expected `(\w+)` ([<>])= (\S+)", why):
+        finite = "a finite number, " if bound[1] == "float" else ""
+        why = f"must be {finite}at {'most' if bound[2] == '<' else 'least'} {bound[3].removesuffix('.0')}"
+    elif types := re.fullmatch(r"Expected `([\w |]+)`(?:, got `(\w+)`| of length >= (\d+))", why):
+        expected = " or ".join(_SCHEMA_TYPES.get(name, name) for name in types[1].split(" | "))
+        got = f", was {_SCHEMA_TYPES.get(types[2], types[2])}" if types[2] else f" of at least {types[3]}"
+        why = f"must be {expected}{got}"
+    elif field := re.fullmatch(r"Object (missing required|contains unknown) field `(.*)`", why):
+        why = f"lacks {field[2]}" if field[1].startswith("missing") else f"has an unknown field {field[2]!r}"
+    for part, written in (("`", ""), ("[...]", ""), *renamed):
+        where = where.replace(part, written)
+    return f"{where.removeprefix('.')}: {why}" if where else why
 
 
 def one_line(error: BaseException, *, most: int = 300) -> str:

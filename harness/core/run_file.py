@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, ValidationError, convert
 
 from .cases import Length, Size
-from .errors import UsageError, printable
+from .errors import UsageError, printable, schema_fault
 from .files import read_user_json
 from .records import LARGEST, SCHEMA_VERSION, Count, NonNegative, Positive, Run
 
@@ -125,8 +125,5 @@ def _with_case(entry: Any) -> Any:
 
 def fault_of(error: ValidationError, within: str = "") -> str:
     """Where a document, or the part `within` of one, differs from the schema, and how."""
-    why, _, where = str(error).partition(" - at `$.")
-    for named, written in (("`", ""), ("[...]", ""), (".case.operation", ".operation"), (".case", ".shape")):
-        where = where.replace(named, written)
-    where = ".".join(filter(None, (within, where)))
-    return printable(f"{where}: {why}" if where else why)[:300]
+    fault = schema_fault(error, (".case.operation", ".operation"), (".case", ".shape"))
+    return printable(f"{within}.{fault}" if within else fault)[:300]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from ..core.data_table import data_table
-from ..core.errors import UsageError, short_repr
+from ..core.errors import UsageError, schema_fault, short_repr
 from ..core.files import read_user_text
 
 MTOK = 1_000_000
@@ -195,7 +195,8 @@ def _own_prices(text: str) -> dict[str, TokenPrice]:
     try:
         entries = msgspec.convert(tomllib.loads(text, parse_float=Decimal), _PriceFile).price
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise UsageError(f"is not a TOML file of [[price]] tables alone: {error}") from None
+        fault = schema_fault(error) if isinstance(error, msgspec.ValidationError) else error
+        raise UsageError(f"is not a TOML file of [[price]] tables alone: {fault}") from None
     except (ValueError, ArithmeticError, RecursionError):
         raise UsageError("holds a number of too many digits, or is nested too deeply") from None
     prices: dict[str, TokenPrice] = {}
@@ -218,7 +219,9 @@ def _own_price(entry: Mapping[str, Any]) -> TokenPrice:
     try:
         return msgspec.convert(fields, TokenPrice)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{error}; its fields are {', '.join(TokenPrice.__struct_fields__)}") from None
+        raise UsageError(
+            f"{schema_fault(error)}; its fields are {', '.join(TokenPrice.__struct_fields__)}"
+        ) from None
 
 
 def _check(fields: Mapping[str, object]) -> None:

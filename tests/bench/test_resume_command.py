@@ -122,7 +122,7 @@ def test_rejects_an_invalid_run_in_one_line_and_leaves_it(run_file, spoil):
         ({}, ["--quick"], ["--quick", "--resume"]),
         ({}, ["--seed", "1"], ["--seed", "--resume"]),
         ({"schema_version": 2}, [], ["schema_version is '2'"]),
-        ({"settings": {}}, [], ["not a valid run: settings: Object missing required field `model`"]),
+        ({"settings": {}}, [], ["not a valid run: settings: lacks model"]),
         ({}, ["--device", "cpu"], ["--resume: the run was begun with", "begin a new one"]),
     ],
     ids=["complete", "batch", "quick", "seed", "newer", "no settings", "another machine"],

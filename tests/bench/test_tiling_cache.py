@@ -149,15 +149,15 @@ BROKEN = {
     "a list": ("[]", "holds no JSON object"),
     "no version": ("{}", "schema_version None, can be 1"),
     "a newer version": ('{"schema_version": 2}', "schema_version 2, can be 1"),
-    "no entries": ({"entries": None}, "not a valid cache (Expected `array`, got `null`)"),
+    "no entries": ({"entries": None}, "not a valid cache (must be a list, was null)"),
     "an entry that is a number": (
         {"entries": [1]},
-        "not a valid cache (Expected `object`, got `int` - at `$[0]`)",
+        "not a valid cache ([0]: must be an object, was an integer)",
     ),
-    "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "missing required field `key`"),
+    "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "[0]: lacks key"),
     "a tiling of lists": (
         {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": [1]}, "default": {}}]},
-        "Expected `bool | int | str | null`, got `array`",
+        "must be true or false or an integer or text or null, was a list",
     ),
 }
 
