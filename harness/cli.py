@@ -1,5 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that help answers at once."""
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,8 +36,12 @@ def main() -> NoReturn:
     except (click.ClickException, UsageError, FailureError) as error:
         complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
         code = FAILED if isinstance(error, FailureError) else MISUSE
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.ENOSPC}:
+            raise
+        if error.errno == errno.ENOSPC:
+            complain(f"stdout cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
 

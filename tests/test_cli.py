@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -381,6 +382,14 @@ def test_closed_pipe_ends_without_a_traceback(listing):
     finally:
         os.close(write)
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always full")
+def test_full_disk_under_stdout_ends_in_one_line():
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = command("models", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == "decodetax: stdout cannot be written: No space left on device\n"
 
 
 # The rest of a run, with canned ceilings, rows and checks in place of measured ones.

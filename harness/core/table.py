@@ -23,7 +23,7 @@ from .units import number
 
 TERMINAL_COLUMNS = 80
 BETWEEN_COLUMNS = 2
-MIN_TEXT_COLUMNS = 8
+MIN_TEXT_COLUMNS = 6
 LONG_TEXT_CHARACTERS = 32
 
 wide_option = click.option(
@@ -121,7 +121,12 @@ class Table:
             for at, column in enumerate(table.columns)
         ]
         if not wide:
-            _shrink(widths, [at for at, is_number in enumerate(numeric) if not is_number])
+            min_widths = [
+                _min_width(column.heading, [row[at] for row in cells]) if numeric[at] else MIN_TEXT_COLUMNS
+                for at, column in enumerate(table.columns)
+            ]
+            for numbers in (False, True):
+                _shrink(widths, {at: min_widths[at] for at, kind in enumerate(numeric) if kind == numbers})
         wrapped = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
         if any(len(row[0]) > 1 for row in wrapped):
             wrapped = list(_merged(wrapped))
@@ -218,22 +223,28 @@ def _captions(table: Table, *, wide: bool) -> Iterator[str]:
             by_provenance.setdefault(column.provenance, []).append(column.heading)
     title = printable(table.title)
     if len(by_provenance) == 1 and title:
-        yield f"{title} ({next(iter(by_provenance))})"
-        return
-    if title:
-        yield title
-    for provenance, headings in by_provenance.items():
-        line = f"{provenance}: {', '.join(headings)}"
+        lines = [f"{title} ({next(iter(by_provenance))})"]
+    else:
+        lines = [title] if title else []
+        lines += (f"{provenance}: {', '.join(headings)}" for provenance, headings in by_provenance.items())
+    for line in lines:
         yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")
 
 
-def _shrink(widths: list[int], texts: Sequence[int]) -> None:
-    """Narrow the widest columns of text until the table fits a terminal, as far as possible."""
+def _shrink(widths: list[int], min_widths: Mapping[int, int]) -> None:
+    """Narrow the widest of some columns until the table fits a terminal, none below its minimum."""
     for _ in range(sum(widths) + BETWEEN_COLUMNS * (len(widths) - 1) - TERMINAL_COLUMNS):
-        widest = max(texts, key=lambda at: widths[at], default=None)
-        if widest is None or widths[widest] <= MIN_TEXT_COLUMNS:
+        widest = max(
+            (at for at in min_widths if widths[at] > min_widths[at]), key=lambda at: widths[at], default=None
+        )
+        if widest is None:
             return
         widths[widest] -= 1
+
+
+def _min_width(heading: str, cells: Sequence[str]) -> int:
+    """The width of a column whose heading is broken after hyphens too, and no cell is broken."""
+    return max(map(len, (*re.findall(r"[^ -]+-?", heading), *cells)))
 
 
 def _wrapped(text: str, width: int, *, indent: str = " ") -> list[str]:

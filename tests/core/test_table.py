@@ -126,6 +126,15 @@ def test_long_headings_are_wrapped():
     assert made.text().splitlines() == ["largest", "  batch", "   that", "   fits", "-------", "      8"]
 
 
+def test_headings_are_broken_after_hyphens_where_the_table_is_too_wide_else():
+    columns = (*(Column(f"{at} tokens/s") for at in range(6)), Column("break-even batch"))
+    wide = Table(title="of words " * 12, columns=columns, rows=((*[10**7] * 6, 8),)).text().splitlines()
+    assert max(map(len, wide)) <= 80
+    assert [line.split()[-1] for line in wide[2:5]] == ["break-", "even", "batch"]
+    fits = Table(columns=columns[1:], rows=((*[10**7] * 5, 8),)).text()
+    assert "break-even" in fits
+
+
 def test_html_cell_keeps_its_number_for_sorting():
     text = table(("torch", 0.0125), ("triton", None)).html()
     assert '<td class="number" data-value="0.0125">12.5 ms</td>' in text
