@@ -5,6 +5,8 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+from msgspec import ValidationError
+
 FAILED, MISUSE, INTERRUPTED = 1, 2, 130
 """Exit codes: a check or the machine failed; a wrong argument; Ctrl-C."""
 
@@ -27,8 +29,8 @@ _SCHEMA_TYPES = {
 }
 
 
-def schema_fault(error: ValueError, *renamed: tuple[str, str]) -> str:
-    """Where a document differs from a schema and how: the ValidationError of msgspec in words.
+def schema_fault(error: ValidationError, *renamed: tuple[str, str]) -> str:
+    """Where a document differs from a schema and how, in words.
 
     Args:
         error: of msgspec.
