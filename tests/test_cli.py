@@ -78,6 +78,7 @@ BAD_ARGUMENTS = {
     "batch in superscript": (["--batch", "²"], ["--batch", SIZES]),
     "batch with an underscore": (["--batch", "1_000"], ["--batch", SIZES]),
     "batch over two lines": (["--batch", "1\n2"], ["--batch", SIZES]),
+    "batch of too many sequences": (["--batch", "65537"], ["--batch: 65537 is over 65536"]),
     "context of 0": (["--context", "0"], ["--context", "'0'", SIZES]),
     "context past an int32": (["--context", "99999999999"], ["--context", SIZES]),
     "context beyond memory": (["--context", "2147483647"], ["--context", "2147483647", "GB"]),

@@ -231,6 +231,8 @@ def test_sampled_columns_ascend_with_both_ends_and_one_of_each_tile(size):
     assert seen[-16:] == list(range(max(0, size - 16), size))
     assert {column // COLUMN_STEP for column in seen} == set(range(-(-size // COLUMN_STEP)))
     assert len(seen) <= max(64, 2 * size / COLUMN_STEP + 18)
+    # A fault with a regular stride cannot fall between them.
+    assert len({column % COLUMN_STEP for column in seen[:-16]}) > 2 or size < 16 * COLUMN_STEP
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 33, 64, 65, 200, 999])

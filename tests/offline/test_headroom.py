@@ -36,6 +36,7 @@ def wait(groups):
         (24, 0, 1, "h100", 32, "blocks"),
         (24, 0, 1, "rtx3090", 16, "blocks"),
         (33, 0, 4, "h100", 12, "registers"),  # 1056 rounded up to 1280 registers: 51 warps, in fours 48
+        (33, 0, 2, "h100", 24, "registers"),
         (80, 70, 4, "h100", 3, "shared_memory"),  # 71 KB each of 228
         (80, 75.5, 4, "h100", 2, "shared_memory"),  # three times 76 would fit without the reserved KB
         (255, 0, 8, "a100", 1, "registers"),

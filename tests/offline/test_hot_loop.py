@@ -126,8 +126,9 @@ def test_elected_mma_counts_and_a_spin_wait_does_not():
     assert loop.multiply_adds == 128 * 256 * 16
 
 
-def test_a_spin_wait_on_the_path_does_not_count():
-    loop = hot("""
+@pytest.mark.parametrize(("moves", "counts"), [(0, False), (6, False), (7, True)])
+def test_a_spin_wait_of_at_most_8_instructions_on_the_path_does_not_count(moves, counts):
+    listing = """
         .L_loop:
         LDS R1, [R2]
         .L_spin:
@@ -136,8 +137,16 @@ def test_a_spin_wait_on_the_path_does_not_count():
         HGMMA.64x64x16.F32 R24, gdesc[UR8], R24
         @P0 BRA `(.L_loop)
         EXIT
-    """)
-    assert [each.name for each in loop.instructions] == ["LDS", "HGMMA", "BRA"]
+    """
+    loop = hot(listing.replace("@!P4", "MOV R3, R4\n" * moves + "@!P4"))
+    spin = ["SYNCS", *["MOV"] * moves, "BRA"] if counts else []
+    assert [each.name for each in loop.instructions] == ["LDS", *spin, "HGMMA", "BRA"]
+
+
+def test_multiply_adds_are_unknown_with_an_mma_of_unknown_shape():
+    mmas = "HMMA.16816.F32 R4, R8, R12, R4\n{} R4, R8, R12, R4\n@P0 BRA `(.L_loop)\nEXIT"
+    known, unknown = (hot(f".L_loop:\n{mmas.format(name)}") for name in ("HMMA.16816.F32", "HMMA.F32"))
+    assert (known.multiply_adds, unknown.multiply_adds) == (2 * 16 * 8 * 16, None)
 
 
 def test_loop_that_waits_and_loads_is_not_a_spin_wait():
