@@ -477,10 +477,12 @@ def test_a_little_more_memory_is_the_same_device():
 
 def test_differences_are_named_leaf_by_leaf():
     before, after = pair(0.0)
-    before.environment = {**before.environment, "started": "yesterday", "commit": "abc"}
+    device = {**CPU, "sm_clock_hz": 1e9}
+    before.environment = {**before.environment, "started": "yesterday", "commit": "abc", "device": device}
     after.environment = {
         **after.environment,
         "started": "today",
+        "device": {**device, "sm_clock_hz": 2e9},
         "commit": "def",
         "versions": {"python": "3.11", "torch": "2.13"},
     }
@@ -493,10 +495,14 @@ def test_differences_are_named_leaf_by_leaf():
     )
 
 
-def test_names_a_changed_variant_and_tiling():
-    before = {"variant": "pointers", "tiling": {"block": 64}, "method": "cuda: each call"}
-    row = only_row(*pair(0.0, before=before, after={**before, "variant": "descriptors", "tiling": None}))
-    assert row.changes == ("variant: pointers -> descriptors", "tiling: block 64 -> none")
+def test_names_a_changed_variant_tiling_and_number_of_copies():
+    before = {"variant": "pointers", "tiling": {"block": 64}, "method": "cuda: each call", "input_copies": 3}
+    after = {**before, "variant": "descriptors", "tiling": None, "input_copies": 5}
+    assert only_row(*pair(0.0, before=before, after=after)).changes == (
+        "variant: pointers -> descriptors",
+        "tiling: block 64 -> none",
+        "input copies: 3 -> 5",
+    )
 
 
 def test_compares_gaps_of_the_same_batch_context_and_prompt():

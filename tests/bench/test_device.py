@@ -104,9 +104,12 @@ def test_release_gives_cached_memory_back():
     ],
 )
 def test_device_argument_opens(argument, gpus, opened, monkeypatch):
-    interpreted = []
+    interpreted, cublas = [], types.SimpleNamespace()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", cublas)
     monkeypatch.setattr(module, "use_interpreter", lambda: interpreted.append(True))
     device = open_device(argument, cuda=FakeCuda(count=gpus))
+    narrow = {f"allow_{dtype}_reduced_precision_reduction": False for dtype in ("bf16", "fp16")}
+    assert vars(cublas) == ({} if opened == "cpu" else narrow)
     assert interpreted == ([True] if opened == "cpu" else [])
     assert device.torch_device == torch.device(opened)
     assert device.kind == opened.partition(":")[0]

@@ -74,6 +74,13 @@ def test_merge_replaces_an_entry_and_keeps_others(cache):
     assert {entry.get("date") for entry in entries.values()} == {None, "second"}
 
 
+def test_merge_writes_through_a_link(cache, tmp_path):
+    cache.path.symlink_to(tmp_path / "elsewhere.json")
+    cache.merge(update(CASE))
+    assert cache.path.is_symlink()
+    assert tuned(cache, CASE) is not None
+
+
 def test_none_removes_an_entry_only(cache):
     cache.merge({**update(CASE), **update(OTHER)})
     cache.merge(dict.fromkeys(update(CASE)))
