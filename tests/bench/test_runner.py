@@ -121,6 +121,13 @@ def test_alias_without_a_correct_variant_gives_the_reason(monkeypatch):
     assert best.reason.startswith("none of its variants passed; a: wrong result")
 
 
+def test_alias_keeps_its_variant_in_later_rounds(monkeypatch):
+    seconds = {"a": 3e-3, "b": 1e-3}
+    earlier = {row.provider: row for row in best_of(monkeypatch, seconds)}
+    *_, best = runner.run_case(CASE, dataclasses.replace(bench(FakeDevice()), round=1), earlier)
+    assert (best.provider, best.variant, best.rounds) == ("best", "b", (1,) * len(best.samples_s))
+
+
 def test_tuned_tiling_takes_precedence_over_the_best_variant(monkeypatch):
     *_, best = best_of(monkeypatch, {"a": 3e-3, "b": 1e-3}, tuned=True)
     assert (best.status, best.variant) == ("ok", "pointers")
@@ -215,6 +222,13 @@ def test_output_of_one_provider_does_not_help_the_next(monkeypatch):
     first, second = rows_of(monkeypatch, right, idle)
     assert (first.status, second.status) == ("ok", "failed")
     assert len(calls) == 1  # it did not pass the gate before it was timed
+
+
+def test_first_call_on_a_gpu_compiles_and_says_nothing_of_later_ones(monkeypatch):
+    seconds = iter([10.0])
+    device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: next(seconds, 10e-6))
+    [row] = rows_of(monkeypatch, right, device=device)
+    assert "graph" in row.method
 
 
 def raising(error):
