@@ -11,7 +11,7 @@ import click
 
 from ..core import options
 from ..core.errors import FAILED, UsageError, path_text, printable
-from ..core.table import Column, Table, wide_option
+from ..core.table import Column, Table, prose, wide_option
 from ..core.units import seconds
 
 if TYPE_CHECKING:
@@ -81,13 +81,14 @@ def comparison_text(
     comparison: "RunComparison", runs: tuple["Run", "Run"], names: tuple[str, str], *, wide: bool = False
 ) -> str:
     """The comparison of two runs, whose files have these names, for a terminal."""
+    headings = (*map(_heading, ("Before", "After"), names, runs), *_notes(comparison))
     blocks = (
-        [*map(_heading, ("Before", "After"), names, runs), *_notes(comparison)],
+        [prose(line, wide=wide) for line in headings],
         _difference_lines(comparison),
         _row_lines(comparison, wide=wide),
         _status_lines(comparison),
         [_gap_table(comparison).text(wide=wide)] if comparison.gaps else [],
-        _conclusion(comparison),
+        [prose(line, wide=wide) for line in _conclusion(comparison)],
     )
     return "\n\n".join(filter(None, map("\n".join, blocks)))
 
@@ -153,7 +154,7 @@ def _row_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
     yield f"{tally}; the median ratio is {comparison.median_ratio:.3f}"
     if comparison.controls:
         moved = ", ".join(f"{control.name} {control.most:.3f}" for control in comparison.controls)
-        yield f"The machine's own ratios, which widen the intervals: {moved}"
+        yield prose(f"The machine's own ratios, which widen the intervals: {moved}", wide=wide)
 
 
 def _interval(low: float | None, high: float | None) -> str | None:

@@ -9,7 +9,7 @@ import click
 
 from ..core.errors import FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, write_bytes
-from ..core.table import wide_option
+from ..core.table import prose, wide_option
 
 if TYPE_CHECKING:
     from ..core.records import Run
@@ -165,13 +165,13 @@ def run_text(run: "Run", *, wide: bool) -> str:
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
     gaps = run_tables.gaps_table(runs)
     blocks = [
-        summary.workload(run),
+        prose(summary.workload(run), wide=wide),
         *(table.text(wide=wide) for table in tables if table.rows),
         "\n".join(summary.failures(run)),
         gaps.text(wide=wide) if gaps.rows else "",
         summary.fastest_providers(run) if wide else "",
-        "\n".join(summary.sentences(run)),
-        "\n".join(summary.missing_from(run)),
+        prose("\n".join(summary.sentences(run)), wide=wide),
+        prose("\n".join(summary.missing_from(run)), wide=wide),
     ]
     return "\n\n".join(filter(None, blocks))
 
@@ -196,7 +196,8 @@ def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> Non
     from .summary import heading
 
     for at, run in enumerate(runs.values()):
-        text = f"{heading(run)}\n{run_text(run, wide=wide)}"
+        head = prose(heading(run), wide=wide)
+        text = f"{head}\n{run_text(run, wide=wide)}"
         click.echo(f"\n{text}" if at else text)
 
 

@@ -13,6 +13,7 @@ from ..core import options
 from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, write_text
 from ..core.progress import progress_bar
+from ..core.table import prose
 from .report_command import Outputs, report_options, run_text
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def run_command(
     so_far = target if target == resume or not target.exists() else partial_of(target)
     tiling_of = _tuned_tilings(result, opened)
     if not as_json:
-        click.echo(heading(result))
+        click.echo(prose(heading(result), wide=wide))
     with progress_bar() as progress, options.stdout_to_stderr():
         measure(result, settings, opened, progress, tiling_of, RunSaver(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)

@@ -228,7 +228,17 @@ def _captions(table: Table, *, wide: bool) -> Iterator[str]:
         lines = [title] if title else []
         lines += (f"{provenance}: {', '.join(headings)}" for provenance, headings in by_provenance.items())
     for line in lines:
-        yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")
+        yield prose(line, wide=wide)
+
+
+def prose(text: str, *, wide: bool) -> str:
+    """The lines of a text; without `wide`, a line longer than a terminal's goes on in indented lines."""
+    if wide:
+        return text
+    return "\n".join(
+        textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        for line in text.splitlines()
+    )
 
 
 def _shrink(widths: list[int], min_widths: Mapping[int, int]) -> None:

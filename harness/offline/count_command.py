@@ -1,7 +1,6 @@
 """`decodetax count`: the traffic of kernels, counted in Triton's interpreter. Needs no GPU."""
 
 import json
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import click
 
 from ..core import options
 from ..core.errors import FailureError, UsageError, printable
-from ..core.table import TERMINAL_COLUMNS, Column, Table, wide_option
+from ..core.table import Column, Table, prose, wide_option
 from ..core.units import number, si
 
 if TYPE_CHECKING:
@@ -228,4 +227,4 @@ def _wrapped(lines: Mapping[str, str], *, wide: bool) -> Iterator[str]:
     """Lines "name: value", wrapped at 80 characters unless `wide`."""
     for name, value in lines.items():
         line = printable(f"{name}: {value}")
-        yield line if wide else textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ")
+        yield prose(line, wide=wide)

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from decodetax.harness.bench import run_tables, summary
 from decodetax.harness.core.run_file import read_run
+from decodetax.harness.core.table import prose
 from hand_made import assert_misuse, decodetax, run_record
 from report_runs import CONTROL, HOSTILE, hostile_run, whole_run
 
@@ -36,13 +37,16 @@ def test_prints_the_tables_and_sentences_of_a_run(folder):
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
-    gaps, failed = run_tables.gaps_table(runs), "\n".join(summary.failures(run))
-    end = ["\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]
+    gaps = run_tables.gaps_table(runs)
+    failed = "\n".join(summary.failures(run))
     head = f"{summary.heading(run)}\n{summary.workload(run)}"
+    texts = [head, "\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]
+    head, *end = (prose(text, wide=False) for text in texts)
     done = decodetax("report", "run.json")
     expected = [head, *(table.text() for table in tables), failed, gaps.text(), *end]
     assert (done.code, done.out, done.err) == (0, "\n\n".join(expected) + "\n", "")
     wide = decodetax("report", "run.json", "--wide")
+    head, *end = texts
     fastest = summary.fastest_providers(run)
     expected = [head, *(t.text(wide=True) for t in tables), failed, gaps.text(wide=True), fastest, *end]
     assert (wide.code, wide.out) == (0, "\n\n".join(expected) + "\n")
