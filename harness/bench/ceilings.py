@@ -26,10 +26,10 @@ READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
 MIN_LIMIT_S = 0.1
-"""Larger sizes are tried up to this many seconds a call, whatever the time limit: small ones are noisy."""
+"""Matrices of up to this many seconds per call are timed even beyond the time limit: small ones are noisy."""
 
 MIN_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Least bytes to read; on a GPU the ramp-up is too large a share of a shorter read."""
+"""Minimum size of the buffer that is read; in a shorter read the ramp-up takes too large a share."""
 
 CACHE_MULTIPLE = 8
 """The buffer is at least this many times as large as the last-level cache."""
@@ -39,8 +39,8 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
     """Measure one ceiling after another; yields its name for the progress bar, and the ceiling.
 
     Args:
-        device: what is measured.
-        source: of random numbers on that device.
+        device: the device to measure.
+        source: draws random numbers on that device.
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
@@ -58,9 +58,9 @@ def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> 
 
 
 def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget, *, number: int) -> Ceiling:
-    """A measured ceiling with samples of the same call in a later round, `number` from 1.
+    """A measured ceiling with samples of the same call added in a later round, `number` from 1.
 
-    Unchanged if it has no rate, if memory is short now, or if an old file does not name its call.
+    Unchanged if it has no rate, if memory has run out, or if an old file does not name its call.
     """
     if ceiling.rate is None or not ceiling.samples_s:
         return ceiling
@@ -76,7 +76,7 @@ def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget,
 
 
 def _call_of(ceiling: Ceiling, source: Source) -> Callable[[], object]:
-    """The call that a ceiling's samples time."""
+    """The call whose samples a ceiling has."""
     work = ceiling.work or {}
     if ceiling.kind == "matmul":
         size = round((work["operations"] / 2) ** (1 / 3))
@@ -141,7 +141,7 @@ def _ceiling(
     call: str = "",
     **work: int,
 ) -> Ceiling:
-    """The ceiling of the fastest sample of a call that does this work."""
+    """The ceiling that follows from the fastest sample of a call with this work."""
     rate = sum(work.values()) / min(samples_s)
     return Ceiling(
         kind=kind,

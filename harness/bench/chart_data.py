@@ -17,7 +17,7 @@ LABEL_CHARACTERS = 60
 RATIOS_SHOWN = 5
 EXAMPLES_SHOWN = 2
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, without black and yellow, one of which is invisible on a light or a dark page."""
+"""Okabe and Ito's palette without black and yellow, which a dark or a light page would hide."""
 GREY = "#808080"
 GAP_TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 OPERATIONS = {
@@ -36,10 +36,10 @@ OUTPUT_PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An ok row on the roofline, with `Row.figures`.
+    """An ok row on the roofline, with its `Row.figures`.
 
     Attributes:
-        series: its run or, where there is one run, its operation and phase.
+        series: its operation and phase; with several runs, its run.
     """
 
     run: str
@@ -50,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RoofLine:
-    """What a roof allows, from the least ops:bytes of a chart to the most; `label` names its sides."""
+    """A roofline over the chart's range of ops:bytes; `label` gives its bandwidth and FLOP/s."""
 
     run: str
     provenance: str
@@ -64,7 +64,7 @@ class GapLine:
     """The gaps of a run at one context, in order of batch.
 
     Attributes:
-        label: the context, after the name of the run where there are several.
+        label: the context; with several runs, the run's name and the context.
     """
 
     run: str
@@ -84,7 +84,7 @@ class GapLine:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceRatio:
-    """The price of an output token over that of an input token, and the models that have it; published."""
+    """A published price of an output token over that of an input token, and the models with that ratio."""
 
     ratio: Decimal
     models: tuple[str, ...]
@@ -97,7 +97,7 @@ class PriceRatio:
 
 
 def price_ratios(prices: Mapping[str, TokenPrice]) -> tuple[PriceRatio, ...]:
-    """The RATIOS_SHOWN integer ratios above 1 that most models of a price list have, in rising order."""
+    """The RATIOS_SHOWN most common integer ratios above 1 of a price list, in rising order."""
     models: dict[Decimal, list[str]] = {}
     for price in prices.values():
         ratio = price.output_over_input
@@ -108,7 +108,7 @@ def price_ratios(prices: Mapping[str, TokenPrice]) -> tuple[PriceRatio, ...]:
 
 
 def points_and_roofs(runs: Mapping[str, Run]) -> tuple[list[Point], list[RoofLine]]:
-    """A point for every ok row, and the known roofs from half the least ops:bytes shown to twice the most."""
+    """A point for every ok row, and the known roofs, drawn a factor of 2 beyond the ops:bytes shown."""
     several = len(runs) > 1
     points, roofs = [], []
     for name, run in runs.items():
@@ -128,7 +128,7 @@ def points_and_roofs(runs: Mapping[str, Run]) -> tuple[list[Point], list[RoofLin
 
 
 def _roof_line(name: str, provenance: str, roof: Roof, least: float, most: float) -> RoofLine | None:
-    """None where neither side is known; a single side is a line by itself."""
+    """None if both sides are unknown; with one side known, the line has that side alone."""
     flops, bandwidth = roof.flop_per_s or math.inf, roof.bandwidth_bytes_per_s or math.inf
     sides = [f"{number(bandwidth / 1e9)} GB/s"] if bandwidth < math.inf else []
     sides += [f"{si(flops)}FLOP/s"] if flops < math.inf else []
@@ -158,12 +158,12 @@ def gap_lines(runs: Mapping[str, Run]) -> list[GapLine]:
 
 
 def shortened(text: str) -> str:
-    """Text of a file in one line of at most LABEL_CHARACTERS."""
+    """Text as one line of at most LABEL_CHARACTERS."""
     line = printable(text)
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
 
 
 def output_parts(gaps: Sequence[Gap]) -> tuple[str, ...]:
-    """The parts that any output token's time is made of, the known ones first."""
+    """The parts of the gaps' output time, those of OUTPUT_PARTS first."""
     found = dict.fromkeys(part for gap in gaps for part in gap.output_parts_s)
     return (*(part for part in OUTPUT_PARTS if part in found), *(p for p in found if p not in OUTPUT_PARTS))

@@ -38,20 +38,21 @@ def _percentage(text: str) -> float:
     show_default=True,
     callback=options.parsed(_percentage, "a percentage from 0% to 100%, such as 5% or 2.5%"),
     metavar="PERCENT",
-    help="Exit with code 1 where a row is slower by surely more than this.",
+    help="Exit with code 1 if a row is slower by significantly more than this.",
 )
 @click.option(
-    "--across-devices", is_flag=True, help="Judge runs of different devices too; else none is a regression."
+    "--across-devices", is_flag=True, help="Give verdicts also if the runs were made on different devices."
 )
 @options.JSON
 @wide_option
 def compare_command(
     before_file: Path, after_file: Path, limit: float, across_devices: bool, as_json: bool, wide: bool
 ) -> int:
-    """Show which kernels became faster or slower between two runs, and for which that is not sure.
+    """Show which kernels became faster or slower between two runs.
 
-    Exit code 1 means that a row is surely slower by more than the limit, or was right before and is wrong
-    now; 2 a wrong argument or file.
+    A row is one case run by one provider. Its verdict is faster, slower, same or not sure, from samples of
+    several rounds. Exit code 1 means that a row is significantly slower than the limit allows, or was correct
+    before and is wrong now; 2 means a wrong argument or file.
     """
     from ..core.run_file import read_run
     from .comparison import compare_runs
@@ -102,16 +103,16 @@ def _heading(side: str, name: str, run: "Run") -> str:
 def _notes(comparison: "RunComparison") -> Iterator[str]:
     yield from map(printable, comparison.unfinished)
     if not comparison.same_device:
-        yield "The devices are not the same" + (
-            "; slower rows are judged all the same, as --across-devices asks."
+        yield "The devices differ" + (
+            "; rows get verdicts because of --across-devices."
             if comparison.across_devices
-            else ", so nothing is judged; --across-devices judges it all the same."
+            else ", so no row gets a verdict; use --across-devices for verdicts."
         )
 
 
 def _difference_lines(comparison: "RunComparison") -> Iterator[str]:
     if comparison.differences:
-        yield "Not the same in both runs"
+        yield "Differences in environment and settings"
     for what, old, new in comparison.differences:
         yield f"  {printable(what)}: {_short(old)} -> {_short(new)}"
 
@@ -126,7 +127,7 @@ def _ratio(value: float) -> str:
 
 
 def _row_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
-    title = "Rows: time after over time before, below 1 is faster"
+    title = "Ratio of times, after / before; below 1 is faster"
     if not comparison.rows:
         yield f"{title}\n(no row is ok in both runs)"
         return
@@ -154,7 +155,8 @@ def _row_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
     yield f"{tally}; the median ratio is {comparison.median_ratio:.3f}"
     if comparison.controls:
         moved = ", ".join(f"{control.name} {control.most:.3f}" for control in comparison.controls)
-        yield prose(f"The machine's own ratios, which widen the intervals: {moved}", wide=wide)
+        moved = f"Ratios of the ceilings and the clock, which widen the intervals: {moved}"
+        yield prose(moved, wide=wide)
 
 
 def _interval(low: float | None, high: float | None) -> str | None:
@@ -191,9 +193,7 @@ def _gap_table(comparison: "RunComparison") -> Table:
         "gap_after": Column("gap after", show="{:.2f}".format),
         **{name: Column(heading, show=_ratio) for name, heading in ratios.items()},
     }
-    return Table.select(
-        "Gap, and seconds of a token after over before (no verdict)", columns, comparison.gaps
-    )
+    return Table.select("Gap, and ratios of seconds per token (no verdict)", columns, comparison.gaps)
 
 
 def _conclusion(comparison: "RunComparison") -> Iterator[str]:
@@ -201,15 +201,15 @@ def _conclusion(comparison: "RunComparison") -> Iterator[str]:
 
     limit = f"{comparison.limit:.6%}".rstrip("0%").rstrip(".") + "%"
     if not comparison.judged:
-        yield "No verdicts: the devices are not the same."
+        yield "No verdicts: the devices differ."
         return
     for row in comparison.regressions:
         name = printable(f"{row.case} {row.provider}")
-        yield f"slower by over {limit}: {name}: {row.ratio:.3f}, surely over {row.low:.3f}"
+        yield f"slower by over {limit}: {name}: {row.ratio:.3f}, significantly over {row.low:.3f}"
     for change in comparison.broke:
         yield f"wrong now: {printable(f'{change.case} {change.provider}')}"
     if not comparison.worse:
         yield (
-            f"No row is surely slower by over {limit} and none broke "
-            f"(surely: any wrong verdict of over {SAME_WITHIN:.0%} has a chance below {ERROR:.0%})."
+            f"No row is significantly slower by over {limit}, and none became wrong "
+            f"(the chance of any false verdict beyond {SAME_WITHIN:.0%} is below {ERROR:.0%})."
         )

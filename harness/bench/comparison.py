@@ -1,4 +1,4 @@
-"""Two runs compared: how the times of their rows changed, which rows broke, and what else differs."""
+"""Compares two runs: how the times of their rows changed, which rows became wrong, and what else differs."""
 
 import statistics
 from collections.abc import Iterator, Mapping
@@ -21,18 +21,18 @@ from .row_comparison import (
 )
 
 DEFAULT_LIMIT = 0.05
-"""A row surely slower by more than this is a regression: 2% count as the same, 3% are left to be proved."""
+"""A row significantly slower by more than this is a regression; times within SAME_WITHIN are the same."""
 
 SAME_MEMORY_WITHIN = 0.01
-"""Share of a machine's memory: what a system keeps for itself differs a little from start to start."""
+"""Largest difference of one machine's memory size: what the system reserves varies a little."""
 
 IDENTITY = ("kind", "name", "cores", "threads", "sm_count", "compute_capability")
-"""Facts, beside memory, that are the same on the same device."""
+"""Facts that identify a device, together with its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusChange:
-    """A row whose status changed; None where a run does not have the row."""
+    """A row whose status changed; a status is None if that run does not have the row."""
 
     case: str
     provider: str
@@ -42,7 +42,7 @@ class StatusChange:
 
     @property
     def broke(self) -> bool:
-        """Whether it was right before and is wrong now."""
+        """Whether it was correct before and is wrong now."""
         return (self.before, self.after) == ("ok", "failed")
 
 
@@ -51,9 +51,9 @@ class RunComparison:
     """How one run differs from another.
 
     Attributes:
-        limit: slower by surely more than this share is a regression.
-        differences: settings and facts of the environment that differ: name, before, after.
-        controls: what the machine itself did between the runs.
+        limit: a row significantly slower by more than this share is a regression.
+        differences: settings and facts of the environment that differ, each as name, before, after.
+        controls: changes of the machine itself between the runs.
         statuses: rows whose status changed or that only one run has.
         gaps: the gap at each batch, context and prompt of both runs, without a verdict.
         unfinished: why rows may be missing.
@@ -71,33 +71,33 @@ class RunComparison:
 
     @property
     def judged(self) -> bool:
-        """Whether anything may be called a regression."""
+        """Whether rows get verdicts."""
         return self.same_device or self.across_devices
 
     @property
     def regressions(self) -> tuple[RowChange, ...]:
-        """Rows that are surely slower, by surely more than the limit."""
+        """Rows that are significantly slower, by significantly more than the limit."""
         slower = (row for row in self.rows if row.verdict == "slower")
         return tuple(row for row in slower if row.low is not None and row.low > 1 + self.limit)
 
     @property
     def broke(self) -> tuple[StatusChange, ...]:
-        """Rows that were right before and are wrong now."""
+        """Rows that were correct before and are wrong now."""
         return tuple(change for change in self.statuses if change.broke)
 
     @property
     def worse(self) -> bool:
-        """Whether anything surely became worse."""
+        """Whether there is a regression or a wrong result."""
         return self.judged and bool(self.regressions or self.broke)
 
     @property
     def empty(self) -> bool:
-        """Whether the runs have nothing to compare: no row of both was ok in either."""
+        """Whether the runs have nothing to compare: no common row has a time or changed its status."""
         return not self.rows and all(None in {change.before, change.after} for change in self.statuses)
 
     @property
     def median_ratio(self) -> float | None:
-        """The median ratio of the rows, which shows what changed all of them alike."""
+        """The median ratio of the rows, which shows a change common to all of them."""
         return statistics.median(row.ratio for row in self.rows) if self.rows else None
 
     def to_json(self) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def compare_runs(
     """Compare two runs.
 
     Args:
-        before: the run to compare with.
-        after: the run in question.
-        limit: slower by surely more than this share is a regression.
-        across_devices: judge runs of different devices too. Ceiling differences then do not widen the
-            interval.
+        before: the baseline.
+        after: the run to judge.
+        limit: a row significantly slower by more than this share is a regression.
+        across_devices: whether runs of different devices get verdicts too. Ceiling differences then do not
+            widen the interval.
     """
     same = same_device(before, after)
     old, new = ({row.key: row for row in run.rows} for run in (before, after))
@@ -167,10 +167,10 @@ def same_device(before: Run, after: Run) -> bool:
 
 
 def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
-    """How much longer each ceiling takes now. No kernel of this project runs in a ceiling.
+    """The ratio of times of each ceiling, after over before. Ceilings run no kernel of this project.
 
-    It is taken from the fastest calls of both runs and, where both timed the same call in rounds, from the
-    levels of the rounds.
+    The ratio is that of the fastest calls and, if both runs timed the same call in rounds, also that of the
+    mean round.
     """
     measured = {_ceiling_name(c): c for c in before.ceilings if c.provenance == "measured"}
     found = []
@@ -188,13 +188,13 @@ def ceiling_controls(before: Run, after: Run) -> tuple[Control, ...]:
 
 
 def _level_s(ceiling: Ceiling) -> float | None:
-    """Seconds of a ceiling's call over a whole run; None where it was timed in too few rounds."""
+    """Mean seconds of a ceiling's call over all rounds of a run; None if it was timed in too few rounds."""
     medians = round_medians(ceiling.samples_s, ceiling.rounds) if ceiling.rounds else []
     return statistics.geometric_mean(medians) if len(medians) >= MIN_ROUNDS else None
 
 
 def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, ...]:
-    """What the machine did that affects a row: both bandwidths, matmul in its dtype, its SM clock."""
+    """The controls that affect a row: both bandwidths, the matmul ceiling in its dtype, its SM clock."""
     other_matmul = {
         _ceiling_name(c) for c in after.ceilings if c.kind == "matmul" and c.dtype != new.case.dtype
     }
@@ -256,7 +256,7 @@ def _gap_changes(before: Run, after: Run) -> Iterator[Mapping[str, float]]:
 
 
 def _differences(before: Run, after: Run) -> Iterator[tuple[str, Any, Any]]:
-    """Environment and settings that differ, value by value, without the start time and the clock then."""
+    """Environment and settings that differ, value by value, without the start time and the SM clock."""
     old, new = ({**_leaves(run.environment), **_leaves(run.settings)} for run in (before, after))
     for name in dict.fromkeys((*old, *new)):
         if name not in {"started", "device.sm_clock_hz"} and old.get(name) != new.get(name):

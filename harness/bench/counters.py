@@ -45,9 +45,9 @@ def read_counters(run: Run, device: Device, progress: Callable[[float, str], Non
     """Add hardware counters to the rows of a run.
 
     Args:
-        run: its ok rows of OPERATIONS get counters.
-        device: that the run was timed on.
-        progress: takes the share that is done, and the case.
+        run: the run; its ok rows of OPERATIONS get counters.
+        device: the device that the run was timed on.
+        progress: takes the share that is done, 0 to 1, and the case.
 
     Returns:
         Why some or all rows have no counters; None if all have them.
@@ -74,7 +74,7 @@ def read_counters(run: Run, device: Device, progress: Callable[[float, str], Non
 
 
 def _answers(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The answers of the profiling process, line by line; at the end why it died, if it did."""
+    """The answers of the profiling process, line by line; at the end the reason if it failed."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as question, tempfile.TemporaryFile("w+") as errors:
         json.dump(job, question)
         question.seek(0)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any]]:
-    """One answer a row; an error of the profiler itself ends the job: all other rows would fail too."""
+    """One answer per row; an error of the profiler itself ends the job, as all other rows would fail too."""
     import nsight.exceptions  # noqa: PLC0415  (before CUDA is initialised)
 
     refusals = (nsight.exceptions.ProfilerException, nsight.exceptions.NCUNotAvailableError)

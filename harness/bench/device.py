@@ -39,7 +39,7 @@ class Clocks:
         return None
 
     def throttle_reasons(self) -> tuple[str, ...]:
-        """Why the clock is held down now; empty if it is not, or if unknown."""
+        """Why the clock is throttled now; empty if it is not, or if unknown."""
         return ()
 
     def facts(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
         raise UsageError(f"--device: {argument!r} needs a CUDA GPU and torch finds none here; cpu works")
     if int(index or 0) >= count:
         names = ", ".join(f"cuda:{i}" for i in range(count))
-        raise UsageError(f"--device: {argument!r} is not there; there is {names}")
+        raise UsageError(f"--device: {argument!r} does not exist, can be {names}")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return CudaDevice(int(index or 0), cuda=cuda)

@@ -42,7 +42,7 @@ KINDS = {
     "whole layer, prefill": (COLOURS[2], "star"),
     "whole layer, decode": (COLOURS[2], "x"),
 }
-"""Points of one run: the colour shows the operation, the symbol the phase too."""
+"""Colour and symbol of a series in a chart of one run: the colour shows the operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,12 @@ class Chart:
     """One chart of the page.
 
     Attributes:
-        id: of its element; never from a file.
-        provenance: of what it shows, in words.
-        sentence: what it shows, for readers who cannot see it.
+        id: id of its HTML element; never text of a file.
+        title: heading above the chart.
+        provenance: origin of its figures, in words.
+        sentence: description for readers who cannot see it.
         table: id of the table that holds its figures.
-        figure: what plotly draws, as JSON in which no tag can stand.
+        figure: plotly's figure as JSON without characters of HTML tags.
     """
 
     id: str
@@ -81,7 +82,7 @@ def charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> list[Chart]
 
 
 def _chart(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], **facts: str) -> Chart:
-    """A figure in the style that all charts share; `facts` are fields of Chart."""
+    """A chart of this figure in the common style; `facts` are the other fields of Chart."""
     figure.update_layout(
         template=None,
         paper_bgcolor="rgba(0,0,0,0)",
@@ -96,7 +97,7 @@ def _chart(figure: go.Figure, *, x: dict[str, Any], y: dict[str, Any], **facts: 
 
 
 def script_safe(json_text: str) -> str:
-    """JSON that may stand in a script element: no tag, no end of the element, no line end of JavaScript."""
+    """JSON that is safe in a script element: without tags and line ends of JavaScript."""
     for character in "<>&\u2028\u2029":
         json_text = json_text.replace(character, f"\\u{ord(character):04x}")
     return json_text
@@ -108,7 +109,7 @@ def _log_axis(title: str, ticks: Sequence[int] = ()) -> dict[str, Any]:
 
 
 def _roofline(runs: Mapping[str, Run], points: Sequence[Point], roofs: Sequence[RoofLine]) -> Chart:
-    """Every ok row by ops:bytes and FLOP/s under the roofs; a trace each run, of one run each kind."""
+    """Every ok row by ops:bytes and FLOP/s under the roofs; a trace per run, or per kind of a single run."""
     several = len(runs) > 1
     figure = go.Figure()
     colours = dict(zip(runs, cycle(COLOURS), strict=False)) if several else {}
@@ -140,7 +141,7 @@ def _roofline(runs: Mapping[str, Run], points: Sequence[Point], roofs: Sequence[
 
 
 def _add_points(figure: go.Figure, points: Sequence[Point], colour: str, symbol: str) -> None:
-    """Points of one colour and symbol, with their 95% intervals and the facts that a hover shows."""
+    """Add points of one colour and symbol, with their 95% intervals and hover texts."""
     times = [point.row.time_s for point in points]
     rates = [point.figures["flop_per_s"] for point in points]
     figure.add_scatter(
@@ -198,7 +199,7 @@ def _roofline_sentences(runs: Mapping[str, Run], points: Sequence[Point]) -> Ite
 
 
 def _gap_against_batch(lines: Sequence[GapLine], ratios: Sequence[PriceRatio]) -> Chart:
-    """The gap of each context, price ratios across it, and the batches at which they meet."""
+    """The gap of each context against batch, price ratios as lines, and the break-even batches."""
     figure = go.Figure()
     batches = _batches(lines)
     for ratio in ratios:
@@ -272,7 +273,7 @@ def _add_gap_lines(
     label: str = "",
     dash: str = "solid",
 ) -> None:
-    """A line of measured figures for each run and context; of several runs the colour shows the run."""
+    """Add a line for each run and context; the colour shows the run or, with one run, the context."""
     runs = list(dict.fromkeys(line.run for line in lines))
     contexts = sorted({line.context for line in lines})
     for line in lines:
@@ -323,7 +324,7 @@ def _gap_heat_map(gaps: Sequence[Gap], at: int, of_run: str) -> Chart:
 
 
 def _time_of_output(gaps: Sequence[Gap], at: int, of_run: str) -> Chart:
-    """Bars of an output token's time, stacked by what it goes to."""
+    """Stacked bars of an output token's time, by part."""
     ordered = sorted(gaps, key=lambda gap: (gap.context, gap.batch))
     axis = [[f"context {gap.context}" for gap in ordered], [f"batch {gap.batch}" for gap in ordered]]
     figure = go.Figure()
@@ -358,11 +359,11 @@ def _parts_sentence(gap: Gap) -> str:
         for part, part_s in gap.output_parts_s.items()
     )
     total = seconds(gap.output_s_per_token)
-    return f"Batch {gap.batch}, context {gap.context}: {total}, of it {', '.join(shares)}."
+    return f"Batch {gap.batch}, context {gap.context}: {total}: {', '.join(shares)}."
 
 
 def _cost(lines: Sequence[GapLine]) -> Chart:
-    """Dollars of a million input and output tokens, against the batch; `lines` are of priced devices."""
+    """Dollars per million input and output tokens against the batch; `lines` have prices."""
     figure = go.Figure()
     hover = "$%{y:.4g} per 1M tokens"
     _add_gap_lines(figure, lines, _output_usd, hover=hover, label="output, ")

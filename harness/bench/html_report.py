@@ -28,8 +28,8 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
     """The page, from the template `assets/report.html`.
 
     Args:
-        runs: by the name that each is shown by.
-        ratios: of API prices, to compare the gap with.
+        runs: runs by the name to show.
+        ratios: API price ratios to compare the gap with.
     """
     drawn = charts(runs, ratios)
     plotly, script = get_plotlyjs(), _asset("report.js")
@@ -67,7 +67,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _answer(name: str, run: Run) -> Iterator[str]:
-    """What the run says in sentences, what it lacks, and what it ran on."""
+    """The run's results in sentences, what it lacks, and its device and workload."""
     if name:
         yield f"<h2>{html_escaped(name)}</h2>"
     if answers := list(sentences(run)):

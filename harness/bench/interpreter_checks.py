@@ -17,8 +17,8 @@ from .providers import PROVIDERS, Provider, gate_of
 def small_cases_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
     """Small ragged cases with the model's GQA group and head dimension.
 
-    A matmul of few rows, which takes the split-K path, and one of more rows than a tile. An attention over
-    contexts that are empty, of one token, within a tile, and long enough for several splits in any dtype.
+    One matmul has few rows and takes the split-K path; the other has more rows than a tile. The contexts of
+    the attention are empty, one token, within a tile, and long enough for several splits in any dtype.
     """
     kv_heads = min(2, model.kv_heads)
     # Nine tiles of the kernel; a tile holds at most 128 tokens and 32 KiB of keys and values.

@@ -29,7 +29,7 @@ def installed(library: str) -> bool:
 
 
 def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Device], str | None]:
-    """Refuses other devices, dtypes and, unless `ragged`, unequal contexts; and a library that is missing."""
+    """A refusal of other devices, of fp32, of a missing library and, unless `ragged`, of unequal contexts."""
 
     def refuses(case: Case, device: Device) -> str | None:
         if device.kind != "cuda":
@@ -48,7 +48,7 @@ def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Dev
 def or_unsupported(
     bind: Callable[[DecodeAttentionInputs], Bound],
 ) -> Callable[[DecodeAttentionInputs], Bound]:
-    """Make a library's error about a shape or a GPU a NotImplementedError: it is no failed result."""
+    """Turn a library's error about a shape or a GPU into NotImplementedError: it is no wrong result."""
 
     def bound(inputs: DecodeAttentionInputs) -> Bound:
         try:

@@ -35,15 +35,15 @@ class Provider:
     """One way to run an operation.
 
     Attributes:
-        name: as rows name it.
+        name: its name in rows.
         run: computes the output of one copy of the inputs.
-        refuses: why it does not run a case on a device, or None.
-        tunable: how its tilings are searched; None where it takes no tiling.
-        tiling: the tiling it runs with; None where it chooses one itself.
-        variant: which variant of a kernel it runs, where there are several.
+        refuses: gives the reason why it does not run a case on a device, or None.
+        tunable: how its tilings are searched; None if it takes no tiling.
+        tiling: the tiling it runs with; None if it chooses one itself.
+        variant: the kernel variant it runs; None for a kernel without variants.
         best_of: variants this alias stands for; it resolves to the fastest correct one.
-        bind: plans once, for a copy of the inputs, what does not depend on their values; the call that it
-            returns is timed in place of `run`.
+        bind: plans once for a copy of the inputs, without reading their values; the call that it returns is
+            timed in place of `run`. None if there is nothing to plan.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Provider:
     bind: Callable[[Any], Callable[[], Tensor]] | None = None
 
     def with_tiling(self, tiling: Any) -> "Provider":
-        """This provider with a tiling in place of its own choice; unchanged without one."""
+        """This provider with a tiling in place of its own choice; unchanged if `tiling` is None."""
         tunable = self.tunable
         if tunable is None or tiling is None:
             return self
@@ -185,7 +185,7 @@ def user_providers(names: Sequence[str]) -> dict[str, list[Provider]]:
 
 
 def _refuses_interpreted(function: UserFunction) -> Refuses:
-    """A function that launches Triton kernels is never timed in the interpreter, only checked."""
+    """A refusal in the interpreter: a function that launches Triton kernels is checked there, not timed."""
 
     def refuses(_case: Case, _device: Device) -> str | None:
         if interpreting() and function.uses_triton:

@@ -1,4 +1,4 @@
-"""`decodetax report`, and the report that `decodetax run` can write too."""
+"""`decodetax report`, and the report files that `decodetax run` can also write."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OUTPUTS = {
     "html": (
         "FILE",
-        "Write charts and tables as one HTML file that fetches nothing; an older one is replaced.",
+        "Write charts and tables as one self-contained HTML file; an existing file is replaced.",
     ),
     "markdown": ("FILE", "Write all tables as Markdown."),
     "csv": (
@@ -31,7 +31,7 @@ LIBRARIES = {"html": "plotly", "png": "matplotlib"}
 
 
 def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say where a report goes, and `--wide`."""
+    """Add the options for report files and `--wide` to a command."""
     command = wide_option(command)
     for name, (metavar, text) in reversed(OUTPUTS.items()):
         option = click.option(f"--{name}", type=click.Path(path_type=Path), metavar=metavar, help=text)
@@ -40,10 +40,10 @@ def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Outputs:
-    """Where a report goes, by the names of the options that were given.
+    """The files and folders of a report, by the names of the options that were given.
 
     Args:
-        asked: all options of a command.
+        asked: the values of all options of a command.
     """
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
@@ -53,8 +53,8 @@ class Outputs:
         """Check all places before anything is read or measured.
 
         Raises:
-            UsageError: a place cannot be written to, is the file of a run in `kept` or of another output, or
-                needs a library that is not installed.
+            UsageError: a place cannot be written to, is a run file in `kept` or the place of another option,
+                or needs a library that is not installed.
         """
         for name, library in LIBRARIES.items():
             if name in self.places and importlib.util.find_spec(library) is None:
@@ -92,9 +92,9 @@ class Outputs:
 def _contents(
     name: str, runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]
 ) -> Mapping[str, bytes | None]:
-    """What an option writes, by the names of files in its folder, which are the same for all runs.
+    """The files of an option by name; the names do not depend on the runs.
 
-    The one file of `--html` and of `--markdown` has no name; a chart without data is None.
+    The single file of `--html` or `--markdown` has an empty name; a chart without data is None.
     """
     if name == "png":
         from .png_charts import png_charts
@@ -124,7 +124,7 @@ def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) ->
 
 
 def _written(target: Path, content: bytes) -> str:
-    """Write a complete file, through a symbolic link where there is one, and say so."""
+    """Write a complete file, through a symbolic link if it is one; returns the message."""
     replaced = target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def run_text(run: "Run", *, wide: bool) -> str:
 
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
-    if not wide:  # with it the table of kernels has the columns of counters
+    if not wide:  # with --wide the kernels' table has the columns of counters
         tables.append(run_tables.counters_table(run))
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
     gaps = run_tables.gaps_table(runs)
@@ -180,9 +180,9 @@ def run_text(run: "Run", *, wide: bool) -> str:
 @click.argument("run_files", type=click.Path(path_type=Path), metavar="RUN.json...", nargs=-1, required=True)
 @report_options
 def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> None:
-    """Print the tables and sentences of a run that `decodetax run` wrote, or write them as a report.
+    """Print the tables and sentences of a run, or write them as a report.
 
-    Several runs go into one report, each under the name of its file.
+    RUN.json is a file of `decodetax run`. Several runs go into one report, each under the name of its file.
     """
     outputs = Outputs(asked)
     outputs.require_writable(run_files)
@@ -202,7 +202,7 @@ def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> Non
 
 
 def _names(run_files: Sequence[Path]) -> list[str]:
-    """The names of the files without their endings, each once: a second of a name has its number."""
+    """The names of the files without their suffixes; a repeated name gets a number."""
     names: list[str] = []
     for path in run_files:
         stem, number = path_text(path.stem), 1

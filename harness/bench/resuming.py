@@ -1,4 +1,4 @@
-"""Saves a run while it is measured, and reads one that stopped, so that it can continue."""
+"""Saves a run while it is measured, and reads an unfinished run so that it can continue."""
 
 import json
 import time
@@ -19,12 +19,12 @@ WITH_RESUME = {"device", "output", "resume", "as_json", "wide", "html", "markdow
 
 
 def partial_of(target: Path) -> Path:
-    """The file of a run until it ends, if an older file has its name."""
+    """The file in which a run is saved until it ends, if `target` exists already."""
     return target.with_name(f"{target.name}.partial")
 
 
 class RunSaver:
-    """Writes a run as far as it is measured, when called, at most once a second."""
+    """When called, writes the run as measured so far, at most once per second."""
 
     def __init__(self, target: Path, run: Run) -> None:
         self._target, self._run = target.resolve(), run
@@ -42,17 +42,17 @@ class RunSaver:
 
 
 def read_unfinished(run_file: Path) -> tuple[Run, Settings]:
-    """A run that stopped, and its settings; options that would change them are refused.
+    """An unfinished run and its settings.
 
     Raises:
-        UsageError: the run is complete or invalid, or an option would change it.
+        UsageError: the run is complete or invalid, or an option would change its settings.
     """
     for name, option in options.given().items():
         if name not in WITH_RESUME:
             raise UsageError(f"{option}: is fixed by the run; leave it out with --resume")
     run = read_run(run_file)
     if not run.interrupted and run.broken is None:
-        raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing of it is left to measure")
+        raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing is left to measure")
     try:
         return run, settings_of(run)
     except ValidationError as error:

@@ -1,8 +1,8 @@
 """One row in two runs: the ratio of its times, its 95% interval, and the verdict.
 
 The medians of its rounds give a row's level in each run. Two levels give the ratio and Welch's interval,
-widened by what the machine itself did. p is the chance of such a ratio where the times are the same;
-corrected for the number of rows (Holm) it gives the verdict.
+widened by changes of the machine itself. p is the chance of such a ratio if the times are the same; corrected
+for the number of rows (Holm) it gives the verdict.
 """
 
 import itertools
@@ -16,39 +16,39 @@ from ..core.records import Row
 from ..core.statistics import holm, round_medians, t_quantile, t_tail
 
 SAME_WITHIN = 0.02
-"""Times closer than this are the same. The timer calls a kernel warmed up when two medians differ by less
-than 2%, so no number of samples settles the level of a run better than that."""
+"""Times closer than this are the same. The timer ends a warm-up when two medians differ by less than 2%, so
+more samples do not determine the level of a run better than that."""
 
 ERROR = 0.05
 """Chance of any wrong "faster" or "slower" in a comparison, and of a ratio outside its interval."""
 
 MIN_ROUNDS = 3
-"""1 round does not show how rounds differ. With 2 a side, Student's t has 2 degrees of freedom: being sure of
-2% among 30 rows would take 24 standard errors, and one difference a side cannot tell drift from noise."""
+"""1 round does not show how rounds differ. With 2 per run, Student's t has 2 degrees of freedom: 2% among 30
+rows would be significant only at 24 standard errors, and drift could not be separated from noise."""
 
 STEADY_THROTTLING = frozenset({"power cap"})
-"""Throttling that leaves times comparable when both runs have it: the clock settles where the power limit is
-reached, and it is read. Heat and faults come and go between two readings."""
+"""Throttling that leaves times comparable if both runs have it: the clock settles at the power limit, and it
+is recorded. Throttling by heat or faults comes and goes between two readings."""
 
 MAX_SPREAD = 0.25
 """Largest standard deviation of the logarithms of a row's samples, at the median row of an undisturbed run.
-Other work on the same cores at least doubles a call that it meets: log(2) sqrt(1/6 x 5/6) = 0.26 is one call
-in 6. A run alone on 2 shared CPU cores has 0.1; one beside two busy processes had 0.5, and a row 60 times as
-slow."""
+Other work on the same cores at least doubles the time of a call: if it meets one call in 6, the deviation is
+log(2) sqrt(1/6 x 5/6) = 0.26. A run alone on 2 shared CPU cores had 0.1; a run beside two busy processes had
+0.5, and one of its rows was 60 times as slow."""
 
 LARGEST_LOG = 700.0
-"""Its exponential is about the largest float."""
+"""Largest logarithm whose exponential is taken; it is about that of the largest float."""
 
 Verdict = Literal["faster", "slower", "same", "not sure"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """What the machine itself did between the runs, by something that both measured.
+    """A change of the machine itself between the runs, shown by something that both measured.
 
     Attributes:
         name: a ceiling or the SM clock.
-        least, most: the factors by which this alone makes a time longer, after over before.
+        least, most: bounds of the factor by which this change alone makes times longer, after over before.
     """
 
     name: str
@@ -61,14 +61,14 @@ class RowChange:
     """A row that is ok in both runs.
 
     Attributes:
-        before_s, after_s: geometric mean of the rounds' medians; the median of all samples where there are
-            too few rounds.
-        rounds_before, rounds_after: number of rounds that the samples come from.
-        low, high: 95% interval of the ratio, widened by the controls; None where there are too few rounds.
-        p: chance of such a ratio where the true one is the same within 2%; None where nothing is known.
-        corrected_p: the same among all rows judged (Holm).
-        reason: what the verdict rests on, or why it is not sure.
-        changes: what else of the row differs: its variant, tiling or method of timing.
+        before_s, after_s: geometric mean of the rounds' medians; with too few rounds, the median of all
+            samples.
+        rounds_before, rounds_after: number of rounds of the samples.
+        low, high: 95% interval of the ratio, widened by the controls; None with too few rounds.
+        p: chance of such a ratio if the true ratio is 1 within 2%; None if no verdict is possible.
+        corrected_p: p corrected for the number of rows with p (Holm).
+        reason: reason for the verdict, or why it is not sure.
+        changes: other differences of the row: variant, tiling, method of timing, copies of the inputs.
     """
 
     case: str
@@ -108,8 +108,8 @@ def round_autocorrelation(rows: Iterable[Row]) -> float:
     """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1.
 
     It follows from the von Neumann ratio of a row: the mean square of successive differences over the
-    variance. That is 2 in expectation where rounds are independent, for any number of them, and less where
-    the machine drifts. Drift is the machine's, so the mean over a run's rows counts.
+    variance. The expected ratio is 2 for any number of independent rounds, and smaller if the machine drifts.
+    All rows share the machine's drift, so the mean ratio of the run's rows is used.
     """
     ratios = []
     for row in rows:
@@ -121,7 +121,7 @@ def round_autocorrelation(rows: Iterable[Row]) -> float:
 
 
 def sample_spread(rows: Iterable[Row]) -> float:
-    """How much a run's samples scatter, as MAX_SPREAD has it; 0 where no row has enough samples."""
+    """Standard deviation of the logarithms of samples, at the median row; 0 if no row has enough samples."""
     spreads = [
         statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= MIN_ROUNDS
     ]
@@ -131,10 +131,10 @@ def sample_spread(rows: Iterable[Row]) -> float:
 def _level(medians: Sequence[float], r: float) -> _Level:
     """The level of round medians whose lag-1 autocorrelation is r.
 
-    n rounds count as n / (1 + 2 sum (1 - k / n) r^k) independent ones, at least 2. The variance of the mean
-    is the rounds' own, divided by n, over that number less one. It has (n - 1)(1 - r^2) / (1 + r^2) degrees
-    of freedom, at least 1 (Bayley and Hammersley, J. R. Stat. Soc. 8, 1946). At r = 0 these are n, s^2 / n
-    and n - 1.
+    n rounds are worth m = n / (1 + 2 sum (1 - k / n) r^k) independent ones, at least 2. The variance of the
+    mean is the population variance of the rounds over m - 1. It has (n - 1)(1 - r^2) / (1 + r^2) degrees of
+    freedom, at least 1 (Bayley and Hammersley, J. R. Stat. Soc. 8, 1946). At r = 0 these are n, s^2 / n and
+    n - 1.
     """
     n, logs = len(medians), [math.log(median) for median in medians]
     inflation = 1 + 2 * math.fsum((1 - k / n) * r**k for k in range(1, n))
@@ -153,9 +153,9 @@ def compare_row(
     Args:
         old: the row before.
         new: the row after.
-        autocorrelations: `round_autocorrelation` of either run.
-        controls: what the machine did, as far as it affects the row.
-        blocked: why no row of these runs can be sure; empty where there is no reason.
+        autocorrelations: `round_autocorrelation` of both runs.
+        controls: changes of the machine that affect the row.
+        blocked: why no row of these runs can have a verdict; empty if rows can.
     """
     medians = (_medians(old), _medians(new))
     change = RowChange(
@@ -203,12 +203,12 @@ def _tested(
 
 
 def _exp(logarithm: float) -> float:
-    """The exponential, bounded by what a float holds: few rounds that differ much leave everything open."""
+    """The exponential within the range of a float: intervals of few, very different rounds exceed it."""
     return math.exp(max(-LARGEST_LOG, min(LARGEST_LOG, logarithm)))
 
 
 def _machine_change(controls: Sequence[Control], shift: float) -> str:
-    """Which change of the machine could explain that the row is slower or faster."""
+    """The change of the machine that could explain why the row is slower or faster."""
     if shift > 0:
         worst = max(controls, key=lambda control: control.most)
         return f"the machine was slower after: {worst.name} by {worst.most - 1:.1%}"
@@ -221,8 +221,8 @@ def _throttling(old: Row, new: Row) -> str:
     before, after = set(old.throttle_reasons), set(new.throttle_reasons)
     if before == after and after <= STEADY_THROTTLING:
         return ""
-    told = [", ".join(sorted(reasons)) or "nothing" for reasons in (before, after)]
-    return f"the clock was throttled: {told[0]} before; {told[1]} after"
+    listed = [", ".join(sorted(reasons)) or "nothing" for reasons in (before, after)]
+    return f"the clock was throttled: {listed[0]} before; {listed[1]} after"
 
 
 def with_verdicts(rows: Sequence[RowChange]) -> tuple[RowChange, ...]:
@@ -245,10 +245,10 @@ def _with_verdict(row: RowChange, count: int) -> RowChange:
         verdict: Verdict = "slower" if row.ratio > 1 else "faster"
         return replace(row, verdict=verdict, reason=f"by over {SAME_WITHIN:.0%}")
     if row.p <= ERROR:
-        chance = f"by chance one of {count} rows may differ as much"
+        doubt = f"by chance one of {count} rows may differ as much"
     else:
-        chance = "the interval is too wide to tell"
-    return replace(row, reason=row.reason or chance)
+        doubt = "the interval is too wide to tell"
+    return replace(row, reason=row.reason or doubt)
 
 
 def _field_changes(old: Row, new: Row) -> Iterator[str]:

@@ -123,8 +123,8 @@ NO_WORD = "is not auto, cpu, cuda or cuda:INDEX"
     [
         ("cuda", 0, "needs a CUDA GPU and torch finds none here; cpu works"),
         ("cuda:0", 0, "needs a CUDA GPU and torch finds none here; cpu works"),
-        ("cuda:9", 2, "is not there; there is cuda:0, cuda:1"),
-        ("cuda:2", 2, "is not there; there is cuda:0, cuda:1"),
+        ("cuda:9", 2, "does not exist, can be cuda:0, cuda:1"),
+        ("cuda:2", 2, "does not exist, can be cuda:0, cuda:1"),
         *(
             (word, gpus, NO_WORD)
             for gpus in (0, 1)
