@@ -46,25 +46,25 @@ if TYPE_CHECKING:
     "N,...",
     "Tokens in each sequence's KV cache.  [default: 1024,4096; with --quick 256]",
 )
-@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: as the context]")
+@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: the context]")
 @options.option(
     "--prefill-tokens",
     options.SIZE,
     "N",
-    "Tokens of a prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
+    "Tokens of one prefill forward.  [default: 8192 on a GPU, 2048 on a CPU; with --quick an eighth]",
 )
 @options.option(
     "--dtype",
     options.one_of("auto", "bf16", "fp16", "fp32"),
     "NAME",
-    "Dtype of weights and KV cache: auto (bf16 if it measures fast), bf16, fp16, fp32.",
+    "Dtype of weights and KV cache: auto (the faster of bf16 and fp32 on a CPU), bf16, fp16, fp32.",
     default="auto",
 )
 @options.option(
     "--usd-per-hour",
     options.DOLLARS,
     "X",
-    "Price of the device, $ per hour.  [default: a cited one per GPU, none on a CPU]",
+    "Price of the device, $ per hour.  [default: a published one of the GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
 @options.option("--seed", options.SEED, "N", "Seed of the random inputs.", default="0")
@@ -76,34 +76,35 @@ if TYPE_CHECKING:
     help="JSON file of the run.  [default: results/run-DATE.json]",
 )
 @options.user_function_option(
-    "A function of your own, gated and timed as ours are; repeat for several. It takes (x, weight) or "
-    "(q, k_cache, v_cache, context_lens), and optionally out."
+    "Your own function, checked and timed like the built-in providers; repeat for several. It takes "
+    "(x, weight) or (q, k_cache, v_cache, context_lens), and optionally out."
 )
 @click.option(
     "--counters",
     is_flag=True,
     help="Also read DRAM bytes and tensor-core activity of each kernel from the GPU's hardware counters; "
-    "needs nsight-python and permission, else the run says why not.",
+    "needs nsight-python and permission to profile. The run says why if they cannot be read.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN.json",
-    help="Continue a run that was interrupted, killed or broke off, in its own file or in --output.",
+    help="Continue a run that was interrupted or killed or that failed, in its own file or in --output.",
 )
 @options.JSON
 @report_options
 def run_command(
     device: str, output: Path | None, resume: Path | None, as_json: bool, wide: bool, **asked: Any
 ) -> int:
-    """Measure the gap between an output and an input token on this device.
+    """Measure the cost gap between an output and an input token here.
 
-    Times are in seconds, memory in bytes, prices in US dollars. Exit code 1 means that a kernel gave a wrong
-    result or broke, 2 a wrong argument, 130 that Ctrl-C ended the run early (what was measured is kept).
+    The gap is the device time of an output token over that of an input token. Every kernel is checked, then
+    timed in several rounds. Exit code 1 means that a kernel failed or gave a wrong result, 2 a wrong
+    argument, 130 that Ctrl-C ended the run early (what was measured is kept).
 
-    Every case is timed in several rounds of the run. The run is saved while it is measured: to --output or,
-    if an older file has that name, beside it as FILE.partial until the end.
-    """  # fmt: skip
+    The run is saved while it is measured: to --output or, if that file exists already, to FILE.partial beside
+    it until the end.
+    """
     settings, opened, begun = _begun(device, resume, asked)
     from ..core.user_function import load_user_functions
     from .resuming import RunSaver, partial_of
@@ -131,19 +132,19 @@ def run_command(
         click.echo(document)
     else:
         click.echo(run_text(result, wide=wide))
-        state = "interrupted, written as far as it came" if result.interrupted else "written"
-        click.echo(f"\nRun {state} to {path_text(target)} after {result.elapsed_s:.0f} s.")
+        run = "Interrupted run" if result.interrupted else "Run"
+        click.echo(f"\n{run} written to {path_text(target)} after {result.elapsed_s:.0f} s.")
     for line in outputs.write({path_text(target.stem): result}):
         click.echo(line, err=as_json)
     if result.interrupted:
         return INTERRUPTED
     if result.broken is not None:
-        raise FailureError(f"the run broke off: {result.broken}; what was measured is in {target}")
+        raise FailureError(f"the run ended early: {result.broken}; what was measured is in {target}")
     return FAILED if result.failures else 0
 
 
 def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
-    """The settings, the device, and the run that continues, if one does."""
+    """The settings, the device, and with --resume the run to continue."""
     if resume is not None:
         from .device import open_device
         from .resuming import read_unfinished
@@ -180,7 +181,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
 
 
 def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
-    """What `decodetax tune` found for this GPU; a bad cache is reported, left as it is and not used."""
+    """The tilings that `decodetax tune` found for this GPU; an invalid cache is reported and not used."""
     from .runner import no_tiling
 
     if device.kind != "cuda":
@@ -214,7 +215,7 @@ def _writable(output: Path | None) -> Path:
 
 
 def _write(target: Path, text: str) -> None:
-    """Write the run; if that fails by now, to the system's temporary folder.
+    """Write the run; if that fails, to the system's temporary folder.
 
     Raises:
         FailureError: it was written to that folder.
@@ -223,6 +224,6 @@ def _write(target: Path, text: str) -> None:
     try:
         write_text(target, text)
     except OSError as error:
-        refuge = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
-        write_text(refuge, text)
-        raise FailureError(f"{target}: {error.strerror}; the run was written to {refuge}") from error
+        fallback = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
+        write_text(fallback, text)
+        raise FailureError(f"{target}: {error.strerror}; the run was written to {fallback}") from error

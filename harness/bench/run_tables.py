@@ -1,6 +1,6 @@
 """The tables of a run, defined once; `core.table` renders them for a terminal, CSV, Markdown and HTML.
 
-Each takes runs by name: where there are several, their names are the first column.
+Each takes runs by name; with several runs, the first column has their names.
 """
 
 from collections import Counter
@@ -67,7 +67,7 @@ def _table(
 
 
 def ceilings_table(runs: Runs) -> Table:
-    """Every measured ceiling, beside the datasheet's."""
+    """Every measured ceiling beside that of the datasheet."""
     columns = (
         Column("ceiling"),
         Column("dtype"),
@@ -146,7 +146,7 @@ def _counters(counters: Mapping[str, float] | None, bytes_needed: int) -> tuple[
 
 
 def counters_table(run: Run) -> Table:
-    """The columns of hardware counters, of the rows that have any; for a terminal without `--wide`."""
+    """The hardware counters of the rows that have them; for a terminal without `--wide`."""
     kernels = kernels_table({"": run})
     kept = [
         at
@@ -162,7 +162,7 @@ def counters_table(run: Run) -> Table:
 
 
 def provider_name(row: Row) -> str:
-    """The provider, the variant of it that ran, and whether it used a tuned tiling."""
+    """The provider, the variant that ran, and whether it used a tuned tiling."""
     variant = (row.variant or "").replace("_", "-")
     shown = f" ({variant})" if not row.provider.endswith(variant) else ""
     return f"{row.provider}{shown}" + ("" if row.tiling is None else ", tuned")
@@ -178,14 +178,14 @@ def shape_text(case: Case) -> str:
 
 
 def not_timed_table(runs: Runs) -> Table:
-    """Every row without figures, and why."""
+    """Every row without figures, and the reason."""
     title = "Kernels that were not timed"
     return _gate_table(runs, "not_timed", title, lambda run: [r for r in run.rows if r.status != "ok"])
 
 
 def interpreter_table(runs: Runs) -> Table:
-    """Whether the Triton kernels agree with the oracle in the interpreter; no times."""
-    title = "Triton kernels in the interpreter, against the oracle (no times)"
+    """The errors of the Triton kernels in the interpreter; no times."""
+    title = "Triton kernels in the interpreter, compared with the oracle (not timed)"
     return _gate_table(runs, "interpreter_checks", title, lambda run: run.interpreter_checks)
 
 
@@ -198,7 +198,7 @@ def _gate_table(
         Column("status", show=lambda status: {"ok": "agrees", "failed": "FAILED"}.get(status, status)),
         Column("why", "reason"),
         Column("relative error", "relative_error", MEASURED, _three_digits),
-        Column("at most", "tolerance", MODELLED, _three_digits),
+        Column("tolerance", "tolerance", MODELLED, _three_digits),
     )
 
     def rows(run: Run) -> Rows:
@@ -222,7 +222,7 @@ def not_timed_summary(run: Run) -> Table:
 
 
 def gaps_table(runs: Runs) -> Table:
-    """What an input and an output token take and cost, at each batch and context."""
+    """Rates and costs of an input and an output token, at each batch and context."""
     columns = (
         Column("batch"),
         Column("context"),
@@ -253,7 +253,7 @@ def gaps_table(runs: Runs) -> Table:
 
 
 def output_parts_table(runs: Runs) -> Table:
-    """Seconds of an output token, by what they go to."""
+    """Seconds of an output token, by part."""
     parts = output_parts([gap for run in runs.values() for gap in run.gaps])
     columns = (
         Column("batch"),
@@ -270,13 +270,13 @@ def output_parts_table(runs: Runs) -> Table:
 
 
 def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
-    """At which batch the gap of each context equals what APIs charge."""
+    """The batch at which the gap of each context equals an API price ratio."""
     columns = (
         Column("context"),
         Column("output:input price", "output_over_input", PUBLISHED),
         Column("models", "", PUBLISHED),
         Column("break-even batch", "break_even_batch", MEASURED, _three_digits),
-        Column("what that means", "where"),
+        Column("meaning", "where"),
     )
 
     def rows(run: Run) -> Rows:
@@ -284,11 +284,11 @@ def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
             for price in ratios:
                 batch = measured_batch(line.gaps, float(price.ratio))
                 if batch is None:
-                    meaning = "the gap stays above the ratio at every batch that was measured"
+                    meaning = "the gap is above the ratio at every measured batch"
                 elif line.gaps[0].gap <= price.ratio:
-                    meaning = f"the gap is at most the ratio from the smallest batch on, {line.batches[0]}"
+                    meaning = f"the gap is at most the ratio already at the smallest batch, {line.batches[0]}"
                 else:
-                    meaning = "between two measured batches, the gap taken as a power of the batch"
+                    meaning = "interpolated between two measured batches, as a power of the batch"
                 yield line.context, float(price.ratio), ", ".join(price.models), batch, meaning
 
     title = "Price ratios and the batch at which the gap equals them"
@@ -296,7 +296,7 @@ def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
 
 
 def environment_table(runs: Runs) -> Table:
-    """What each run ran on and was asked to do, field by field."""
+    """The environment and the settings of each run, field by field."""
 
     def rows(run: Run) -> Rows:
         yield from _flat("environment", run.environment)

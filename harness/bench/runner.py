@@ -1,4 +1,4 @@
-"""Runs the providers of a case: each is gated against the oracle, then timed, and becomes a row."""
+"""Runs the providers of a case: each is checked against the oracle, then timed; the result is a row."""
 
 import dataclasses
 import functools
@@ -38,8 +38,8 @@ class Bench:
     Attributes:
         device: runs and times them.
         source: draws their inputs on that device.
-        budget: of each row's samples.
-        roof: measured ceilings.
+        budget: limits of each row's samples.
+        roof: the measured roof.
         tiling_of: the tuned tiling of a case.
         round: number of the run's round, from 0.
         user_providers: providers of the user's own functions, by operation.
@@ -63,7 +63,7 @@ class Blocked(Exception):  # noqa: N818  (not an error: it becomes the status an
 
 
 def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxyType({})) -> Iterator[Row]:
-    """A row for each provider of the case in turn; whatever keeps one from running becomes its reason.
+    """A row for each provider of the case in turn; a provider that cannot run gets a row with the reason.
 
     Args:
         case: what to run.
@@ -104,7 +104,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
 
 
 def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
-    """The providers that still need this round: not those that have had it, nor those that were not ok."""
+    """The providers without samples of this round; those that were not ok in an earlier round are left out."""
     return [
         provider
         for provider in (*PROVIDERS[case.operation], *bench.user_providers.get(case.operation, ()))
@@ -114,10 +114,10 @@ def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[
 
 
 def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row], before: Row | None) -> Provider | Row:
-    """The fastest correct variant of an alias, under the alias's name; other providers stay as they are.
+    """The fastest correct variant of an alias, under the alias's name; other providers stay unchanged.
 
-    The alias takes samples of its own: those of the fastest variant are biased by the choice. It keeps its
-    variant in later rounds. If no variant passed the gate, the result is a row that says why.
+    The alias is timed again, because selecting the fastest variant biases its samples. It keeps its variant
+    in later rounds. If no variant passed the gate, the result is a row with the reason.
     """
     if not provider.best_of:
         return provider
@@ -179,7 +179,7 @@ def run_provider(
 
     def before_sampling() -> None:
         nonlocal clock_before_hz
-        clock_before_hz = clocks.clock_hz()  # of the warm GPU
+        clock_before_hz = clocks.clock_hz()  # after the warm-up
         _poison_outputs(calls)
 
     try:
@@ -235,7 +235,7 @@ class BoundCall:
 
 
 def _poison_outputs(calls: Sequence[BoundCall]) -> None:
-    """Make every last output NaN, so that a sample that computes nothing is found."""
+    """Fill every last output with NaN, so that the gate finds a sample that computed nothing."""
     for call in calls:
         call.output.fill_(math.nan)
 
@@ -250,7 +250,7 @@ def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
 
 
 def _explain(error: Exception) -> tuple[Status, str]:
-    """Status and one-line reason of a row whose provider raised."""
+    """Status and one-line reason of a row whose provider raised this error."""
     text = one_line(error)
     message = text.removeprefix(f"{type(error).__name__}: ")
     if out_of_memory(error):

@@ -30,19 +30,19 @@ Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
 
 MAX_SEQUENCES = 65_536
-"""Most sequences of a batch: the oracle of decode attention takes one at a time."""
+"""Largest batch: the oracle of decode attention computes one sequence at a time."""
 
 LATE_ROW_LIMIT_S = 0.05
 """Seconds of sampling for a row, in all of its rounds together, after the run's time limit."""
 
 CEILINGS_SHARE = 0.15
-"""Share of the progress bar."""
+"""Share of the progress bar for the ceilings."""
 
 ROUNDS = 5
 """Rounds of a run; each times every case once, because machines drift."""
 
 MIN_ROUNDS = 3
-"""After the run's time limit, no round begins beyond these."""
+"""Rounds that are run even after the run's time limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,14 @@ class Settings:
     """The options of a run.
 
     Attributes:
+        model: the language model whose shapes are timed.
         batches, contexts, prompt, prefill_tokens: as in `Sweep`.
-        dtype: of weights, activations and cache; "auto" is the faster of bf16 and fp32 on a CPU, as
-            measured, and bf16 on a GPU that has it.
-        usd_per_hour: price of the device; None means the cited default, if there is one.
+        dtype: dtype of weights, activations and cache; "auto" means the faster of bf16 and fp32 on a CPU,
+            and bf16 on a GPU that has it.
+        usd_per_hour: price of the device; None means the published price of the GPU, if there is one.
         row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
-        total_limit_s: seconds after which rows get the fewest samples.
-        seed: of the inputs.
+        total_limit_s: seconds after which rows get fewer samples and rounds.
+        seed: seed of the inputs.
         providers: the user's own functions, each MODULE:FUNCTION.
         counters: whether to read hardware counters after the timing.
     """
@@ -90,7 +91,7 @@ def check_memory(settings: Settings, device: Device) -> None:
     """Reject a sweep whose smallest case does not fit in memory.
 
     Raises:
-        UsageError: names the option, what its smallest case needs and what is free.
+        UsageError: a case does not fit; names the option, the bytes needed and the bytes free.
     """
     model, free = settings.model, device.free_bytes()
     sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
@@ -134,16 +135,16 @@ def begin(settings: Settings, device: Device) -> Run:
 
 
 def settings_of(run: Run) -> Settings:
-    """What a run was asked for, read back from it; a dtype that was measured to be the fastest stays.
+    """The settings of a run, read back from it; in place of dtype "auto", the dtype that was chosen.
 
     Raises:
-        ValidationError: the run's settings lack something or hold something else.
+        ValidationError: a setting is missing or has a wrong type.
     """
     return convert(run.settings, Settings)
 
 
 def require_same_machine(run: Run, device: Device) -> None:
-    """Make sure that a run continues on the machine and versions that it began on.
+    """Make sure that a run continues on the device and with the versions that it began with.
 
     Raises:
         UsageError: the device or a version differs.
@@ -169,15 +170,15 @@ def measure(
 ) -> None:
     """Measure what the settings ask for and the run does not hold yet, into the run.
 
-    The run is marked as interrupted until the end. Ctrl-C or a device that breaks down end it early: what was
+    The run is marked as interrupted until the end. Ctrl-C or an error of the device ends it early: what was
     measured so far is kept, and the run stays marked as interrupted, or is marked as broken.
 
     Args:
-        result: from `begin`, or a run to continue.
-        settings: of that run.
-        device: measures.
-        progress: takes the share that is done and what comes next.
-        tiling_of: the tuned tiling of a case.
+        result: the run to fill, from `begin`, or one to continue.
+        settings: the settings of that run.
+        device: runs and times the cases.
+        progress: takes the share that is done, 0 to 1, and what comes next.
+        tiling_of: gives the tuned tiling of a case.
         save: called at the start and after each case.
     """
     start_s, before_s = time.perf_counter(), result.elapsed_s
@@ -253,7 +254,7 @@ def _fill(
         save()
     if interpreting() and not result.interpreter_checks:
         progress(0.95, "Triton kernels in the interpreter")
-        # Of the user's own functions, those with Triton kernels: they are not timed here.
+        # The user's own functions with Triton kernels, which are not timed here.
         kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in own.items()}
         result.interpreter_checks += check_in_interpreter(
             settings.model, dtype, seed=settings.seed, user_providers=kernels
@@ -268,7 +269,7 @@ def _fill(
 def _measure_ceilings(
     result: Run, settings: Settings, device: Device, source: Source, progress: Progress
 ) -> None:
-    """Measure all ceilings, unless the run holds all: a run that continues never mixes two sets."""
+    """Measure all ceilings, unless the run has all: a continued run never mixes two sets."""
     count = 2 + len(DTYPES)
     if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
         return
@@ -305,7 +306,7 @@ def _budget(settings: Settings, *, late: bool) -> Budget:
 
 
 def _round_budget(limit_s: float) -> Budget:
-    """The budget of one round, of a limit for all rounds."""
+    """The budget of one round, given the limit for all rounds."""
     return Budget(
         time_limit_s=limit_s / ROUNDS,
         warm_up_s=limit_s / 2 / ROUNDS,
@@ -316,7 +317,7 @@ def _round_budget(limit_s: float) -> Budget:
 
 
 def merge_row(rows: list[Row], found: Row) -> None:
-    """Append a round to the row of earlier rounds, or add a new row."""
+    """Merge a row of one round into that of earlier rounds, or add it."""
     for place, row in enumerate(rows):
         if (row.case, row.provider) == (found.case, found.provider):
             rows[place] = row.with_round(found)

@@ -1,6 +1,6 @@
-"""What a run ran on, what its numbers show and what it lacks, in sentences.
+"""A run's device, workload, results and missing parts, in sentences.
 
-Every line is safe to print: text of a run file has no control characters and begins no line of its own.
+Every line is safe to print: text of a run file is stripped of control characters and begins no line.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from .run_tables import provider_name
 
 
 def heading(run: Run) -> str:
-    """What the run ran on, in two lines."""
+    """The device and the software of the run, in two lines."""
     device, versions = run.environment["device"], run.environment["versions"]
     facts = [f"{device['memory_bytes'] / 2**30:.0f} GiB memory"]
     if device["kind"] == "cpu":
@@ -48,7 +48,7 @@ def workload(run: Run) -> str:
 
 
 def sentences(run: Run) -> Iterator[str]:
-    """The balance point, the gap and what an output token's time goes to, as far as the run has them."""
+    """The balance point, the gap and the parts of an output token's time, as far as the run has them."""
     balance = run.measured.balance_operations_per_byte
     if balance is not None:
         sides = "; ".join(_sides(run, balance))
@@ -66,15 +66,15 @@ def sentences(run: Run) -> Iterator[str]:
 
 
 def _sides(run: Run, balance: float) -> Iterator[str]:
-    """Which roof limits a whole layer, in prefill and in decode of the smallest and the largest batch."""
+    """Which roof limits a complete layer, in prefill and in decode of the smallest and the largest batch."""
     layers = {row.case for row in run.rows if row.status == "ok" and isinstance(row.case, DecoderLayer)}
     decode = sorted((case for case in layers if case.phase == "decode"), key=lambda case: case.sequences)
     named = [("prefill", case) for case in layers if case.phase == "prefill"]
     named += [(f"decode at batch {case.sequences}", case) for case in dict.fromkeys(decode[:1] + decode[-1:])]
     for name, case in named:
         ratio = case.work().operations_per_byte
-        side = "limited by arithmetic" if ratio > balance else "limited by memory"
-        yield f"a layer in {name} has {number(ratio, 3)}, {side}"
+        side = "compute-bound" if ratio > balance else "memory-bound"
+        yield f"a layer in {name} has {number(ratio, 3)} ({side})"
 
 
 def _at(gap: Gap) -> str:
@@ -91,7 +91,7 @@ def _shares(gap: Gap) -> str:
 
 
 def fastest_providers(run: Run) -> str:
-    """The providers that each part of the gap was taken from, in one line; empty without a gap."""
+    """The fastest correct provider of each part of the gap, in one line; empty without a gap."""
     chosen: dict[str, set[str]] = {}
     for gap in run.gaps:
         for case, provider in gap.providers.items():
@@ -107,20 +107,20 @@ def failures(run: Run) -> Iterator[str]:
 
 
 def missing_from(run: Run) -> Iterator[str]:
-    """A sentence for each thing that a complete run would have."""
+    """A sentence for each part of a complete run that this run lacks."""
     return map(printable, _missing_from(run))
 
 
 def _missing_from(run: Run) -> Iterator[str]:
     if run.interrupted:
-        yield f"The run was interrupted after {run.elapsed_s:.0f} s: this is what was measured until then."
+        yield f"The run was interrupted after {run.elapsed_s:.0f} s: these are its results so far."
     if run.broken is not None:
-        yield f"The run broke off: {run.broken}."
+        yield f"The run ended early with an error: {run.broken}."
     if run.failures:
         count = len(run.failures)
         yield f"{count} {'result was' if count == 1 else 'results were'} wrong: those rows have no figures."
     if run.counters_reason is not None:
-        yield f"Hardware counters were not read of every row: {run.counters_reason}."
+        yield f"Hardware counters were not read for every row: {run.counters_reason}."
     yield from _missing_roofs(run)
     if not any(row.status == "ok" for row in run.rows):
         yield "No kernel was timed with a correct result, so the roofline has no points."
@@ -135,11 +135,11 @@ def _missing_gaps(run: Run) -> Iterator[str]:
     for place in product(run.settings.get("batches", ()), run.settings.get("contexts", ())):
         if place not in found:
             batch, context = place
-            yield f"There is no gap at batch {batch} and context {context}: a case of it has no ok row."
+            yield f"There is no gap at batch {batch} and context {context}: a case has no correct time."
     if all(gap.usd_per_hour is None for gap in run.gaps):
         yield (
             "No price of this device is known, so there are no dollars per token; "
-            "decodetax run --usd-per-hour gives them."
+            "give it with decodetax run --usd-per-hour."
         )
 
 

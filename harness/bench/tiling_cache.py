@@ -42,9 +42,9 @@ class TilingCache:
     """The file of one GPU and Triton version.
 
     Attributes:
-        path: of the file, which need not exist yet.
-        gpu: its name, as the device reports it.
-        triton: its version.
+        path: path of the file, which need not exist yet.
+        gpu: name of the GPU, as the device reports it.
+        triton: Triton's version.
     """
 
     path: Path
@@ -55,7 +55,8 @@ class TilingCache:
         """The entries by name; none if there is no file yet.
 
         Raises:
-            UsageError: the file cannot be read, is no tiling cache, or is of another version, GPU or Triton.
+            UsageError: the file cannot be read, is not a tiling cache, or is for another schema version, GPU
+                or Triton version.
         """
         try:
             if not self.path.exists():
@@ -78,10 +79,10 @@ class TilingCache:
         return {entry_name(entry["kernel"], entry["key"]): entry for entry in entries or ()}
 
     def merge(self, updates: Mapping[str, Entry | None]) -> None:
-        """Write entries by name into the file as it is now; None removes one. All others stay.
+        """Write entries by name into the file; None removes an entry, and all others stay.
 
         Raises:
-            UsageError: as `read`; the file is then left as it is.
+            UsageError: as `read`; the file is then unchanged.
             OSError: the folder cannot be written to.
         """
         found = {**self.read(), **updates}
@@ -141,7 +142,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 
 
 def entry_name(kernel: str, key: Key) -> str:
-    """The name of an entry: a kernel and the facts of a case, whatever their order."""
+    """The name of an entry: its kernel and the facts of its case, sorted."""
     return " ".join((kernel, *(f"{fact}={value}" for fact, value in sorted(key.items()))))
 
 

@@ -1,4 +1,4 @@
-"""The search space of each kernel's tilings: cache key, default, candidates, and how one is run."""
+"""The search space of each kernel's tilings: cache key, default and candidates, and how to run a tiling."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ Key = dict[str, int | str]
 MAX_PROGRAMS_PER_SM = 4
 
 MIN_BLOCK_K = 32
-"""Elements of K a step; fewer are less than a 32-byte memory sector of 8-bit elements."""
+"""Minimum elements of K per step: a 32-byte memory sector of 8-bit elements."""
 
 MIN_BLOCK_N = 16
-"""Tokens a step; no tensor-core instruction takes fewer."""
+"""Minimum tokens per step: no tensor-core instruction takes fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class Tunable:
     """How the tilings of a kernel are searched; tilings are frozen dataclasses of numbers and words.
 
     Attributes:
-        key: the facts of a case that its best tiling depends on.
-        default: the tiling that the kernel itself chooses for a case on a GPU.
-        candidates: tilings to try, of a case, its default and the GPU; the default first.
-        run: computes the output of the inputs with a tiling.
+        key: gives the facts of a case that its best tiling depends on.
+        default: gives the tiling that the kernel itself chooses for a case on a GPU.
+        candidates: gives the tilings to try for a case, its default and a GPU; the default comes first.
+        run: computes the output of some inputs with a tiling.
     """
 
     key: Callable[[Any], Key]
@@ -73,10 +73,10 @@ def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
 def _decode_candidates(
     case: DecodeAttention, default: DecodeTiling, limits: GpuLimits
 ) -> Sequence[DecodeTiling]:
-    """Half and twice the tokens a step, 4 or 8 warps, a stage more or less, other numbers of programs.
+    """Half and twice the tokens per step, 4 or 8 warps, a stage more or less, other numbers of programs.
 
     Every number of programs is one wave of the GPU. Tilings whose stages exceed shared memory are left out.
-    `num_splits` never changes: a sequence's result must not start to depend on the rest of the batch.
+    `num_splits` never changes: a sequence's result must not depend on the rest of the batch.
     """
     found = {
         tiling
@@ -104,7 +104,7 @@ def _decode_candidates(
 def _program_counts(
     case: DecodeAttention, default: DecodeTiling, limits: GpuLimits, block_n: int
 ) -> set[tuple[int, int]]:
-    """Numbers of programs, each with the largest `min_tiles` that gives all of them work."""
+    """Numbers of programs, each with the largest `min_tiles` that gives work to all of them."""
     blocks = math.ceil(case.q_heads // case.kv_heads / default.block_g)
     tiles = case.batch * case.kv_heads * blocks * math.ceil(case.capacity / block_n)
     waves = (limits.sm_count * per_sm for per_sm in range(1, MAX_PROGRAMS_PER_SM + 1))
@@ -119,7 +119,7 @@ def _program_counts(
 def _may_fit(
     case: DecodeAttention, limits: GpuLimits, *, block_n: int, num_stages: int, programs: int
 ) -> bool:
-    """Whether the stages in flight, a program's least shared memory, fit for all programs of an SM."""
+    """Whether the stages in flight, a program's minimum shared memory, fit for all programs of an SM."""
     step_bytes = 2 * block_n * case.head_dim * ELEMENT_BYTES[case.dtype]
     least_bytes = (num_stages - 1) * step_bytes
     per_sm = math.ceil(programs / limits.sm_count)
@@ -127,7 +127,7 @@ def _may_fit(
 
 
 def _in_one_wave(default: DecodeTiling, limits: GpuLimits, **changes: int) -> Iterator[DecodeTiling]:
-    """The default with these changes, where a tiling may have them and registers allow one wave."""
+    """The default with these changes, if they make a valid tiling whose registers allow one wave."""
     with contextlib.suppress(ValueError):
         tiling = dataclasses.replace(default, **changes)
         one_wave = tiling.in_one_wave(limits.sm_count)
@@ -152,7 +152,7 @@ def _matmul_key(case: PrefillMatmul) -> Key:
 
 
 def _matmul_problem(case: PrefillMatmul) -> MatmulProblem:
-    """M, N, K and dtypes of a case, as `choose_matmul_tiling` and `matmul_tilings` take them."""
+    """M, N, K and element sizes of a case, for `choose_matmul_tiling` and `matmul_tilings`."""
     element_bytes = ELEMENT_BYTES[case.dtype]
     return MatmulProblem.contiguous(
         rows=case.rows,
@@ -175,9 +175,9 @@ def warp_specializes(compute_capability: int) -> bool:
 def _matmul_candidates(
     case: PrefillMatmul, default: MatmulTiling, limits: GpuLimits
 ) -> Sequence[MatmulTiling]:
-    """All tilings that the chooser knows, in each variant that runs here, and neighbours of the default.
+    """All tilings of the chooser's tables, in each variant that runs here, and neighbours of the default.
 
-    Neighbours have half and twice the elements of K a step, 4 or 8 warps, a stage more or less, half and
+    Neighbours have half and twice the elements of K per step, 4 or 8 warps, a stage more or less, half and
     twice the row blocks of a group. Tilings whose stages exceed shared memory are left out.
     """
     problem = _matmul_problem(case)
@@ -185,7 +185,7 @@ def _matmul_candidates(
     if problem.tma and limits.compute_capability >= TMA_FROM_CAPABILITY:
         variants.append("descriptors")
         variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
-    chosen_from = {tiling for variant in variants for tiling in matmul_tilings(problem, limits, variant)}
+    from_tables = {tiling for variant in variants for tiling in matmul_tilings(problem, limits, variant)}
     neighbours = {
         dataclasses.replace(default, block_k=block_k, num_warps=warps, num_stages=stages, group_m=group_m)
         for block_k, warps, stages, group_m in itertools.product(
@@ -198,7 +198,7 @@ def _matmul_candidates(
     }
     found = {
         t
-        for t in neighbours | chosen_from
+        for t in neighbours | from_tables
         if (t.num_stages - 1) * (t.block_m + t.block_n) * t.block_k * ELEMENT_BYTES[case.dtype]
         <= limits.shared_bytes_per_block
     }

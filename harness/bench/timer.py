@@ -13,10 +13,10 @@ GRAPH_BELOW_S = 50e-6
 """Calls shorter than this are replayed from a CUDA graph: a launch takes several microseconds."""
 
 GRAPH_CALLS = 20
-"""Least calls in a graph, so that the 0.5 us resolution of an event is small against the graph's time."""
+"""Minimum calls in a graph, so that the 0.5 us resolution of an event is small against the graph's time."""
 
 ENOUGH_SAMPLES, MAX_SAMPLES = 10, 1000
-"""Samples of a row: sampling within the time limit goes on to the first, and stops at the second."""
+"""Samples of a row: at least the first number within the time limit, and at most the second."""
 
 SETTLED = 0.02
 """Warm-up ends when two successive medians differ by less than this share."""
@@ -27,11 +27,11 @@ class Budget:
     """When to stop taking samples.
 
     Attributes:
-        time_limit_s: of sampling.
-        warm_up_s: no call of the warm-up begins later.
-        min_samples: taken even after the time limit.
-        enough_samples: taken within the time limit even when the noise is low.
-        max_samples: sampling stops at this many.
+        time_limit_s: seconds of sampling.
+        warm_up_s: seconds after which no call of the warm-up begins.
+        min_samples: samples taken even after the time limit.
+        enough_samples: samples taken within the time limit even if the noise is low.
+        max_samples: number of samples at which sampling stops.
         noise: sampling stops when half of the median's 95% interval is below this share of the median.
     """
 
@@ -60,14 +60,14 @@ def measure(
     before_sampling: Callable[[], None] = lambda: None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time `calls`, the same work on different copies of its inputs in turn, so that caches are cold.
+    """Time `calls` in turn: the same work on different copies of the inputs, so that caches are cold.
 
     Args:
         device: runs and times the calls.
-        calls: each runs the work once on a copy of its own.
+        calls: each runs the work once on its own copy of the inputs.
         budget: when to stop.
-        first_s: seconds of a call before; no warm-up follows one longer than `warm_up_s`.
-        before_sampling: runs after warm-up and capture, before the first sample; poisons the outputs.
+        first_s: seconds of an earlier call; if it exceeds `warm_up_s`, there is no warm-up.
+        before_sampling: called after warm-up and capture, before the first sample; poisons the outputs.
         now_s: the wall clock in seconds, for the limits only.
     """
     estimate_s = first_s if first_s > budget.warm_up_s else _warm_up(device, calls, budget, now_s)
@@ -85,7 +85,7 @@ def measure(
 
 
 def _warm_up(device: Device, calls: Sequence[Call], budget: Budget, now_s: Callable[[], float]) -> float:
-    """Call until the time of a call settles or the warm-up is over; seconds of a call at the end."""
+    """Call until the time of a call settles or the warm-up is over; returns the last median in seconds."""
     turns = itertools.cycle(calls)
     start_s = now_s()
     median_s = device.time_each([next(turns)])[0]  # compiles, allocates, starts threads

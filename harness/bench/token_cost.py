@@ -1,10 +1,10 @@
-"""What an input and an output token cost, in device seconds, from the rows of a run.
+"""Device seconds of an input and an output token, from the rows of a run.
 
-An input token takes its share of a prefill forward: `layers` times (projections + attention + rest), and its
-share of the prompt's one row of logits. An output token takes its share of a decode step: the same with the
-batch's rows, and a row of logits each. The rest is the time of a whole layer less that of its projections and
-attention, both by the provider that timed the whole layer. Every other part counts by its fastest provider
-that passed the gate.
+An input token costs its share of a prefill forward: `layers` times (projections + attention + rest), and its
+share of the prompt's single row of logits. An output token costs its share of a decode step: the same with
+one row per sequence, and one row of logits per sequence. The rest is the time of a complete layer minus that
+of its projections and attention, all timed with LAYER_PROVIDER. Every other part has the time of its fastest
+provider that passed the gate.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..core.language_model import LanguageModel
 from ..core.records import Gap, Row
 
 LAYER_PROVIDER = "torch"
-"""The provider of the whole layer, and of the parts subtracted from it."""
+"""The provider of the complete layer, and of the parts subtracted from it."""
 
 
 class MissingRowError(LookupError):
@@ -51,7 +51,7 @@ class _Medians:
         return min(by_provider, key=lambda provider: by_provider[provider])
 
     def time_s(self, case: Case, provider: str | None = None) -> float:
-        """Seconds of a case by a provider; by the fastest when None."""
+        """Median seconds of a case by a provider; None means the fastest."""
         name = provider or self.fastest(case)
         if name not in self._by_case.get(case, {}):
             raise MissingRowError(case.id)
@@ -94,9 +94,10 @@ def _gap(
 
 
 def _parts_s(medians: _Medians, token: TokenCases, layers: int) -> tuple[dict[str, float], float]:
-    """Seconds a token by part, and the time of the whole layer over that of its parts.
+    """Seconds per token by part, and the time of the complete layer over that of its parts.
 
-    The layer and its parts are compared per token: a prefill layer may take several forwards' projections.
+    The layer and its parts are compared per token: a prefill layer may need the projections of several
+    forwards.
     """
     layer = token.layer
     layer_tokens = layer.sequences * layer.query_tokens
@@ -114,7 +115,7 @@ def _parts_s(medians: _Medians, token: TokenCases, layers: int) -> tuple[dict[st
 
 
 def _triton_s(medians: _Medians, token: TokenCases, layers: int) -> float:
-    """Seconds a token by the Triton kernels alone, which have no attention of prefill."""
+    """Seconds per token of the Triton kernels alone, which include no prefill attention."""
     cases: dict[Case, int] = dict.fromkeys(token.projections, token.projection_tokens)
     if isinstance(token.attention, DecodeAttention):
         cases[token.attention] = token.attention_tokens

@@ -1,4 +1,4 @@
-"""Providers in plain PyTorch. Which one is fastest depends on the CPU, so several run."""
+"""Providers in plain PyTorch. Several run, because the fastest one depends on the CPU."""
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def matmul_weight_first(inputs: MatmulInputs) -> Tensor:
 
 
 def matmul_batched(inputs: MatmulInputs) -> Tensor:
-    """A batched matmul over parts of the weight: libraries that cannot split one row can split a batch.
+    """A batched matmul over parts of the weight: a library that cannot split one row can split a batch.
 
     With `decodetax run --quick --dtype fp32` on 2 cores, a product of one row is 1.6 times as fast.
     """
@@ -79,7 +79,7 @@ def cpu_only(_case: Case, device: Device) -> str | None:
 
 
 def ragged_or_not_cpu(case: Case, device: Device) -> str | None:
-    """Refuses for either of these reasons."""
+    """Refuses contexts of unequal lengths, and any device but a CPU."""
     return ragged(case, device) or cpu_only(case, device)
 
 

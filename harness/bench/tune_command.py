@@ -49,28 +49,28 @@ SHOWN = 5
     "--batch",
     options.SIZES,
     "N,...",
-    "Sequences decoded together; the rows of a matmul, beside those of a prefill.",
+    "Sequences decoded together; a matmul is tuned with as many rows, and with those of a prefill.",
     default="1,8,32",
 )
 @options.option(
     "--context",
     options.SIZES,
     "N,...",
-    "Tokens in each sequence's KV cache; like the options of heads, for decode_attention only.",
+    "Tokens in each sequence's KV cache; decode_attention only, as are the options of heads.",
     default="1024,4096",
 )
 @options.option(
     "--dtype",
     options.one_of("bf16", "fp16", "fp32"),
     "NAME",
-    "Of queries and cache, or of a matmul's operands: bf16, fp16, fp32.",
+    "Dtype of queries and cache, or of a matmul's operands: bf16, fp16, fp32.",
     default="bf16",
 )
 @options.option(
     "--time-limit",
     options.SECONDS,
     "SECONDS",
-    "For all cases together, approximately; tilings nearest to the default come first.",
+    "Approximate time for all cases together; tilings nearest to the default are tried first.",
     dest="time_limit_s",
     default="300",
 )
@@ -78,7 +78,7 @@ SHOWN = 5
     "--cache",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where the winners are kept, one file for each GPU and Triton version.  "
+    help="Folder of the tilings that won, one file for each GPU and Triton version.  "
     "[default: $DECODETAX_CACHE, else $XDG_CACHE_HOME/decodetax, else ~/.cache/decodetax]",
 )
 @options.JSON
@@ -86,12 +86,12 @@ SHOWN = 5
 def tune_command(
     kernel: str, time_limit_s: int, cache: Path | None, as_json: bool, wide: bool, **asked: Any
 ) -> int:
-    """Search the tilings of a kernel on this machine's CUDA GPU, and keep those that win.
+    """Search a kernel's tilings on this machine's CUDA GPU.
 
     Each tiling is checked against the oracle before it is timed, and replaces the default only if it is
     faster by more than the noise. `decodetax run` then uses it on this GPU with this Triton version. Exit
-    code 1 means that the default itself could not run for a case, 2 a wrong argument or no GPU, 130 that
-    Ctrl-C ended the search early (what was found is kept).
+    code 1 means that the default tiling failed for a case, 2 a wrong argument or no GPU, 130 that Ctrl-C
+    ended the search early (what was found is kept).
     """
     if kernel != "decode_attention":
         for name, option in options.given().items():
@@ -201,7 +201,7 @@ def _name_of(tiling: Any, default: Any) -> str:
 
 
 def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
-    """The cases of a kernel that `decodetax run` times for the same model, batches and contexts.
+    """The kernel's cases that `decodetax run` times for the same model, batches and contexts.
 
     Raises:
         UsageError: a model or shape that cannot be timed.
@@ -235,7 +235,7 @@ def _require_usable(cache: "TilingCache") -> None:
     """Make sure, before the search, that the cache can be read and written.
 
     Raises:
-        UsageError: the file is no cache of this GPU, or its folder cannot be written to.
+        UsageError: the file is not a cache of this GPU, or its folder cannot be written to.
     """
     try:
         cache.read()

@@ -1,9 +1,9 @@
 """Searches the tilings of a case on this machine's GPU by successive halving.
 
-Each tiling runs as a provider of its own, gated before and after every timing. A race of interleaved rounds
-drops the slower half each round until one tiling is left. That one was selected by its samples, which are
-therefore biased: a duel of new paired rounds against the default decides. Each round gives one ratio of two
-medians taken in succession, so that clock drift affects both.
+Each tiling runs as a separate provider, checked before and after every timing. A race of interleaved rounds
+drops the slower half each round until one tiling is left. The selection biases its samples, so a duel of new
+paired rounds against the default decides. Each round gives one ratio of two medians taken in succession, so
+clock drift affects both.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from .tilings import Key
 from .timer import Budget
 
 MIN_GAIN = 0.01
-"""Least gain, as a share of the default's time, for which another tiling is used."""
+"""Minimum gain, as a share of the default's time, for which another tiling is used."""
 
 TRIAL_SHARE = 0.6
 """Share of a case's time for compiling and gating the tilings."""
@@ -43,7 +43,7 @@ DUEL = Budget(time_limit_s=0.05, warm_up_s=0.02, max_samples=100)
 DUEL_ROUNDS = 16
 
 WON_SHARE = 14 / 16
-"""Share of a duel's rounds to win by MIN_GAIN: of equal tilings, 1 in 478 wins so many of 16."""
+"""Share of a duel's rounds to win by MIN_GAIN: 1 in 478 of equal tilings wins so many of 16."""
 
 NO_ROOF = Roof(flop_per_s=float("inf"), bandwidth_bytes_per_s=float("inf"))
 """No case is skipped as too slow: no ceilings were measured."""
@@ -121,10 +121,10 @@ class Tuned:
     Attributes:
         case: that was tuned.
         key: the facts of the case that its best tiling depends on.
-        status: of the default tiling; if it is not "ok", nothing was found.
-        reason: why it is not "ok".
-        trials: of all tilings, the default first.
-        duel: of the default and the fastest other tiling; None if no other passed the gate.
+        status: status of the default tiling; unless it is "ok", no other tiling was tried.
+        reason: why it is not "ok"; None if it is.
+        trials: the trials of all tilings, the default first.
+        duel: the duel of the default and the fastest other tiling; None if no other passed the gate.
     """
 
     case: Case
@@ -143,7 +143,7 @@ class Tuned:
         """Updates for `TilingCache.merge`: the winner's entry, or its removal if the default stays.
 
         Args:
-            facts: more fields of the entry.
+            facts: additional fields of the entry.
         """
         if self.duel is None:  # undecided: an older entry stays
             return {}
@@ -203,9 +203,9 @@ def tune(
     """Tune cases one after another, each with an equal share of the time left.
 
     Args:
-        cases: of operations with a tunable provider.
+        cases: cases of operations with a tunable provider.
         device: runs and times them.
-        time_limit_s: for all cases together; a measurement that has begun is finished.
+        time_limit_s: limit for all cases together; a measurement that has begun is finished.
         progress: takes the share that is done, 0 to 1, and the case.
         now_s: the wall clock in seconds.
     """
@@ -214,11 +214,11 @@ def tune(
     for index, case in enumerate(cases):
         limit_s = max(0.0, end_s - now_s()) / (len(cases) - index)
 
-        def tell(share: float, index: int = index, case: Case = case) -> None:
+        def report(share: float, index: int = index, case: Case = case) -> None:
             progress((index + min(share, 0.99)) / len(cases), case.id)
 
         bench = Bench(device=device, source=source, budget=TRIAL, roof=NO_ROOF)
-        yield tune_case(case, bench, time_limit_s=limit_s, tell=tell, now_s=now_s)
+        yield tune_case(case, bench, time_limit_s=limit_s, report=report, now_s=now_s)
         device.release()
 
 
@@ -227,7 +227,7 @@ def tune_case(
     bench: Bench,
     *,
     time_limit_s: float,
-    tell: Callable[[float], None] = lambda _share: None,
+    report: Callable[[float], None] = lambda _share: None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Tuned:
     """Search the tilings of one case."""
@@ -247,9 +247,9 @@ def tune_case(
     else:
 
         def run(trial: Trial, budget: Budget) -> None:
-            tell(elapsed())
-            cut, at = provider.with_tiling(trial.tiling), dataclasses.replace(bench, budget=budget)
-            trial.take(run_provider(case, cut, copies, gate, at))
+            report(elapsed())
+            tiled, at = provider.with_tiling(trial.tiling), dataclasses.replace(bench, budget=budget)
+            trial.take(run_provider(case, tiled, copies, gate, at))
 
         duel = _search(trials, run, elapsed)
     status, reason = trials[0].status, trials[0].reason
@@ -273,7 +273,7 @@ def _search(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> 
         run(trial, TRIAL)
     duel = None
     while default.status == "ok" and duel is None and (best := _race(others, run, elapsed)) is not None:
-        duel = _meet(default, best, run)  # None if one of the two failed in it
+        duel = _duel(default, best, run)  # None if one of the two failed in it
     return duel
 
 
@@ -288,7 +288,7 @@ def _race(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Tr
     return best if best is not None and best.status == "ok" else None
 
 
-def _meet(default: Trial, challenger: Trial, run: Run) -> Duel | None:
+def _duel(default: Trial, challenger: Trial, run: Run) -> Duel | None:
     """Alternating rounds of the two tilings, each first in every second round; None if one fails."""
     medians: dict[str, list[float]] = {"default": [], "challenger": []}
     pair = [("default", default), ("challenger", challenger)]

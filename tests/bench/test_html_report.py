@@ -237,8 +237,11 @@ def test_data_of_a_page_holds_no_end_of_a_script_whatever_library_wrote_it():
     ("run", "said"),
     [
         (run_record(interrupted=True, elapsed_s=12.0), ["interrupted after 12 s", "No gap", "No kernel"]),
-        (whole_run(broken="out of memory"), ["broke off: out of memory", "1 result was wrong"]),
-        (whole_run(counters_reason="no permission"), ["counters were not read of every row: no permission"]),
+        (
+            whole_run(broken="out of memory"),
+            ["ended early with an error: out of memory", "1 result was wrong"],
+        ),
+        (whole_run(counters_reason="no permission"), ["counters were not read for every row: no permission"]),
         (whole_run(gaps=[]), ["No gap could be computed"]),
         (whole_run(ceilings=[]), ["measured roof lacks its read bandwidth and its bf16 matmul", "datasheet"]),
         (whole_run(ceilings=ceilings()[:1]), ["measured roof lacks its bf16 matmul"]),
@@ -285,4 +288,4 @@ def test_a_run_whose_gap_is_under_every_ratio_has_no_star_and_says_so():
     low = replace(gap(), output_parts_s={"projections": 4.0, "attention": 0.0, "rest": 0.0, "lm_head": 0.0})
     found = page(whole_run(gaps=[low]))
     assert not [t for t in found.figures()["gap"]["data"] if "break-even" in t.get("name", "")]
-    assert "the gap is at most the ratio from the smallest batch on, 1" in found.words()
+    assert "the gap is at most the ratio already at the smallest batch, 1" in found.words()

@@ -83,15 +83,15 @@ def test_one_gap_alone_and_its_shares_by_hand():
 @pytest.mark.parametrize(
     ("balance", "prefill", "decode"),
     [
-        pytest.param(10.0, "arithmetic", "memory", id="between prefill and decode"),
+        pytest.param(10.0, "compute", "memory", id="between prefill and decode"),
         pytest.param(500.0, "memory", "memory", id="above both"),
-        pytest.param(0.1, "arithmetic", "arithmetic", id="below both"),
+        pytest.param(0.1, "compute", "compute", id="below both"),
     ],
 )
 def test_side_of_the_balance_point_of_each_phase(balance, prefill, decode):
     [text] = sentences(layers_run(balance))
     assert text.startswith(f"This device balances at {balance:.3g} FLOP per byte in bf16 (measured): ")
-    sides = re.findall(r"(prefill|decode)[^;]*limited by (arithmetic|memory)", text)
+    sides = re.findall(r"(prefill|decode)[^;]*(compute|memory)-bound", text)
     assert dict(sides) == {"prefill": prefill, "decode": decode}
 
 
