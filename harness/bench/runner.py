@@ -104,7 +104,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
 
 
 def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
-    """The providers without samples of this round; those that were not ok in an earlier round are left out."""
+    """The providers without samples of this round, except those that were not ok in an earlier one."""
     return [
         provider
         for provider in (*PROVIDERS[case.operation], *bench.user_providers.get(case.operation, ()))
