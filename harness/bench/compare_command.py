@@ -205,7 +205,7 @@ def _conclusion(comparison: "RunComparison") -> Iterator[str]:
         return
     for row in comparison.regressions:
         name = printable(f"{row.case} {row.provider}")
-        yield f"slower by over {limit}: {name}: {row.ratio:.3f}, significantly over {row.low:.3f}"
+        yield f"slower by over {limit}: {name}: {row.ratio:.3f}, at least {row.low:.3f}"
     for change in comparison.broke:
         yield f"wrong now: {printable(f'{change.case} {change.provider}')}"
     if not comparison.worse:
