@@ -14,7 +14,7 @@ import pynvml
 import torch
 
 from ...kernels import use_interpreter
-from ..core.errors import UsageError
+from ..core.errors import UsageError, one_line
 
 Call = Callable[[], object]
 
@@ -97,7 +97,7 @@ class NvmlClocks(Clocks):
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; on a CPU PyTorch raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in one_line(error)
 
 
 class Device(Protocol):

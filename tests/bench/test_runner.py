@@ -238,7 +238,13 @@ def raising(error):
     return broken
 
 
+class UnprintableError(Exception):
+    def __str__(self):
+        raise ValueError
+
+
 ERRORS = [
+    (UnprintableError(), "failed", "UnprintableError"),
     (
         torch.OutOfMemoryError("CUDA out of memory. Tried"),
         "skipped",
