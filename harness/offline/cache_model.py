@@ -39,7 +39,7 @@ class MatmulOperands(MatmulShape[int], frozen=True, kw_only=True):
     out_bytes: int
 
     @property
-    def least_bytes(self) -> int:
+    def min_bytes(self) -> int:
         """Inputs and result, once each."""
         x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
         return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
@@ -56,7 +56,7 @@ class CacheTraffic:
             16 bytes and TMA copies bypass L1, so CTAs on one SM share nothing before L2.
         dram_read_bytes: sectors read that miss the modelled L2.
         dram_written_bytes: sectors written back, when evicted or when the call ends.
-        distinct_bytes: each input panel and each written tile once: the DRAM traffic of an endless L2.
+        distinct_bytes: each input panel and each written tile once: the DRAM traffic with an infinite L2.
     """
 
     operations: int
@@ -116,7 +116,7 @@ class LruCache:
             self._insert(key, size_bytes)
 
     def write(self, key: int, size_bytes: int) -> None:
-        """Writes a whole entry, without reading it first."""
+        """Writes a complete entry, without reading it first."""
         self._dirty.add(key)
         if key in self._entries:
             self._entries.move_to_end(key)

@@ -26,8 +26,8 @@ MODELLED_FIELDS = (
     "schedule_efficiency_ragged",
     "limit",
 )
-# Share of a tile's bytes that its main loads carry; the rest, such as page indices, are not judged.
-_MAIN_SHARE = 0.875
+# Fraction of a tile's bytes that its main loads carry; other loads, such as page indices, are left out.
+_MAIN_FRACTION = 0.875
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +161,10 @@ def compiled_row(
         "programs_limited_by": resident.limited_by,
     }
     if resident.programs == 0:
-        reason = f"no CTA of it fits on an SM of {gpu.name}: {resident.limited_by}"
+        reason = f"no CTA fits on an SM of {gpu.name}: limited by {resident.limited_by}"
         if shared_bytes > gpu.limits.shared_bytes_per_block:
-            most = gpu.limits.shared_bytes_per_block
-            reason = f"needs {shared_bytes} bytes of shared memory; {gpu.name} gives a CTA {most}"
+            limit = gpu.limits.shared_bytes_per_block
+            reason = f"needs {shared_bytes} bytes of shared memory; a CTA on {gpu.name} has at most {limit}"
         return CompiledRow(**vars(name), status="unsupported", reason=reason, **resources)
     loops = find_hot_loops(code)
     if not loops:
@@ -242,6 +242,7 @@ def _spill_bytes(code: MachineCode, usage: ResourceUsage) -> int:
 def _loop_figures(
     hot: HotLoop, loading: HotLoop, warps: int, gpu: Gpu, tile_bytes: float | None
 ) -> dict[str, Any]:
+    """Figures of the hot loop and of the loop that loads for it."""
     main = _main_loads(loading, warps, tile_bytes)
     return {
         "matrix_instruction": next(iter(hot.mma_names), None),
@@ -261,7 +262,7 @@ def _main_loads(loop: HotLoop, warps: int, tile_bytes: float | None) -> list[Ins
     carried: Counter[tuple[str, int]] = Counter()
     for each in loads:
         carried[each.name, each.lane_bytes] += each.lane_bytes * 32 * warps
-    wanted = _MAIN_SHARE * min(tile_bytes or math.inf, carried.total())
+    wanted = _MAIN_FRACTION * min(tile_bytes or math.inf, carried.total())
     main, total = set(), 0
     for kind, size in carried.most_common():
         if total < wanted:
@@ -271,6 +272,7 @@ def _main_loads(loop: HotLoop, warps: int, tile_bytes: float | None) -> list[Ins
 
 
 def _all_useful(hot: HotLoop, loaded: float, warps: int, dtype: str) -> IterationWork:
+    """The work of an iteration whose loaded bytes and multiply-adds are all useful."""
     issuing = 1 if any(name.startswith("UTC") for name in hot.mma_names) else warps
     flop = 2 * (hot.multiply_adds or 0.0) * issuing
     return IterationWork(

@@ -15,8 +15,8 @@ SCHEDULERS = 4
 # Memory latency of a load while DRAM is busy. Idle it is 466 clocks on A100 and 479 on H100 (Luo et al.,
 # "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024).
 MEMORY_LATENCY_S = 800e-9
-# ASSUMPTION: L2 hit latency under load, twice the some 262 idle clocks that the paper above is remembered to
-# give. Quoted from memory, not checked against the paper.
+# ASSUMPTION: L2 hit latency under load, about twice the 262 idle clocks of the paper above, which are quoted
+# from memory and not checked.
 L2_LATENCY_S = 300e-9
 _REGISTER_UNIT = 256  # CUDA occupancy calculator: a warp's registers are allocated in these units
 _WARP_UNIT = 4  # and warps in fours, one per scheduler
@@ -26,9 +26,9 @@ _TENSOR_MEMORY_COLUMNS = 512  # per SM, sm_100
 # CUDA C++ programming guide, arithmetic instructions: float32 multiply-adds per SM and clock.
 _FLOAT_LANES = {80: 64, 86: 128, 89: 128, 90: 128, 100: 128, 120: 128}
 # ASSUMPTION: on sm_90 and sm_100 tensor cores reach their peak only through warp-group instructions (HGMMA,
-# UTC*MMA). Share of it that warp-level ones (HMMA, QMMA, IMMA) reach: on sm_90 the figure that Luo et al. are
-# remembered to measure, not checked against the paper; on sm_100 A100's rate per SM.
-_WARP_MMA_SHARE = {90: 0.63, 100: 0.26}
+# UTC*MMA). Fraction of it that warp-level ones (HMMA, QMMA, IMMA) reach: on sm_90 from Luo et al., quoted
+# from memory and not checked; on sm_100 A100's rate per SM.
+_WARP_MMA_FRACTION = {90: 0.63, 100: 0.26}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Occupancy:
     """CTAs resident on an SM at one time.
 
     Attributes:
-        programs: the number; 0 where not one fits.
+        programs: number of CTAs; 0 where none fits.
         limited_by: "registers", "shared_memory", "warps", "blocks" or "tensor_memory".
     """
 
@@ -66,8 +66,8 @@ class IterationWork:
     Attributes:
         useful_bytes: bytes that must come from memory under any tiling: keys and values in decode attention,
             the weight in a matmul of few rows; of a tile that several CTAs load, this CTA's share.
-        streamed_bytes: bytes of the tiles that come from memory, each counted whole. A tile that stays in L2
-            (x, where one block of rows holds all of it) does not count.
+        streamed_bytes: bytes of the tiles that come from memory, each counted in full. A tile that stays in
+            L2 (x, where one block of rows holds all of it) does not count.
         flop: operations that the result needs, without padding.
         tile_bytes: bytes of the tiles that the iteration loads; None where unknown.
         dtype: dtype of the operands: "bf16", "fp16", "fp32", "fp8" or "int8".
@@ -147,7 +147,7 @@ def bytes_in_flight(
 
     `LDGSTS` copies join the group that the next `LDGDEPBAR` commits. `DEPBAR.LE SB0, n` waits until at most
     the n newest groups are in flight. Loads into registers are in flight within one iteration only. The waits
-    of TMA loads name no count: stages - 1 tiles are ahead, one less at the wait, which is for the oldest.
+    of TMA loads give no count: stages - 1 tiles are in flight, and one less at the wait for the oldest.
 
     Args:
         loop: the loop that loads.
@@ -263,10 +263,10 @@ def multiply_adds_per_clock(opcode: str, gpu: Gpu) -> float | None:
     peak = gpu.flop_per_s[{"Q": "fp8", "I": "int8", "O": "fp4"}.get(kind, "fp16")]
     if peak is None:
         return None
-    share = 0.5 if "TF32" in opcode else 1.0
+    fraction = 0.5 if "TF32" in opcode else 1.0
     if "G" not in name and not name.startswith("UTC"):
-        share *= _WARP_MMA_SHARE.get(gpu.sm, 1.0)
-    return share * peak / (2 * gpu.sm_count * gpu.limits.clock_hz)
+        fraction *= _WARP_MMA_FRACTION.get(gpu.sm, 1.0)
+    return fraction * peak / (2 * gpu.sm_count * gpu.limits.clock_hz)
 
 
 def tensor_core_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:

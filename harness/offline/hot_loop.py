@@ -68,7 +68,7 @@ class HotLoop:
         indices: indices of its instructions in the kernel's code, in execution order.
         instructions: the instructions at these indices.
         multiply_adds: multiply-adds of its MMA instructions, per warp; None where a shape cannot be read. A
-            `UTC*MMA` counts whole: one warp issues it for the CTA.
+            `UTC*MMA` counts in full: one warp issues it for the CTA.
     """
 
     indices: tuple[int, ...]
@@ -171,9 +171,9 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
     """
     blocks = basic_blocks(code)
     loops = natural_loops(blocks)
-    spins = [loop for loop in loops if _spins(loop, blocks, code.instructions)]
+    spins = [loop for loop in loops if _is_spin_wait(loop, blocks, code.instructions)]
     others = [loop for loop in loops if loop not in spins]
-    working = [loop for loop in others if _works(loop.body, blocks, code.instructions)] or others
+    working = [loop for loop in others if _does_work(loop.body, blocks, code.instructions)] or others
     innermost = [loop for loop in working if not any(other.body < loop.body for other in working)]
     found = [_iteration(code, blocks, loop, spins, loops) for loop in innermost]
     ranked = sorted(found, key=_rank, reverse=True)
@@ -243,7 +243,7 @@ def _usual_path(
     backward = {(latch, each.header) for each in (loop, *inner) for latch in each.latches}
     order = [block for block in _reverse_postorder(blocks, loop.header) if block in loop.body]
     best: dict[int, tuple[int, tuple[int, ...]]] = {
-        loop.header: (_size(loop.header, blocks, waiting), (loop.header,))
+        loop.header: (_issue_slots(loop.header, blocks, waiting), (loop.header,))
     }
     for block in order:
         if block not in best:
@@ -252,19 +252,19 @@ def _usual_path(
         for successor in blocks[block].successors:
             if successor not in loop.body or (block, successor) in backward:
                 continue
-            longer = cost + _size(successor, blocks, waiting)
+            longer = cost + _issue_slots(successor, blocks, waiting)
             if successor not in best or longer < best[successor][0]:
                 best[successor] = (longer, (*path, successor))
     return max((best[latch] for latch in loop.latches if latch in best), key=lambda each: each[0])[1]
 
 
-def _size(block: int, blocks: Sequence[Block], waiting: set[int]) -> int:
+def _issue_slots(block: int, blocks: Sequence[Block], waiting: set[int]) -> int:
     return 0 if block in waiting else blocks[block].end - blocks[block].start
 
 
-def _spins(loop: Loop, blocks: Sequence[Block], instructions: Sequence[Instruction]) -> bool:
+def _is_spin_wait(loop: Loop, blocks: Sequence[Block], instructions: Sequence[Instruction]) -> bool:
     size = sum(blocks[block].end - blocks[block].start for block in loop.body)
-    if size > SPIN_INSTRUCTIONS or _works(loop.body, blocks, instructions):
+    if size > SPIN_INSTRUCTIONS or _does_work(loop.body, blocks, instructions):
         return False
     kinds = {
         instructions[at].kind for block in loop.body for at in range(blocks[block].start, blocks[block].end)
@@ -272,7 +272,7 @@ def _spins(loop: Loop, blocks: Sequence[Block], instructions: Sequence[Instructi
     return "barrier" in kinds
 
 
-def _works(body: Iterable[int], blocks: Sequence[Block], instructions: Sequence[Instruction]) -> bool:
+def _does_work(body: Iterable[int], blocks: Sequence[Block], instructions: Sequence[Instruction]) -> bool:
     return any(
         instructions[at].kind in _WORK
         for block in body

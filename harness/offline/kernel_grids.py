@@ -9,7 +9,7 @@ from ..core.gpus import Gpu
 from .schedule import CtaWork, Grid, fixed_time_s, simulate_grid
 from .tile_order import (
     PARTIAL_BYTES,
-    PARTS_RECORD_BYTES,
+    PARTIAL_COUNT_BYTES,
     KvChunk,
     decode_chunk_order,
 )
@@ -53,7 +53,7 @@ def decode_grid(
 
     Args:
         context_lens: live tokens of each sequence.
-        capacity: tokens that a sequence's cache has room for.
+        capacity: tokens that the cache of one sequence can hold.
         q_heads: query heads.
         kv_heads: key-value heads.
         head_dim: elements of a query and a key.
@@ -92,7 +92,7 @@ def decode_grid(
     combine_bytes = None
     if tiling.num_splits != 1 and len(ctas) > 1:
         out_bytes = sum(split_rows.values()) * v_head_dim * element_bytes
-        combine_bytes = partial_bytes + out_bytes + PARTS_RECORD_BYTES * len(ctas)
+        combine_bytes = partial_bytes + out_bytes + PARTIAL_COUNT_BYTES * len(ctas)
     return Grid(ctas=tuple(ctas), useful_work=cache_bytes, second_kernel_bytes=combine_bytes)
 
 

@@ -149,7 +149,7 @@ def parse_listing(listing: str) -> dict[str, MachineCode]:
     """Parses the output of `nvdisasm -c`.
 
     Args:
-        listing: the whole text.
+        listing: its complete output.
 
     Returns:
         The code of each function by its name, in the listing's order.
@@ -179,7 +179,7 @@ def parse_usage(text: str, function: str) -> ResourceUsage:
     """Parses the output of `cuobjdump -res-usage`.
 
     Args:
-        text: the whole text.
+        text: its complete output.
         function: name of the kernel.
 
     Raises:

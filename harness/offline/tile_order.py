@@ -1,7 +1,7 @@
-"""Which part of the work each program (CTA) of a launch computes: the kernels' arithmetic in plain Python.
+"""The work of each program (CTA) of a launch: the kernels' scheduling arithmetic in plain Python.
 
-The kernels compute it on the device from the program id. Tests hold both to the same work, against launches
-recorded in the interpreter.
+The kernels compute it on the device from the program id. Tests compare both, in launches recorded in the
+interpreter.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PARTIAL_BYTES = 4
 """Bytes of an element of a split-K or split-KV partial, which is float32."""
 
-PARTS_RECORD_BYTES = 8
-"""Bytes that a CTA of decode attention leaves for the combine kernel: its last item, and that item's CTAs."""
+PARTIAL_COUNT_BYTES = 8
+"""Bytes that a CTA of decode attention writes for the combine kernel: its last item, and a partial count."""
 
 
 class WorkTile(NamedTuple):
@@ -100,9 +100,9 @@ def grouped_tile(tile: int, blocks_m: int, blocks_n: int, group_m: int) -> tuple
 
     Within a group of `group_m` row blocks the order is column-major: down the rows, then to the next column.
     """
-    group, place = divmod(tile, group_m * blocks_n)
+    group, in_group = divmod(tile, group_m * blocks_n)
     group_rows = min(blocks_m - group * group_m, group_m)
-    return group * group_m + place % group_rows, place // group_rows
+    return group * group_m + in_group % group_rows, in_group // group_rows
 
 
 def decode_chunk_order(
@@ -123,7 +123,7 @@ def decode_chunk_order(
 
     Args:
         context_lens: live tokens of each sequence; clamped to 0..capacity as the kernel does.
-        capacity: tokens that a sequence's cache has room for.
+        capacity: tokens that the cache of one sequence can hold.
         q_heads: query heads.
         kv_heads: key-value heads.
         tiling: tile sizes and splits.
@@ -177,8 +177,8 @@ def _split_chunks(item: _Item, num_splits: int) -> Iterator[tuple[KvChunk, ...]]
     per_split = max(math.ceil(tiles / num_splits), 1)
     for split in range(num_splits):
         first = split * per_split
-        held = first < tiles or split == 0
-        yield (item.chunk(first, min(first + per_split, tiles)),) if held else ()
+        has_work = first < tiles or split == 0
+        yield (item.chunk(first, min(first + per_split, tiles)),) if has_work else ()
 
 
 def _balanced_chunks(
@@ -186,16 +186,16 @@ def _balanced_chunks(
 ) -> tuple[tuple[KvChunk, ...], ...]:
     """Divides the cost of all items, each `item_cost_tiles` and then its tiles, into equal chunks."""
     total = sum(item.tiles + item_cost_tiles for item in items)
-    share = max(-(-total // programs), min_tiles)
+    chunk_tiles = max(-(-total // programs), min_tiles)
     chunks: list[list[KvChunk]] = [[] for _ in range(programs)]
     before = 0
     for item in items:
         tiles = item.tiles
         cost = tiles + item_cost_tiles
-        for program in range(before // share, -(-(before + cost) // share)):
-            first = max(program * share - before - item_cost_tiles, 0)
-            last = min((program + 1) * share - before, cost) - item_cost_tiles
-            # A share that ends within an item's starting cost leaves the item to the next CTA.
+        for program in range(before // chunk_tiles, -(-(before + cost) // chunk_tiles)):
+            first = max(program * chunk_tiles - before - item_cost_tiles, 0)
+            last = min((program + 1) * chunk_tiles - before, cost) - item_cost_tiles
+            # A chunk that ends within an item's starting cost leaves the item to the next CTA.
             if last > first or last == tiles == 0:
                 chunks[program].append(item.chunk(first, last))
         before += cost

@@ -11,7 +11,7 @@ from ...kernels.matmul_tile_tables import MatmulProblem
 from ...kernels.matmul_tiling import MatmulTiling, choose_matmul_tiling
 from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.work import ELEMENT_BYTES
-from .tile_order import PARTIAL_BYTES, PARTS_RECORD_BYTES, decode_chunk_order, grouped_tile
+from .tile_order import PARTIAL_BYTES, PARTIAL_COUNT_BYTES, decode_chunk_order, grouped_tile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,7 +149,7 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     if len(programs) > 1 and tiling.num_splits != 1:
         block_rows = min(group, tiling.block_g)
         combine_programs = math.ceil(block_rows / math.ceil(block_rows / COMBINE_PROGRAMS))
-        written["partial_counts"] = len(programs) * PARTS_RECORD_BYTES
+        written["partial_counts"] = len(programs) * PARTIAL_COUNT_BYTES
         read["partial_counts"] = written["partial_counts"] * combine_programs
         read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES
         read["partial_lse"] = written["partial_lse"] = split_rows * PARTIAL_BYTES

@@ -14,7 +14,7 @@ from .headroom import IterationWork
 
 DTYPES = ("bf16", "fp16", "fp32")
 NARROW_DTYPES = ("e4m3", "e5m2", "int8")
-"""Of the KV cache under bf16 queries; of both matmul operands, except int8: the weight only, under bf16 x."""
+"""Of the KV cache with bf16 queries; of both matmul operands, but int8 only of the weight, with bf16 x."""
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "e4m3": 1, "e5m2": 1, "int8": 1}
 _DECODE = {"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0}
@@ -216,10 +216,10 @@ def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> Iteration
 
 def _combine_work(constants: Mapping[str, Any]) -> IterationWork:
     """Split-KV partials: a row and its log-sum-exp each, in float32."""
-    parts, head_dim = constants["block_s"], constants["v_head_dim"]
-    tile = 4.0 * parts * (head_dim + 1)
+    partials, head_dim = constants["block_s"], constants["v_head_dim"]
+    tile = 4.0 * partials * (head_dim + 1)
     return IterationWork(
-        useful_bytes=tile, streamed_bytes=tile, flop=2.0 * parts * head_dim, tile_bytes=tile, dtype="fp32"
+        useful_bytes=tile, streamed_bytes=tile, flop=2.0 * partials * head_dim, tile_bytes=tile, dtype="fp32"
     )
 
 

@@ -1,7 +1,7 @@
 """Prints what counting costs: time of counted over plain interpreted launches, promised to stay below 1.5.
 
-Run it as a script: `python tests/offline/bench_counting.py`. The two take turns, and the processor time of
-the best of each counts, so that a busy machine disturbs both alike.
+Run it as a script: `python tests/offline/bench_counting.py`. Both run alternately, and the least
+processor time of each counts, so that a busy machine disturbs both alike.
 """
 
 import os

@@ -171,7 +171,7 @@ def programs_per_sm(gpu):
 
 
 def balanced(call, gpu):
-    """The kernel's own: equal shares of all KV tiles."""
+    """The kernel's own: equal-sized chunks of all KV tiles."""
     return default_tiling(gpu, batch=len(call.context_lens), kv_heads=call.kv_heads, capacity=call.capacity)
 
 
@@ -235,10 +235,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", nargs="+", default=["a100", "h100", "b200"])
     parser.add_argument("--rule", choices=RULES, default="balanced")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")  # noqa: T201  (its result)
-    for gpu in (find_gpu(name, with_limits=True) for name in asked.gpu):
-        print(f"| {' | '.join(cells(suite_row(gpu, RULES[asked.rule], Suite())))} |")  # noqa: T201
+    for gpu in (find_gpu(name, with_limits=True) for name in arguments.gpu):
+        print(f"| {' | '.join(cells(suite_row(gpu, RULES[arguments.rule], Suite())))} |")  # noqa: T201
 
 
 if __name__ == "__main__":

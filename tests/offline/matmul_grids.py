@@ -47,7 +47,7 @@ def matmul_memory_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
         ctas.append(CtaWork(work=max(depth, 0) * inputs + rows * columns * out_bytes))
     return Grid(
         ctas=tuple(ctas),
-        useful_work=shape.least_bytes,
+        useful_work=shape.min_bytes,
         second_kernel_bytes=_reduction_bytes(shape, tiling, order),
         persistent=tiling.variant != "pointers",
     )
@@ -58,7 +58,7 @@ def matmul_grid(
 ) -> tuple[Grid, SharedResource]:
     """The grid of `prefill_matmul` and what bounds it: the roof with the longer ideal time."""
     peak = peak_flop_per_s(dtype, gpu)
-    if peak is None or shape.operations / peak < shape.least_bytes / gpu.bandwidth_bytes_per_s:
+    if peak is None or shape.operations / peak < shape.min_bytes / gpu.bandwidth_bytes_per_s:
         return matmul_memory_grid(shape, tiling), dram_bandwidth(gpu)
     return matmul_compute_grid(shape, tiling), tensor_cores(peak)
 

@@ -58,9 +58,9 @@ def test_entry_larger_than_the_cache_is_not_kept():
 @pytest.mark.parametrize(
     ("l2_bytes", "panels_read"),
     [
-        # x0 w0, x1 w0, x0 w1, x1 w1, two steps each: nothing is ever found again.
+        # x0 w0, x1 w0, x0 w1, x1 w1, two steps each: every read misses.
         (0, 16),
-        # A step's panels and the tile before fit, what the tile before read does not.
+        # The panels of a step and the previous tile fit; the panels of the previous tile do not.
         (3 * 512, 16),
         # Between two uses of w0 lie x0, the tile and x1: w0's first step is read again 4 entries later.
         (6 * 512, 12),
@@ -86,7 +86,7 @@ def test_ctas_that_run_together_share_a_panel():
     assert traffic.dram_read_bytes == 8 * 512
 
 
-def test_rows_that_are_no_whole_sectors_cost_more_at_l2_than_requested():
+def test_rows_of_partial_sectors_cost_more_at_l2_than_requested():
     # Rows of 3 x 2 bytes, at bytes 0, 6, 12, 18, 24 and 30: the last of six crosses into a second sector.
     traffic = matmul_traffic(
         shape(6, 1, 3), tiling(16, 16, 16), gpu=gpu(1, l2_bytes=2**20), programs_per_sm=1
@@ -230,13 +230,13 @@ def test_whole_matmul_takes_seconds_and_its_levels_are_ordered():
     start = time.process_time()
     traffic = matmul_traffic(shape(4096, 28672, 4096), tiling(128, 256, 64), gpu=H100, programs_per_sm=1)
     assert time.process_time() - start < 5
-    # 32 x 112 tiles of 64 steps ask for (128 + 256) x 64 x 2 bytes each; the result has 4096 x 28672 x 2.
+    # 32 x 112 tiles of 64 steps request (128 + 256) x 64 x 2 bytes each; the result has 4096 x 28672 x 2.
     assert traffic.requested_bytes == 32 * 112 * 64 * 384 * 128 + 4096 * 28672 * 2
     assert traffic.l2_bytes == traffic.requested_bytes
     assert traffic.distinct_bytes < traffic.dram_bytes < traffic.l2_bytes
     assert traffic.requested_ops_per_byte == pytest.approx(83.59, abs=0.01)
     assert traffic.l2_ops_per_byte < traffic.dram_ops_per_byte
-    # Far past H100's balance point of 989e12 / 3.35e12 operations a byte, in its own tile order.
+    # Far past H100's balance point of 989e12 / 3.35e12 operations per byte, in its own tile order.
     assert traffic.dram_ops_per_byte > 1.5 * 989 / 3.35
 
 

@@ -77,7 +77,7 @@ COMMON_SHAPE = {
     "B200": (4.6, 3.8, 2.0),
 }
 
-# Instructions a warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
+# Instructions per warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
 # compiled the same way with Triton 3.9.0.
 TUTORIALS = {
     "A100-SXM4-80GB": {"matmul": 282},
@@ -132,14 +132,14 @@ def broken_promises(row):
 
 
 def product_promises(row, launch):
-    """What a product keeps and does not, in words; of 8-bit floats nothing, for GPUs without them."""
+    """Promises of a matmul, in words, and whether it keeps each; none for float8, which some GPUs lack."""
     rows, promises = row.tiling["block_m"], {}
     large = [row.tiling[name] for name in ("block_m", "block_n", "block_k", "num_warps")] == [128, 256, 64, 8]
     most = TUTORIALS.get(row.gpu, {}).get(launch)
     if large and row.dtype == "bf16" and most:
         promises[f"{most} instructions, not {row.loop_instructions}"] = row.loop_instructions <= most
     if row.dtype in {"bf16", "fp16", "int8"}:
-        # Up to 64 rows weights come from memory, once; consumer GPUs balance at fewer operations a byte.
+        # Up to 64 rows weights come from memory, once; consumer GPUs balance at fewer operations per byte.
         gpu = find_gpu(row.gpu)
         balance = peak_flop_per_s("bf16", gpu) / gpu.bandwidth_bytes_per_s
         wanted = "matrix" if rows >= 128 or 2 * rows / ELEMENT_BYTES[row.dtype] > balance else "memory"
@@ -152,7 +152,7 @@ def product_promises(row, launch):
 
 
 def decode_promises(row):
-    """What decode attention keeps and does not, in words."""
+    """Promises of decode attention, in words, and whether it keeps each."""
     gpu, promises = find_gpu(row.gpu), {}
     name = row.variant.partition(":")[0]
     case = next((case for case in full_cases() if (case.variant, case.dtype) == (name, row.dtype)), None)
@@ -181,7 +181,7 @@ def decode_promises(row):
 
 
 def raised_counts(rows, snapshot):
-    """Loops that a snapshot knows smaller, or not at all."""
+    """Loops with more instructions than in the snapshot, or missing from it."""
     counts = {
         key(row): row.loop_instructions for row in rows if row.dtype == SNAPSHOT_DTYPE and row.status == "ok"
     }

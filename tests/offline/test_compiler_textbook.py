@@ -1,6 +1,6 @@
 """Textbook kernels, whose loops are counted by hand, and faults that rows must show.
 
-Run as a program, without TRITON_INTERPRET, it compiles them and prints a JSON line a launch.
+Run as a program, without TRITON_INTERPRET, it compiles them and prints a JSON line per launch.
 """
 
 import functools
@@ -82,7 +82,7 @@ def textbook_decode(
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Online softmax, one program a sequence and key-value head, the group padded to 16 rows."""
+    """Online softmax, one program per sequence and key-value head, the group padded to 16 rows."""
     sequence, head = tl.program_id(0), tl.program_id(1)
     length = tl.load(lens_ptr + sequence)
     g, d, t = tl.arange(0, 16), tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_N)

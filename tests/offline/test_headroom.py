@@ -65,17 +65,17 @@ def test_tensor_memory_bounds_occupancy():
         ([wait(0), "HMMA.16816", f"4 {COPY}", COMMIT, f"4 {COPY}", COMMIT], 2, 0),
         # Each operand waited for just before its use, as late as can be: values leave keys on their way.
         ([wait(1), "HMMA.16816", f"4 {COPY}", COMMIT, wait(1), "HMMA.16816", f"4 {COPY}", COMMIT], 2, 1),
-        # One generous wait and one that drains: the tightest speaks.
+        # One generous wait and one that drains: the tightest counts.
         ([wait(3), f"4 {COPY}", COMMIT, f"4 {COPY}", COMMIT, wait(0)], 2, 0),
         # Small groups take places among those that a wait leaves.
         ([wait(2), f"4 {COPY}", COMMIT, COMMIT, COMMIT], 1, 0),
-        # Another counter's wait says nothing of copies.
+        # A wait on another counter does not concern copies.
         ([wait(1), "DEPBAR.LE SB1, 0x0", f"4 {COPY}", COMMIT], 2, 1),
     ],
     ids=["pipelined", "drained", "alternating", "tightest_of_two", "empty_groups", "other_counter"],
 )
 def test_bytes_in_flight_follow_commits_and_waits(body, ahead, at_wait):
-    group_bytes = 4 * 16 * 32 * 4  # four copies of 16 bytes a lane, of four warps
+    group_bytes = 4 * 16 * 32 * 4  # four copies of 16 bytes per lane, of four warps
     flight = headroom.bytes_in_flight(loop_of(*body), warps=4, stages=3, tile_bytes=None)
     assert flight.ahead_bytes == ahead * group_bytes
     assert flight.at_wait_bytes == at_wait * group_bytes
@@ -193,7 +193,7 @@ def test_a_long_loop_is_limited_by_issue_at_its_headroom():
 
 
 def test_a_loop_that_loads_little_at_a_time_is_limited_by_latency():
-    # One load of 16 bytes a lane by one program of four warps: 2048 bytes in 800 ns and 2 clocks.
+    # One load of 16 bytes per lane by one program of four warps: 2048 bytes in 800 ns and 2 clocks.
     work = IterationWork(useful_bytes=2048, streamed_bytes=2048, flop=0.0, tile_bytes=2048, dtype="bf16")
     limit = limit_of([LOAD, "FFMA"], work, programs=1)
     assert limit.which == "latency"

@@ -8,7 +8,7 @@ from decodetax.harness.offline.machine_code import parse_listing
 
 
 def code_of(text):
-    """The code of a listing with an instruction or a label a line."""
+    """The code of a listing with one instruction or label per line."""
     lines, address = ['\t.section\t.text.k,"ax",@progbits'], 0
     for line in text.strip().splitlines():
         if line.strip().endswith(":"):

@@ -116,14 +116,14 @@ def test_split_k_matmul_by_hand():
 
 def test_split_kv_attention_by_hand():
     traffic = tiling_traffic(DECODE, DECODE_TILING)
-    # 3 query heads a group in blocks of 2; 0, 1 and 3 tiles give 1, 1 and 2 chunks, the last split.
+    # 3 query heads per group in blocks of 2; 0, 1 and 3 tiles give 1, 1 and 2 chunks, the last split.
     programs, cache, split_rows = 3 * 2 * 2 * 2, 45 * 2 * 24 * 2 * 2, 2 * 6
     partial = {"partial": split_rows * 24 * 4, "partial_lse": split_rows * 4}
     assert traffic.read == {
         "q": 4 * 6 * 24 * 2,
         "k_cache": cache,
         "v_cache": cache,
-        # Each program reads the length to find its chunk, and again in each part; combining reads it per row.
+        # Each program reads the length to find its chunk, and again for each chunk; the combine kernel reads it per row.
         "context_lens": (programs + 4 * 2 * 2 + 6) * 4,
         "partial_counts": programs * 8 * 2,
         **partial,
@@ -135,7 +135,7 @@ def test_split_kv_attention_by_hand():
 def test_attention_in_equal_chunks_by_hand():
     tiling = replace(DECODE_TILING, num_splits=0, programs=4, min_tiles=1)
     traffic = tiling_traffic(DECODE, tiling)
-    # 4 items a sequence, of 1, 2 and 4 units with that of the start: 28, in 4 chunks of 7. The second ends
+    # 4 items per sequence, of 1, 2 and 4 units with that of the start: 28, in 4 chunks of 7. The second ends
     # after a tile of the third sequence's first item, of 2 rows; the others are not split, so 13 chunks.
     cache, lengths = 45 * 2 * 24 * 2 * 2, 3 * 4
     partial = {"partial": 2 * 2 * 24 * 4, "partial_lse": 2 * 2 * 4}

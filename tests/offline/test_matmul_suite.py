@@ -40,7 +40,7 @@ ROWS = (*FEW, *MANY) if FULL else (1, 64, 1024, 2048)
 DOCS = Path(__file__).parents[2] / "docs" / "kernels" / "prefill_matmul.md"
 
 # Products of so many rows whose schedule does not reach 90% on B200: a tile takes 18 us there and 1.5 us to
-# begin, and cutting tiles costs 3 us.
+# begin, and split-K costs 3 us.
 B200_MISSES = {1024: 9, 2048: 5, 4096: 1, 8192: 0}
 
 
@@ -197,13 +197,13 @@ def test_worked_products_of_the_docs(gpu):
 
 
 def rows_at(balance, x_bytes, weight_bytes):
-    """The fewest rows of an 8192 x 8192 weight with as many operations a byte."""
+    """The fewest rows of an 8192 x 8192 weight with as many operations per byte."""
     rows = range(1, 10_000)
     return next(m for m in rows if square(m, x_bytes, weight_bytes) >= balance)
 
 
 def square(rows, x_bytes, weight_bytes):
-    """Operations a byte of an 8192 x 8192 weight, the result in 16 bits."""
+    """Operations per byte of an 8192 x 8192 weight, the result in 16 bits."""
     sizes = {"x_bytes": x_bytes, "weight_bytes": weight_bytes, "out_bytes": 2}
     shape = msgspec.structs.replace(bf16_shape(rows, 8192, 8192), **sizes)
-    return shape.operations / shape.least_bytes
+    return shape.operations / shape.min_bytes

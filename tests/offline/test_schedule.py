@@ -33,7 +33,7 @@ from matmul_grids import matmul_compute_grid, matmul_grid, matmul_memory_grid
 from small_calls import decode_tiling, matmul_shape, matmul_tiling
 
 H100 = find_gpu("h100")
-# 10 SMs, 1000 bytes a second: fair are 100 to an SM, and it gets 160 at most.
+# 10 SMs, 1000 bytes per second: the fair share is 100 per SM, and an SM gets 160 at most.
 TEN = dataclasses.replace(H100, sm_count=10, bandwidth_bytes_per_s=1000.0)
 
 
@@ -94,7 +94,7 @@ def test_load_imbalance_is_the_last_sm_over_the_mean():
     assert simulated([]).longest_sm_over_mean == 1
 
 
-def test_what_an_sm_at_its_limit_leaves_goes_to_the_others():
+def test_bandwidth_that_an_sm_at_its_limit_leaves_goes_to_the_others():
     uneven = dataclasses.replace(TEN, sm_count=5)  # fair are 200, at most 320
     # Six CTAs, two of them on SM 0: equal shares are 166.7, SM 0 is at its 320 with 160 each, and the 680
     # left are 170 for each of the others.
@@ -170,7 +170,7 @@ def plain_simulation(ctas, sms, programs_per_sm, resource):
         for slot, state in list(running.items()):
             phase = 1 if state[0] <= 0 else 0
             state[phase] -= step * (rates[slot] if phase else 1)
-            # What rounding leaves of a phase that ends now is no work.
+            # Work that only rounding leaves at the end of a phase does not count.
             state[phase] = 0.0 if left[slot] <= step + 1e-12 else state[phase]
             if state == [0.0, 0.0]:
                 del running[slot]
