@@ -20,7 +20,9 @@ def dtype_name(value):
 def by_default(names, values, ids=None):
     """Parameters of which those named, by value or id, run by default; the others are marked slow."""
     return [
-        pytest.param(value, id=str(name), marks=[] if name in names else pytest.mark.slow)
+        pytest.param(
+            value, id=dtype_name(value) or str(name), marks=[] if name in names else pytest.mark.slow
+        )
         for value, name in zip(values, ids or values, strict=True)
     ]
 

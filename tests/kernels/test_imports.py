@@ -70,6 +70,7 @@ def test_use_interpreter_runs_kernels_on_the_cpu_and_every_exported_name_exists(
     )
 
 
+@pytest.mark.slow
 def test_rejects_use_interpreter_after_triton_and_cpu_tensors_without_it():
     run(
         "import torch, triton, decodetax.kernels as k\n"
@@ -83,6 +84,7 @@ def test_rejects_use_interpreter_after_triton_and_cpu_tensors_without_it():
     )
 
 
+@pytest.mark.slow
 def test_interpreting_follows_how_triton_was_imported():
     run(
         "import triton, os, decodetax.kernels as k\n"
@@ -91,6 +93,7 @@ def test_interpreting_follows_how_triton_was_imported():
     )
 
 
+@pytest.mark.slow
 def test_kernels_reject_late_environment_change():
     run(
         "import triton, os, decodetax.kernels as k; os.environ['TRITON_INTERPRET'] = '1'\n"

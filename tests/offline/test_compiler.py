@@ -77,8 +77,8 @@ COMMON_SHAPE = {
     "B200": (4.6, 3.8, 2.0),
 }
 
-# Instructions per warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps, bf16,
-# compiled the same way with Triton 3.9.0.
+# Instructions per warp of Triton's tutorials 03 (pointers) and 09 (descriptors), 128 x 256 x 64, 8 warps,
+# bf16, compiled the same way with Triton 3.9.0.
 TUTORIALS = {
     "A100-SXM4-80GB": {"matmul": 282},
     "H100-SXM5-80GB": {"matmul": 130, "tma": 105},

@@ -123,7 +123,7 @@ def test_split_kv_attention_by_hand():
         "q": 4 * 6 * 24 * 2,
         "k_cache": cache,
         "v_cache": cache,
-        # Each program reads the length to find its chunk, and again for each chunk; the combine kernel reads it per row.
+        # Each program reads the length to find its chunk, and once per chunk; combining reads it per row.
         "context_lens": (programs + 4 * 2 * 2 + 6) * 4,
         "partial_counts": programs * 8 * 2,
         **partial,
