@@ -97,6 +97,7 @@ def test_worked_calls_of_the_docs(name, lengths):
     assert f"| {' | '.join(line)} |" in EVIDENCE
 
 
+@pytest.mark.slow
 def test_one_split_per_sequence_breaks_every_promise():
     def one_split(call, gpu):
         return dataclasses.replace(balanced(call, gpu), num_splits=1)

@@ -36,6 +36,9 @@ GPUS = ("a100", "h100", "b200")
 H100_AND_SLOW = [pytest.param(gpu, marks=[] if gpu == "h100" else pytest.mark.slow) for gpu in GPUS]
 SMALL = ((4096, 4096), (4096, 6144), (14336, 4096), (8192, 10240))
 SLICE = WEIGHTS if FULL else SMALL
+SLOW_ROWS = [
+    pytest.param(rows, marks=pytest.mark.slow) for rows in (300, 512, *((2048, 4096, 8192) if FULL else ()))
+]
 ROWS = (*FEW, *MANY) if FULL else (1, 64, 1024, 2048)
 DOCS = Path(__file__).parents[2] / "docs" / "kernels" / "prefill_matmul.md"
 
@@ -80,7 +83,7 @@ def test_split_k_for_64_rows_on_b200_is_the_fastest_choice():
 
 
 @pytest.mark.parametrize("gpu", H100_AND_SLOW)
-@pytest.mark.parametrize("rows", [1, 24, 64, 100, 300, 512, *((1024, 2048, 4096, 8192) if FULL else (1024,))])
+@pytest.mark.parametrize("rows", [1, 24, 64, 100, 1024, *SLOW_ROWS])
 def test_the_chosen_tiling_is_within_a_tenth_of_the_best_of_its_set(rows, gpu):
     found = find_gpu(gpu)
     # From 4096 rows on all projections fill the GPU, and the largest take the longest to simulate.

@@ -62,7 +62,7 @@ def block(rows, columns, width):
     return {row * width + column for row in rows for column in columns}
 
 
-@pytest.mark.parametrize("group_m", [1, 3, 8])
+@pytest.mark.parametrize("group_m", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 8))])
 @pytest.mark.parametrize("num_splits", [1, 3])
 @pytest.mark.parametrize(
     "sizes", [(1, 1, 1), (65, 49, 80), pytest.param((112, 33, 127), marks=pytest.mark.slow)]

@@ -404,6 +404,7 @@ def test_a_launch_function_patched_inside_stays_and_works_after(monkeypatch):
     assert torch.equal(out, x + y)
 
 
+@pytest.mark.slow
 def test_rejects_a_process_that_compiles_its_kernels():
     code = (
         "from decodetax.harness.offline import count_traffic\n"
