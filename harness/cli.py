@@ -1,4 +1,4 @@
-"""The commands. Each imports what it needs when it runs, so that help answers at once."""
+"""The commands. Each imports what it needs when it runs, so that `--help` is fast."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except click.exceptions.NoArgsIsHelpError:
-        complain(f"name a command: {', '.join(sorted(cli.commands))}; --help tells more")
+        complain(f"name a command: {', '.join(sorted(cli.commands))}; --help describes them")
         code = MISUSE
     except (click.ClickException, UsageError, FailureError) as error:
         complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
@@ -70,7 +70,11 @@ for command in (
 @cli.command("models")
 @wide_option
 def models_command(wide: bool) -> None:
-    """List the preset language models; --wide shows their shapes and sources."""
+    """List the preset language models.
+
+    A value of "can run" other than yes names the parts that `decodetax run` cannot time; `decodetax predict`
+    models them. --wide shows shapes and sources.
+    """
     from .core.language_model import preset_table
 
     shown = {
@@ -88,7 +92,10 @@ def models_command(wide: bool) -> None:
 @cli.command("devices")
 @wide_option
 def devices_command(wide: bool) -> None:
-    """List the GPUs whose datasheet peaks are known (dense rates); --wide shows all peaks and sources."""
+    """List the GPUs with known datasheet peaks (dense rates).
+
+    --wide shows all peaks and sources.
+    """
     from .core.gpus import datasheet_rows
 
     shown = {

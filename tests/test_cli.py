@@ -311,7 +311,7 @@ def test_module_answers_as_the_command_does(tmp_path):
         ("--model", ["preset", "config.json", "llama-3.1-8b on a GPU", "llama-3.2-1b on a CPU"]),
         ("--batch", ["Sequences", "1,8,32"]),
         ("--context", ["Tokens", "1024,4096"]),
-        ("--prompt", ["Tokens", "as the context"]),
+        ("--prompt", ["Tokens", "[default: the context]"]),
         ("--prefill-tokens", ["Tokens", "8192 on a GPU", "2048 on a CPU"]),
         ("--dtype", ["bf16", "fp16", "fp32", "[default: auto]"]),
         ("--usd-per-hour", ["$ per hour", "default"]),

@@ -180,7 +180,7 @@ def run_text(run: "Run", *, wide: bool) -> str:
 @click.argument("run_files", type=click.Path(path_type=Path), metavar="RUN.json...", nargs=-1, required=True)
 @report_options
 def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> None:
-    """Print the tables and sentences of a run, or write them as a report.
+    """Print the results of a run, or write them as a report.
 
     RUN.json is a file of `decodetax run`. Several runs go into one report, each under the name of its file.
     """

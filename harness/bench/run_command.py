@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 def run_command(
     device: str, output: Path | None, resume: Path | None, as_json: bool, wide: bool, **asked: Any
 ) -> int:
-    """Measure the cost gap between an output and an input token here.
+    """Measure the cost gap between an output and an input token.
 
     The gap is the device time of an output token over that of an input token. Every kernel is checked, then
     timed in several rounds. Exit code 1 means that a kernel failed or gave a wrong result, 2 a wrong

@@ -31,7 +31,7 @@ class BreakEven:
         model: the modelled language model.
         on: the GPU that serves it.
         context: cached tokens of a sequence, and tokens of a prompt.
-        gaps: measured gaps of a run; empty without a run.
+        gaps: the measured gaps of a run; empty without a run.
     """
 
     model: "LanguageModel"
@@ -41,7 +41,7 @@ class BreakEven:
 
     @property
     def where(self) -> str:
-        """What is modelled, in words."""
+        """The modelled case, in words."""
         return f"{self.model.name} on {self.on.gpu.name} ({self.context} cached tokens)"
 
     @property
@@ -63,7 +63,7 @@ class BreakEven:
         }
 
     def modelled_batch(self, ratio: float) -> int | None:
-        """The smallest batch at which the modelled gap is at most the ratio; None if no batch that fits."""
+        """The smallest batch whose modelled gap is at most the ratio; None if there is none that fits."""
         return _modelled_batch(self.model, self.on, self.context, ratio)
 
 
@@ -78,8 +78,8 @@ def _modelled_batch(model: "LanguageModel", on: "Deployment", context: int, rati
 def measured_batch(gaps: "Sequence[Gap]", ratio: float) -> float | None:
     """The batch at which measured gaps fall to a ratio, at the shortest measured context.
 
-    Between two measured batches the gap is interpolated as a power of the batch (linear in their
-    logarithms). The smallest measured batch if its gap is at most the ratio; None if no gap is.
+    Between two measured batches the gap is interpolated as a power of the batch (linearly in logarithms). It
+    is the smallest measured batch if the gap there is at most the ratio, and None if no gap is.
     """
     shortest = min((gap.context for gap in gaps), default=0)
     points = sorted((gap.batch, gap.gap) for gap in gaps if gap.context == shortest)
@@ -95,7 +95,7 @@ def measured_batch(gaps: "Sequence[Gap]", ratio: float) -> float | None:
 
 
 def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds options to a command, which takes the `BreakEven` that they name as its argument `against`."""
+    """Adds the options of a `BreakEven` to a command, which receives it as its argument `against`."""
 
     @click.option(
         "--served-model",
@@ -120,7 +120,7 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
         "run_file",
         type=click.Path(path_type=Path),
         metavar="RUN.json",
-        help="A file of `decodetax run`, to compare its measured gap as well.",
+        help="A file of `decodetax run`, whose measured gap is compared too.",
     )
     @wraps(command)
     def with_break_even(
@@ -132,10 +132,10 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None) -> BreakEven:
-    """The gaps that the options name.
+    """The gaps that the options select.
 
     Raises:
-        UsageError: there is no such model or GPU, or the run cannot be read or holds no gap.
+        UsageError: there is no such model or GPU, or the run cannot be read or has no gap.
     """
     from ..core.language_model import load_language_model
     from .deployment import deployment
@@ -150,5 +150,5 @@ def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None
 
         gaps = tuple(read_run(run_file).gaps)
         if not gaps:
-            raise UsageError(f"--run: {str(run_file)!r} holds no gap; it must be a run of at least one batch")
+            raise UsageError(f"--run: {str(run_file)!r} has no gap; it must be a run of at least one batch")
     return BreakEven(model=model, on=deployment(gpu), context=context, gaps=gaps)

@@ -1,4 +1,4 @@
-"""The article's claims on why output tokens cost more, each checked with numbers.
+"""Checks the article's claims on why output tokens cost more, each with numbers.
 
 The numbers come from a run if one is given, and are modelled otherwise; prices come from the price list.
 """
@@ -36,7 +36,7 @@ TOKENS = 1000
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a verdict rests on: what it is, its value and unit, and where it comes from."""
+    """A number that a verdict is based on: its description, value, unit and provenance."""
 
     what: str
     value: float
@@ -46,7 +46,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the article, its verdict, the condition or reason of the verdict, and its figures."""
+    """A claim of the article, its verdict, the conditions of the verdict, and its figures."""
 
     number: int
     claim: str
@@ -61,17 +61,17 @@ class Facts:
 
     Attributes:
         where: the model and the device, in words.
-        provenance: "measured" or "modelled", of times and rates.
-        model: the language model that the tokens pass through.
-        context: tokens in a sequence's cache, and of a prompt.
+        provenance: "measured" or "modelled", for times and rates.
+        model: the language model.
+        context: tokens in a sequence's cache, and tokens of a prompt.
         balance_ops_per_byte: operations per byte at which compute and memory take equally long.
-        prefill_ops_per_byte: of a prefill.
-        decode_ops_per_byte: of a decode step, by batch.
-        bandwidth_share: achieved share of the bandwidth, of a decode step at the smallest batch.
-        flop_share: achieved share of the FLOP/s, of the same step.
-        prefill_flop_share: achieved share of the FLOP/s, of a prefill.
-        input_s_per_token: time of an input token.
-        output_s_per_token: time of an output token, by batch.
+        prefill_ops_per_byte: operations per byte of a prefill.
+        decode_ops_per_byte: operations per byte of a decode step, by batch.
+        bandwidth_share: share of the bandwidth that a decode step at the smallest batch reaches.
+        flop_share: share of the FLOP/s that the same step reaches.
+        prefill_flop_share: share of the FLOP/s that a prefill reaches.
+        input_s_per_token: seconds of an input token.
+        output_s_per_token: seconds of an output token, by batch.
     """
 
     where: str
@@ -104,7 +104,7 @@ class Facts:
 
 
 def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Facts:
-    """Facts of a model on a GPU that need not be there, at batches up to 512 and the largest that fits.
+    """Modelled facts of a model on a GPU, at batches up to 512 and at the largest that fits.
 
     Raises:
         UsageError: the model does not fit.
@@ -142,7 +142,7 @@ def _bytes_moved(forward: Forward, on: Deployment) -> float:
 
 
 def measured_facts(run: Run) -> Facts:
-    """Facts of a run, at its shortest context.
+    """Measured facts of a run, at its shortest context.
 
     Raises:
         UsageError: the run lacks a gap, a ceiling or a decoder layer.
@@ -156,9 +156,7 @@ def measured_facts(run: Run) -> Facts:
     gaps = {gap.batch: gap for gap in run.gaps if gap.context == context}
     balance = roof.balance_operations_per_byte
     if not (prefill and decode and gaps and balance and roof.flop_per_s and roof.bandwidth_bytes_per_s):
-        raise UsageError(
-            "run file: lacks a measured gap, ceiling or decoder layer, which the claims are about"
-        )
+        raise UsageError("run file: lacks a measured gap, ceiling or decoder layer, which the claims need")
     first, (case, prefill_row) = decode[min(decode)], prefill[0]
     work, prefill_work = first.case.work(), case.work()
     return Facts(

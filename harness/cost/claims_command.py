@@ -1,4 +1,4 @@
-"""`decodetax claims`: the article's claims, checked; options and text."""
+"""`decodetax claims`: checks the article's claims; options and text."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model without a run: a preset or the path of a config.json.  [default: llama-3.1-8b]",
+    help="Without a run: the model, a preset or the path of a config.json.  [default: llama-3.1-8b]",
 )
-@click.option("--gpu", metavar="NAME", help="GPU without a run: see `decodetax devices`.  [default: h100]")
+@click.option(
+    "--gpu", metavar="NAME", help="Without a run: the GPU, see `decodetax devices`.  [default: h100]"
+)
 @click.option(
     "--context",
     callback=options.SIZE,
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
 def claims_command(
     run_file: Path | None, model: str | None, gpu: str | None, context: int | None, as_json: bool
 ) -> None:
-    """Check the article's claims on why output tokens cost more, with numbers.
+    """Check nine claims on why output tokens cost more, with numbers.
 
-    The numbers come from RUN.json, a file of `decodetax run`; without one they are modelled. Each claim
-    holds, holds in part or does not hold, under the stated condition.
+    They are those of the article that the README names. The numbers come from RUN.json, a file of `decodetax
+    run`; without one they are modelled. Each claim holds, holds in part or does not hold, under the stated
+    conditions.
     """
     from .claims import check_claims
     from .prices import price_list
@@ -63,7 +66,7 @@ def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: i
     if run_file is not None:
         for name, given in (("--model", model), ("--gpu", gpu), ("--context", context)):
             if given is not None:
-                raise UsageError(f"{name}: is for modelled claims; it must not stand beside RUN.json")
+                raise UsageError(f"{name}: applies to modelled claims; leave it out with RUN.json")
         from ..core.run_file import read_run
 
         return measured_facts(read_run(run_file))
@@ -75,7 +78,7 @@ def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: i
 
 
 def _blocks(facts: "Facts", claims: "Sequence[Claim]") -> Iterator[str]:
-    """A heading, then each claim with its verdict, its condition and its figures."""
+    """A heading, then each claim with its verdict, conditions and figures."""
     verdicts = [claim.verdict for claim in claims]
     yield (
         f"The article's claims, {facts.provenance} for {printable(facts.where)}:\n"

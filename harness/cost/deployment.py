@@ -1,4 +1,4 @@
-"""A model's deployment on GPUs, and the time of each part of a forward on it, by component."""
+"""A deployment of a model on GPUs, and the time of each part of a forward there, by component."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ COMPONENTS = (
     "communication",
     "launch",
 )
-"""Components of a forward's time; a kernel's time beyond its fixed costs belongs to its roof."""
+"""Components of a forward's time; a kernel's time beyond its fixed costs counts for its limiting roof."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class Deployment:
     """GPUs of one kind, and how a model is stored on them.
 
     Attributes:
-        gpu: each of them, with the link between them.
-        tensor_parallel: GPUs that share each layer.
-        dtype: of weights; "fp8" is multiplied in fp8 where the GPU can, "int8" and "int4" in bf16.
-        cache_dtype: of the KV cache.
-        usd_per_hour: price of one GPU; None if unknown.
+        gpu: the GPU, with its link to the others.
+        tensor_parallel: number of GPUs that share each layer.
+        dtype: dtype of weights; "fp8" is multiplied in fp8 where the GPU can, "int8" and "int4" in bf16.
+        cache_dtype: dtype of the KV cache.
+        usd_per_hour: price of one GPU, US dollars per hour; None if unknown.
     """
 
     gpu: Gpu
@@ -41,7 +41,7 @@ class Deployment:
     usd_per_hour: float | None
 
     def usd_per_mtok(self, s_per_token: float) -> float | None:
-        """Dollars of 1M tokens that each take all GPUs `s_per_token`; None without a price."""
+        """US dollars of 1M tokens that each occupy all GPUs for `s_per_token`; None without a price."""
         if self.usd_per_hour is None:
             return None
         return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.tensor_parallel
@@ -66,7 +66,7 @@ def communication_s(forward: Forward, on: Deployment) -> float:
 
 
 def part_split_s(part: Part, on: Deployment) -> dict[str, float]:
-    """Seconds of a part in a forward, times included, by component."""
+    """Seconds of all occurrences of a part in a forward, by component."""
     if isinstance(part, Elementwise):
         moved_s = part.activation_bytes / on.gpu.bandwidth_bytes_per_s
         return {
@@ -87,7 +87,7 @@ def _split(times: int, kernel: KernelTime, by_memory: str, by_compute: str) -> d
 
 def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
     """Time of one GEMM; in fp8 with the time to quantise activations of 16 bits."""
-    # Each expert has an input of its own; `gemm_time` counts one, the others' bytes are added to the weights.
+    # Each expert has its own input; `gemm_time` counts one, so those of the others are added to the weights.
     inputs = (part.groups - 1) * part.rows * ACTIVATION_BYTES / part.out_features
     return gemm_time(
         on.gpu,

@@ -1,7 +1,8 @@
 """Operations and bytes of one forward of a language model, part by part, in prefill and in a decode step.
 
-All figures are of one GPU of `tensor_parallel`: column-parallel and row-parallel projections, and a share of
-the heads. A part stands for `times` equal ones, one in each layer that has it; its figures are of one.
+All figures are those of one GPU under tensor parallelism: column-parallel and row-parallel projections, and a
+share of the heads. A part occurs `times` times, once in each layer that has it; its figures are those of one
+occurrence.
 """
 
 import math
@@ -32,9 +33,9 @@ class Matmul(MatmulShape[float], frozen=True, kw_only=True):
     with tokens, side by side.
 
     Attributes:
-        name: of the projection.
-        times: GEMMs in one forward.
-        groups: experts with tokens, each with rows of its own.
+        name: name of the projection.
+        times: number of these GEMMs in one forward.
+        groups: number of experts with tokens, each with its own rows; 1 for other projections.
     """
 
     cached: ClassVar[float] = 0.0
@@ -59,16 +60,16 @@ class Attention:
 
     Attributes:
         name: "attention" or "attention (window)".
-        times: layers with it.
-        sequences: prompts, or sequences with one query token each.
-        tokens: of a prompt; in a decode step, tokens in each sequence's cache.
+        times: number of layers with it.
+        sequences: number of prompts, or of sequences with one query token each.
+        tokens: tokens of a prompt; in a decode step, tokens in each sequence's cache.
         q_heads: query heads.
         kv_heads: key-value heads.
         head_dim: elements of a key.
         v_head_dim: elements of a value.
         window: most tokens that a query attends to; None without a window.
         decode: whether each sequence has one query token, at its end.
-        cached_elements: of a token in the cache.
+        cached_elements: cached elements per token.
     """
 
     weights: ClassVar[float] = 0.0
@@ -94,7 +95,7 @@ class Attention:
 
     @property
     def operations(self) -> float:
-        """Of the products with keys and with values, 2 an element."""
+        """Operations of the products with keys and with values, 2 per element."""
         return 2.0 * self.pairs * self.q_heads * (self.head_dim + self.v_head_dim)
 
     @property
@@ -115,9 +116,9 @@ class Elementwise:
     """Norms, residuals, rotary embedding, activation function: bound by the activations' bytes.
 
     Attributes:
-        times: layers.
-        kernels: launches in a layer.
-        activation_bytes: of a layer.
+        times: number of layers.
+        kernels: launches per layer.
+        activation_bytes: bytes read and written per layer.
     """
 
     name: ClassVar[str] = "elementwise"
@@ -139,8 +140,8 @@ class Forward:
     Attributes:
         rows: tokens that pass through the projections together.
         parts: GEMMs, attention and elementwise kernels.
-        reduced_bytes: of one all-reduce; 0 on one GPU.
-        all_reduces: in one forward.
+        reduced_bytes: bytes of one all-reduce; 0 on one GPU.
+        all_reduces: number of all-reduces in one forward.
     """
 
     rows: int
@@ -241,7 +242,7 @@ def _projections(model: LanguageModel, rows: int, tensor_parallel: int) -> Itera
 
 
 def _kv_heads(model: LanguageModel, tensor_parallel: int) -> int:
-    """KV heads of a GPU; GPUs beyond their number hold copies."""
+    """KV heads on one GPU; with more GPUs than KV heads, GPUs hold copies."""
     return max(1, model.kv_heads // tensor_parallel)
 
 

@@ -32,10 +32,10 @@ class KernelTime:
     """The modelled time of one call, or an array with an element a call.
 
     Attributes:
-        time_s: the call; at most the sum of the terms, as memory and compute overlap.
-        memory_s: reading and writing at the bandwidth that kernels reach.
-        compute_s: multiplying at the rate that kernels reach, with tile and wave quantization.
-        fixed_s: costs independent of bytes and operations: launches, costs per CTA, ramp-up.
+        time_s: time of the call; at most the sum of the terms, as memory and compute overlap.
+        memory_s: time to read and write at the bandwidth that kernels reach.
+        compute_s: time to multiply at the rate that kernels reach, with tile and wave quantization.
+        fixed_s: time independent of bytes and operations: launches, costs per CTA, ramp-up.
     """
 
     time_s: Quantity
@@ -80,12 +80,12 @@ class DecodeConstants:
 
     Attributes:
         memory_share: share of the bandwidth reached by long reads.
-        compute_share: share of the rate reached; GEMM's, as no group up to 16 is compute-bound.
+        compute_share: share of the rate reached; that of GEMM, as no group up to 16 is compute-bound.
         fixed_s: time of an empty call.
-        item_s: an SM's time for a sequence's KV head, whatever its length.
-        item_row_s: added by each query head of the group.
-        ramp_s: most time that a long read loses while not all SMs read at full rate.
-        ramp_half_s: the reading time at which half of that is lost.
+        item_s: an SM's time per KV head of a sequence, independent of the context.
+        item_row_s: time added to `item_s` by each query head of the group.
+        ramp_s: time that a long read loses while not all SMs read at full rate.
+        ramp_half_s: the reading time at which half of `ramp_s` is lost.
         unsplit_share: bandwidth of a CTA that reads an entire context, as a share of an SM's part of the
             bandwidth; None where the kernel splits long contexts (flash-decoding).
     """
@@ -108,7 +108,7 @@ class PrefillConstants:
         memory_share: share of the bandwidth reached; low, as the measured call also fills the cache.
         compute_share: share of the rate reached.
         fixed_s: time of an empty call.
-        tile_s: an SM's time for a tile of queries, whatever the number of keys.
+        tile_s: an SM's time per tile of queries, independent of the number of keys.
     """
 
     memory_share: float
@@ -125,9 +125,9 @@ class KernelConstants:
         gpu: the GPU whose measured kernels they were fitted to.
         basis: "calibrated on <gpu>", or "derived from the datasheet" for any other GPU.
         prefill_attention_gpu: the GPU whose prefill attention was measured.
-        gemm: by dtype.
-        decode_attention: by kernel (`SINGLE` or `GROUPED`) and dtype.
-        prefill_attention: for every dtype.
+        gemm: constants of GEMM by dtype.
+        decode_attention: constants by kernel (`SINGLE` or `GROUPED`) and dtype.
+        prefill_attention: constants for every dtype.
     """
 
     gpu: str
@@ -186,10 +186,11 @@ def gemm_time(
         rows: M.
         out_features: N.
         in_features: K.
-        dtype: of the multiplication, "bf16" or "fp8"; without fp8 a GPU multiplies bf16, without bf16 fp16.
-        weight_bytes_per_element: of the stored weight.
-        activation_bytes_per_element: of x and the result. An fp8 GEMM quantises wider activations in a pass
-            of its own.
+        dtype: dtype of the multiplication, "bf16" or "fp8"; a GPU without fp8 multiplies in bf16, one without
+            bf16 in fp16.
+        weight_bytes_per_element: bytes per element of the stored weight.
+        activation_bytes_per_element: bytes per element of x and the result. An fp8 GEMM quantises wider
+            activations in a separate pass.
     """
     sizes = _positive(
         rows=rows,
@@ -215,15 +216,15 @@ def decode_attention_time(
     dtype: str,
     group: int,
 ) -> KernelTime:
-    """Models one layer's attention of one query token a sequence.
+    """Models one layer's attention of one query token per sequence.
 
     Args:
         gpu: the GPU.
-        sequences: of about equal lengths.
-        kv_heads: KV heads.
-        kv_bytes: live keys and values of all sequences.
-        operations: of all sequences and query heads.
-        dtype: of the cache, "bf16" or "fp8"; a GPU without fp8 multiplies in bf16.
+        sequences: number of sequences, of about equal lengths.
+        kv_heads: number of KV heads.
+        kv_bytes: bytes of the live keys and values of all sequences.
+        operations: operations of all sequences and query heads.
+        dtype: dtype of the cache, "bf16" or "fp8"; a GPU without fp8 multiplies in bf16.
         group: query heads per KV head (GQA group); calibrated up to 16.
     """
     sizes = _positive(
@@ -376,7 +377,7 @@ def calibrated() -> Mapping[tuple[str, str, str], Any]:
 
 
 def _smooth_maximum(*terms_s: Quantity) -> Quantity:
-    """The largest term, and more where others are near it: they overlap imperfectly."""
+    """The largest term, and more if others are near it, because they overlap imperfectly."""
     return sum(term_s**_SHARPNESS for term_s in terms_s) ** (1 / _SHARPNESS)
 
 

@@ -1,4 +1,4 @@
-"""`decodetax predict`: tokens and their cost, modelled on GPUs that need not be there; options and text."""
+"""`decodetax predict`: the modelled cost of tokens on a GPU; options and text."""
 
 import json
 import textwrap
@@ -50,7 +50,7 @@ _REQUEST_COLUMNS = {
     "gpus": Column("gpu"),
     "batch": Column("batch"),
     "prompt": Column("prompt"),
-    "cache_hits": Column("of it cached", show=percent),
+    "cache_hits": Column("cached", show=percent),
     "output": Column("output"),
     "input_s": Column("input time", show=seconds),
     "output_s": Column("output time", show=seconds),
@@ -62,8 +62,8 @@ _PUBLISHED_COLUMNS = {
     "published": Column("published"),
     "modelled": Column("modelled"),
     "relative_error": Column("error", show="{:+.1%}".format),
-    "within": Column("held to", show="{:.1%}".format),
-    "kept": Column("kept", show=lambda kept: "yes" if kept else "MISSED"),
+    "within": Column("allowed", show="{:.1%}".format),
+    "kept": Column("met", show=lambda kept: "yes" if kept else "MISSED"),
     "remark": Column("remark", wide=True),
 }
 
@@ -77,25 +77,25 @@ _PUBLISHED_COLUMNS = {
     help="A preset (see `decodetax models`) or the path of a Hugging Face config.json.",
 )
 @options.gpus_option(
-    "See `decodetax devices`; a short name such as h100, b200 or rtx4090 will do.  [default: h100]"
+    "GPUs of `decodetax devices`; short names such as h100, b200, rtx4090 are accepted.  [default: h100]"
 )
 @options.option("--batch", options.SIZES, "N,...", "Sequences decoded together.", default="1,8,32")
 @options.option(
     "--context", options.SIZES, "N,...", "Tokens in each sequence's KV cache.", default="1024,4096"
 )
-@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: as the context]")
+@options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: the context]")
 @options.option(
     "--dtype",
     options.one_of(*DTYPES),
     "NAME",
-    "Of weights: bf16; fp8, multiplied in fp8 where the GPU can; int8 and int4, multiplied in bf16.",
+    "Dtype of weights: bf16; fp8, multiplied in fp8 if the GPU can; int8 or int4, multiplied in bf16.",
     default="bf16",
 )
 @options.option(
     "--cache-dtype",
     options.one_of(*DTYPES),
     "NAME",
-    "Of the KV cache: bf16, fp8, int8, int4.",
+    "Dtype of the KV cache: bf16, fp8, int8, int4.",
     default="bf16",
 )
 @options.option("--tensor-parallel", options.GPUS, "N", "GPUs that share each layer, 1 to 8.", default="1")
@@ -103,7 +103,7 @@ _PUBLISHED_COLUMNS = {
     "--link-gb-per-s",
     options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
     "X",
-    "Link of one GPU to the others, in each direction.  [default: as its datasheet]",
+    "Bandwidth of a GPU's link in each direction.  [default: that of the datasheet]",
 )
 @options.option(
     "--link-latency-us",
@@ -115,35 +115,37 @@ _PUBLISHED_COLUMNS = {
     "--usd-per-hour",
     options.DOLLARS,
     "X",
-    "Price of one GPU, $ per hour.  [default: its lowest on-demand price listed]",
+    "Price of one GPU, $ per hour.  [default: its lowest listed on-demand price]",
 )
 @click.option(
     "--price-ratio",
     default="4",
     show_default=True,
     metavar="X|MODEL",
-    help="Output over input price, for the break-even batch: a number, or a model of `decodetax prices`.",
+    help="Output price over input price, for the break-even batch: a number, or a model of "
+    "`decodetax prices`.",
 )
-@options.option("--output", options.SIZE, "N", "Output tokens of a request, whose cost is then modelled too.")
+@options.option("--output", options.SIZE, "N", "Also model the cost of a request with N output tokens.")
 @options.option(
     "--cache-hits",
     options.SHARE,
     "X",
-    "Share of a request's prompt found in a prefix cache, 0 to 1; goes with --output.  [default: 0]",
+    "With --output: share of the prompt found in a prefix cache, 0 to 1.  [default: 0]",
 )
 @click.option(
     "--published",
     is_flag=True,
-    help="Instead, compare the model with published end-to-end figures; with --json or --wide only.",
+    help="Compare modelled with published end-to-end figures instead; allows only --json and --wide.",
 )
 @wide_option
 @options.JSON
 def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) -> None:
-    """Model what an input and an output token cost on GPUs that need not be there.
+    """Model the cost of input and output tokens on any known GPU.
 
-    Kernel times are rooflines with efficiencies and fixed costs fitted to measured kernels of H100 and A100
-    (docs/accuracy.md states the error). Times are device seconds, money US dollars; nothing is measured.
-    Exit code 2 means a wrong argument: an unknown name, a shape that does not divide, too little memory.
+    Nothing is measured and no GPU is needed. Kernel times are rooflines with efficiencies and fixed costs
+    fitted to measured kernels of H100 and A100 (docs/accuracy.md states the error). Times are device seconds,
+    money is in US dollars. Exit code 2 means a wrong argument: an unknown name, a shape that does not divide,
+    too little memory.
     """
     if published:
         _show_published(wide=wide, as_json=as_json)
@@ -175,7 +177,7 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
 
 
 def _sweep(model: LanguageModel, on: Deployment, asked: dict[str, Any]) -> list[tuple[int, int]]:
-    """Contexts and batches; of the defaults only those that fit, where any does."""
+    """Contexts and batches; of the defaults, only those that fit into memory, if any does."""
     pairs = [(context, batch) for context in asked["context"] for batch in asked["batch"]]
     if {"batch", "context"} & set(options.given()):
         return pairs
@@ -184,10 +186,10 @@ def _sweep(model: LanguageModel, on: Deployment, asked: dict[str, Any]) -> list[
 
 
 def _show_published(*, wide: bool, as_json: bool) -> None:
-    """Compare the model with published figures.
+    """Print the comparison of modelled with published figures.
 
     Raises:
-        UsageError: an option was given that they would ignore.
+        UsageError: an option was given that has no effect here.
     """
     for name, option in options.given().items():
         if name not in {"published", "wide", "as_json"}:
@@ -220,10 +222,10 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
 
 
 def _price_ratio(text: str) -> float:
-    """A number above 0, or the output:input ratio of a model of the price list.
+    """A number above 0, or the output:input price ratio of a model of the price list.
 
     Raises:
-        UsageError: it is neither, or that model's input is free.
+        UsageError: it is neither, or input is free for that model.
     """
     try:
         return options.positive_number(text, most=1_000_000)
@@ -250,9 +252,9 @@ def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
     as_context = all(row["prompt"] == row["context"] for row in rows)
     heading = (
         f"Modelled, not measured: {first['model']}, weights in {first['dtype']}, KV cache in "
-        f"{first['cache_dtype']}, prompt {'as the context' if as_context else first['prompt']}. "
-        "The break-even batch is the smallest that fits with a gap of at most the price ratio, "
-        f"{first['price_ratio']:g}."
+        f"{first['cache_dtype']}, prompt {'as long as the context' if as_context else first['prompt']}. "
+        "The break-even batch is the smallest batch that fits and has a gap of at most "
+        f"{first['price_ratio']:g}, the price ratio."
     )
     several = first["tensor_parallel"] > 1
     rows = [

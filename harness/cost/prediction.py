@@ -24,7 +24,7 @@ PREFILL_TOKENS = 8192
 """Tokens of a prefill forward: as many prompts as fit share one; a longer prompt takes several."""
 
 TILE_ROWS = 16
-"""Rows of the smallest GEMM tile: another sequence costs little until a tile is full."""
+"""Rows of the smallest GEMM tile: until a tile is full, another sequence costs little."""
 
 MAX_BATCH = 65_536
 """Largest batch in the search for the break-even batch."""
@@ -38,13 +38,15 @@ class Prediction:
     """Tokens of one model on one deployment; all figures are modelled.
 
     Attributes:
+        model: the language model.
+        deployment: the GPUs and dtypes.
         batch: sequences decoded together.
         context: tokens in each sequence's cache.
         prompt: tokens of a prompt.
         input_split_s: seconds of an input token by component.
         output_split_s: seconds of an output token by component.
-        price_ratio: output over input price.
-        break_even_batch: the smallest batch whose gap is at most the price ratio; None where none fits.
+        price_ratio: output price over input price.
+        break_even_batch: the smallest batch whose gap is at most the price ratio; None if none that fits.
         largest_batch: the largest batch that fits the memory.
     """
 
@@ -66,7 +68,7 @@ class Prediction:
 
     @property
     def output_s_per_token(self) -> float:
-        """Device seconds of an output token: a step over its batch."""
+        """Device seconds of an output token: those of a decode step over its batch."""
         return math.fsum(self.output_split_s.values())
 
     @property
@@ -137,7 +139,7 @@ class Prediction:
 
 
 def _work(forward: Forward, on: Deployment) -> list[dict[str, Any]]:
-    """Operations and bytes of each part of a forward, of one, and how often it runs."""
+    """Operations and bytes of one occurrence of each part, and the number of occurrences."""
     return [
         {
             "part": part.name,
@@ -190,7 +192,7 @@ def predict(
 
 
 def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
-    """The most sequences of a context whose caches fit beside the weights; 0 where the weights do not fit."""
+    """The largest number of sequences whose caches fit beside the weights; 0 if the weights do not fit."""
     weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
     free = USABLE_MEMORY * on.gpu.memory_bytes - weights
     each = cache_bytes_per_sequence(
@@ -232,7 +234,7 @@ def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[
 
 
 def _full_prefill(model: LanguageModel, on: Deployment, prompt: int) -> Forward:
-    """As many prompts as fit a forward, or a part of a longer one, with attention of the complete prompt."""
+    """As many prompts as fit into a forward; a longer prompt takes several, with attention over all of it."""
     sequences = max(1, PREFILL_TOKENS // prompt)
     rows = min(PREFILL_TOKENS, sequences * prompt)
     return prefill_forward(
@@ -255,10 +257,10 @@ def output_split_s(model: LanguageModel, on: Deployment, *, batch: int, context:
 def break_even_batch(
     model: LanguageModel, on: Deployment, *, context: int, prompt: int, price_ratio: float, largest: int
 ) -> int | None:
-    """The smallest batch that fits and whose gap is at most a ratio; None where there is none.
+    """The smallest batch that fits and whose gap is at most a ratio; None if there is none.
 
-    The gap falls with the batch, except for a rise where the rows need one more tile. So batches are searched
-    a tile at a time: the first tile whose last batch closes the gap is bisected.
+    The gap falls with the batch, except that it rises when the rows need one more tile. So the search goes
+    tile by tile, and bisects the first tile whose last batch has a gap of at most the ratio.
     """
     input_s = math.fsum(input_split_s(model, on, prompt=prompt).values())
 
@@ -310,7 +312,7 @@ def request_cost(
 ) -> RequestCost:
     """Models a request whose output is decoded at a batch.
 
-    The context grows from the prompt to prompt + output; every output token costs what the middle one does.
+    The context grows from the prompt to prompt + output; every output token has the cost of the middle one.
 
     Raises:
         UsageError: the batch does not fit the memory at the end of the output.

@@ -17,14 +17,14 @@ from . import prices
 from .break_even import BreakEven, break_even_options
 
 MAX_USD = 1_000_000
-MAX_DECIMALS = 12  # at most MAX_USD per token or 1e-12 per 1e9 tokens, which the price list's bounds hold
+MAX_DECIMALS = 12  # from 1e-12 per 1e9 tokens to MAX_USD per token: within the bounds of the price list
 
 PRICES = click.option(
     "--prices",
     "price_file",
     type=click.Path(path_type=Path),
     metavar="FILE.toml",
-    help="Your own prices, which add to the list or replace entries: [[price]] tables of model, effective, "
+    help="Your own prices, which extend the list or replace entries: [[price]] tables with model, effective, "
     "input_usd_per_mtok, output_usd_per_mtok, source; optional: cached_input_usd_per_mtok, family.",
 )
 _PRICE_COLUMNS = {
@@ -73,12 +73,13 @@ def _tokens_option(name: str, parameter: str, help_text: str) -> Callable[..., A
 @wide_option
 @options.JSON
 def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_json: bool) -> None:
-    """List published API prices of input and output tokens, and how they changed.
+    """List published API prices of tokens, and how they changed.
 
-    Prices are in US dollars per million tokens; --wide adds date and source. "snapshot" marks the day on
-    which a price was read, where its first day is unknown. A family is a line of models that replaced one
-    another. The batch is the one at which the gap of --served-model equals the price ratio, modelled on
-    --gpu and, with --run, measured. In JSON, money is text with all its digits, such as "2.50".
+    Prices are in US dollars per million tokens; --wide adds date and source. "snapshot" after a date means
+    that the price was read on that day and its first day is unknown. A family is a line of models that
+    replaced one another. The price ratio is output price over input price. The batch shown is that at which
+    the gap of --served-model falls to the price ratio, modelled on --gpu and, with --run, measured. In JSON,
+    money is text with all its digits, such as "2.50".
     """
     listed = prices.price_list(price_file)
     rows = [price.to_json() | against.batches(price.output_over_input) for price in listed.values()]
@@ -94,13 +95,13 @@ def prices_command(price_file: Path | None, against: BreakEven, wide: bool, as_j
             }
         title = "Changes from one model of a family to the next"
         click.echo(f"\n{Table.select(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
-    notes = [f"modelled batch: the smallest at which the gap of {against.where} is at most the price ratio"]
+    notes = [f"modelled batch: the smallest with a gap of at most the price ratio, for {against.where}"]
     if not against.fits:
         notes = [f"no modelled batch: {_too_large(against)}"]
     if against.gaps:
-        notes.append("measured batch: where the run's gap equals it")
+        notes.append("measured batch: the batch at which the run's gap falls to the price ratio")
     if against.fits or against.gaps:
-        notes.append("- where no batch reaches it")
+        notes.append("-: no such batch")
     click.echo("\n" + fill("; ".join(notes), 80))
 
 
@@ -116,26 +117,27 @@ def _too_large(against: BreakEven) -> str:
 @_tokens_option("--output", "output_tokens", "Output tokens of the request.")
 @_tokens_option("--cached-input", "cached_input_tokens", "Tokens of --input charged at the cached price.")
 @click.option("--model", metavar="NAME", help="Model of the price list (`decodetax prices`), or of --prices.")
-@_usd_option("--input-price", "In place of --model: $ per --per input tokens.")
-@_usd_option("--output-price", "In place of --model: $ per --per output tokens.")
-@_usd_option("--cached-input-price", "In place of --model: $ per --per cached input tokens.")
+@_usd_option("--input-price", "Instead of --model: price of input tokens, $ per --per tokens.")
+@_usd_option("--output-price", "Instead of --model: price of output tokens, $ per --per tokens.")
+@_usd_option("--cached-input-price", "Instead of --model: price of cached input, $ per --per tokens.")
 @click.option(
     "--per",
     default="1000000",
     show_default=True,
     callback=options.one_of(*(str(10**digits) for digits in range(10))),
     metavar="N",
-    help="Number of tokens that the given prices are for: a power of ten.",
+    help="Number of tokens that the prices given are for, a power of ten.",
 )
 @PRICES
 @break_even_options
 @options.JSON
 def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
-    """Compute what one request costs at an API's prices, exactly: nothing is rounded.
+    """Compute the exact cost of one request at an API's prices.
 
-    The prices are those of --model, or --input-price and --output-price. Cached input tokens are part of
-    --input and are charged at the cached price. The batch is the one at which the gap of --served-model
-    equals the price ratio. In JSON, money is text with all its digits, such as "2.50".
+    The prices are those of --model, or --input-price and --output-price; nothing is rounded. Cached input
+    tokens are part of --input and are charged at the cached price. The batch shown is that at which the gap
+    of --served-model falls to the price ratio, output over input. In JSON, money is text with all its digits,
+    such as "2.50".
     """
     price = _asked_price(asked)
     counts = (asked[name] for name in ("input_tokens", "output_tokens", "cached_input_tokens"))
@@ -162,14 +164,14 @@ def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:
     if asked["model"] is not None:
         for name in ("input_price", "output_price", "cached_input_price", "per"):
             if name in given:
-                raise UsageError(f"{given[name]}: stands in place of --model, not beside it")
+                raise UsageError(f"{given[name]}: cannot be combined with --model")
         return prices.price_of(asked["model"], prices.price_list(asked["price_file"]))
     for name in ("input_price", "output_price", "cached_input_price"):
         if asked[name] is None and (name != "cached_input_price" or asked["cached_input_tokens"]):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option}: is missing; give it, or --model with a name of `decodetax prices`")
     if "price_file" in given:
-        raise UsageError("--prices: goes with --model, not with --input-price")
+        raise UsageError("--prices: needs --model, and cannot be combined with --input-price")
     usd_per_mtok: dict[str, Any] = {
         f"{kind}_usd_per_mtok": prices.tokens_usd(prices.MTOK, asked[f"{kind}_price"], int(asked["per"]))
         for kind in ("input", "cached_input", "output")
@@ -183,7 +185,7 @@ def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:
 def _request_text(
     price: prices.TokenPrice, charges: Sequence[prices.Charge], against: BreakEven, per_tokens: int
 ) -> Iterator[str]:
-    """What one request costs, charge by charge with all digits; prices are per `per_tokens` tokens."""
+    """The cost of one request, charge by charge with all digits; prices are per `per_tokens` tokens."""
     name = price.model if price.effective is None else f"{price.model}, effective {price.effective}"
     unit = {1: "token", 1000: "1K", prices.MTOK: "1M"}.get(per_tokens, str(per_tokens))
     money = (Column(f"$ per {unit}", show=prices.exact_text), Column("$", show=prices.exact_text))
@@ -193,15 +195,15 @@ def _request_text(
     yield f"\nThe request costs ${prices.exact_text(prices.total_usd(charges))}."
     if price.output_over_input is None:
         return
-    yield f"An output token is priced at {price.output_over_input:.2f} times an input token."
+    yield f"The price ratio of output to input is {price.output_over_input:.2f}."
     modelled, measured = against.batches(price.output_over_input).values()
     if not against.fits:
         gap = f"No modelled batch: {_too_large(against)}."
     elif modelled is None:
-        gap = f"No batch that fits lowers the gap of {against.where} to that (modelled)."
+        gap = f"The modelled gap of {against.where} is above this ratio at every batch that fits."
     else:
-        gap = f"From batch {modelled} on, the gap of {against.where} is at most that (modelled)."
+        gap = f"The modelled gap of {against.where} falls to this ratio at batch {modelled}."
     yield fill(gap, 80)
     if against.gaps:
         at = "no measured batch" if measured is None else f"batch {measured:.3g}"
-        yield f"The run's gap equals that at {at} (measured)."
+        yield f"The measured gap of the run falls to this ratio at {at}."

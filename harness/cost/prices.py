@@ -72,7 +72,7 @@ class TokenPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PriceChange(NamedTuple):
-    """The step from one model of a family to the next, by name; a change is None from a price of 0."""
+    """The step from one model of a family to the next, by name; a change from a price of 0 is None."""
 
     family: str
     earlier: str
@@ -82,7 +82,7 @@ class PriceChange(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a request pays for one kind of token: "input" (uncached), "cached input" or "output"."""
+    """The charge of a request for one kind of token: "input" (uncached), "cached input" or "output"."""
 
     kind: str
     tokens: int
@@ -206,7 +206,7 @@ def _own_prices(text: str) -> dict[str, TokenPrice]:
         except UsageError as error:
             raise UsageError(f"[[price]] {number}: {error}") from None
         if prices.setdefault(price.model.casefold(), price) is not price:
-            raise UsageError(f"[[price]] {number}: model: {short_repr(price.model)} stands in the file twice")
+            raise UsageError(f"[[price]] {number}: model: {short_repr(price.model)} is in the file twice")
     return prices
 
 
@@ -225,7 +225,7 @@ def _own_price(entry: Mapping[str, Any]) -> TokenPrice:
 
 
 def _check(fields: Mapping[str, object]) -> None:
-    """Raise UsageError for the first field of a price that is not what it must be."""
+    """Raise UsageError for the first invalid field of a price."""
     for name, value in fields.items():
         if value is None and name in _OPTIONAL:
             continue

@@ -1,4 +1,4 @@
-"""Published end-to-end figures, and what the model gives for the same deployment."""
+"""Published end-to-end figures beside modelled figures of the same deployment."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,22 +12,22 @@ BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
 """Largest relative error allowed, by kind of figure; arithmetic on published figures is off by rounding."""
 
 NODE_USD_PER_HOUR = 16.0
-"""Of 8 H800 at the $2 a GPU-hour that DeepSeek assumes."""
+"""Price of a node of 8 H800 at the $2 per GPU-hour that DeepSeek assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCheck:
-    """One published figure, or one that follows from several by arithmetic, and the model's.
+    """One published figure, or one computed from several, and the modelled figure.
 
     Attributes:
-        what: the figure.
-        published: its value.
-        modelled: the model's, or the arithmetic's.
-        unit: of both.
-        provenance: "modelled", or "published" where it is arithmetic on published figures only.
-        within: largest relative error allowed; None where the figure is shown and not checked.
+        what: description of the figure.
+        published: the published value.
+        modelled: the modelled value, or the one computed from other published figures.
+        unit: unit of both.
+        provenance: "modelled", or "published" if it is computed from published figures only.
+        within: largest relative error allowed; None if the figure is shown and not checked.
         source: who published it.
-        remark: the setup, and why a figure is missed.
+        remark: the setup, or the reason for a large error.
     """
 
     what: str
@@ -41,12 +41,12 @@ class PublishedCheck:
 
     @property
     def relative_error(self) -> float:
-        """Modelled over published, less 1."""
+        """Modelled over published, minus 1."""
         return self.modelled / self.published - 1
 
     @property
     def kept(self) -> bool | None:
-        """Whether the error is within its limit; None where it has none."""
+        """Whether the error is within its limit; None without a limit."""
         return None if self.within is None else abs(self.relative_error) <= self.within
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class PublishedCheck:
 
 
 def published_checks() -> tuple[PublishedCheck, ...]:
-    """Every figure that the model is checked against, those that it misses included."""
+    """All figures that the model is checked against, including those beyond their limit."""
     return (*_gpt_fast(), _rtx_4090(), *_tensorrt_llm(), *_deepseek_day())
 
 

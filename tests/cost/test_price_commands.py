@@ -137,7 +137,7 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
     against = BreakEven(model=load_language_model("llama-3.2-1b"), on=deployment("b200"), context=500)
     assert line_of(plain, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}"]
     assert "measured" not in plain
-    assert "the gap of llama-3.2-1b on B200 (500 cached tokens)" in " ".join(plain.split())
+    assert "for llama-3.2-1b on B200 (500 cached tokens)" in " ".join(plain.split())
     measured = printed("prices", *served, "--run", RUN)
     batch = measured_batch(read_run(RUN).gaps, 4.0)
     assert line_of(measured, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}", f"{batch:.4g}"]
@@ -146,14 +146,14 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
 def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
     out = printed("price", *TOKENS, *MODEL, "--run", RUN)
     batch = AGAINST.modelled_batch(4.0)
-    assert f"From batch {batch} on, the gap of {AGAINST.where} is at most that (modelled)." in " ".join(
+    assert f"The modelled gap of {AGAINST.where} falls to this ratio at batch {batch}." in " ".join(
         out.split()
     )
     measured = measured_batch(read_run(RUN).gaps, 4.0)
-    assert f"The run's gap equals that at batch {measured:.3g} (measured)." in out
+    assert f"The measured gap of the run falls to this ratio at batch {measured:.3g}." in out
     dear = printed("price", *TOKENS, "--input-price", "1", "--output-price", "1", "--run", RUN)
-    assert "No batch that fits lowers the gap" in dear
-    assert "at no measured batch (measured)" in dear
+    assert "is above this ratio at every batch that fits" in " ".join(dear.split())
+    assert "at no measured batch." in dear
     found = document("price", *TOKENS, *MODEL)["break_even"]
     assert found == AGAINST.to_json() | {"modelled_batch": batch, "measured_batch": None}
 
@@ -188,7 +188,7 @@ def test_price_shows_each_charge_and_the_exact_total():
     assert line_of(out, "cached input") == ["cached", "input", "400", "1.25", "0.0005"]
     assert line_of(out, "output") == ["output", "700", "10.00", "0.007"]
     assert "The request costs $0.00775.\n" in out
-    assert "4.00 times" in out
+    assert "is 4.00." in out
     assert "effective 2024-08-06" in out
     per_token = printed("price", *TOKENS, *GIVEN, "--per", "1")
     assert line_of(per_token, "input") == ["input", "500", "0.01", "5.00"]
@@ -477,7 +477,7 @@ BAD_FILES = {
     "with a time for a date": (entry(effective="2030-01-01T00:00:00"), [f"{DATE}, was datetime"]),
     "with a model twice": (
         entry() + entry(model='"Our-Model"'),
-        ["[[price]] 2: model: 'Our-Model' stands in the file twice"],
+        ["[[price]] 2: model: 'Our-Model' is in the file twice"],
     ),
     **{
         f"without {field}": (
