@@ -25,6 +25,15 @@ def test_links_of_pages_exist(page):
     links = re.findall(r"\[[^\]()]*\]\((?!https?:)([^)#]+)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+    for place, anchor in re.findall(r"\]\((?!https?:)([^)#]*\.md)?#([^)]+)\)", text):
+        assert anchor in anchors(page.parent / place if place else page), (place, anchor)
+
+
+def anchors(page):
+    """The headings of a page, as GitHub links to them."""
+    text = re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8"))
+    headings = (re.sub(r"[^\w -]", "", heading.lower()) for heading in re.findall(r"(?m)^#+ (.*)$", text))
+    return {heading.replace(" ", "-") for heading in headings}
 
 
 def test_method_page_shows_what_the_run_file_holds():
@@ -75,6 +84,13 @@ def test_claims_page_shows_what_the_command_prints(monkeypatch):
     block = re.search(r"<!-- claims of (?P<file>\S+) -->\n```text\n(?P<text>.*?)```", page, re.DOTALL)
     assert block is not None
     assert CliRunner().invoke(cli, ["claims", block["file"]]).stdout == block["text"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_marked_blocks_are_in_the_output_of_their_command(page):
+    text = page.read_text(encoding="utf-8")
+    for arguments, block in re.findall(r"(?s)<!-- in decodetax ([^>]+) -->\n```text\n(.*?)```", text):
+        assert block in CliRunner().invoke(cli, arguments.split()).stdout
 
 
 def test_command_page_lists_every_command():

@@ -30,14 +30,15 @@ def installed(library: str) -> bool:
 
 def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Device], str | None]:
     """A refusal of other devices, of fp32, of a missing library and, unless `ragged`, of unequal contexts."""
+    name = "FlexAttention" if library == "torch" else library
 
     def refuses(case: Case, device: Device) -> str | None:
         if device.kind != "cuda":
-            return f"{library} needs a CUDA GPU"
+            return f"{name} needs a CUDA GPU"
         if not installed(library):
-            return f"{library} is not installed"
+            return f"{name} is not installed"
         if case.dtype == "fp32":
-            return f"{library} takes bf16 and fp16"
+            return f"{name} takes bf16 and fp16"
         if not ragged and isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
             return "takes contexts of one length"
         return None

@@ -254,7 +254,7 @@ def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
         f"Modelled, not measured: {first['model']}, weights in {first['dtype']}, KV cache in "
         f"{first['cache_dtype']}, prompt {'as long as the context' if as_context else first['prompt']}. "
         "The break-even batch is the smallest batch that fits and has a gap of at most "
-        f"{first['price_ratio']:g}, the price ratio."
+        f"{first['price_ratio']:g}, the price ratio; - where there is none."
     )
     several = first["tensor_parallel"] > 1
     rows = [

@@ -96,6 +96,7 @@ def test_plan_is_made_once_for_many_calls():
 def test_missing_library_gpu_or_dtype_is_the_reason(name, library, monkeypatch):
     refuses = provider(name).refuses
     gpu = FakeDevice(kind="cuda")
+    library = "FlexAttention" if library == "torch" else library
     assert refuses(CASE, gpu) is None
     assert refuses(CASE, FakeDevice()) == f"{library} needs a CUDA GPU"
     assert refuses(decode_case(), gpu) == f"{library} takes bf16 and fp16"
