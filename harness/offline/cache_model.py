@@ -38,12 +38,6 @@ class MatmulOperands(MatmulShape[int], frozen=True, kw_only=True):
     weight_bytes: int
     out_bytes: int
 
-    @property
-    def min_bytes(self) -> int:
-        """Inputs and result, once each."""
-        x, weight = self.rows * self.x_bytes, self.out_features * self.weight_bytes
-        return self.in_features * (x + weight) + self.rows * self.out_features * self.out_bytes
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheTraffic:

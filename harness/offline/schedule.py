@@ -48,11 +48,6 @@ def dram_bandwidth(gpu: Gpu) -> SharedResource:
     return SharedResource(unit="bytes", rate_per_s=gpu.bandwidth_bytes_per_s, sm_share=SM_MEMORY_SHARE)
 
 
-def tensor_cores(flop_per_s: float) -> SharedResource:
-    """Tensor cores at a peak of `flop_per_s`; each SM has its own."""
-    return SharedResource(unit="operations", rate_per_s=flop_per_s, sm_share=1.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CtaWork:
     """One CTA, or one work tile of a persistent kernel.

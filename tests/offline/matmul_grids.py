@@ -9,9 +9,20 @@ from collections.abc import Sequence
 from decodetax.harness.core.gpus import Gpu
 from decodetax.harness.offline.cache_model import MatmulOperands
 from decodetax.harness.offline.headroom import peak_flop_per_s
-from decodetax.harness.offline.schedule import CtaWork, Grid, SharedResource, dram_bandwidth, tensor_cores
+from decodetax.harness.offline.schedule import CtaWork, Grid, SharedResource, dram_bandwidth
 from decodetax.harness.offline.tile_order import PARTIAL_BYTES, WorkTile, matmul_tile_order
 from decodetax.kernels.matmul_tiling import MatmulTiling
+
+
+def tensor_cores(flop_per_s: float) -> SharedResource:
+    """Tensor cores at a peak of `flop_per_s`; each SM has its own."""
+    return SharedResource(unit="operations", rate_per_s=flop_per_s, sm_share=1.0)
+
+
+def min_bytes(shape: MatmulOperands) -> int:
+    """Inputs and result, once each."""
+    x, weight = shape.rows * shape.x_bytes, shape.out_features * shape.weight_bytes
+    return shape.in_features * (x + weight) + shape.rows * shape.out_features * shape.out_bytes
 
 
 def matmul_compute_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
@@ -47,7 +58,7 @@ def matmul_memory_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
         ctas.append(CtaWork(work=max(depth, 0) * inputs + rows * columns * out_bytes))
     return Grid(
         ctas=tuple(ctas),
-        useful_work=shape.min_bytes,
+        useful_work=min_bytes(shape),
         second_kernel_bytes=_reduction_bytes(shape, tiling, order),
         persistent=tiling.variant != "pointers",
     )
@@ -58,7 +69,7 @@ def matmul_grid(
 ) -> tuple[Grid, SharedResource]:
     """The grid of `prefill_matmul` and what bounds it: the roof with the longer ideal time."""
     peak = peak_flop_per_s(dtype, gpu)
-    if peak is None or shape.operations / peak < shape.min_bytes / gpu.bandwidth_bytes_per_s:
+    if peak is None or shape.operations / peak < min_bytes(shape) / gpu.bandwidth_bytes_per_s:
         return matmul_memory_grid(shape, tiling), dram_bandwidth(gpu)
     return matmul_compute_grid(shape, tiling), tensor_cores(peak)
 

@@ -14,10 +14,10 @@ from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.offline.cache_model import matmul_traffic
 from decodetax.harness.offline.default_tilings import kernel_limits, matmul_problem, matmul_tiling
 from decodetax.harness.offline.headroom import peak_flop_per_s
-from decodetax.harness.offline.schedule import dram_bandwidth, simulate_grid, tensor_cores
+from decodetax.harness.offline.schedule import dram_bandwidth, simulate_grid
 from decodetax.kernels.matmul_tile_tables import SM_RATES
 from decodetax.kernels.matmul_tiling import matmul_tilings
-from matmul_grids import matmul_compute_grid, matmul_memory_grid
+from matmul_grids import matmul_compute_grid, matmul_memory_grid, min_bytes, tensor_cores
 from matmul_suite import (
     FEW,
     MANY,
@@ -209,4 +209,4 @@ def square(rows, x_bytes, weight_bytes):
     """Operations per byte of an 8192 x 8192 weight, the result in 16 bits."""
     sizes = {"x_bytes": x_bytes, "weight_bytes": weight_bytes, "out_bytes": 2}
     shape = msgspec.structs.replace(bf16_shape(rows, 8192, 8192), **sizes)
-    return shape.operations / shape.min_bytes
+    return shape.operations / min_bytes(shape)

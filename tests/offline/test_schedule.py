@@ -18,7 +18,6 @@ from decodetax.harness.offline.schedule import (
     Grid,
     fixed_time_s,
     simulate_grid,
-    tensor_cores,
 )
 from decodetax.harness.offline.variants import (
     case_matmul_tiling,
@@ -29,7 +28,7 @@ from decodetax.harness.offline.variants import (
 from decodetax.kernels.decode_tiling import ITEM_COST_TILES
 from hypothesis import given
 from hypothesis import strategies as st
-from matmul_grids import matmul_compute_grid, matmul_grid, matmul_memory_grid
+from matmul_grids import matmul_compute_grid, matmul_grid, matmul_memory_grid, tensor_cores
 from small_calls import decode_tiling, matmul_shape, matmul_tiling
 
 H100 = find_gpu("h100")
