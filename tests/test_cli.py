@@ -465,8 +465,13 @@ def test_run_prints_its_tables_and_writes_its_json(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "run.json"]
 
 
-@pytest.mark.usefixtures("canned")
-def test_json_is_alone_on_stdout_and_equals_the_file(folder):
+def test_json_is_alone_on_stdout_and_equals_the_file_whatever_a_users_function_does(folder, canned):
+    def wandering(case, _bench):
+        sys.stdout.write("a word on standard output")
+        os.chdir(folder.parent)
+        yield ok_row(case)
+
+    canned["run_case"] = wandering
     outcome = run_canned(folder, "--json", "-o", "run.json")
     assert outcome.code == 0
     written = (folder / "run.json").read_text(encoding="utf-8")

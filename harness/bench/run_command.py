@@ -112,7 +112,7 @@ def run_command(
     from .summary import heading
 
     check_memory(settings, opened)
-    with options.stdout_to_stderr():
+    with options.user_code():
         load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
     target, outputs = _writable(output or resume), Outputs(asked)
     outputs.require_writable([target, *([resume] if resume else [])])
@@ -122,7 +122,7 @@ def run_command(
     tiling_of = _tuned_tilings(result, opened)
     if not as_json:
         click.echo(prose(heading(result), wide=wide))
-    with progress_bar() as progress, options.stdout_to_stderr():
+    with progress_bar() as progress, options.user_code():
         measure(result, settings, opened, progress, tiling_of, RunSaver(so_far, result))
     document = json.dumps(result.to_json(), indent=1, allow_nan=False)
     _write(target, document)

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -165,6 +166,12 @@ def gpu_names(*texts: str) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",")]
 
 
-def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """Sends what a user's function prints to stderr; stdout holds the command's output alone."""
-    return contextlib.redirect_stdout(sys.stderr)
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Runs functions of the user's own.
+
+    What they print goes to stderr, as stdout holds the command's output alone. A working folder that they
+    change is restored, as the names of output files are relative to it.
+    """
+    with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(Path.cwd()):
+        yield

@@ -73,8 +73,10 @@ def _facts(run_file: Path | None, model: str | None, gpu: str | None, context: i
     from ..core.language_model import load_language_model
     from .deployment import deployment
 
-    on = deployment(gpu or "h100")
-    return modelled_facts(load_language_model(model or "llama-3.1-8b"), on, context=context or 1024)
+    on = deployment("h100" if gpu is None else gpu)
+    return modelled_facts(
+        load_language_model("llama-3.1-8b" if model is None else model), on, context=context or 1024
+    )
 
 
 def _blocks(facts: "Facts", claims: "Sequence[Claim]") -> Iterator[str]:

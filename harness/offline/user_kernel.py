@@ -60,7 +60,7 @@ def load_to_count(
         UsageError: there is no such function, or the case of its operation is too large to interpret.
     """
     use_interpreter()
-    with options.stdout_to_stderr():
+    with options.user_code():
         functions = list(load_user_functions(names).values())
     for operation in {function.operation for function in functions}:
         case = cases[operation]
@@ -95,7 +95,7 @@ def count_user_function(
     row["provenance"] = "counted"
     gate = gate_of(case, inputs, reference, all_columns=True)  # the function may overwrite its inputs
     try:
-        with options.stdout_to_stderr(), count_traffic() as traffic:
+        with options.user_code(), count_traffic() as traffic:
             output = function(inputs)
         reason = f"memory fault: {traffic.fault}" if traffic.fault else gate.judge(output).reason
     except SanitizerError as error:
@@ -140,7 +140,7 @@ def compile_user_functions(names: Sequence[str], gpus: Sequence[Gpu], dtype: str
         raise UsageError(f"--dtype: with --provider it must be all, {dtypes}, not {dtype!r}")
     os.environ.pop("TRITON_INTERPRET", None)
     rows: list[CompiledRow] = []
-    with options.stdout_to_stderr():
+    with options.user_code():
         for function in load_user_functions(names).values():
             if interpreting():
                 raise UsageError(

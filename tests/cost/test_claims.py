@@ -156,6 +156,8 @@ def test_json_holds_every_claim():
         ([RUN, "--context", "5"], ["--context", "RUN.json"]),
         (["--model", "llama-3.1-8"], ["--model", "llama-3.1-8b"]),
         (["--gpu", "h101"], ["--gpu", "H100"]),
+        (["--gpu", ""], ["--gpu", "''"]),
+        (["--model", ""], ["--model", "''"]),
         (["--context", "0"], ["--context", "'0'"]),
         (["--model", "llama-3.1-405b"], ["--gpu", "does not fit"]),
         ([ROOT / "README.md"], ["README.md"]),
