@@ -92,14 +92,19 @@ def test_strided_operands_and_output(num_splits):
 
 
 @pytest.mark.usefixtures("overflow_raises")
+@pytest.mark.parametrize(
+    ("far", "rows"),
+    [(2**31 + 16, 2), (2**30 + 16, 3), (2**26 + 16, 33)],
+    ids=["of_a_stride", "in_a_tile", "of_a_tile"],
+)
 @pytest.mark.parametrize("num_splits", [1, 2])
-def test_offsets_over_32_bits(num_splits):
-    far = 2**31 + 16
-    storage = torch.empty(far + 2**16, dtype=torch.bfloat16)  # of which only the touched pages take memory
-    x = storage.as_strided((2, 32), (far, 1), 0)
-    weight = storage.as_strided((32, 2), (1, far), 2**12).T
-    out = storage.as_strided((2, 2), (far, 1), 2**13)
-    for tensor, values in zip((x, weight), operands(2, 2, 32), strict=True):
+def test_offsets_over_32_bits(far, rows, num_splits):
+    # Of the storage only the touched pages take memory.
+    storage = torch.empty((rows - 1) * far + 2**16, dtype=torch.bfloat16)
+    x = storage.as_strided((rows, 32), (far, 1), 0)
+    weight = storage.as_strided((32, rows), (1, far), 2**12).T
+    out = storage.as_strided((rows, rows), (far, 1), 2**13)
+    for tensor, values in zip((x, weight), operands(rows, rows, 32), strict=True):
         tensor.copy_(values)
     out.fill_(float("nan"))
     assert_right(x, weight, tiling=matmul_tiling(num_splits))
@@ -270,9 +275,11 @@ class Recorded:
 def test_batch_and_gate_offsets_over_32_bits(tiling):
     far = 2**31 + 16
     storage = torch.empty(2 * far, dtype=torch.bfloat16)  # of which only the touched pages take memory
-    x, weight = storage.as_strided((2, 3, 32), (far, 32, 1), 0), normal(4, 32, dtype=torch.bfloat16, seed=2)
-    x.copy_(normal(2, 3, 32, dtype=torch.bfloat16, seed=1))
-    assert_right(x, weight.expand(2, 4, 32), tiling=tiling)
+    weight = normal(4, 32, dtype=torch.bfloat16, seed=2)
+    for batch, stride in ((2, far), (3, 2**30 + 16)):
+        x = storage.as_strided((batch, 3, 32), (stride, 32, 1), 0)
+        x.copy_(normal(batch, 3, 32, dtype=torch.bfloat16, seed=1))
+        assert_right(x, weight.expand(batch, 4, 32), tiling=tiling)
     # The up rows are 2^31 elements past the gate rows.
     gated = storage.as_strided((4, 32), (far // 2 + 16, 1), 2**12)
     gated.copy_(normal(4, 32, dtype=torch.bfloat16, seed=2))
