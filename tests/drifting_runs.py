@@ -1,4 +1,4 @@
-"""Runs of one code on a machine that drifts, made of random numbers from a seed."""
+"""Runs of the same code on a drifting machine, made of random numbers from a seed."""
 
 import itertools
 import math

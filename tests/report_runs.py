@@ -1,4 +1,4 @@
-"""Runs made by hand for the report: a whole one, and one whose every text is an attack."""
+"""Runs made by hand for the report: a complete one, and one in which every text is hostile."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ HOSTILE = (
     "%{customdata[0]}${alert(1)}$x_1$|`a`|",
 )
 CONTROL = "\x1b]0;OWNED\x07\x1b[2J\nOWNED\r\x9bOWNED\u2028OWNED \u202eOWNED"
-"""What a terminal takes for commands and for line ends."""
+"""Control sequences and line ends of a terminal."""
 
 
 def whole_run(**changes):

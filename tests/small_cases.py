@@ -1,4 +1,4 @@
-"""Small cases of every operation, and the tiny model that they are of."""
+"""Small cases of every operation of a tiny model."""
 
 import torch
 from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul

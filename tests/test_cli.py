@@ -1,4 +1,4 @@
-"""The command line: its help, its lists, and what it says to a bad argument."""
+"""The command line: its help, its lists, and its messages about bad arguments."""
 
 import functools
 import json
@@ -164,7 +164,7 @@ def test_rejects_config_that_cannot_be_modelled(folder, name):
     ],
 )
 @pytest.mark.usefixtures("nothing_measured")
-def test_config_that_is_no_json_object_is_named(folder, text, fragment):
+def test_rejects_a_config_that_is_not_a_json_object(folder, text, fragment):
     (folder / "config.json").write_text(text, encoding="utf-8")
     assert_misuse(decodetax("run", *SMALL, "--model", "config.json"), "--model", "config.json", fragment)
 
@@ -298,7 +298,7 @@ def test_help_lists_the_commands(arguments):
         assert f"\n  {name} " in outcome.out
 
 
-def test_module_answers_as_the_command_does(tmp_path):
+def test_module_runs_like_the_command(tmp_path):
     done = command("--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\n  run " in done.stdout
@@ -506,7 +506,7 @@ def test_link_is_written_through(folder):
 
 
 @pytest.mark.usefixtures("canned")
-def test_price_gives_dollars(folder):
+def test_run_with_a_price_has_dollars(folder):
     outcome = run_canned(folder, "--usd-per-hour", "3.6", "-o", "run.json")
     assert "$ per 1M input" in outcome.out
     [found] = strict_json((folder / "run.json").read_text(encoding="utf-8"))["gaps"]
@@ -514,7 +514,7 @@ def test_price_gives_dollars(folder):
 
 
 @pytest.mark.usefixtures("canned")
-def test_no_price_gives_no_dollars(folder):
+def test_run_without_a_price_has_no_dollars(folder):
     outcome = run_canned(folder, "-o", "run.json")
     assert "$" not in outcome.out
     [found] = strict_json((folder / "run.json").read_text(encoding="utf-8"))["gaps"]

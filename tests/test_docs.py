@@ -1,4 +1,4 @@
-"""What README and docs say is what the project does."""
+"""README and docs agree with the commands and the run files."""
 
 import json
 import os

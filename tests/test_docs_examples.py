@@ -1,4 +1,4 @@
-"""Each command that README and docs show runs as it stands there; only what takes minutes is cut in size."""
+"""Each command shown in README and docs runs as shown; only those that take minutes run a smaller case."""
 
 import itertools
 import json
@@ -149,7 +149,7 @@ def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
             assert (folder / place).exists()
 
 
-def test_every_command_is_found_on_a_page():
+def test_every_command_is_shown_on_a_page():
     found = shown()
     assert "decodetax run" in found
     assert "decodetax price --model gpt-4o-2024-08-06 --input 500 --output 700" in found
@@ -191,7 +191,7 @@ def test_the_kernels_run_as_they_are_called_on_the_page(page):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run the tests of tests/gpu inside this one")
-def test_the_tests_for_a_gpu_skip_where_there_is_none():
+def test_gpu_tests_skip_without_a_gpu():
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What pairs of runs of the same code are summed up to, on runs made of random numbers."""
+"""The summary of pairs of runs of the same code, on runs of random numbers."""
 
 import json
 from collections import Counter

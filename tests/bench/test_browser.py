@@ -105,7 +105,7 @@ HOVER = """() => {
 @pytest.mark.parametrize(
     ("name", "row"), [("whole", priced_run().rows[0]), ("hostile", hostile_run().rows[0])]
 )
-def test_a_hover_tells_the_case(browser, reports, name, row):
+def test_hover_shows_the_case(browser, reports, name, row):
     with shown(browser, reports / f"{name}.html") as page:
         page.evaluate(HOVER)
         page.wait_for_selector("#roofline .hoverlayer .hovertext")
@@ -114,7 +114,7 @@ def test_a_hover_tells_the_case(browser, reports, name, row):
         assert "median (measured)" in told
 
 
-def test_the_mouse_over_a_point_tells_its_case(browser, reports):
+def test_mouse_over_a_point_shows_its_case(browser, reports):
     with shown(browser, reports / "whole.html") as page:
         point = page.locator("#roofline .scatterlayer .points path").first
         point.scroll_into_view_if_needed()
@@ -143,7 +143,7 @@ def column(page, table, at):
     )
 
 
-def test_a_head_sorts_by_number_and_back(browser, reports):
+def test_column_head_sorts_by_number_in_both_directions(browser, reports):
     with shown(browser, reports / "whole.html") as page:
         head = page.locator("#gaps ~ .scroll th", has_text="output tokens/s")
         at = 1 + head.evaluate("(cell) => cell.cellIndex")
@@ -183,7 +183,7 @@ def test_seconds_of_different_units_are_sorted_by_their_size(browser, reports):
         assert values == sorted(values)
 
 
-def test_on_paper_it_is_light_and_nothing_is_folded(browser, reports):
+def test_print_is_light_with_all_tables_open(browser, reports):
     with shown(browser, reports / "whole.html", scheme="dark") as page:
         assert len(page.pdf(prefer_css_page_size=True)) > 10_000
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")

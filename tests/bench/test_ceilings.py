@@ -110,7 +110,7 @@ BUDGET = Budget(time_limit_s=1.0, warm_up_s=0.0, enough_samples=3)
 
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("best", [8, 16, 32])
-def test_best_size_makes_the_ceiling(best):
+def test_ceiling_is_that_of_the_fastest_size(best):
     device, numbers, _ = device_of_rates(lambda size: 2e9 if size == best else 1e9)
     ceiling = module._matmul(device, numbers, "fp32", BUDGET)
     assert ceiling.flop_per_s == pytest.approx(2e9)
@@ -124,7 +124,7 @@ def test_best_size_makes_the_ceiling(best):
     [(2 * 8**3, {8}), (2 * 16**3 * 1.01, {8, 16}), (2 * 32**3 * 1.01, {8, 16, 32})],
     ids=["slow", "middling", "fast"],
 )
-def test_sizes_grow_until_one_would_pass_the_time_limit(rate, sizes):
+def test_sizes_grow_until_one_would_exceed_the_time_limit(rate, sizes):
     device, numbers, made = device_of_rates(lambda _size: rate)
     ceiling = module._matmul(device, numbers, "fp32", BUDGET)
     assert set(made) == sizes
@@ -167,7 +167,7 @@ def test_unsupported_dtype_is_a_ceiling_with_a_reason_and_no_rate(monkeypatch):
 
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
-def test_size_that_does_not_fit_after_all_leaves_the_rates_of_smaller_ones(error):
+def test_size_that_runs_out_of_memory_leaves_the_rates_of_smaller_ones(error):
     device, numbers, _ = device_of_rates(lambda _size: 1e9)
     draws = itertools.count(1)
     plain = numbers.normal
@@ -184,7 +184,7 @@ def test_size_that_does_not_fit_after_all_leaves_the_rates_of_smaller_ones(error
 
 
 @pytest.mark.usefixtures("_small")
-def test_ceilings_timed_again_time_the_same_call_on_as_much(monkeypatch):
+def test_later_round_times_the_same_call_on_the_same_size(monkeypatch):
     device = SmallCpu()
     monkeypatch.setattr(device, "free_bytes", lambda: 2**20)
     for ceiling in by_name(device).values():
@@ -200,7 +200,7 @@ def test_ceilings_timed_again_time_the_same_call_on_as_much(monkeypatch):
 
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("name", sorted(module.READERS))
-def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
+def test_later_round_uses_the_fastest_reader(monkeypatch, name):
     read = []
     monkeypatch.setattr(module, "MIN_BUFFER_BYTES", {"cpu": 2**12})
     monkeypatch.setattr(module, "READERS", {name: lambda buffer: read.append(buffer.nbytes)})
@@ -218,7 +218,7 @@ def test_a_read_is_timed_again_by_the_reader_that_won(monkeypatch, name):
     [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_ceiling_that_no_longer_fits_stays_as_it_was(monkeypatch, error):
+def test_ceiling_that_no_longer_fits_is_unchanged(monkeypatch, error):
     monkeypatch.setattr(module, "MIN_BUFFER_BYTES", {"cpu": 2**12})
     ceiling = by_name(FakeDevice())["copy bandwidth"]
 
@@ -230,13 +230,13 @@ def test_a_ceiling_that_no_longer_fits_stays_as_it_was(monkeypatch, error):
     assert time_again(ceiling, FakeDevice(), Full(), BUDGET, number=1) is ceiling
 
 
-def test_a_read_by_a_call_that_is_not_known_stays_as_it_was():
+def test_ceiling_of_an_unknown_reader_is_unchanged():
     ceiling = Ceiling(kind="read_bandwidth", provenance="measured", bandwidth_bytes_per_s=1.0,
                       samples_s=(1.0,), work={"bytes_read": 8, "bytes_written": 0})  # fmt: skip
     assert time_again(ceiling, FakeDevice(), source(), BUDGET, number=1) is ceiling
 
 
-def test_another_error_of_a_ceiling_is_not_passed_over():
+def test_other_errors_of_a_ceiling_are_raised():
     class Broken:
         def normal(self, *_shape, dtype):
             raise RuntimeError(f"CUDA error in {dtype}")

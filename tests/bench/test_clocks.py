@@ -111,7 +111,7 @@ def test_throttle_reasons_are_named(mask, reasons):
     assert clocks(throttling=mask).throttle_reasons() == reasons
 
 
-def test_every_reason_has_a_bit_of_its_own():
+def test_every_throttle_reason_has_its_own_bit():
     assert len(set(THROTTLE_REASONS.values())) == len(THROTTLE_REASONS) == len(NAMED)
 
 

@@ -59,7 +59,7 @@ def test_a_slowdown_fails_and_is_named(written):
 @pytest.mark.parametrize(
     ("limit", "code"), [("0%", 1), ("5%", 1), ("10.5%", 1), ("25%", 0), ("100%", 0), ("100.000000%", 0)]
 )
-def test_the_limit_decides_on_the_exit_code_alone(written, limit, code):
+def test_limit_changes_only_the_exit_code(written, limit, code):
     outcome = decodetax("compare", *written(*runs({1: 1.2})), "--fail-above", limit)
     assert outcome.code == code
     assert "1 slower, 0 faster" in outcome.out
@@ -72,7 +72,7 @@ BAD_LIMITS = [
 
 
 @pytest.mark.parametrize("limit", BAD_LIMITS)
-def test_a_limit_that_is_no_percentage_is_named(written, limit):
+def test_rejects_a_limit_that_is_not_a_percentage(written, limit):
     outcome = decodetax("compare", *written(*runs()), f"--fail-above={limit}")
     assert_misuse(outcome, "--fail-above", repr(limit), "a percentage from 0% to 100%, such as 5% or 2.5%")
 
@@ -86,7 +86,7 @@ def test_a_row_that_gives_wrong_results_now_fails(written):
     assert f"wrong now: {case(2).id} torch" in outcome.out
 
 
-def test_rows_of_one_side_are_named(written):
+def test_names_rows_of_one_run_only(written):
     before, after = runs()
     del before.rows[0], after.rows[2]
     outcome = decodetax("compare", *written(before, after))
@@ -95,7 +95,7 @@ def test_rows_of_one_side_are_named(written):
     assert f"only before (ok): {case(2).id} torch" in outcome.out
 
 
-def test_another_device_fails_only_when_asked(written):
+def test_another_device_fails_only_with_across_devices(written):
     before, after = runs({1: 1.2})
     after.environment = {**after.environment, "device": {**CPU, "name": "Another CPU"}}
     files = written(before, after)
@@ -118,7 +118,7 @@ def test_prints_differences_of_software_and_settings(written):
         assert f"  {line}\n" in out
 
 
-def test_prints_gaps_and_what_the_machine_did(written):
+def test_prints_gaps_and_ratios_of_the_ceilings(written):
     before, after = runs()
     before.gaps, after.gaps = [gap()], [gap(input_parts_s={**gap().input_parts_s, "rest": 1.5})]
     before.interrupted = True
@@ -152,7 +152,7 @@ def test_json_is_strict_and_has_every_row(written):
     assert document["controls"][0]["name"] == "read bandwidth"
 
 
-def test_json_of_runs_that_leave_all_open_is_strict(written):
+def test_json_without_any_verdict_is_strict(written):
     wild = [ok_row(case(0), samples_s=(1e-6, 1e3, 1e-6), rounds=(0, 1, 2)), ok_row(case(1))]
     document = strict_json(decodetax("compare", *written(*[run_record(rows=wild)] * 2), "--json").out)
     assert math.isfinite(document["rows"][0]["high"])
@@ -182,7 +182,7 @@ def test_an_older_file_without_rounds_is_compared_and_not_judged(written):
     assert "3 not sure" in outcome.out
 
 
-def test_runs_of_nothing_in_common_are_a_misuse(written):
+def test_rejects_runs_without_common_rows(written):
     before, after = runs()
     after.rows = [ok_row(case(9))]
     after.settings = {**after.settings, "dtype": "fp32", "model": {"name": "other"}}
@@ -193,7 +193,7 @@ def test_runs_of_nothing_in_common_are_a_misuse(written):
 @pytest.mark.parametrize(
     "arguments", [[], ["before.json"], ["before.json", "after.json", "more.json"], ["--limit", "5%"]]
 )
-def test_a_wrong_number_of_files_or_an_unknown_option_is_a_misuse(written, arguments):
+def test_rejects_a_wrong_number_of_files_and_an_unknown_option(written, arguments):
     written(*runs())
     assert_misuse(decodetax("compare", *arguments))
 

@@ -1,4 +1,4 @@
-"""Two runs compared: ratios, intervals and verdicts by hand, and what no verdict may depend on."""
+"""Comparison of two runs: ratios, intervals and verdicts by hand, and their invariances."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_the_samples_of_a_round_count_as_their_median():
     assert row.ratio == pytest.approx(2)
 
 
-def test_sides_of_unequal_spread_are_weighed_by_welch():
+def test_welch_interval_of_unequal_variances():
     # Variances 0.04^2 / 3 and 0.01^2 / 3: freedom (16 + 1)^2 / (16^2 / 3 + 1^2 / 3) = 3.374, whose point is
     # 2.991, between 3.182 of 3 degrees of freedom and 2.776 of 4.
     before = run_of(rounds_row([0.04 * sign for sign in ALTERNATING]))
@@ -84,7 +84,7 @@ def test_sides_of_unequal_spread_are_weighed_by_welch():
         pytest.param(0.0, "not sure", id="equal, but known to 2.02% alone"),
     ],
 )
-def test_verdict_at_the_edge_of_sure(beyond, verdict):
+def test_verdict_at_the_threshold_of_p(beyond, verdict):
     row = only_row(*pair(beyond))
     assert row.verdict == verdict
     assert (row.p <= ERROR) == (verdict != "not sure")
@@ -104,7 +104,7 @@ def test_verdict_at_the_edge_of_sure(beyond, verdict):
         pytest.param(0.0, 0.0, "same", id="nothing at all"),
     ],
 )
-def test_verdict_at_the_edge_of_same(a, shift, verdict):
+def test_verdict_at_the_threshold_of_same(a, shift, verdict):
     # T_6 ERROR_OF_A 0.00991 = 0.0198 = log(1.02)
     assert only_row(*pair(shift, a)).verdict == verdict
 
@@ -127,7 +127,7 @@ def test_verdict_of_an_interval_and_a_corrected_p(low, high, after_s, p, verdict
     assert [row.verdict for row in with_verdicts([row])] == [verdict]
 
 
-def test_the_same_is_what_the_timer_settles_to():
+def test_same_within_equals_the_warm_up_threshold_of_the_timer():
     assert SAME_WITHIN == timer.SETTLED
 
 
@@ -148,7 +148,7 @@ def test_p_is_corrected_for_the_rows_that_are_judged():
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_too_few_rounds_leave_all_open(rounds):
+def test_too_few_rounds_give_no_verdict(rounds):
     before, after = (run_of(rounds_row([log] * rounds)) for log in (0.0, 3.0))
     row = only_row(before, after)
     assert (row.verdict, row.low, row.high, row.p) == ("not sure", None, None, None)
@@ -207,7 +207,7 @@ def test_a_machine_that_slows_down_steadily_is_no_regression():
 
 @pytest.mark.parametrize(("deviation", "verdict"), [(0.249, "slower"), (0.251, "not sure")])
 @pytest.mark.parametrize("side", [0, 1])
-def test_in_a_run_that_was_disturbed_nothing_is_sure(deviation, verdict, side):
+def test_disturbed_run_has_no_verdicts(deviation, verdict, side):
     # Of three samples a round, of deviation 0, x and -x, the medians are quiet; all 12 have x sqrt(8 / 11).
     runs = [run_of(rounds_row([shift] * 3)) for shift in (0.0, 1.0)]
     middle, wide = float(side), deviation / math.sqrt(8 / 11)
@@ -253,7 +253,7 @@ def test_a_faster_machine_is_named_too():
     assert only_row(before, after).reason == "the machine was faster after: read bandwidth by 15.0%"
 
 
-def test_only_the_matmul_of_its_dtype_bears_on_a_row():
+def test_only_the_matmul_ceiling_of_its_dtype_affects_a_row():
     before, after = pair(math.log(1.2))
     before.ceilings, after.ceilings = (ceilings(dtype="fp32", flop_per_s=rate) for rate in (3e9, 1e9))
     assert only_row(before, after).verdict == "slower"
@@ -261,7 +261,7 @@ def test_only_the_matmul_of_its_dtype_bears_on_a_row():
     assert only_row(before, after).verdict == "not sure"
 
 
-def test_a_ceiling_without_a_rate_or_of_a_datasheet_says_nothing():
+def test_ceiling_without_a_rate_or_of_a_datasheet_is_no_control():
     before, after = pair(math.log(1.2))
     before.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=9e9)]
     after.ceilings = [
@@ -273,7 +273,7 @@ def test_a_ceiling_without_a_rate_or_of_a_datasheet_says_nothing():
     assert found.rows[0].verdict == "slower"
 
 
-def test_a_measured_ceiling_is_set_beside_a_measured_one():
+def test_measured_ceilings_are_compared_with_measured_ones():
     before, after = pair(math.log(1.2))
     before.ceilings = bandwidth(1e8)
     after.ceilings = [*ceilings(provenance="datasheet", bandwidth_bytes_per_s=5e7), *bandwidth(1e8)]
@@ -325,7 +325,7 @@ CLOCKS = {"clock_before_hz": 1.98e9, "clock_after_hz": 1.965e9}
         ),
     ],
 )
-def test_what_the_clock_did_counts(before, after, verdict, reason):
+def test_sm_clock_is_a_control(before, after, verdict, reason):
     row = only_row(*pair(math.log(1.12), before=before, after=after))
     assert (row.verdict, row.reason) == (verdict, reason)
 
@@ -347,7 +347,7 @@ def in_rounds(*levels_s, size=8, call="sum"):
     ]
 
 
-def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
+def test_slowdown_after_the_first_ceilings_shows_in_their_later_rounds():
     before, after = pair(math.log(1.1))
     before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), in_rounds(1e-3, *[1.2e-3] * 3)
     row = only_row(before, after)
@@ -366,7 +366,7 @@ def test_a_machine_that_slowed_down_after_its_ceilings_is_seen_in_the_rounds():
         pytest.param(in_rounds(*[1.2e-3] * 4, call="dot"), id="another call"),
     ],
 )
-def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
+def test_too_few_rounds_of_a_ceiling_are_left_out(after_ceilings):
     before, after = pair(math.log(1.1))
     before.ceilings, after.ceilings = in_rounds(1e-3, 1e-3, 1e-3, 1e-3), after_ceilings
     assert [control.most for control in compare_runs(before, after).controls] == [1.0]
@@ -376,7 +376,7 @@ def test_rounds_of_a_ceiling_that_say_too_little_are_left_out(after_ceilings):
 @pytest.mark.parametrize(
     ("limit", "regressions"), [(0.05, 1), (0.0, 1), (0.09, 1), (0.098, 0), (0.11, 0), (1.0, 0)]
 )
-def test_a_regression_is_surely_over_the_limit(limit, regressions):
+def test_regression_is_significantly_over_the_limit(limit, regressions):
     # Slower by 12%, and the interval begins at 1.12 x exp(-0.01998) = 1.0978.
     found = compare_runs(*pair(math.log(1.12)), limit=limit)
     assert len(found.regressions) == regressions
@@ -407,13 +407,13 @@ def test_names_rows_with_another_status_or_in_one_run_only():
 
 
 @pytest.mark.parametrize("status", ["skipped", "unsupported"])
-def test_row_that_is_no_longer_timed_is_named_and_did_not_break(status):
+def test_row_that_is_no_longer_timed_is_named_and_is_not_broken(status):
     found = compare_runs(run_of(ok_row(SMALL_MATMUL)), run_of(failed_row(SMALL_MATMUL, status=status)))
     assert [change.after for change in found.statuses] == [status]
     assert not found.worse
 
 
-def test_providers_of_one_case_are_rows_of_their_own():
+def test_providers_of_one_case_are_separate_rows():
     before, after = (
         run_of(*(rounds_row([log, log + 0.001, log], provider=name) for name in ("torch", "triton")[:count]))
         for log, count in ((0.0, 2), (1.0, 1))
@@ -586,7 +586,7 @@ def test_a_verdict_needs_an_interval(before, after):
         assert row.verdict == "not sure"
 
 
-def test_swapped_runs_give_the_inverse_of_what_the_machine_did():
+def test_swapped_runs_give_the_inverse_controls():
     clocks = {"clock_before_hz": 1.9e9, "clock_after_hz": 1.8e9}
     before, after = pair(
         math.log(1.1), before=clocks, after={"clock_before_hz": 1.7e9, "clock_after_hz": 1.95e9}

@@ -1,4 +1,4 @@
-"""Verdicts on runs made of random numbers: noise, shifts of rounds, drift. Seeds are fixed."""
+"""Verdicts on runs of random numbers with noise, shifts between rounds and drift. Seeds are fixed."""
 
 import itertools
 from unittest import mock

@@ -143,7 +143,7 @@ def test_crashed_profiler_gives_one_reason(fake_nsight):
     assert not [row for row in result.rows if row.counters]
 
 
-def test_refused_permission_is_the_first_and_only_answer(fake_nsight, tmp_path):
+def test_refused_permission_ends_the_job(fake_nsight, tmp_path):
     fake_nsight("no permission")
     result = small_run()
     rows = [place for place, row in enumerate(result.rows) if row in counted_rows(result)]

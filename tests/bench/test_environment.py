@@ -1,4 +1,4 @@
-"""What a run says of the machine and the software."""
+"""The environment that a run records: machine, software, commit."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_gpu_is_described_with_its_clocks():
     }
 
 
-def test_gpu_that_tells_no_clocks_has_none():
+def test_gpu_without_readable_clocks_has_none():
     device = CudaDevice(0, cuda=FakeCuda(), clocks=Clocks())
     assert not {"driver", "power_limit_w"} & describe(device)["device"].keys()
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file: what stands in it, and that no text of a file becomes markup."""
+"""The report as one HTML file: its contents, and that no text of a file becomes markup."""
 
 import base64
 import hashlib
@@ -65,7 +65,7 @@ def page(*runs):
     return Page(html_report({f"run {at}": run for at, run in enumerate(runs)}, RATIOS))
 
 
-def test_the_answer_stands_first_and_word_for_word():
+def test_answer_comes_first_and_unchanged():
     run = whole_run()
     words = page(run).words()
     for sentence in sentences(run):
@@ -85,7 +85,7 @@ def test_roofline_has_a_point_for_each_ok_row_and_a_line_for_each_roof():
     assert measured["y"][0] == pytest.approx(1e8 * measured["x"][0])
 
 
-def test_a_hover_tells_case_provider_shape_and_times():
+def test_hover_shows_case_provider_shape_and_times():
     run = whole_run()
     [trace] = [t for t in page(run).figures()["roofline"]["data"] if t["name"].startswith("projection, pre")]
     told = trace["hovertext"][0].split("<br>")
@@ -134,7 +134,7 @@ def test_heat_map_holds_each_gap_once():
     assert (heat["x"], heat["y"], heat["z"]) == (["1", "8"], ["16", "64"], [[10.0, 2.5], [10.0, 2.5]])
 
 
-def test_dollars_are_a_figure_where_there_is_a_price_and_words_where_there_is_none():
+def test_dollars_are_a_chart_with_a_price_and_a_sentence_without():
     priced, free = page(priced_run()), page(whole_run())
     # 4 s an input token at $3.6 an hour are $4000 a million.
     assert 4000.0 in {y for trace in priced.figures()["cost"]["data"] for y in trace["y"]}
@@ -143,7 +143,7 @@ def test_dollars_are_a_figure_where_there_is_a_price_and_words_where_there_is_no
     assert "No price" not in priced.words()
 
 
-def test_each_figure_has_a_text_alternative_and_says_where_it_comes_from():
+def test_each_figure_has_a_text_alternative_and_its_provenance():
     found = page(priced_run())
     plots = [a for a in found.all("div") if a.get("class", "").startswith("plot")]
     assert {plot["id"] for plot in plots} == set(found.figures())
@@ -262,7 +262,7 @@ def test_data_of_a_page_holds_no_end_of_a_script_whatever_library_wrote_it():
         "only failed rows",
     ],
 )
-def test_what_is_missing_is_said(run, said):
+def test_missing_parts_are_listed(run, said):
     found = page(run)
     for words in said:
         assert words in found.words()

@@ -1,4 +1,4 @@
-"""The Triton kernels in the interpreter on small cases: they agree, and planted faults are found."""
+"""The Triton kernels in the interpreter on small cases: they are correct, and planted faults are found."""
 
 import math
 
@@ -150,7 +150,7 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
 @pytest.mark.parametrize(
     "name", [row["model"] for row in preset_table() if row["can_run"] == "yes"], ids=lambda name: name
 )
-def test_longest_context_takes_several_splits_so_that_a_lost_one_shows(name, dtype):
+def test_longest_context_takes_several_splits(name, dtype):
     case = small_cases_of(load_language_model(name), dtype)[-1]
     tiling = choose_decode_tiling(
         batch=case.batch,

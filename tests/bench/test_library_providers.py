@@ -1,4 +1,4 @@
-"""Optional libraries: what they are called with, by fakes, and the reasons without them."""
+"""Optional libraries: the arguments they are called with, on fakes, and the reasons without them."""
 
 import sys
 import types
@@ -64,7 +64,7 @@ def flex(q, k, v, *, enable_gqa):
 
 
 @pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch):
+def _fakes(monkeypatch):
     Wrapper.plans = 0
     monkeypatch.setitem(
         sys.modules, "flashinfer", types.SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper)

@@ -1,4 +1,4 @@
-"""Providers pass their gates, and gates turn planted faults down."""
+"""Providers pass their gates, and gates reject planted faults."""
 
 import dataclasses
 import itertools
@@ -92,7 +92,7 @@ def test_output_of_each_provider_has_the_shape_of_the_case(case):
     ],
 )
 @pytest.mark.parametrize("operation", ["prefill_matmul", "decode_attention"])
-def test_compiled_kernels_run_from_capability_8_on(operation, capability, runs, monkeypatch):
+def test_compiled_kernels_need_compute_capability_8(operation, capability, runs, monkeypatch):
     monkeypatch.setattr(module, "interpreting", lambda: False)
     device = FakeDevice(kind="cuda")
     device.compute_capability = capability

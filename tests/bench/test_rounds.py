@@ -114,7 +114,7 @@ def test_resumed_run_repeats_and_misses_nothing(turns):
         assert len(result.gaps) == 1
 
 
-def test_half_measured_ceilings_are_measured_anew():
+def test_incomplete_ceilings_are_measured_again():
     result = run()
     result.ceilings = result.ceilings[:2]
     resume(result)

@@ -102,7 +102,7 @@ def test_run_prints_machine_tables_and_sentences(outcome):
     assert "$" not in text
 
 
-def test_run_leaves_its_json_and_no_other_file(finished):
+def test_run_writes_only_its_json(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {"config.json", "out.json", "lock", "done.json"}
 
@@ -130,7 +130,7 @@ def test_every_case_has_an_ok_row_by_torch(document):
     assert {row["status"] for row in document["rows"]} == {"ok", "unsupported"}
 
 
-def test_triton_is_unsupported_here_and_says_why(document):
+def test_triton_is_unsupported_on_a_cpu_with_a_reason(document):
     reasons = {row["reason"] for row in document["rows"] if row["provider"] == "triton"}
     [reason] = reasons
     assert "GPU" in reason
@@ -218,7 +218,7 @@ def test_both_kernels_agree_in_the_interpreter(document):
         assert 0 <= check["relative_error"] <= check["tolerance"]
 
 
-def test_environment_tells_machine_versions_and_commit(document):
+def test_environment_has_machine_versions_and_commit(document):
     device, versions = document["environment"]["device"], document["environment"]["versions"]
     assert device["kind"] == "cpu"
     assert device["name"]

@@ -45,7 +45,7 @@ def gaps(*some):
     return shown(run_tables.gaps_table({"a": run_record(gaps=list(some))}))
 
 
-def test_ceilings_stand_measured_beside_the_datasheet():
+def test_ceilings_are_shown_measured_and_of_the_datasheet():
     run = run_record(
         ceilings=[
             *ceilings(provenance="datasheet", bandwidth_bytes_per_s=3.35e12, flop_per_s=989e12),
@@ -97,7 +97,7 @@ def test_kernels_lack_the_shares_of_roofs_that_are_unknown(roofs, bound, measure
     assert (row["bound"], row["of roof"], row["of datasheet roof"]) == (bound, measured, datasheet)
 
 
-def test_counters_stand_beside_the_bytes_that_a_case_needs_and_throttled_rows_are_marked():
+def test_counters_are_shown_beside_modelled_bytes_and_throttled_rows_are_marked():
     facts = {"counters": COUNTERS, "throttle_reasons": ("power cap", "heat")}
     rows = [ok_row(SMALL_MATMUL, "triton", **facts), ok_row(SMALL_MATMUL)]
     [row] = shown(run_tables.counters_table(run_record(rows=rows)))
@@ -176,7 +176,7 @@ def test_interpreter_check_says_whether_it_agrees_and_has_no_times(fields, row):
     assert list(shown(table)[0].values()) == [SMALL_MATMUL.id, "triton", *row]
 
 
-def test_each_figure_of_a_table_says_its_provenance_and_each_key_stands_once():
+def test_each_figure_has_a_provenance_and_each_key_is_unique():
     names_a_row = {
         "run", "batch", "context", "prompt", "case", "provider", "providers", "shape", "status", "reason",
         "how", "where", "ceiling", "dtype", "field", "value",
@@ -242,7 +242,7 @@ def test_markdown_has_the_sentences_and_every_table_and_no_markup_of_a_file():
 
 
 @pytest.mark.parametrize("run", [run_record(interrupted=True), whole_run(gaps=[]), whole_run(ceilings=[])])
-def test_a_run_that_lacks_much_is_exported_all_the_same(run):
+def test_incomplete_run_is_exported(run):
     assert "Missing:" in markdown_report({"a": run}, RATIOS)
     for table in run_tables.run_tables({"a": run}, RATIOS):
         assert table.csv().splitlines()[0].count(",") == len(table.columns) - 1

@@ -171,7 +171,7 @@ def truncated(inputs):
 
 @pytest.mark.parametrize("then", [wrong, stale], ids=lambda run: run.__name__)
 @pytest.mark.parametrize("seconds", [10e-6, 1e-3, 10.0], ids=["graph", "calls", "long calls"])
-def test_provider_that_turns_wrong_while_timed_fails(monkeypatch, then, seconds):
+def test_provider_that_becomes_wrong_during_timing_fails(monkeypatch, then, seconds):
     device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds)
     [row] = rows_of(monkeypatch, later(right, then), device=device)
     assert (row.status, tuple(row.samples_s)) == ("failed", ())
@@ -207,7 +207,7 @@ def test_graph_that_computes_nothing_is_found(monkeypatch):
     assert (row.status, row.relative_error) == ("failed", math.inf)
 
 
-def test_outputs_are_poison_before_the_first_call(monkeypatch):
+def test_outputs_are_poisoned_before_the_first_call(monkeypatch):
     [row] = rows_of(monkeypatch, stale)
     assert (row.status, row.relative_error) == ("failed", math.inf)
 
@@ -224,7 +224,7 @@ def test_output_of_one_provider_does_not_help_the_next(monkeypatch):
     assert len(calls) == 1  # it did not pass the gate before it was timed
 
 
-def test_first_call_on_a_gpu_compiles_and_says_nothing_of_later_ones(monkeypatch):
+def test_first_call_on_a_gpu_is_no_estimate_of_later_ones(monkeypatch):
     seconds = iter([10.0])
     device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: next(seconds, 10e-6))
     [row] = rows_of(monkeypatch, right, device=device)
@@ -385,7 +385,7 @@ def test_row_keeps_clocks_and_throttle_reasons(monkeypatch):
     assert row.status == "ok"
 
 
-def test_every_copy_takes_its_turn(monkeypatch):
+def test_every_copy_is_used_in_turn(monkeypatch):
     seen = []
 
     def watched(inputs):

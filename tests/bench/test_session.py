@@ -366,7 +366,7 @@ def test_wrong_kernel_makes_failed_rows_and_no_gap(monkeypatch, factor):
         assert without_figures == (row["status"] != "ok")
 
 
-def test_run_gates_and_times_user_functions_beside_ours(monkeypatch, tmp_path):
+def test_run_gates_and_times_user_functions(monkeypatch, tmp_path):
     product = "def product(x, weight):\n    return x @ weight.t()\n"
     wrong = "def wrong(x, weight):\n    return 1.01 * (x @ weight.t())\n"
     (tmp_path / "run_under_test.py").write_text(product + wrong, encoding="utf-8")

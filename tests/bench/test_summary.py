@@ -1,4 +1,4 @@
-"""What a run made by hand ran on, and what its numbers show, in words."""
+"""The sentences about a run made by hand: its device, workload and results."""
 
 import re
 
@@ -48,7 +48,7 @@ def test_empty_run_has_no_sentences(dtype):
     assert workload(run)
 
 
-def test_run_with_ceilings_alone_gives_the_balance():
+def test_run_with_only_ceilings_gives_the_balance():
     run = run_record(ceilings=ceilings(bandwidth_bytes_per_s=1e10, flop_per_s=5e11), interrupted=True)
     assert list(sentences(run)) == ["This device balances at 50 FLOP per byte in bf16 (measured)."]
 
@@ -72,7 +72,7 @@ def test_gap_at_the_smallest_and_the_largest_batch():
     assert "batch 8" not in text
 
 
-def test_one_gap_alone_and_its_shares_by_hand():
+def test_single_gap_and_its_shares_by_hand():
     # Of 40 s: 6 + 4 weights, 20 KV cache, 10 the rest.
     assert list(sentences(run_record(gaps=[gap()]))) == [
         "An output token costs 10 times an input token at batch 1 and context 16.",
@@ -95,7 +95,7 @@ def test_side_of_the_balance_point_of_each_phase(balance, prefill, decode):
     assert dict(sides) == {"prefill": prefill, "decode": decode}
 
 
-def test_failed_rows_are_on_no_side_of_the_balance():
+def test_failed_rows_are_neither_compute_nor_memory_bound():
     run = layers_run(10.0)
     run.rows = [failed_row(row.case) for row in run.rows]
     assert list(sentences(run)) == ["This device balances at 10 FLOP per byte in bf16 (measured)."]

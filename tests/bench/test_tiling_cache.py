@@ -1,4 +1,4 @@
-"""The file of winning tilings: found again, merged, never half written, and never taken for another's."""
+"""The tiling cache: entries are found and merged, files are written atomically and used for their GPU only."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Which tilings are tried, from shapes alone, and what the choice of one may depend on."""
+"""The candidate tilings of a search, and the cache key of a case."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def test_candidates_never_change_how_sequences_are_split(case, gpu):
 
 
 @given(case=cases(), gpu=st.sampled_from(sorted(GPUS)))
-def test_steps_on_their_way_fit_shared_memory(case, gpu):
+def test_stages_in_flight_fit_shared_memory(case, gpu):
     size = 4 if case.dtype == "fp32" else 2
     for tiling in candidates(case, gpu)[1][1:]:
         step = 2 * tiling.block_n * case.head_dim * size
@@ -75,7 +75,7 @@ def test_steps_on_their_way_fit_shared_memory(case, gpu):
 
 
 @given(case=cases(), gpu=st.sampled_from(sorted(GPUS)))
-def test_no_program_is_without_a_tile(case, gpu):
+def test_every_program_has_a_tile(case, gpu):
     default, found = candidates(case, gpu)
     for tiling in found:
         items = case.batch * case.kv_heads * -(-case.q_heads // case.kv_heads // tiling.block_g)
@@ -106,7 +106,7 @@ def test_each_field_that_is_tuned_takes_several_values(gpu):
     assert 20 <= len(found) <= 200
 
 
-def test_key_holds_the_shape_and_no_lengths():
+def test_key_has_the_shape_and_no_lengths():
     ragged = structs.replace(LLAMA, contexts=(4096, *[1] * 7))
     assert TUNABLE.key(ragged) == TUNABLE.key(LLAMA)
     for change in ({"contexts": (4096,) * 9}, {"contexts": (4097,) * 8}, {"q_heads": 64}, {"dtype": "fp16"}):

@@ -42,7 +42,7 @@ def test_every_sample_is_kept_in_order():
     assert list(samples_s) == seconds[:150]
 
 
-def test_no_more_samples_than_the_most():
+def test_samples_stop_at_the_maximum():
     device = FakeDevice(seconds_of=noisy())
     budget = Budget(time_limit_s=0.07, warm_up_s=0, max_samples=10)  # a block is 7 calls
     assert len(timed(device, [lambda: None], budget, first_s=1e-3).samples_s) == 10
@@ -130,7 +130,7 @@ def test_no_call_of_the_warm_up_begins_after_its_time():
     assert max(starts_s) < 6.0
 
 
-def test_first_call_as_long_as_the_warm_up_is_warm_up_enough():
+def test_long_first_call_replaces_the_warm_up():
     log, device = [], FakeDevice()
     timed(
         device,
@@ -142,7 +142,7 @@ def test_first_call_as_long_as_the_warm_up_is_warm_up_enough():
     assert log[0] == "sampling"
 
 
-def test_short_first_call_is_not_warm_up_enough():
+def test_short_first_call_does_not_replace_the_warm_up():
     log, device = [], FakeDevice()
     timed(
         device,

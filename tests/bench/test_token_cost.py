@@ -86,7 +86,7 @@ def test_fastest_provider_of_each_case_counts_and_is_named():
         assert found.providers[CASES["decode/o"].id] == "torch"
 
 
-def test_rest_is_the_whole_less_parts_by_the_same_provider():
+def test_rest_is_the_layer_minus_its_parts_by_the_same_provider():
     # Another provider's faster parts must not swell the rest.
     faster = [ok_row(CASES[name], "other", samples_s=(1.0,)) for name in ("decode/attention", "prefill/down")]
     found = gap_of([*rows_of(), *faster])
@@ -101,7 +101,7 @@ def test_rest_is_the_whole_less_parts_by_the_same_provider():
         pytest.param("decode", 12.0, 12 / 24, id="decode"),
     ],
 )
-def test_rest_of_a_layer_faster_than_its_parts_is_none(layer, seconds, ratio):
+def test_rest_of_a_layer_faster_than_its_parts_is_zero(layer, seconds, ratio):
     found = gap_of(rows_of(**{f"{layer}/layer": seconds}))
     parts, found_ratio = {
         "prefill": (found.input_parts_s, found.prefill_layer_over_parts),
@@ -177,7 +177,7 @@ def triton_rows():
     return [ok_row(CASES[name], "triton", samples_s=(value,)) for name, value in seconds.items()]
 
 
-def test_triton_gap_by_hand_whoever_is_faster():
+def test_triton_gap_by_hand_whichever_provider_is_fastest():
     assert gap_of([*rows_of(), *triton_rows()]).triton_gap == 10.0
     slow_torch = rows_of(**dict.fromkeys(SECONDS, 100.0))
     assert gap_of([*slow_torch, *triton_rows()]).triton_gap == 10.0
@@ -190,7 +190,7 @@ def test_triton_gap_needs_every_triton_case(index):
     assert gap_of([*rows_of(), *rows, failed_row(lost.case, "triton")]).triton_gap is None
 
 
-def test_triton_gap_stays_out_without_triton():
+def test_no_triton_gap_without_triton():
     assert gap_of(rows_of()).triton_gap is None
 
 
@@ -204,7 +204,7 @@ def test_dollars_by_hand():
     assert unpriced.usd_per_mtok(unpriced.input_s_per_token) is None
 
 
-def test_each_batch_and_context_has_its_gap_and_a_failure_costs_its_own_alone():
+def test_each_batch_and_context_has_its_own_gap_and_failures():
     swept = sweep(batches=(1, 2), contexts=(16, 40))
     rows = [ok_row(case) for case in cases_of(TINY, swept)]
     lost = swept.decode_attention(TINY, 2, 40)

@@ -1,4 +1,4 @@
-"""`decodetax tune` from the command line, and `decodetax run` where it was tuned, without a GPU."""
+"""`decodetax tune` from the command line, and `decodetax run` with its tilings, on a fake GPU."""
 
 import json
 import os
@@ -191,7 +191,7 @@ def test_winners_are_printed_cached_and_found_by_run(folder, at_a_gpu):
         assert tiling_of(case) != default_of(case)
 
 
-def test_default_that_stays_is_printed_and_its_entry_removed(folder, at_a_gpu):
+def test_default_that_is_kept_is_printed_and_its_entry_removed(folder, at_a_gpu):
     decodetax(*TUNE)
     assert len(cache_of(folder).read()) == 2
     at_a_gpu["found"] = losing

@@ -1,4 +1,4 @@
-"""The search: what is wrong, broken or only lucky never wins; what is better by more than the noise does."""
+"""The search of tilings: a wrong, failing or only lucky tiling never wins; one faster than the noise does."""
 
 import dataclasses
 import itertools
@@ -112,7 +112,7 @@ def test_wrong_tiling_never_wins(monkeypatch):
     assert lab.calls.count(2) == 1, "it was timed"
 
 
-def test_wrong_tiling_alone_leaves_the_default(monkeypatch):
+def test_only_a_wrong_tiling_leaves_the_default(monkeypatch):
     tuned = Lab(monkeypatch, [10e-3, 1e-3], {2: wrong}).tune()
     assert (tuned.status, tuned.duel, tuned.winner) == ("ok", None, None)
     assert tuned.cache_updates() == {}
@@ -126,7 +126,7 @@ def test_tiling_that_does_not_compile_is_reported_and_skipped(monkeypatch):
 
 
 @pytest.mark.parametrize("calls", [1, 5, 20, 60], ids=lambda calls: f"after {calls} calls")
-def test_tiling_that_turns_wrong_loses_to_the_next_best(monkeypatch, calls):
+def test_tiling_that_becomes_wrong_loses_to_the_next_best(monkeypatch, calls):
     made = itertools.count()
 
     def turning(inputs):
@@ -164,7 +164,7 @@ def test_luck_in_the_race_does_not_win_the_duel(monkeypatch):
     assert tuned.winner is None
 
 
-def test_gain_under_the_least_is_none_and_one_over_it_is(monkeypatch):
+def test_gain_must_exceed_the_minimum(monkeypatch):
     small, large = 1 - MIN_GAIN / 2, 1 - 2 * MIN_GAIN
     assert Lab(monkeypatch, [1e-3, small * 1e-3]).tune().winner is None
     assert winner_of(Lab(monkeypatch, [1e-3, large * 1e-3]).tune()) == 2

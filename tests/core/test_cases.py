@@ -1,4 +1,4 @@
-"""Which cases a sweep has, and how they are named."""
+"""The cases of a sweep, and their ids."""
 
 import pytest
 from decodetax.harness.core.cases import (
@@ -71,7 +71,7 @@ def test_prompt_decides_prefill_attention_and_layer(prompt, attention, layer):
     assert [i for i in found if i.startswith("prefill/layer")] == [f"prefill/layer/tiny/{layer}/bf16"]
 
 
-def test_prompt_leaves_decode_and_projections_as_they_are():
+def test_prompt_does_not_change_decode_or_projections():
     def rest(prompt):
         found = ids(contexts=(16, 40), prompt=prompt)
         return [i for i in found if not i.startswith(("prefill/attention", "prefill/layer"))]
@@ -79,7 +79,7 @@ def test_prompt_leaves_decode_and_projections_as_they_are():
     assert rest(24) == rest(None)
 
 
-def test_logits_of_a_prompt_are_one_row_whatever_the_forward():
+def test_prompt_has_one_row_of_logits():
     heads = {i for tokens in (1, 32, 4096) for i in ids(prefill_tokens=tokens) if "prefill/lm_head" in i}
     assert heads == {"prefill/lm_head/m1-k64-n256/bf16"}
 
@@ -104,7 +104,7 @@ SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=3).map(tuple)
     prefill_tokens=st.integers(1, 5000),
     dtype=st.sampled_from(["bf16", "fp16", "fp32"]),
 )
-def test_ids_are_unique_and_say_phase_part_and_dtype(model, dtype, **sizes):
+def test_ids_are_unique_and_contain_phase_part_and_dtype(model, dtype, **sizes):
     cases = cases_of(load_language_model(model), sweep(dtype=dtype, **sizes))
     assert len({case.id for case in cases}) == len(set(cases)) == len(cases)
     for case in cases:

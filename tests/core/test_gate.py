@@ -72,7 +72,7 @@ def test_error_of_a_row(actual, expected, error):
     assert float(found) == pytest.approx(error)
 
 
-def test_rows_run_over_all_but_the_last_dimension():
+def test_all_dimensions_but_the_last_are_rows():
     expected = normal(2, 3, 5)
     actual = expected.clone()
     actual[1, 2] *= 1.5
@@ -83,13 +83,13 @@ def test_rows_run_over_all_but_the_last_dimension():
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (4,), (1, 4, 5), (4, 1)], ids=str)
-def test_shapes_that_differ_are_refused_by_name(shape):
+def test_rejects_different_shapes(shape):
     with pytest.raises(ValueError, match=r"^actual: has shape .*expected \(4, 5\)"):
         row_errors(torch.zeros(shape), torch.zeros(4, 5))
 
 
 @given(row=st.integers(0, 299), column=st.integers(0, 9), fault=st.sampled_from(["scale", "NaN", "one"]))
-def test_one_wrong_row_is_found_wherever_it_is(row, column, fault):
+def test_one_wrong_row_is_found_anywhere(row, column, fault):
     expected = normal(300, 10)
     actual = expected.float()
     match fault:

@@ -1,4 +1,4 @@
-"""The table of GPUs, and which names find them."""
+"""The table of GPUs, and the names that find them."""
 
 import pytest
 from decodetax.harness.core.errors import UsageError
@@ -68,7 +68,7 @@ def test_device_name_finds_its_gpu(device_name, gpu):
         "nvidia h100 80gb hbm3 ",
     ],
 )
-def test_other_device_finds_none(device_name):
+def test_unknown_device_has_no_gpu(device_name):
     assert gpu_of_device(device_name) is None
 
 
@@ -95,7 +95,7 @@ def test_name_of_the_table_finds_its_gpu_in_any_case(gpu):
         ("NVIDIA GeForce RTX 4090", 48 * GIB, None),
     ],
 )
-def test_memory_tells_cards_of_one_name_apart(device_name, memory_bytes, gpu):
+def test_memory_distinguishes_cards_of_one_name(device_name, memory_bytes, gpu):
     found = gpu_of_device(device_name, memory_bytes)
     assert (found and found.name) == gpu
 
@@ -125,12 +125,12 @@ def test_h100_in_base_units():
     assert h100.source == "NVIDIA H100 datasheet; dense rates"
 
 
-def test_fractional_rate_is_a_whole_number_of_operations():
+def test_fractional_rate_becomes_an_integer_number_of_operations():
     assert gpu_of_device("NVIDIA GeForce RTX 4090").flop_per_s["bf16"] == 165_200_000_000_000
 
 
 @pytest.mark.parametrize("device_name", ["Tesla V100-SXM2-32GB", "Tesla T4"])
-def test_gpu_without_bf16_has_an_fp16_rate_alone(device_name):
+def test_gpu_without_bf16_has_only_an_fp16_rate(device_name):
     peaks = gpu_of_device(device_name)
     assert peaks.flop_per_s["bf16"] is None
     assert peaks.flop_per_s["fp16"] in (125e12, 65e12)
@@ -174,7 +174,7 @@ def test_table_shows_marks_with_their_values():
 
 
 @pytest.mark.parametrize("cell", ["about 80", "80 unverified", "-80", "(unverified)", "1e3"])
-def test_cell_that_is_no_figure_is_refused(cell):
+def test_rejects_a_cell_that_is_not_a_number(cell):
     with pytest.raises(ValueError, match=r"^gpus\.csv: .* is not a number with an optional mark$"):
         _scaled(cell, 1)
 
@@ -244,7 +244,7 @@ def test_rejects_gpu_without_sm_limits_where_they_are_needed():
 
 
 @pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu.sm_limits], ids=lambda gpu: gpu.name)
-def test_one_block_gets_all_shared_memory_but_1_kb(gpu):
+def test_one_block_gets_all_shared_memory_except_1_kb(gpu):
     # CUDA keeps 1 KB of each CTA's shared memory for itself.
     assert gpu.limits.shared_bytes_per_block == gpu.shared_bytes_per_sm - 1024
 

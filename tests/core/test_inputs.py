@@ -35,14 +35,14 @@ def equal(a, b):
 
 
 @each_case
-def test_same_seed_draws_the_same_and_another_seed_something_else(case):
+def test_same_seed_draws_the_same_numbers_and_another_seed_others(case):
     first, again, other = (tensors_of(draw(case, source(seed))) for seed in (3, 3, 4))
     assert equal(first, again)
     assert not equal(first, other)
 
 
 @each_case
-def test_each_draw_of_a_source_is_another(case):
+def test_successive_draws_differ(case):
     numbers = source()
     first, second = (tensors_of(draw(case, numbers)) for _ in range(2))
     given = {"out", "context_lens", "cos", "sin"}
@@ -63,7 +63,7 @@ def test_inputs_are_random_and_never_zeros(case):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_normal_has_the_standard_deviation_that_is_asked_for(dtype, scale):
+def test_normal_has_the_requested_standard_deviation(dtype, scale):
     drawn = source().normal(100, 1000, dtype=DTYPES[dtype], scale=scale)
     assert drawn.dtype == DTYPES[dtype]
     assert drawn.is_contiguous()
@@ -89,11 +89,11 @@ def test_rows_of_a_matrix_larger_than_the_block_of_numbers_differ(rows, monkeypa
     assert len(torch.unique(drawn[:, :16].float(), dim=0)) == len(drawn)
 
 
-def test_block_of_numbers_is_a_prime_long():
+def test_block_length_is_prime():
     assert all(BLOCK % factor for factor in range(2, math.isqrt(BLOCK) + 1))
 
 
-def test_large_weight_is_kept_for_the_next_case_of_its_shape():
+def test_large_weight_is_reused_by_the_next_case_of_its_shape():
     numbers = source(keep_above_bytes=32 * 16 * 4)
     first = numbers.weight(32, 16, dtype=torch.float32)
     assert numbers.weight(32, 16, dtype=torch.float32) is first
@@ -105,7 +105,7 @@ def test_large_weight_is_kept_for_the_next_case_of_its_shape():
     ("out_features", "dtype"),
     [pytest.param(31, torch.float32, id="small"), pytest.param(32, torch.bfloat16, id="small in its dtype")],
 )
-def test_small_weight_is_drawn_anew(out_features, dtype):
+def test_small_weight_is_drawn_again(out_features, dtype):
     numbers = source(keep_above_bytes=32 * 16 * 4)
     first = numbers.weight(out_features, 16, dtype=dtype)
     second = numbers.weight(out_features, 16, dtype=dtype)
@@ -134,7 +134,7 @@ def test_outputs_are_poisoned_when_drawn_and_again_before_use(name):
     assert drawn.out.isnan().all()
 
 
-def test_rotary_tables_turn_pairs_half_a_head_apart():
+def test_rotary_tables_rotate_pairs_half_a_head_apart():
     for head_dim in range(16, 257, 8):
         check_rotary_tables(head_dim)
 
@@ -178,7 +178,7 @@ def test_case_too_small_for_the_cache_has_the_most_copies(monkeypatch):
 
 @pytest.mark.parametrize("cache_share", [0.3, 0.6, 1, 1.3, 3], ids="cache of {} copies".format)
 @each_case
-def test_memory_that_a_case_is_said_to_need_covers_its_copies(case, cache_share):
+def test_memory_estimate_covers_all_copies(case, cache_share):
     cache_bytes = int(case.work().bytes_total * cache_share)
     copies = copies_of(case, source(), cache_bytes=cache_bytes)
     held = sum(t.nbytes for copy in copies for t in tensors_of(copy).values())
@@ -187,6 +187,6 @@ def test_memory_that_a_case_is_said_to_need_covers_its_copies(case, cache_share)
     assert said <= 12 * max(held, 5 * cache_bytes)
 
 
-def test_unknown_case_is_refused_by_name():
+def test_rejects_an_unknown_case():
     with pytest.raises(TypeError, match="no inputs are known for a str"):
         draw("case", source())

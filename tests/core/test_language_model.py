@@ -109,7 +109,7 @@ def test_parameters_are_within_one_percent_of_the_published_ones(row):
     "field", ["hidden_size", "layers", "kv_heads", "head_dim", "intermediate_size", "vocab_size"]
 )
 @pytest.mark.parametrize("value", [0, -1, 2.0, "8", True, None, 2**31], ids=repr)
-def test_rejects_a_size_that_is_no_positive_integer(field, value):
+def test_rejects_a_size_that_is_not_a_positive_integer(field, value):
     with pytest.raises(
         UsageError, match=rf"^{field}: must be an integer from 1 to .*, was {re.escape(repr(value))}$"
     ):
@@ -150,7 +150,7 @@ def test_model_is_frozen():
         model().layers = 1
 
 
-def test_preset_name_is_taken_in_any_case():
+def test_preset_name_is_accepted_in_any_case():
     assert load_language_model("QWEN3-8B").name == "qwen3-8b"
 
 
@@ -274,7 +274,7 @@ def test_suggests_the_preset_of_a_similar_name(text, near):
 @pytest.mark.parametrize(
     "text", ["", " ", "zzz", "no/such/config.json", "a\0b", "x" * 5000, "two\nlines", "\ud800"], ids=ascii
 )
-def test_rejects_text_that_names_nothing_and_lists_the_presets(text):
+def test_rejects_an_unknown_name_and_lists_the_presets(text):
     message = refusal(text)
     assert "is neither a preset (llama-2-7b, " in message
     assert message.endswith(" nor a config.json")
@@ -296,7 +296,7 @@ def test_config_gives_every_shape(load_config):
     assert loaded.source == "config.json (model_type 'llama', read as a dense decoder with a gated MLP)"
 
 
-def test_directory_that_holds_a_config_is_the_config(load_config, tmp_path):
+def test_directory_stands_for_its_config(load_config, tmp_path):
     loaded = load_config()
     assert load_language_model(str(tmp_path)) == loaded
 
@@ -338,7 +338,7 @@ def test_absent_fields_have_their_defaults(tmp_path, absent):
         ("llama", True, True),
     ],
 )
-def test_stated_tie_takes_precedence_over_the_default_of_the_family(load_config, model_type, stated, tied):
+def test_explicit_tied_embeddings_override_the_family_default(load_config, model_type, stated, tied):
     assert load_config(tie_word_embeddings=stated, model_type=model_type).tied_embeddings is tied
 
 
@@ -360,7 +360,7 @@ def test_multimodal_config_with_a_byte_order_mark_is_read_at_its_text_config(tmp
         ("models--Qwen--Qwen3-8B/snapshots/0123abc/config.json", "Qwen3-8B"),
     ],
 )
-def test_config_is_named_after_its_place(tmp_path, place, name):
+def test_model_is_named_after_the_path_of_its_config(tmp_path, place, name):
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(CONFIG))
@@ -379,7 +379,7 @@ def test_config_is_named_after_its_place(tmp_path, place, name):
     ],
     ids=str,
 )
-def test_config_that_only_mentions_what_it_does_not_use_is_taken(load_config, changes):
+def test_accepts_a_config_with_unused_unsupported_fields(load_config, changes):
     loaded = load_config(changes)
     assert (loaded.layers, loaded.untimed_parts) == (3, None)
 
@@ -552,7 +552,7 @@ def test_names_all_missing_fields_at_once(tmp_path):
 
 @pytest.mark.parametrize("field", [*REQUIRED, "num_key_value_heads", "head_dim", "sliding_window"])
 @pytest.mark.parametrize("value", ["8", True, 8.0, -8, 0, [8], {"a": 8}, float("nan")], ids=repr)
-def test_rejects_a_field_of_a_wrong_type_by_its_name_in_the_file(load_config, field, value):
+def test_rejects_a_field_of_a_wrong_type(load_config, field, value):
     with pytest.raises(UsageError, match=rf"config\.json': {field}: must be a positive integer, was \S"):
         load_config({field: value})
 
@@ -576,13 +576,13 @@ def test_rejects_a_field_of_a_wrong_type_by_its_name_in_the_file(load_config, fi
     ],
     ids=lambda value: ascii(value)[:24],
 )
-def test_rejects_a_file_that_holds_no_config(tmp_path, content, message):
+def test_rejects_a_file_without_a_config(tmp_path, content, message):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     assert refusal(path) == f"--model: {short_repr(str(path))}: {message}"
 
 
-def test_rejects_directory_without_a_config_and_what_is_no_file(tmp_path):
+def test_rejects_a_directory_without_a_config_and_a_special_file(tmp_path):
     assert refusal(tmp_path) == f"--model: {short_repr(str(tmp_path))} is a directory without a config.json"
     (tmp_path / "config.json").mkdir()
     assert refusal(tmp_path).endswith("config.json': is not a regular file")
@@ -596,7 +596,7 @@ def test_rejects_directory_without_a_config_and_what_is_no_file(tmp_path):
         ("exists", " cannot be read: permission denied"),  # its directory
     ],
 )
-def test_rejects_what_may_not_be_read(load_config, tmp_path, monkeypatch, method, message):
+def test_rejects_an_unreadable_file(load_config, tmp_path, monkeypatch, method, message):
     load_config()
 
     def refuse(*_):

@@ -1,4 +1,4 @@
-"""What a run keeps, and the JSON it becomes."""
+"""The records of a run, and their JSON."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def written(run):
         ),
     ],
 )
-def test_row_that_contradicts_itself_is_refused(fields, named):
+def test_rejects_a_row_with_contradictory_fields(fields, named):
     with pytest.raises(ValueError, match=f"^{named}: "):
         Row(case=SMALL_MATMUL, provider="torch", **fields)
 
@@ -79,7 +79,7 @@ def test_figures_of_an_ok_row_by_hand():
     }
 
 
-def test_figures_of_unknown_roofs_are_rates_alone():
+def test_unknown_roofs_leave_only_rates():
     row = ok_row(SMALL_MATMUL, samples_s=(2e-6,))
     figures = row.figures(Roof(flop_per_s=1e9, bandwidth_bytes_per_s=1e8), NO_ROOF)
     assert (figures["share_of_measured_ceiling"], figures["bound"]) == (pytest.approx(0.71), "memory")
@@ -98,7 +98,7 @@ def test_figures_of_unknown_roofs_are_rates_alone():
         pytest.param(0, 10, 1.0, "memory", id="no operations"),
     ],
 )
-def test_least_time_is_that_of_the_slower_side(operations, bytes_total, least_s, side):
+def test_roofline_time_is_that_of_the_slower_side(operations, bytes_total, least_s, side):
     roof = Roof(flop_per_s=100.0, bandwidth_bytes_per_s=10.0)
     assert roof.balance_operations_per_byte == 10.0
     assert roof.roofline_time_s(work(operations, bytes_total)) == (least_s, side)
@@ -109,7 +109,7 @@ def test_least_time_is_that_of_the_slower_side(operations, bytes_total, least_s,
     [{}, {"flop_per_s": 1.0}, {"bandwidth_bytes_per_s": 1.0}],
     ids=["neither", "arithmetic", "memory"],
 )
-def test_roof_with_an_unknown_side_has_no_balance_and_no_least_time(known):
+def test_roof_with_an_unknown_side_has_no_balance_and_no_roofline_time(known):
     roof = Roof(**{"flop_per_s": None, "bandwidth_bytes_per_s": None, **known})
     assert roof.balance_operations_per_byte is None
     assert roof.roofline_time_s(work(1, 1)) is None
@@ -136,18 +136,20 @@ ALL_CEILINGS = [
         ("fp32", "datasheet", None, 2.0),
     ],
 )
-def test_roof_takes_its_own_dtype_and_provenance(dtype, provenance, flop_per_s, bandwidth_bytes_per_s):
+def test_roof_selects_ceilings_of_its_dtype_and_provenance(
+    dtype, provenance, flop_per_s, bandwidth_bytes_per_s
+):
     assert Roof.of(ALL_CEILINGS, dtype=dtype, provenance=provenance) == Roof(
         flop_per_s=flop_per_s, bandwidth_bytes_per_s=bandwidth_bytes_per_s
     )
 
 
-def test_run_has_a_roof_of_either_provenance():
+def test_run_has_a_measured_and_a_datasheet_roof():
     run = run_record(ceilings=ALL_CEILINGS)
     assert (run.measured.flop_per_s, run.datasheet.flop_per_s) == (6.0, 3.0)
 
 
-def test_failures_are_the_failed_rows_and_checks_alone():
+def test_failures_are_the_failed_rows_and_checks():
     skipped = Row(case=SMALL_MATMUL, provider="torch", status="skipped", reason="out of memory")
     unsupported = Row(case=SMALL_MATMUL, provider="triton", status="unsupported", reason="no GPU")
     failed, wrong = failed_row(SMALL_MATMUL), check(status="failed", reason="wrong result")
@@ -175,7 +177,7 @@ def full_run(**changes):
     )
 
 
-def test_figures_recompute_from_samples_work_and_ceilings_in_the_json():
+def test_figures_follow_from_samples_work_and_ceilings_in_the_json():
     document = written(full_run())
     rates = {
         (c["kind"], c["provenance"]): c["bandwidth_bytes_per_s"] or c["flop_per_s"]
@@ -206,7 +208,7 @@ def test_figures_recompute_from_samples_work_and_ceilings_in_the_json():
 
 @pytest.mark.parametrize("error", [math.inf, math.nan], ids=["infinite", "nan"])
 @pytest.mark.parametrize("where", ["rows", "interpreter_checks"])
-def test_json_stays_strict_where_a_result_is_infinitely_wrong(where, error):
+def test_json_stays_strict_with_an_infinite_error(where, error):
     reason = f"wrong result: relative error {error} in row 3, at most 0.01 allowed"
     entry = {"status": "failed", "reason": reason, "relative_error": error, "tolerance": 0.01}
     entries = {"rows": [failed_row(SMALL_MATMUL, **entry)], "interpreter_checks": [check(**entry)]}
@@ -239,7 +241,7 @@ def test_json_of_a_gap_has_dollars_only_where_a_price_is_known():
     assert priced["output_usd_per_mtok"] == pytest.approx(40000.0)
 
 
-def test_rows_of_two_rounds_are_put_together():
+def test_rows_of_two_rounds_are_merged():
     first = ok_row(SMALL_MATMUL, samples_s=(1.0, 2.0), rounds=(0, 0), relative_error=0.1, clock_before_hz=1e9)
     later = ok_row(
         SMALL_MATMUL, samples_s=(3.0,), rounds=(1,), relative_error=0.05, clock_before_hz=2e9,
@@ -252,13 +254,13 @@ def test_rows_of_two_rounds_are_put_together():
 
 
 @pytest.mark.parametrize(("status", "counts"), [("failed", True), ("skipped", False), ("unsupported", False)])
-def test_a_later_round_that_was_wrong_counts_and_one_that_could_not_run_does_not(status, counts):
+def test_later_failure_replaces_the_row_and_later_skip_does_not(status, counts):
     first = ok_row(SMALL_MATMUL, rounds=(0,))
     later = Row(case=SMALL_MATMUL, provider="torch", status=status, reason="why")
     assert first.with_round(later) == (later if counts else first)
     assert later.with_round(first) == later
 
 
-def test_rounds_are_a_number_a_sample():
+def test_rejects_other_than_one_round_per_sample():
     with pytest.raises(ValueError, match="rounds: 2 of 1 samples"):
         ok_row(SMALL_MATMUL, rounds=(0, 1))

@@ -127,7 +127,7 @@ def test_a_run_with_any_value_in_any_field_is_read_and_shown_or_refused(section)
 
 
 @pytest.mark.parametrize("value", [None, 7, "text", [], {}, [{}], math.nan])
-def test_any_other_json_is_refused(value):
+def test_rejects_any_other_json(value):
     with pytest.raises(ValidationError):
         run_of(value)
 
@@ -215,13 +215,13 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize(("content", "told"), CONTENTS.values(), ids=CONTENTS)
-def test_a_file_that_holds_no_run_is_refused_in_one_line(tmp_path, content, told):
+def test_rejects_a_file_without_a_run_in_one_line(tmp_path, content, told):
     file = tmp_path / "run.json"
     file.write_bytes(content)
     assert_misuse(decodetax("report", file), repr(str(file)), told)
 
 
-def test_a_path_that_is_no_regular_file_is_refused_in_one_line(tmp_path):
+def test_rejects_a_path_that_is_not_a_regular_file_in_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert_misuse(decodetax("report", tmp_path / "pipe"), "pipe': is not a regular file")
     assert_misuse(decodetax("report", tmp_path), "is not a regular file")
@@ -235,7 +235,7 @@ def test_a_run_is_read_from_a_pipe_of_the_shell():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_byte_order_mark_is_skipped_and_of_equal_keys_the_last_counts(tmp_path):
+def test_skips_a_byte_order_mark_and_takes_the_last_of_equal_keys(tmp_path):
     file = tmp_path / "run.json"
     file.write_bytes(b"\xef\xbb\xbf" + TEXT[:-1].encode() + b', "elapsed_s": 7}')
     assert read_run(file).elapsed_s == 7

@@ -51,7 +51,7 @@ def test_interval_is_that_of_many_random_resamples(size):
 
 
 @pytest.mark.parametrize("size", [2, 10, 40])
-def test_even_counts_err_to_wide(size):
+def test_interval_of_an_even_count_errs_on_the_wide_side(size):
     draw = random.Random(size)  # noqa: S311  (no secret)
     samples = [draw.gauss(10, 1) for _ in range(size)]
     found = summarise(samples)
@@ -85,12 +85,12 @@ def test_interval_of_a_thousand_samples_is_narrow():
     assert 529 <= found.high <= 533
 
 
-def test_one_outlier_moves_nothing_but_itself():
+def test_one_outlier_does_not_change_the_interval():
     steady = [1.0] * 20
     assert summarise([*steady, 1000.0]) == Summary(median=1.0, low=1.0, high=1.0)
 
 
-def test_no_samples_are_refused():
+def test_rejects_no_samples():
     with pytest.raises(ValueError, match=r"^samples: is empty, needs at least one$"):
         summarise([])
 
@@ -146,7 +146,7 @@ def test_interval_of_several_rounds_by_hand():
     assert summarise(wide, rounds).low == pytest.approx(max(7.0, 12 - half))
 
 
-def test_rounds_that_agree_leave_the_interval_of_one():
+def test_rounds_that_agree_do_not_widen_the_interval():
     samples = [1.0, 2.0, 3.0, 4.0] * 5
     assert summarise(samples, [number // 4 for number in range(20)]) == summarise(samples)
 
@@ -173,7 +173,7 @@ PRINTED = [(freedom, tail, t) for freedom, row in TABLE.items() for tail, t in r
 
 
 @pytest.mark.parametrize(("freedom", "tail", "t"), PRINTED)
-def test_quantiles_are_those_of_the_table(freedom, tail, t):
+def test_t_quantiles_are_those_of_the_printed_table(freedom, tail, t):
     assert t_quantile(tail, freedom) == pytest.approx(t, abs=5.1e-4)
     assert t_tail(t, freedom) == pytest.approx(tail, rel=2e-3)
 

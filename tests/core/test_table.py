@@ -1,4 +1,4 @@
-"""Tables and numbers as people read them, whatever text a file puts into a cell."""
+"""Tables and numbers in every format, also with hostile text of a file in a cell."""
 
 import csv
 import io
@@ -126,7 +126,7 @@ def test_long_headings_are_wrapped():
     assert made.text().splitlines() == ["largest", "  batch", "   that", "   fits", "-------", "      8"]
 
 
-def test_headings_are_broken_after_hyphens_where_the_table_is_too_wide_else():
+def test_headings_are_broken_after_hyphens_if_the_table_is_too_wide():
     columns = (*(Column(f"{at} tokens/s") for at in range(6)), Column("break-even batch"))
     wide = Table(title="of words " * 12, columns=columns, rows=((*[10**7] * 6, 8),)).text().splitlines()
     assert max(map(len, wide)) <= 80

@@ -101,7 +101,7 @@ def test_functions_of_either_operation_pass_the_gate(name):
         ("leaving", RuntimeError, "raised SystemExit: 3"),
     ],
 )
-def test_rejects_a_result_of_another_kind_and_an_exit(name, error, message):
+def test_rejects_a_result_of_another_type_or_shape_and_an_exit(name, error, message):
     with pytest.raises(error, match=message):
         load_user_function(mine(name))(inputs_of(MATMUL))
 
@@ -144,7 +144,7 @@ def test_finds_triton_kernels_wherever_they_come_from(tmp_path, how):
         (mine("demanding"), "block needs a default"),
     ],
 )
-def test_rejects_what_is_no_such_function_in_one_line(text, problem):
+def test_rejects_an_unsuitable_function_in_one_line(text, problem):
     with pytest.raises(UsageError) as caught:
         load_user_functions([text])
     message = str(caught.value)

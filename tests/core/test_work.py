@@ -1,4 +1,4 @@
-"""Operations and bytes of every case, held against integers computed by hand."""
+"""Operations and bytes of every case, compared with integers computed by hand."""
 
 import pytest
 from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
@@ -43,7 +43,7 @@ def test_matmul_reads_x_and_weight_once_and_writes_out_once(dtype, read, written
     assert work.written_terms == written
 
 
-def test_matmul_of_one_row_is_limited_to_one_operation_a_byte():
+def test_matmul_of_one_row_has_at_most_one_operation_per_byte():
     # 2 x 1 x 5 x 7 = 70 operations; 10 + 70 + 14 = 94 bytes
     assert matmul("bf16", rows=1).work().operations_per_byte == 70 / 94
 
@@ -93,7 +93,7 @@ def test_decode_attention_counts_live_tokens(contexts, dtype, product, read, wri
     assert work.written_terms == written
 
 
-def test_decode_attention_has_room_for_its_longest_context():
+def test_decode_attention_capacity_is_its_longest_context():
     assert DecodeAttention(contexts=(1, 0, 7), dtype="bf16", **HEADS).capacity == 7
     assert DecodeAttention(contexts=(0,), dtype="bf16", **HEADS).capacity == 1
 
@@ -142,7 +142,7 @@ def test_prefill_layer_reads_weights_once_and_writes_the_cache():
     assert work.bytes_written == 3120
 
 
-def test_decode_layer_reads_the_old_cache_and_writes_one_entry_a_sequence():
+def test_decode_layer_reads_the_old_cache_and_writes_one_entry_per_sequence():
     layer = DecoderLayer(phase="decode", model=ODD, sequences=3, tokens=5, rows=3, dtype="fp32")
     work = layer.work()
     assert work.operation_terms == {
@@ -196,7 +196,7 @@ def test_sums_and_intensity_take_every_term():
     assert work.operations_per_byte == 1.5
 
 
-def test_a_token_takes_two_operations_a_weight():
+def test_token_has_two_operations_per_weight():
     model = load_language_model("llama-3.2-1b")
     one = sweep(batches=(1,)).output_token(model, 1, 16)
     layer = sum(case.work().operations for case in one.projections)

@@ -42,11 +42,11 @@ def test_between_measured_batches_the_gap_is_a_power_of_the_batch(ratio, batch):
     assert found == (None if batch is None else pytest.approx(batch))
 
 
-def test_a_gap_that_rises_again_has_the_first_batch():
+def test_gap_that_rises_again_gives_the_first_batch():
     assert measured_batch(gaps({1: 8, 2: 2, 4: 6}), 2) == pytest.approx(2)
 
 
-def test_the_shortest_context_counts():
+def test_shortest_context_is_used():
     assert measured_batch([*gaps({1: 8, 4: 2}), *gaps({1: 1}, context=200)], 2) == pytest.approx(4)
     assert measured_batch([], 4) is None
 

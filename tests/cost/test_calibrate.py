@@ -1,4 +1,4 @@
-"""Calibration: recovers known constants, turns down malformed tables, and the page says what it prints."""
+"""Calibration recovers known constants and rejects malformed tables; the page shows what it prints."""
 
 import csv
 import itertools
@@ -198,7 +198,7 @@ def test_the_kept_rows_are_within_the_targets():
         assert np.percentile(errors[key], 90) <= tail, key
 
 
-def test_about_a_fifth_of_the_shapes_is_held_out():
+def test_a_fifth_of_the_shapes_is_held_out():
     sample = measured.read_sample()
     held = np.concatenate([fit.held_out(each) for each in sample])
     assert 0.1 < held.mean() < 0.3
@@ -214,7 +214,7 @@ def test_fit_to_the_kept_rows_is_no_worse_on_them_than_the_kept_constants():
         assert fit.loss(each, fit.fit(each, share)) <= fit.loss(each, kept), each.key
 
 
-def test_classes_of_decode_attention_by_bytes_and_group():
+def test_decode_attention_is_sampled_by_bytes_and_group():
     [decode, *_] = [each for each in measured.read_sample() if each.kernel == GROUPED]
     sizes = {
         "sequences": np.array([1.0, 1, 1, 1]),

@@ -72,7 +72,7 @@ def test_verdict_follows_its_figures(number, changes, verdict):
     assert verdicts(**changes)[number] == verdict
 
 
-def test_prices_that_moved_otherwise_do_not_hold():
+def test_claim_on_prices_fails_with_other_changes():
     prices = dict(price_list())
     new = prices["gpt-4o-2024-08-06"]
     prices[new.model] = msgspec.structs.replace(new, output_usd_per_mtok=2 * new.output_usd_per_mtok)

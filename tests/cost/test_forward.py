@@ -1,4 +1,4 @@
-"""What a forward computes and moves, by hand.
+"""Operations and bytes of a forward, by hand.
 
 TINY has 2 layers. Weights of one: qkv 64 x 128 = 8192, o 64 x 64 = 4096, gate_up 64 x 256 = 16384,
 down 128 x 64 = 8192, together 36864; of lm_head 64 x 256 = 16384. In all 2 x 36864 + 16384 = 90112.
@@ -354,7 +354,7 @@ def test_llama_31_8b_by_its_published_figures():
     assert step.operations == pytest.approx(2 * (8.03e9 - embedding), rel=1e-3)
 
 
-def test_prefill_of_a_token_computes_what_its_decode_step_does():
+def test_prefill_of_one_token_has_the_operations_of_a_decode_step():
     for model in (TINY, WINDOWED, MIXTURE):
         one = prefill(model, sequences=1, prompt=1, rows=1)
         assert one.operations == decode(model, batch=1, context=1).operations

@@ -141,7 +141,7 @@ def test_the_bound_is_the_largest_term():
     assert seen == {"memory", "compute", "fixed"}
 
 
-def test_short_contexts_cost_by_the_sequence_and_head():
+def test_short_contexts_cost_time_per_sequence_and_head():
     short, long = decode(H100, sequences=2048, context=16), decode(H100, sequences=8, context=4096)
     assert short.bound == "fixed"
     assert short.memory_s == long.memory_s
@@ -193,7 +193,7 @@ def test_no_share_of_a_roof_exceeds_1():
         assert row["source"]
 
 
-def test_constants_without_a_cell_have_their_default():
+def test_empty_cell_means_the_default_constant():
     cells = dict(data_table("kernel_constants.csv")[0])
     constants = kernel_time.constants_from("gemm", cells)
     assert constants.quantise_share is None

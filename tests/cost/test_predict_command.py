@@ -1,4 +1,4 @@
-"""`decodetax predict` from the command line, and the names by which it finds a GPU."""
+"""`decodetax predict` from the command line, with every option."""
 
 import itertools
 import math
@@ -97,7 +97,7 @@ def test_every_gpu_of_the_table_in_one_command():
     assert [row["gpu"] for row in predictions(*PREDICT, "--gpu", ",".join(names))] == names
 
 
-def test_prompt_apart_from_the_context():
+def test_prompt_differs_from_the_context():
     row = prediction(*PREDICT, "--prompt", "300")
     assert (row["context"], row["prompt"]) == (1024, 300)
     assert row["output_split_s"] == prediction(*PREDICT)["output_split_s"]
@@ -156,7 +156,7 @@ def test_latent_attention_and_windows_from_a_config(tmp_path):
 # Money, the price ratio and requests.
 
 
-def test_price_of_a_gpu_hour_is_the_cited_one_or_the_one_given():
+def test_price_of_a_gpu_hour_is_the_option_or_the_listed_one():
     cited, given = prediction(*PREDICT), prediction(*PREDICT, "--usd-per-hour", "3.6")
     assert cited["usd_per_hour"] == find_gpu("h100").usd_per_hour
     assert given["usd_per_hour"] == 3.6
@@ -168,7 +168,7 @@ def test_price_of_a_gpu_hour_is_the_cited_one_or_the_one_given():
         )
 
 
-def test_gpu_without_a_cited_price_has_seconds_alone():
+def test_gpu_without_a_listed_price_has_no_dollars():
     assert find_gpu("L4").usd_per_hour is None
     row = prediction(*PREDICT, "--gpu", "l4")
     assert (row["usd_per_hour"], row["input_usd_per_mtok"], row["output_usd_per_mtok"]) == (None, None, None)
@@ -183,7 +183,7 @@ def test_price_counts_every_gpu():
 @pytest.mark.parametrize(
     ("given", "ratio"), [("8", 8.0), ("2.5", 2.5), ("gpt-4o-2024-08-06", 4.0), ("gpt-5", 8.0)]
 )
-def test_price_ratio_is_a_number_or_that_of_a_model(given, ratio):
+def test_price_ratio_is_a_number_or_the_ratio_of_a_model(given, ratio):
     row = prediction(*PREDICT, "--price-ratio", given)
     assert row["price_ratio"] == ratio
     assert row == prediction(*PREDICT, "--price-ratio", ratio)
@@ -199,7 +199,7 @@ def test_higher_price_ratio_needs_a_smaller_batch():
 
 
 @pytest.mark.parametrize(("hits", "share"), [(None, 1.0), ("0", 1.0), ("0.5", 0.5), ("1", 0.0)])
-def test_request_costs_its_output_and_what_no_cache_holds_of_its_prompt(hits, share):
+def test_request_costs_its_output_and_the_uncached_prompt(hits, share):
     options = () if hits is None else ("--cache-hits", hits)
     row = prediction(*PREDICT, "--usd-per-hour", "3.6", "--output", "200", *options)
     request = row["request"]
@@ -254,7 +254,7 @@ def test_table_shows_what_json_holds():
     assert sum(shown) == pytest.approx(100, abs=3)
 
 
-def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_what_is_unknown():
+def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
     text = printed(
         *PREDICT, "--gpu", "l4", "--prompt", "300", "--tensor-parallel", "2", "--price-ratio", "0.01"
     )
@@ -306,12 +306,12 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_what_is_unknown():
         pytest.param(("--cache-hits", "0.5"), "--cache-hits", ("--output",), id="cache hits without output"),
     ],
 )
-def test_wrong_input_is_named_in_one_line(arguments, option, fragments):
+def test_rejects_wrong_input_in_one_line(arguments, option, fragments):
     assert_misuse(decodetax(*PREDICT, *arguments), option, *fragments)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "", "1e300", "1_0", "gpt-4oo", "4:1"])
-def test_price_ratio_that_is_none_is_named_in_one_line(text):
+def test_rejects_an_invalid_price_ratio_in_one_line(text):
     assert_misuse(decodetax(*PREDICT, "--price-ratio", text), "--price-ratio", repr(text))
 
 

@@ -1,4 +1,4 @@
-"""What tokens cost by the model: sums, limits, directions, and arithmetic by hand."""
+"""The modelled cost of tokens: sums, limits, directions, and arithmetic by hand."""
 
 import dataclasses
 import itertools
@@ -268,7 +268,7 @@ def gaps(model, on, context, largest):
         pytest.param(MIXTURE, "h200", "fp8", 1024, id="qwen3-30b-a3b, H200, fp8"),
     ],
 )
-def test_break_even_batch_closes_the_gap_and_one_less_does_not(model, gpu, dtype, context, ratio):
+def test_break_even_batch_reaches_the_ratio_and_one_less_does_not(model, gpu, dtype, context, ratio):
     on = deployed(gpu, dtype=dtype)
     asked = {"context": context, "prompt": context, "price_ratio": ratio}
     found = predicted(model, on, batch=1, **asked)
@@ -281,12 +281,12 @@ def test_break_even_batch_closes_the_gap_and_one_less_does_not(model, gpu, dtype
     assert at == 1 or predicted(model, on, **{**asked, "batch": at - 1}).gap > ratio
 
 
-def test_break_even_batch_is_1_where_every_batch_closes_the_gap():
+def test_break_even_batch_is_1_if_every_batch_reaches_the_ratio():
     assert predicted(price_ratio=1e6).break_even_batch == 1
 
 
 @pytest.mark.parametrize("context", [1024, 4096], ids=["ratio too low", "memory too small"])
-def test_no_break_even_batch_where_none_that_fits_closes_the_gap(context):
+def test_no_break_even_batch_if_none_that_fits_reaches_the_ratio(context):
     asked = {"context": context, "prompt": context, "price_ratio": 3.0}
     found = predicted(**asked)
     assert found.break_even_batch is None
@@ -306,7 +306,7 @@ def test_no_break_even_batch_where_none_that_fits_closes_the_gap(context):
         pytest.param(WINDOWED, "h100", "bf16", 1024, id="gemma-2-9b, H100"),
     ],
 )
-def test_no_smaller_batch_than_the_break_even_closes_the_gap(model, gpu, dtype, context):
+def test_no_smaller_batch_than_the_break_even_reaches_the_ratio(model, gpu, dtype, context):
     # A batch that takes one tile more than the last can cost more a token: 65, 129, 193 rows.
     on = deployed(gpu, dtype=dtype)
     largest = largest_batch(model, on, context=context)

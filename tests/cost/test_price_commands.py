@@ -93,7 +93,7 @@ def test_prices_shows_how_a_family_changed():
     assert " +0% +0% 5.00 5.00" in " ".join(changes.split())
 
 
-def test_prices_tells_a_small_change_from_none_and_one_from_nothing(folder):
+def test_prices_distinguishes_a_small_change_no_change_and_a_change_from_0(folder):
     own = write(
         folder,
         entry(model='"a"', family='"f"', input_usd_per_mtok="0", output_usd_per_mtok="10000000"),
@@ -175,7 +175,7 @@ def test_says_that_the_served_model_does_not_fit_the_gpu(command):
     ],
     ids=lambda value: value[0],
 )
-def test_rejects_what_a_ratio_is_compared_with_by_name(command, arguments, fragments):
+def test_rejects_a_bad_served_model_gpu_context_or_run(command, arguments, fragments):
     assert_misuse(decodetax(*command, *arguments), *fragments)
 
 
@@ -242,7 +242,7 @@ def test_total_is_exact(arguments, usd):
     assert f"costs ${usd}.\n" in printed("price", *arguments)
 
 
-def test_price_as_json_tells_each_term():
+def test_price_as_json_has_each_term():
     found = document("price", *TOKENS, *MODEL, "--cached-input", "400")
     assert found["price"]["model"] == "gpt-4o-2024-08-06"
     assert found["terms"] == [
@@ -370,7 +370,7 @@ def test_own_prices_are_added_to_the_list(folder):
     assert document("price", "--input", "1", "--model", "other", "--prices", own)["usd"] == "0.0000001"
 
 
-def test_own_price_takes_the_place_of_the_listed_one(folder):
+def test_own_price_replaces_the_listed_one(folder):
     own = write(folder, entry(model='"GPT-4o-mini"', input_usd_per_mtok="1"))
     found = document("prices", "--prices", own)["prices"]
     assert [price["model"] for price in found] == [
@@ -431,7 +431,7 @@ BAD_PRICES = {
 
 @pytest.mark.parametrize("field", ["input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"])
 @pytest.mark.parametrize("name", BAD_PRICES)
-def test_rejects_own_price_that_is_no_amount(folder, field, name):
+def test_rejects_own_price_that_is_not_an_amount(folder, field, name):
     value, told = BAD_PRICES[name]
     own = write(folder, entry(), entry(model='"b"', **{field: value}))
     assert_misuse(
@@ -490,7 +490,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_rejects_a_file_that_is_no_price_file(folder, name):
+def test_rejects_a_file_that_is_not_a_price_file(folder, name):
     text, fragments = BAD_FILES[name]
     own = write(folder, text)
     assert_misuse(decodetax("prices", "--prices", own), "--prices:", "own.toml", *fragments)
@@ -526,7 +526,7 @@ def test_rejects_a_file_that_cannot_be_read(folder, name, fragment):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_rejects_a_file_that_may_not_be_read(folder):
+def test_rejects_a_file_without_read_permission(folder):
     own = write(folder, entry())
     own.chmod(0)
     assert_misuse(decodetax("prices", "--prices", own), "--prices:", "own.toml", "Permission denied")

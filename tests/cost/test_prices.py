@@ -1,4 +1,4 @@
-"""The price list, what a request costs by it, exactly, and how prices changed."""
+"""The price list, the exact cost of a request, and price changes."""
 
 import decimal
 from decimal import Decimal
@@ -132,7 +132,7 @@ def test_ratio_is_output_over_input_and_none_where_input_is_free(input_usd, outp
     ],
     ids=repr,
 )
-def test_rejects_price_that_is_no_exact_amount(field, value):
+def test_rejects_price_that_is_not_an_exact_amount(field, value):
     if value is None and field == "cached_input_usd_per_mtok":
         assert price(**{field: value}).cached_input_usd_per_mtok is None
         return
@@ -283,7 +283,7 @@ def test_family_of_the_list_goes_from_old_to_new(family, models):
     assert [change.later for change in found] == models[1:]
 
 
-def test_changes_go_by_date_and_then_by_the_order_of_the_list():
+def test_changes_are_ordered_by_date_and_then_by_the_list():
     found = changes_of(
         price(model="last", family="f", effective="2030-02-01 snapshot"),
         price(model="first of a month", family="f", effective="2030-01"),

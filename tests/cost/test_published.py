@@ -44,7 +44,7 @@ def test_missed_figure_is_shown_as_missed(monkeypatch):
     assert "+100.0%" in outcome.out
 
 
-def test_separated_costs_give_back_tensorrts_throughputs():
+def test_separated_costs_reproduce_tensorrt_llms_throughputs():
     published_of = {
         each.what.rpartition(", ")[2]: each.published for each in CHECKS if "saturated" in each.what
     }
