@@ -1,4 +1,4 @@
-"""The tiling cache: entries are found and merged, files are written atomically and used for their GPU only."""
+"""The tiling cache: entries are found and merged, files written atomically and used for their GPU only."""
 
 import dataclasses
 import json
