@@ -146,9 +146,11 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
     if needed > free:
         raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-    least = bench.roof.roofline_time_s(case.work())
-    if least is not None and least[0] > LONGEST_CALL_S:
-        raise Blocked("skipped", f"one call would take {least[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s")
+    roofline = bench.roof.roofline_time_s(case.work())
+    if roofline is not None and roofline[0] > LONGEST_CALL_S:
+        raise Blocked(
+            "skipped", f"one call would take {roofline[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
+        )
     try:
         copies = copies_of(case, bench.source, cache_bytes=bench.device.cache_bytes)
         return copies, gate_of(case, copies[0])

@@ -327,8 +327,8 @@ def merge_row(rows: list[Row], found: Row) -> None:
 
 def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
     """Expected seconds of a case, for the progress bar: five calls, or the time limit if longer."""
-    least = roof.roofline_time_s(case.work())
-    return max(settings.row_limit_s, 5 * least[0] if least else 0.0)
+    roofline = roof.roofline_time_s(case.work())
+    return max(settings.row_limit_s, 5 * roofline[0] if roofline else 0.0)
 
 
 def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:

@@ -190,6 +190,16 @@ class Row:
         """Median seconds of a call with its 95% interval; of an ok row only."""
         return summarise(self.samples_s, self.rounds)
 
+    @property
+    def flop_per_s(self) -> float:
+        """Operations per second at the median time; of an ok row only."""
+        return self.case.work().operations / self.time_s.median
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        """Bytes per second at the median time; of an ok row only."""
+        return self.case.work().bytes_total / self.time_s.median
+
     def with_round(self, later: "Row") -> "Row":
         """This row merged with that of a later round.
 
@@ -215,13 +225,13 @@ class Row:
         if self.status != "ok":
             return None
         work, time_s = self.case.work(), self.time_s.median
-        least, sheet = measured.roofline_time_s(work), datasheet.roofline_time_s(work)
+        roof, sheet = measured.roofline_time_s(work), datasheet.roofline_time_s(work)
         return {
             "operations_per_byte": work.operations_per_byte,
-            "flop_per_s": work.operations / time_s,
-            "bandwidth_bytes_per_s": work.bytes_total / time_s,
-            "bound": least and least[1],
-            "share_of_measured_ceiling": least and least[0] / time_s,
+            "flop_per_s": self.flop_per_s,
+            "bandwidth_bytes_per_s": self.bandwidth_bytes_per_s,
+            "bound": roof and roof[1],
+            "share_of_measured_ceiling": roof and roof[0] / time_s,
             "share_of_datasheet_ceiling": sheet and sheet[0] / time_s,
         }
 

@@ -158,18 +158,17 @@ def measured_facts(run: Run) -> Facts:
     if not (prefill and decode and gaps and balance and roof.flop_per_s and roof.bandwidth_bytes_per_s):
         raise UsageError("run file: lacks a measured gap, ceiling or decoder layer, which the claims need")
     first, (case, prefill_row) = decode[min(decode)], prefill[0]
-    work, prefill_work = first.case.work(), case.work()
     return Facts(
         where=f"{case.model.name} on {run.environment['device']['name']}",
         provenance="measured",
         model=case.model,
         context=context,
         balance_ops_per_byte=balance,
-        prefill_ops_per_byte=prefill_work.operations_per_byte,
+        prefill_ops_per_byte=case.work().operations_per_byte,
         decode_ops_per_byte={b: row.case.work().operations_per_byte for b, row in sorted(decode.items())},
-        bandwidth_share=work.bytes_total / first.time_s.median / roof.bandwidth_bytes_per_s,
-        flop_share=work.operations / first.time_s.median / roof.flop_per_s,
-        prefill_flop_share=prefill_work.operations / prefill_row.time_s.median / roof.flop_per_s,
+        bandwidth_share=first.bandwidth_bytes_per_s / roof.bandwidth_bytes_per_s,
+        flop_share=first.flop_per_s / roof.flop_per_s,
+        prefill_flop_share=prefill_row.flop_per_s / roof.flop_per_s,
         input_s_per_token=next(iter(gaps.values())).input_s_per_token,
         output_s_per_token={batch: gap.output_s_per_token for batch, gap in gaps.items()},
     )
