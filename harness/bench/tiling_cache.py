@@ -19,6 +19,7 @@ from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError, schema_fault, short_repr
 from ..core.files import folder_problem, read_user_json, write_text
+from ..core.records import Count
 from .device import Device
 from .runner import TilingOf
 from .tilings import TUNABLE, Key
@@ -33,8 +34,8 @@ class _Entry(msgspec.Struct):
 
     kernel: str
     key: dict[str, int | str]
-    tiling: dict[str, bool | int | str | None]
-    default: dict[str, bool | int | str | None]
+    tiling: dict[str, bool | Count | str | None]  # as in a row of a run
+    default: dict[str, bool | Count | str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -162,6 +162,10 @@ BROKEN = {
         "not a valid cache ([0]: must be an object, was an integer)",
     ),
     "an entry without a key": ({"entries": [{"kernel": "decode_attention"}]}, "[0]: lacks key"),
+    "a tiling beyond any file of a run": (
+        {"entries": [{"kernel": "k", "key": {}, "tiling": {"num_stages": 10**30}, "default": {}}]},
+        "must be at most 9223372036854775807",
+    ),
     "a tiling of lists": (
         {"entries": [{"kernel": "k", "key": {}, "tiling": {"block_n": [1]}, "default": {}}]},
         "must be true or false or an integer or text or null, was a list",
