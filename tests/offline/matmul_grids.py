@@ -67,7 +67,7 @@ def matmul_memory_grid(shape: MatmulOperands, tiling: MatmulTiling) -> Grid:
 def matmul_grid(
     shape: MatmulOperands, tiling: MatmulTiling, gpu: Gpu, dtype: str
 ) -> tuple[Grid, SharedResource]:
-    """The grid of `prefill_matmul` and what bounds it: the roof with the longer ideal time."""
+    """The grid of `prefill_matmul` and what bounds it: the resource with the longer ideal time."""
     peak = peak_flop_per_s(dtype, gpu)
     if peak is None or shape.operations / peak < min_bytes(shape) / gpu.bandwidth_bytes_per_s:
         return matmul_memory_grid(shape, tiling), dram_bandwidth(gpu)

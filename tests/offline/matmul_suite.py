@@ -55,7 +55,7 @@ def programs_per_sm(tiling, gpu):
 
 
 def simulated_efficiency(shape, gpu, tiling):
-    """Time at the roof over simulated time."""
+    """Roofline time over simulated time."""
     grid, resource = matmul_grid(shape, tiling, gpu, "bf16")
     return simulate_grid(grid, gpu, programs_per_sm(tiling, gpu), resource=resource).efficiency
 
