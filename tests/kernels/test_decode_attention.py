@@ -59,7 +59,7 @@ def test_numbers_of_balanced_ctas(programs_and_min_tiles):
     assert_right(inputs, tiling=balanced(programs, min_tiles=min_tiles))
 
 
-@pytest.mark.parametrize("block_n", [16, 32, 64])
+@pytest.mark.parametrize("block_n", by_default({16, 64}, [16, 32, 64]))
 def test_lengths_around_a_tile(block_n):
     lengths = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65]
     inputs = decode_inputs(lengths, q_heads=3, kv_heads=1, head_dim=16, capacity=65)
@@ -76,7 +76,7 @@ def test_page_sizes_of_a_paged_kv_cache(page_size):
     assert_right(inputs, tiling=balanced(3, block_n=32))
 
 
-@pytest.mark.parametrize("heads_first", [False, True], ids=["tokens_first", "heads_first"])
+@pytest.mark.parametrize("heads_first", by_default({True}, [False, True]))
 @pytest.mark.parametrize("page_size", [0, 5, 16], ids=["contiguous", "pages_of_5", "pages_of_16"])
 def test_tokens_or_heads_first_in_memory(heads_first, page_size):
     inputs = decode_inputs([50, 7], head_dim=40, heads_first=heads_first, capacity=50, page_size=page_size)
@@ -84,7 +84,7 @@ def test_tokens_or_heads_first_in_memory(heads_first, page_size):
 
 
 @either_cache
-@pytest.mark.parametrize("odd", [0, 8, 7], ids=["dense", "strides_of_8", "strides_of_1"])
+@pytest.mark.parametrize("odd", by_default({0, 7}, [0, 8, 7]))
 def test_interleaved_keys_and_values_with_gaps(odd, page_size):
     inputs = decode_inputs([37, 20], head_dim=24, v_head_dim=40, capacity=39, page_size=page_size)
     keys, values = inputs["k_cache"], inputs["v_cache"]

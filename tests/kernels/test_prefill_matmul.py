@@ -48,14 +48,14 @@ def test_numbers_of_rows(rows, dtype):
 
 
 @pytest.mark.parametrize("out_features", by_default({1, 33}, [1, 31, 32, 33]))
-@pytest.mark.parametrize("in_features", [1, 15, 16, 17, 49])
+@pytest.mark.parametrize("in_features", by_default({1, 17, 49}, [1, 15, 16, 17, 49]))
 @pytest.mark.parametrize("num_splits", by_default({1, 7}, [1, 2, 7]))
 def test_numbers_of_features_and_k_splits(out_features, in_features, num_splits):
     # 49 features are 4 steps of 16: 7 splits are more than there are steps.
     assert_right(*positive_operands(17, out_features, in_features), tiling=matmul_tiling(num_splits))
 
 
-@pytest.mark.parametrize("group_m", [1, 2, 3, 8])
+@pytest.mark.parametrize("group_m", by_default({3, 8}, [1, 2, 3, 8]))
 def test_grouped_tile_order_covers_every_tile(group_m):
     assert_right(*operands(16 * 5 + 1, 32 * 3 + 1, 16), tiling=matmul_tiling(group_m=group_m))
 
