@@ -249,6 +249,11 @@ def test_traffic_is_within_5_percent_of_the_minimum():
     assert decode_error(output, reference.decode_attention(**inputs)[0], inputs) <= 1
 
 
+def test_ctas_without_work_access_nothing_out_of_bounds():
+    with count_traffic():
+        decode_attention(**decode_inputs([5], capacity=16), tiling=balanced(8))
+
+
 def without_last_partial(partial_counts):
     counts = partial_counts.view(-1, 2)[:, 1]
     counts[counts > 0] -= 1

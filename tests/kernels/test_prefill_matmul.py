@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from decodetax.harness.offline import count_traffic
 from decodetax.kernels import prefill_matmul, prefill_matmul_workspace_bytes, reference
 from decodetax.kernels.gpu_limits import H100_LIMITS
 from hypothesis import given, settings
@@ -112,6 +113,12 @@ def test_offsets_over_32_bits(far, rows, num_splits):
     assert error(out, x, weight) <= 1
     # K itself may be strided past 2^31.
     assert_right(x.T[:2], weight.T[:2], tiling=matmul_tiling(num_splits))
+
+
+@every_tiling
+def test_accesses_nothing_out_of_bounds(tiling):
+    with count_traffic():
+        prefill_matmul(*operands(16, 64, 32), tiling=tiling)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
