@@ -9,7 +9,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @contextlib.contextmanager
 def chromium():
-    """The installed Chromium, driven by playwright, which brings none of its own."""
+    """The installed Chromium, driven by playwright, which comes without a browser."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415  (an extra, which a session may lack)
 
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium has none for root

@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests unless asked for; skip, with a reason, tests that need a GPU that is not there."""
+    """Leave out slow tests unless asked for; skip, with a reason, tests that need a missing GPU."""
     if not config.getoption("--slow") and not _names_a_test(config):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _names_a_test(config: pytest.Config) -> bool:
-    """Whether an argument is a single test, which then runs however slow it is."""
+    """Whether an argument is a single test, which then runs even if it is slow."""
     return any("::" in argument for argument in config.args)
 
 

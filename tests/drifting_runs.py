@@ -12,7 +12,7 @@ from hand_made import ok_row, run_record
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Standard deviations of the logarithm of a time, of what a machine adds to it.
+    """Standard deviations of the disturbances of a machine, in the logarithm of a time.
 
     Attributes:
         noise: of a sample alone.

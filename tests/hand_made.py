@@ -83,7 +83,7 @@ def ceilings(*, bandwidth_bytes_per_s=1e8, flop_per_s=1e9, provenance="measured"
 
 
 def gap(**changes):
-    """4 s an input token; 40 s an output token: 25% weights, 50% KV cache, 25% the rest."""
+    """4 s per input token; 40 s per output token: 25% weights, 50% KV cache, 25% the rest."""
     return Gap(
         **{
             "batch": 1,
@@ -160,7 +160,7 @@ def run_record(*, device=None, usd_per_hour=None, **changes):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -201,7 +201,7 @@ def write_config(folder, **changes):
 
 
 def strict_json(text):
-    """Parse JSON as the standard has it: no NaN, no infinity."""
+    """Parse strict JSON, without NaN and infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")

@@ -105,7 +105,9 @@ def check_memory(settings: Settings, device: Device) -> None:
         ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
         *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
         *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
-        *(("--batch", size, size * one) for size in sweep.batches),  # a case holds a length a sequence
+        *(
+            ("--batch", size, size * one) for size in sweep.batches
+        ),  # a case holds the length of each sequence
     ]
     for option, value, needed in named:
         if needed > free:

@@ -30,10 +30,10 @@ QUICK_TOTAL_S = {"cpu": 8, "cuda": 60}
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What pairs of runs of the same code show.
+    """Findings in pairs of runs of the same code.
 
     Attributes:
-        regressions: rows called surely slower by over the limit, with their pair's number from 1: all wrong.
+        regressions: rows called slower by over the limit, with their pair's number from 1: all wrong.
         verdicts: how often each was given; faster and slower are wrong.
         spread: standard deviation of the logarithm of the ratios.
         largest: the ratio farthest from 1.
@@ -49,14 +49,14 @@ class Findings:
 
 
 def findings(comparisons: Sequence[RunComparison]) -> Findings:
-    """What comparisons of the same code with itself show."""
+    """The findings of comparisons of the same code with itself."""
     rows = list(itertools.chain.from_iterable(comparison.rows for comparison in comparisons))
     shifts = [math.log(row.ratio) for row in rows]
     known = [row for row in rows if row.low is not None]
     return Findings(
         pairs=len(comparisons),
         regressions=tuple(
-            f"pair {number}: {row.case} {row.provider} {row.ratio:.3f}, surely over {row.low:.3f}"
+            f"pair {number}: {row.case} {row.provider} {row.ratio:.3f}, at least {row.low:.3f}"
             for number, comparison in enumerate(comparisons, start=1)
             for row in comparison.regressions
         ),
@@ -82,7 +82,7 @@ def text_of(found: Findings) -> str:
 
 
 def one_run(target: Path, row_limit_s: float) -> None:
-    """Measure as `decodetax run --quick` does, with so many seconds a row, into a file."""
+    """Measure as `decodetax run --quick` does, with this many seconds per row, into a file."""
     from decodetax.harness.bench.device import open_device  # noqa: PLC0415
     from decodetax.harness.bench.session import Settings, begin, measure  # noqa: PLC0415
     from decodetax.harness.core.language_model import load_timed_model  # noqa: PLC0415

@@ -14,7 +14,7 @@ WIDE_ROOF = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e11)
 
 
 class Clock:
-    """A wall clock that moves when told to."""
+    """A wall clock that moves only when it is set."""
 
     def __init__(self):
         self.time_s = 0.0
@@ -24,7 +24,7 @@ class Clock:
 
 
 class FakeDevice:
-    """Runs calls at once and says that each took what `seconds_of(call)` tells; the clock moves along."""
+    """Runs calls at once and reports `seconds_of(call)` as the time of each; the clock advances by it."""
 
     torch_device = CPU
     name = "a device of the tests"
@@ -76,7 +76,7 @@ class FakeDevice:
 
 
 class SmallCpu(CpuDevice):
-    """This processor with a cache of 4 KiB, so that buffers are small."""
+    """This CPU with a cache of 4 KiB, so that buffers are small."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ class SmallCpu(CpuDevice):
 
 
 class FakeCuda:
-    """`torch.cuda` with `count` GPUs that writes down, in order, what is asked of it."""
+    """`torch.cuda` with `count` GPUs; records the calls to it in order."""
 
     def __init__(self, *, count=1, elapsed_ms=2.0, free_bytes=123, **properties):
         self.log = []
@@ -155,7 +155,7 @@ class FakeCuda:
 
 
 class FakeEvent:
-    """Notes when it is recorded; the time between two is what the fake GPU says."""
+    """Records its time; the time between two events is that of the fake GPU."""
 
     def __init__(self, cuda):
         self._cuda = cuda
@@ -173,7 +173,7 @@ class FakeEvent:
 
 
 class FakeStream:
-    """Notes whom it waits for."""
+    """Records the streams it waits for."""
 
     def __init__(self, log, name):
         self._log, self.name = log, name
@@ -183,7 +183,7 @@ class FakeStream:
 
 
 class FakeClocks:
-    """Tells clocks one after another, and reasons for which they are held down."""
+    """Gives clocks one after another, and throttle reasons."""
 
     def __init__(self, *clocks_hz, throttle_reasons=()):
         self._clocks_hz, self._throttle_reasons = iter(clocks_hz), throttle_reasons

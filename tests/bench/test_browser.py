@@ -109,9 +109,9 @@ def test_hover_shows_the_case(browser, reports, name, row):
     with shown(browser, reports / f"{name}.html") as page:
         page.evaluate(HOVER)
         page.wait_for_selector("#roofline .hoverlayer .hovertext")
-        told = " ".join(texts(page, "#roofline .hoverlayer .hovertext"))
-        assert " ".join(row.case.id.split()) in told
-        assert "median (measured)" in told
+        hover = " ".join(texts(page, "#roofline .hoverlayer .hovertext"))
+        assert " ".join(row.case.id.split()) in hover
+        assert "median (measured)" in hover
 
 
 def test_mouse_over_a_point_shows_its_case(browser, reports):
@@ -121,8 +121,8 @@ def test_mouse_over_a_point_shows_its_case(browser, reports):
         box = point.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.wait_for_selector("#roofline .hoverlayer .hovertext")
-        told = texts(page, "#roofline .hoverlayer .hovertext")
-        assert any(row.case.id in text for text in told for row in whole_run().rows)
+        hovers = texts(page, "#roofline .hoverlayer .hovertext")
+        assert any(row.case.id in text for text in hovers for row in whole_run().rows)
 
 
 def test_figures_follow_a_change_to_dark(browser, reports):

@@ -102,9 +102,9 @@ def fake_nsight(tmp_path, monkeypatch):
 
 
 def read(result, **options):
-    told = []
-    reason = read_counters(result, FakeDevice(kind="cuda", **options), lambda *told_of: told.append(told_of))
-    return reason, told
+    calls = []
+    reason = read_counters(result, FakeDevice(kind="cuda", **options), lambda *call: calls.append(call))
+    return reason, calls
 
 
 def small_run(**changes):
@@ -118,7 +118,7 @@ def counted_rows(result):
 def test_rows_get_the_counters_of_all_launches_of_a_call(fake_nsight):
     fake_nsight("count")
     result = small_run(providers=("own_of_counters:product",))
-    reason, told = read(result)
+    reason, calls = read(result)
     assert reason is None
     rows = counted_rows(result)
     assert "own_of_counters:product" in {row.provider for row in rows}
@@ -130,7 +130,7 @@ def test_rows_get_the_counters_of_all_launches_of_a_call(fake_nsight):
             "matrix_active_share": 0.75,  # of the busier one
         }
     assert [row for row in result.rows if row not in rows and row.counters] == []
-    assert [share for share, _ in told] == [pytest.approx((at + 1) / len(rows)) for at in range(len(rows))]
+    assert [share for share, _ in calls] == [pytest.approx((at + 1) / len(rows)) for at in range(len(rows))]
     assert [row.counters for row in run_of(as_json(result)).rows] == [row.counters for row in result.rows]
 
 

@@ -202,7 +202,7 @@ TWO_SOCKETS = {
     [
         pytest.param(TWO_SOCKETS, 2 * 30720 * 1024, id="two sockets"),
         pytest.param(cache_files(0, 2, "2", "512K", "0-3"), 512 * 1024, id="second level is last"),
-        pytest.param({}, 32 * 2**20, id="nothing told"),
+        pytest.param({}, 32 * 2**20, id="unknown"),
         pytest.param(cache_files(0, 3, "3", "unknown", "0"), 32 * 2**20, id="not a size"),
         pytest.param({"cpu0/cache/index3/level": "3"}, 32 * 2**20, id="size missing"),
         pytest.param({**cache_files(0, 3, "3", "64K", "0"), "cpufreq/size": "9K"}, 65536, id="other folders"),

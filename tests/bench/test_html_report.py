@@ -88,12 +88,12 @@ def test_roofline_has_a_point_for_each_ok_row_and_a_line_for_each_roof():
 def test_hover_shows_case_provider_shape_and_times():
     run = whole_run()
     [trace] = [t for t in page(run).figures()["roofline"]["data"] if t["name"].startswith("projection, pre")]
-    told = trace["hovertext"][0].split("<br>")
+    shown = trace["hovertext"][0].split("<br>")
     row = run.rows[0]
-    assert told[0] == f"<b>{row.case.id}</b>"
-    assert told[1:3] == ["run: run 0", "provider: torch"]
-    assert "in_features 64" in told[3]
-    assert told[5:7] == ["median (measured): 2 ms", "95% interval: 1 ms to 3 ms"]
+    assert shown[0] == f"<b>{row.case.id}</b>"
+    assert shown[1:3] == ["run: run 0", "provider: torch"]
+    assert "in_features 64" in shown[3]
+    assert shown[5:7] == ["median (measured): 2 ms", "95% interval: 1 ms to 3 ms"]
     assert trace["hoverinfo"] == "text"
 
 

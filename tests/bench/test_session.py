@@ -87,12 +87,12 @@ def test_same_seed_gives_the_same_gate_errors():
 
 
 def test_progress_grows_from_0_to_1():
-    told = []
-    run(progress=lambda done, what: told.append((done, what)))
-    shares = [done for done, _ in told]
+    calls = []
+    run(progress=lambda done, what: calls.append((done, what)))
+    shares = [done for done, _ in calls]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert all(what for _, what in told)
+    assert all(what for _, what in calls)
     assert len(set(shares)) > 10
 
 

@@ -272,23 +272,23 @@ def test_result_is_strict_json(monkeypatch):
 
 def test_cases_share_the_time_and_progress_grows(monkeypatch):
     lab = Lab(monkeypatch, [10e-3] * 60)
-    told = []
+    calls = []
     cases = [CASE, structs.replace(CASE, contexts=(5, 5))]
     found = list(
         tune(
             cases,
             lab.device,
             time_limit_s=12,
-            progress=lambda share, what: told.append((share, what)),
+            progress=lambda share, what: calls.append((share, what)),
             now_s=lab.device.clock,
         )
     )
     assert [tuned.case for tuned in found] == cases
     assert lab.device.released == 2
-    shares = [share for share, _ in told]
+    shares = [share for share, _ in calls]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < 0.5 < shares[-1] <= 1
-    assert {what for _, what in told} == {case.id for case in cases}
+    assert {what for _, what in calls} == {case.id for case in cases}
     tried = [sum(trial.reason != NOT_TRIED for trial in tuned.trials) for tuned in found]
     assert all(2 < count < 60 for count in tried)
 
