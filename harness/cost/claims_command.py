@@ -39,7 +39,7 @@ def claims_command(
 ) -> None:
     """Check nine claims on why output tokens cost more, with numbers.
 
-    They are those of the article that the README names. The numbers come from RUN.json, a file of `decodetax
+    The claims are those of an article on token prices. The numbers come from RUN.json, a file of `decodetax
     run`; without one they are modelled. Each claim holds, holds in part or does not hold, under the stated
     conditions.
     """

@@ -81,11 +81,11 @@ def _size_option(
 def count_command(
     kernels: tuple[str, ...], providers: tuple[str, ...], wide: bool, as_json: bool, **arguments: Any
 ) -> int:
-    """Count bytes and operations of kernels in Triton's interpreter; needs no GPU.
+    """Count the bytes and operations of kernels, without a GPU.
 
-    Shows the bytes of each tensor that unmasked lanes request and write and the distinct bytes (counted),
-    beside the tiling's formula and the case's minimum (modelled). A large matmul is modelled only. Exit code
-    1 means a wrong result or a faulty memory access.
+    Triton's interpreter runs the kernels. Shows the bytes of each tensor that unmasked lanes request and
+    write, and the distinct bytes (counted), beside the tiling's formula and the case's minimum (modelled). A
+    large matmul is modelled only. Exit code 1 means a wrong result or a faulty memory access.
     """
     from ..core.gpus import find_gpu
 

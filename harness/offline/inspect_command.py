@@ -74,7 +74,7 @@ def inspect_command(
     wide: bool,
     as_json: bool,
 ) -> int:
-    """Compile every kernel and variant for GPUs that need not be present, and bound what they can reach.
+    """Compile kernels for GPUs that need not be present, and bound them.
 
     Registers, spills, loads and loops are read from the machine code; headrooms and limits are modelled from
     them. Exit code 1 means that a kernel does not compile or does not fit the GPU.
