@@ -11,6 +11,8 @@ from decodetax.harness.cost.prices import price_list
 from hand_made import run_record
 from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
 
+pytestmark = pytest.mark.slow
+
 if CHROMIUM is None:
     pytest.skip("no chromium is installed here: apt-get install chromium", allow_module_level=True)
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
