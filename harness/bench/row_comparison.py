@@ -1,4 +1,4 @@
-"""One row in two runs: the ratio of its times, its 95% interval, and the verdict.
+"""One row in two runs: the ratio of its times (the inverse of the speedup), its 95% interval, the verdict.
 
 The medians of its rounds give a row's level in each run. Two levels give the ratio and Welch's interval,
 widened by changes of the machine itself. p is the chance of such a ratio if the times are the same; corrected
