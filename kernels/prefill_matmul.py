@@ -477,5 +477,7 @@ def _weight_descriptor(weight: torch.Tensor, tiling: MatmulTiling, *, gated: boo
     """TMA descriptor of [block_n, block_k] tiles; for "swiglu" of [block_n / 2, 2, block_k] gate-up pairs."""
     if not gated:
         return TensorDescriptor.from_tensor(weight, [tiling.block_n, tiling.block_k])
-    pairs = weight.view(2, -1, weight.shape[1]).transpose(0, 1)
-    return TensorDescriptor.from_tensor(pairs, [tiling.block_n // 2, 2, tiling.block_k])
+    pairs, row_stride = weight.shape[0] // 2, weight.stride(0)
+    # Not `view`: it gives a dimension of size 1 a stride that the TMA may reject as misaligned.
+    weight = weight.as_strided((pairs, 2, weight.shape[1]), (row_stride, pairs * row_stride, 1))
+    return TensorDescriptor.from_tensor(weight, [tiling.block_n // 2, 2, tiling.block_k])

@@ -362,6 +362,12 @@ def test_random_shapes_and_options(rows, pairs, in_features, tiling, activation,
     assert_right(x, weight, tiling=tiling, activation=activation, weight_scale=scale)
 
 
+@pytest.mark.parametrize("in_features", [1, 70])
+def test_one_pair_of_gate_and_up_features(in_features):
+    x, weight = positive_operands(65, 2, in_features, dtype=torch.bfloat16, weight_dtype=torch.bfloat16)
+    assert_right(x, weight, activation="swiglu", weight_scale=1.0 / in_features)
+
+
 def test_products_computed_by_hand():
     x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     plain = prefill_matmul(x, weight, bias=torch.tensor([1.0, 0.0, 0.0, 0.0]), x_scale=2.0)
