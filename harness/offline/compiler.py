@@ -15,8 +15,6 @@ JSON on standard input, its rows a line on standard output.
 
 import contextlib
 import hashlib
-import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +40,7 @@ from .headroom import IterationWork
 from .kernel_grids import ScheduleEfficiency, schedule_efficiency
 from .machine_code import disassemble
 from .variants import CompileCase, case_matmul_tiling, iteration_work
+from .workers import serve_jobs
 
 _KERNELS_PACKAGE = kernels.__name__
 # Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
@@ -367,14 +366,11 @@ def _is_tensor(value: object) -> bool:
 
 def main() -> None:
     """Answers jobs until standard input ends."""
-    # Compilers may write to standard output: it becomes standard error, and answers go to a copy of it.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)
-        for line in sys.stdin:
-            job = json.loads(line)
-            rows = inspect_case(CompileCase(**job["case"]), find_gpu(job["gpu"]))
-            answers.write(json.dumps([row.to_json() for row in rows]) + "\n")
-            answers.flush()
+
+    def rows(job: Any) -> list[dict[str, Any]]:
+        return [row.to_json() for row in inspect_case(CompileCase(**job["case"]), find_gpu(job["gpu"]))]
+
+    serve_jobs(rows)
 
 
 if __name__ == "__main__":

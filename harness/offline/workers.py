@@ -1,6 +1,7 @@
-"""Compiles cases in worker processes, several at a time, without importing Triton here.
+"""Runs jobs that import Triton in worker processes, several at a time, without importing Triton here.
 
-A worker can compile while this process interprets, and a compiler that crashes fails one case only.
+A worker can compile while this process interprets, and a compiler that crashes fails one job only. A worker
+is a module run as a program that calls `serve_jobs`.
 """
 
 import contextlib
@@ -11,16 +12,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import IO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
-from ..core.gpus import Gpu, find_gpu
+from ..core.gpus import find_gpu
 from .compiled_rows import CompiledRow, LaunchName, failed_row
 from .variants import CompileCase
 
 _WORKER = f"{__package__}.compiler"
 _MESSAGE_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The answer to a job whose worker process ended; `reason` says how."""
+
+    reason: str
 
 
 def inspect_cases(
@@ -46,30 +54,68 @@ def inspect_cases(
         ValueError: processes is less than 1.
     """
     found = [find_gpu(name, with_limits=True) for name in gpus]
+    jobs = [(gpu, case) for gpu in found for case in cases]
+    rows: dict[int, tuple[CompiledRow, ...]] = {}
+
+    def on_answer(at: int, answer: Any) -> None:
+        gpu, case = jobs[at]
+        if isinstance(answer, Crash):
+            name = LaunchName(
+                kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={}
+            )
+            rows[at] = (failed_row(name, answer.reason),)
+        else:
+            rows[at] = tuple(map(CompiledRow.from_json, answer))
+        if on_row is not None:
+            for row in rows[at]:
+                on_row(row)
+
+    sent = [{"gpu": gpu.name, "case": asdict(case)} for gpu, case in jobs]
+    run_jobs(_WORKER, sent, on_answer, processes=processes)
+    return tuple(row for at in range(len(jobs)) for row in rows[at])
+
+
+def run_jobs(
+    worker: str,
+    jobs: Sequence[Mapping[str, Any]],
+    on_answer: Callable[[int, Any], None],
+    *,
+    processes: int | None = None,
+    show_stderr: bool = False,
+) -> None:
+    """Answers jobs in parallel processes.
+
+    Args:
+        worker: name of the module that each process runs.
+        jobs: JSON objects.
+        on_answer: called with the place of a job and its answer, or a `Crash`; in any order, one call at a
+            time.
+        processes: the most processes at a time; None means the number of processors.
+        show_stderr: whether what a worker prints goes to stderr, else into the reason of its `Crash`.
+
+    Raises:
+        ValueError: processes is less than 1.
+    """
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    jobs = [(gpu, case) for gpu in found for case in cases]
     pending: queue.SimpleQueue[int] = queue.SimpleQueue()
     for at in range(len(jobs)):
         pending.put(at)
-    answers: dict[int, tuple[CompiledRow, ...]] = {}
-    reporting = threading.Lock()
+    answering = threading.Lock()
 
     def serve() -> None:
-        worker = _Worker()
+        process = _Worker(worker, show_stderr=show_stderr)
         try:
             while True:
                 try:
                     at = pending.get_nowait()
                 except queue.Empty:
                     return
-                answers[at] = worker.rows(*jobs[at])
-                if on_row is not None:
-                    with reporting:
-                        for row in answers[at]:
-                            on_row(row)
+                answer = process.answer(jobs[at])
+                with answering:
+                    on_answer(at, answer)
         finally:
-            worker.close()
+            process.close()
 
     threads = [
         threading.Thread(target=serve, daemon=True)
@@ -78,11 +124,24 @@ def inspect_cases(
     for thread in threads:
         thread.start()
     _join(threads, pending)
-    return tuple(row for at in range(len(jobs)) for row in answers[at])
+
+
+def serve_jobs(answer: Callable[[Any], Any]) -> None:
+    """Answers jobs, JSON objects one a line, until standard input ends: what a worker's `main` does.
+
+    Args:
+        answer: gives the answer to a job, as a value that JSON can hold.
+    """
+    # Compilers may write to standard output: it becomes standard error, and answers go to a copy of it.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            answers.write(json.dumps(answer(json.loads(line))) + "\n")
+            answers.flush()
 
 
 def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]") -> None:
-    """Waits for all threads; on Ctrl-C they start no further case."""
+    """Waits for all threads; on Ctrl-C they start no further job."""
     try:
         for thread in threads:
             thread.join()
@@ -94,26 +153,24 @@ def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]"
 
 
 class _Worker:
-    """A compiling process, started when first needed and again after it died."""
+    """A worker process, started when first needed and again after it died."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str, *, show_stderr: bool) -> None:
+        self._module, self._show_stderr = module, show_stderr
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
-    def rows(self, gpu: Gpu, case: CompileCase) -> tuple[CompiledRow, ...]:
+    def answer(self, job: Mapping[str, Any]) -> Any:
         process = self._process or self._start()
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker has no pipes")
         try:
-            process.stdin.write(json.dumps({"gpu": gpu.name, "case": asdict(case)}) + "\n")
+            process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        if answer:
-            return tuple(CompiledRow.from_json(row) for row in json.loads(answer))
-        name = LaunchName(kernel=case.kernel, variant=case.variant, gpu=gpu.name, dtype=case.dtype, tiling={})
-        return (failed_row(name, self._exit_reason(process)),)
+        return json.loads(answer) if answer else Crash(self._exit_reason(process))
 
     def close(self) -> None:
         if self._process is not None:
@@ -124,9 +181,10 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (`close`)
+        if not self._show_stderr:
+            self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (`close`)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _WORKER],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -142,4 +200,4 @@ class _Worker:
             self._errors.seek(0)
             printed = " ".join(self._errors.read().split())[-_MESSAGE_CHARACTERS:]
         self.close()
-        return f"the compiler's process ended with {code}: {printed}"
+        return f"the compiler's process ended with {code}: {printed}".rstrip(": ")
