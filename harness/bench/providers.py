@@ -18,6 +18,7 @@ from ..core.user_function import UserFunction, load_user_functions
 from ..core.work import ELEMENT_BYTES
 from . import decoder_layer, library_providers, torch_providers
 from .device import Device
+from .launcher import launcher_problem
 from .tilings import (
     TUNABLE,
     Tunable,
@@ -75,7 +76,7 @@ def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
         return "TRITON_INTERPRET is set: the interpreter is not timed"
     if float(getattr(device, "compute_capability", 0)) < 8:
         return "Triton kernels need compute capability 8.0 or newer"
-    return None
+    return launcher_problem()
 
 
 def _matmul_variant(variant: Variant) -> Provider:

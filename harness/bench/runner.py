@@ -17,6 +17,7 @@ from ..core.gate import Gate, Verdict
 from ..core.inputs import Inputs, Source, copies_of, memory_bytes, poison
 from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
+from .launcher import launcher_error
 from .providers import PROVIDERS, Provider, gate_of
 from .timer import Budget, measure
 
@@ -257,6 +258,8 @@ def _explain(error: Exception) -> tuple[Status, str]:
     message = text.removeprefix(f"{type(error).__name__}: ")
     if out_of_memory(error):
         return "skipped", f"out of memory: {message}"
+    if (problem := launcher_error(error)) is not None:
+        return "unsupported", problem
     if isinstance(error, NotImplementedError) or "not implemented for" in text:
         return "unsupported", message
     return "failed", text

@@ -94,6 +94,7 @@ def test_output_of_each_provider_has_the_shape_of_the_case(case):
 @pytest.mark.parametrize("operation", ["prefill_matmul", "decode_attention"])
 def test_compiled_kernels_need_compute_capability_8(operation, capability, runs, monkeypatch):
     monkeypatch.setattr(module, "interpreting", lambda: False)
+    monkeypatch.setattr(module, "launcher_problem", lambda: None)
     device = FakeDevice(kind="cuda")
     device.compute_capability = capability
     [triton] = [p for p in PROVIDERS[operation] if p.name == "triton"]
@@ -112,6 +113,16 @@ def test_triton_is_never_timed_uncompiled(kind, interpreting, reason, monkeypatc
     for operation in ("prefill_matmul", "decode_attention"):
         [triton] = [p for p in PROVIDERS[operation] if p.name == "triton"]
         assert reason in triton.refuses(matmul_case(), device)
+
+
+@pytest.mark.parametrize("operation", ["prefill_matmul", "decode_attention"])
+def test_compiled_kernels_need_a_c_compiler(operation, monkeypatch):
+    monkeypatch.setattr(module, "interpreting", lambda: False)
+    monkeypatch.setattr(module, "launcher_problem", lambda: "Triton cannot compile its C launcher: no gcc")
+    device = FakeDevice(kind="cuda")
+    device.compute_capability = "10.0"
+    reasons = {p.refuses(matmul_case(), device) for p in PROVIDERS[operation] if p.name.startswith("triton")}
+    assert reasons == {"Triton cannot compile its C launcher: no gcc"}
 
 
 @pytest.mark.parametrize("name", ["torch-weight-first", "torch-batched"])
@@ -147,6 +158,7 @@ def test_variants_run_if_gpu_and_rows_allow(
     capability, in_features, dtype, descriptors, warp_specialized, monkeypatch
 ):
     monkeypatch.setattr(module, "interpreting", lambda: False)
+    monkeypatch.setattr(module, "launcher_problem", lambda: None)
     device = FakeDevice(kind="cuda")
     device.compute_capability = capability
     case = matmul_case(in_features=in_features, dtype=dtype)

@@ -1,9 +1,11 @@
 """Rows: gated before they are timed, verified after, and whatever goes wrong becomes a reason."""
 
 import dataclasses
+import errno
 import gc
 import math
 import re
+import subprocess
 import weakref
 
 import pytest
@@ -263,6 +265,11 @@ ERRORS = [
         "unsupported",
         "\"addmm_impl_cpu_\" not implemented for 'Half'",
     ),
+    (
+        subprocess.CalledProcessError(1, ["ptxas", "-v"]),
+        "failed",
+        "CalledProcessError: Command '['ptxas', '-v']' returned non-zero exit status 1.",
+    ),
     (ValueError("x has\n  two lines"), "failed", "ValueError: x has two lines"),
     (RuntimeError(), "failed", "RuntimeError"),
     (RuntimeError("word " * 500), "failed", "RuntimeError: " + "word " * 59 + "word"),
@@ -279,6 +286,24 @@ def test_error_becomes_a_status_and_a_reason_and_the_run_goes_on(monkeypatch, er
     [row, other] = rows_of(monkeypatch, broken, right)
     assert (row.status, row.reason, tuple(row.samples_s)) == (status, reason, ())
     assert other.status == "ok"
+
+
+LAUNCHER_ERRORS = [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable or set triton.knobs"),
+    subprocess.CalledProcessError(1, ["/usr/bin/gcc", "cuda_utils.c", "-O3", "-shared", "-fPIC"]),
+    FileNotFoundError(errno.ENOENT, "No such file or directory", "no-such-cc"),
+    AssertionError("libcuda.so cannot found!\nPlease make sure GPU is set up"),
+]
+
+
+@pytest.mark.parametrize("error", LAUNCHER_ERRORS, ids=lambda error: type(error).__name__)
+def test_row_without_a_launcher_is_unsupported_and_says_why(monkeypatch, error):
+    monkeypatch.setenv("CC", "no-such-cc")
+    [row] = rows_of(monkeypatch, raising(error))
+    assert row.status == "unsupported"
+    assert row.reason.startswith("Triton cannot compile its C launcher: ")
+    assert "no-such-cc" in row.reason
+    assert "No such file" in row.reason
 
 
 def test_output_of_another_shape_fails(monkeypatch):
