@@ -185,7 +185,9 @@ def _matmul_candidates(
     if problem.tma and limits.compute_capability >= TMA_FROM_CAPABILITY:
         variants.append("descriptors")
         variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
-    from_tables = {tiling for variant in variants for tiling in matmul_tilings(problem, limits, variant)}
+    from_tables = {
+        tiling for variant in variants for tiling in _from_tables(problem, limits, variant, default)
+    }
     neighbours = {
         dataclasses.replace(default, block_k=block_k, num_warps=warps, num_stages=stages, group_m=group_m)
         for block_k, warps, stages, group_m in itertools.product(
@@ -203,6 +205,21 @@ def _matmul_candidates(
         <= limits.shared_bytes_per_block
     }
     return _nearest_first(found, default)
+
+
+def _from_tables(
+    problem: MatmulProblem, limits: GpuLimits, variant: Variant, default: MatmulTiling
+) -> set[MatmulTiling]:
+    """The chooser's tilings of one variant, or the default's tile where none has enough of K per step.
+
+    Float32 tiles for many rows step through K by 16. They are what the tables have for the TMA; one row would
+    use 1 of their 128 rows.
+    """
+    least = min(MIN_BLOCK_K, default.block_k)
+    tilings = {each for each in matmul_tilings(problem, limits, variant) if each.block_k >= least}
+    return tilings or {
+        dataclasses.replace(default, variant=variant, columns=None, num_splits=1, whole_tiles=0)
+    }
 
 
 def run_matmul(inputs: MatmulInputs, tiling: MatmulTiling | None = None) -> Tensor:
