@@ -178,8 +178,11 @@ def _by_name() -> Mapping[str, Gpu]:
     names: dict[str, Gpu] = {}
     for gpu in sorted(gpu_table().values(), key=lambda each: each.sm_limits is None):
         words = gpu.name.split("-")
-        short = "".join(words[:2]) if words[0] == "RTX" else words[0]
-        for name in (gpu.name, short, short.removeprefix("RTX"), "-".join(words[:2]), f"sm_{gpu.sm}"):
+        # Of an RTX card the number alone is not its name: an RTX 6000 is Turing, Ada or a PRO.
+        count = 1 if words[0] != "RTX" else 3 if words[1:3] == ["PRO", "6000"] else len(words)
+        short = "-".join(words[:count])
+        second = "-".join(words[: max(2, count)])
+        for name in (gpu.name, short, second, short.removeprefix("RTX-"), f"sm_{gpu.sm}"):
             names.setdefault(_key(name), gpu)
     return names
 

@@ -36,6 +36,12 @@ GPUS = tuple(gpu_table().values())
         ("NVIDIA GB200", "GB200"),
         ("NVIDIA B300 SXM6 AC", "B300"),
         ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"),
+        ("NVIDIA H200 NVL", "H200-NVL"),
+        ("NVIDIA GB300", "GB300"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000-Workstation"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX-PRO-6000-Max-Q"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000-Server"),
     ],
 )
 def test_device_name_finds_its_gpu(device_name, gpu):
@@ -59,9 +65,19 @@ def test_device_name_finds_its_gpu(device_name, gpu):
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
         "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
         "NVIDIA H100 64GB HBM2",
-        "NVIDIA H200 NVL",
         "NVIDIA H20-3e",
-        "NVIDIA GB300",
+        "NVIDIA RTX PRO 6000 Blackwell",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition MIG 1g.24gb",
+        "NVIDIA RTX PRO 5000 Blackwell",
+        "NVIDIA RTX PRO 5000 Blackwell Generation Laptop GPU",
+        "NVIDIA RTX 6000 Ada Generation Laptop GPU",
+        "NVIDIA RTX 5000 Ada Generation",
+        "Quadro RTX 6000",
+        "NVIDIA RTX A6000",
+        "NVIDIA H200 NVL MIG 1g.18gb",
+        "NVIDIA GB300-WS",
+        "NVIDIA L4 MIG 1g.6gb",
+        "NVIDIA A10M",
         "NVIDIA T400",
         "Tesla V100-SXM2-16GB",
         "AMD Instinct MI300X",
@@ -89,6 +105,11 @@ def test_name_of_the_table_finds_its_gpu_in_any_case(gpu):
         ("NVIDIA GH200 144G HBM3e", 96 * GIB, None),
         ("NVIDIA H200", 150_754_820_096, "H200-SXM-141GB"),
         ("NVIDIA L4", 23_659_151_360, "L4"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97_887 * 2**20, "RTX-PRO-6000-Server"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 24 * GIB, None),
+        ("NVIDIA RTX 6000 Ada Generation", 49_140 * 2**20, "RTX-6000-Ada"),
+        ("NVIDIA H200 NVL", 143_771 * 2**20, "H200-NVL"),
+        ("NVIDIA GB300", 298_500_227_072, "GB300"),
         ("Tesla T4", 15_655_829_504, "T4"),
         ("NVIDIA H20", 141 * GIB, None),
         ("NVIDIA H100 80GB HBM3", 10 * GIB, None),
@@ -151,6 +172,10 @@ def test_gpu_without_bf16_has_only_an_fp16_rate(device_name):
         ("L40S", "l2_bytes", "48 or 96, sources differ"),
         ("H800-SXM", "flop_per_s.bf16", "assumed as H100 SXM, unverified"),
         ("GH200-96GB", "l2_bytes", "unverified"),
+        ("GB300", "sm_count", "148 or 160, sources differ"),
+        ("RTX-PRO-6000-Server", "flop_per_s.bf16", "469 or 480, sources differ"),
+        ("RTX-PRO-6000-Max-Q", "flop_per_s.fp8", "derived"),
+        ("H200-NVL", "flop_per_s.bf16", "unverified"),
     ],
 )
 def test_mark_of_a_figure_is_kept(gpu, field, mark):
@@ -166,7 +191,7 @@ def test_lower_of_two_figures_is_taken():
 
 def test_table_shows_marks_with_their_values():
     rows = {row["gpu"]: row for row in datasheet_rows()}
-    assert len(rows) == 24
+    assert len(rows) == 30
     assert rows["A10G"]["sm_count"] == "80 (unverified)"
     assert rows["B200"]["memory_gb_per_s"] == "8000 (one source 7700)"
     assert list(rows["B200"])[-1] == "source"
@@ -193,7 +218,15 @@ def test_gpus_are_hashable():
         ("a100", "A100-SXM4-80GB"),
         ("A100-SXM4", "A100-SXM4-80GB"),
         ("h200", "H200-SXM-141GB"),
+        ("h200 nvl", "H200-NVL"),
         ("gh200", "GH200-96GB"),
+        ("gb300", "GB300"),
+        ("rtx pro 6000", "RTX-PRO-6000-Workstation"),
+        ("pro-6000", "RTX-PRO-6000-Workstation"),
+        ("rtx pro 6000 server", "RTX-PRO-6000-Server"),
+        ("rtx-pro-6000-max-q", "RTX-PRO-6000-Max-Q"),
+        ("rtx 6000 ada", "RTX-6000-Ada"),
+        ("6000 Ada", "RTX-6000-Ada"),
         ("v100", "V100-SXM2-32GB"),
         ("a10g", "A10G"),
         ("4090", "RTX-4090"),
@@ -227,6 +260,27 @@ def test_any_name_finds_its_gpu(name, gpu):
 def test_rejects_unknown_name_and_names_the_nearest(name, nearest):
     with pytest.raises(UsageError, match=rf"^--gpu: '{name}' is not a known GPU; did you mean .*{nearest}"):
         find_gpu(name)
+
+
+@pytest.mark.parametrize("name", ["rtx6000", "6000", "pro", "rtx", "rtx pro 5000"])
+def test_number_of_several_cards_alone_names_none(name):
+    with pytest.raises(UsageError, match=r"^--gpu: "):
+        find_gpu(name)
+
+
+@pytest.mark.parametrize("name", ["h200", "NVIDIA H200", "h200-nvl", "rtx pro 6000", "rtx 6000 ada"])
+def test_gpus_of_a_known_die_have_its_sm_limits(name):
+    gpu = find_gpu(name, with_limits=True)
+    assert gpu.limits.registers_per_sm == 65536
+    assert gpu.limits.shared_bytes_per_block == find_gpu(f"sm_{gpu.sm}").limits.shared_bytes_per_block
+
+
+def test_dense_tensor_rate_is_that_of_the_sms_at_the_boost_clock():
+    # 1,024 operations in 16 bits per SM and clock, on cards that accumulate in float32 at the full rate.
+    for name in ("RTX-6000-Ada", "RTX-PRO-6000-Workstation", "RTX-PRO-6000-Max-Q", "RTX-PRO-6000-Server"):
+        gpu = find_gpu(name)
+        rate = 1024 * gpu.sm_count * gpu.limits.clock_hz
+        assert gpu.flop_per_s["bf16"] == pytest.approx(rate, rel=0.005), name
 
 
 @pytest.mark.parametrize("name", ["", "_", "x" * 5000, "gpu\nname"])
