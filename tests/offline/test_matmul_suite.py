@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from decodetax.harness.core.gpus import find_gpu, gpu_table
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.cache_model import matmul_traffic
 from decodetax.harness.offline.default_tilings import kernel_limits, matmul_problem, matmul_tiling
 from decodetax.harness.offline.headroom import peak_flop_per_s
