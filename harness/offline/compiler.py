@@ -34,13 +34,13 @@ from triton.runtime.autotuner import Autotuner
 from ... import kernels
 from ..core.errors import one_line
 from ..core.gpus import Gpu, find_gpu
+from ..core.worker_processes import serve_jobs
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
 from .default_tilings import kernel_limits
 from .headroom import IterationWork
 from .kernel_grids import ScheduleEfficiency, schedule_efficiency
 from .machine_code import disassemble
 from .variants import CompileCase, case_matmul_tiling, iteration_work
-from .workers import serve_jobs
 
 _KERNELS_PACKAGE = kernels.__name__
 # Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
