@@ -13,7 +13,7 @@ from ...kernels import interpreting
 from ..core.cases import Case, Size, Sweep, cases_of
 from ..core.errors import UsageError, one_line
 from ..core.gpus import Gpu, gpu_of_device
-from ..core.inputs import DTYPES, Source, memory_bytes
+from ..core.inputs import CACHES_IN_FLIGHT, DTYPES, Source, memory_bytes
 from ..core.language_model import LanguageModel
 from ..core.records import Ceiling, NonNegative, Positive, Roof, Row, Run
 from .ceilings import measure_ceilings, time_again
@@ -220,7 +220,8 @@ def _fill(
     tiling_of: TilingOf,
     save: Callable[[], None],
 ) -> None:
-    source = Source(device.torch_device, settings.seed, keep_above_bytes=max(2 * device.cache_bytes, 2**28))
+    keep_above_bytes = max(CACHES_IN_FLIGHT * device.cache_bytes, 2**28)
+    source = Source(device.torch_device, settings.seed, keep_above_bytes=keep_above_bytes)
     start_s = time.perf_counter()
     save()
     _measure_ceilings(result, settings, device, source, progress)

@@ -14,6 +14,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK = 4_194_319
 """Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
+CACHES_IN_FLIGHT = 5
+"""Copies of a case's inputs together are at least this many times as large as the last-level cache: an L2 that
+does not evict in strict LRU order still holds part of inputs that are read again after twice its size."""
+
 MAX_COPIES = 1000
 """Most copies of the inputs of a case too small to fill the caches; the row records their number."""
 
@@ -24,8 +28,8 @@ class Source:
     Args:
         device: device of the tensors.
         seed: seed of the numbers and offsets.
-        keep_above_bytes: a weight of at least this size is reused by the next case of its shape. Must exceed
-            the caches, so that a reused weight is never cached.
+        keep_above_bytes: a weight of at least this size is reused by the next inputs of its shape. Must be
+            CACHES_IN_FLIGHT last-level caches or more, so that a reused weight is never cached.
     """
 
     def __init__(self, device: torch.device, seed: int, *, keep_above_bytes: float = math.inf) -> None:
@@ -189,12 +193,8 @@ def _(case: DecoderLayer, source: Source) -> Inputs:
 
 
 def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
-    """Enough copies of a case's inputs that caches stay cold when calls use them in turn.
-
-    Together they are at least twice as large as the last-level cache, five times if one copy fits in it.
-    """
-    size = case.work().bytes_total
-    copies = math.ceil((5 if size < cache_bytes else 2) * cache_bytes / size)
+    """Enough copies of a case's inputs that caches stay cold when calls use them in turn."""
+    copies = math.ceil(CACHES_IN_FLIGHT * cache_bytes / case.work().bytes_total)
     return [draw(case, source) for _ in range(min(copies, MAX_COPIES))]
 
 
@@ -210,7 +210,7 @@ def memory_bytes(case: Case, *, cache_bytes: int) -> int:
             )
         case _:
             oracle = 0
-    return work.bytes_total + 5 * cache_bytes + work.bytes_written + oracle
+    return work.bytes_total + CACHES_IN_FLIGHT * cache_bytes + work.bytes_written + oracle
 
 
 def poison(inputs: Inputs) -> None:

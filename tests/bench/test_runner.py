@@ -53,7 +53,7 @@ def test_right_provider_is_timed(monkeypatch, graphs):
     assert (row.status, row.reason, row.provider) == ("ok", None, "right")
     assert row.samples_s == pytest.approx([seconds] * len(row.samples_s))
     assert row.relative_error <= row.tolerance
-    assert row.input_copies == 1
+    assert row.input_copies == 2
     assert ("graph" in row.method) == graphs
 
 

@@ -145,6 +145,18 @@ def test_broken_device_keeps_the_rows_and_the_reason(monkeypatch):
     assert as_json(result)["broken"] == result.broken
 
 
+def test_weight_that_copies_share_is_five_times_the_cache(monkeypatch):
+    class Seen(Exception):  # noqa: N818  (ends the run)
+        pass
+
+    def source(_device, _seed, *, keep_above_bytes):
+        raise Seen(keep_above_bytes)
+
+    monkeypatch.setattr(session, "Source", source)
+    for cache_bytes, least in ((126 * 2**20, 630 * 2**20), (4096, 2**28)):
+        assert run(small_device(cache_bytes=cache_bytes)).broken == f"Seen: {least}"
+
+
 def test_interrupt_after_the_first_batch_keeps_its_gaps(monkeypatch):
     # The LM heads come last, so that a gap needs them measured before.
     plain = session.run_case
