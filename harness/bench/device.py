@@ -3,10 +3,12 @@
 Every line that needs a CUDA GPU is in this module; tests pass a fake of `torch.cuda` and of NVML.
 """
 
+import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,6 +185,7 @@ class CudaDevice:
         self.memory_bytes = int(properties.total_memory)
         self.compute_capability = f"{properties.major}.{properties.minor}"
         self.sm_count = int(properties.multi_processor_count)
+        self._capture_stream: Any = None
         cuda.set_device(index)
 
     def free_bytes(self) -> int:
@@ -203,21 +206,33 @@ class CudaDevice:
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
-        """A CUDA graph of the calls; None if one of them synchronises or cannot be captured."""
-        stream = self._cuda.Stream()
-        stream.wait_stream(self._cuda.current_stream())
-        with self._cuda.stream(stream):
-            for call in calls:
-                call()
-        self._cuda.current_stream().wait_stream(stream)
-        graph = self._cuda.CUDAGraph()
+        """A CUDA graph of the calls; None if one of them waits for the GPU or cannot be captured.
+
+        Each call is tried before the capture. One that waits would make the capture fail, and after a failed
+        one PyTorch 2.11 and 2.12 leave the allocator in capture (pytorch #180395, #190348), and every version
+        leaves the capture stream current.
+        """
+        cuda, main, pool = self._cuda, self._cuda.current_stream(), self._cuda.graph_pool_handle()
+        self._capture_stream = self._capture_stream or cuda.Stream()
+        self._capture_stream.wait_stream(main)
+        graph = cuda.CUDAGraph()
         try:
-            with self._cuda.graph(graph):
-                for call in calls:
+            with cuda.stream(self._capture_stream), _waiting_raises(cuda):
+                for call in dict.fromkeys(calls):
                     call()
-        except RuntimeError:
-            self._cuda.synchronize()
+            with warnings.catch_warnings():
+                # The gate finds a graph that computes nothing.
+                warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+                with cuda.graph(graph, pool=pool, stream=self._capture_stream):
+                    for call in calls:
+                        call()
+        except Exception:  # noqa: BLE001  (a kernel may raise anything; without a graph it raises again)
+            cuda.set_stream(main)
+            with contextlib.suppress(RuntimeError):  # it is not in capture
+                cuda.memory._cuda_endAllocateToPool(self.torch_device.index, pool)  # noqa: SLF001
             return None
+        finally:
+            main.wait_stream(self._capture_stream)
         replay: Call = graph.replay
         return replay
 
@@ -225,6 +240,25 @@ class CudaDevice:
         """Return cached memory to the driver."""
         gc.collect()
         self._cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _waiting_raises(cuda: Any) -> Iterator[None]:
+    """A call that waits for the GPU raises RuntimeError: by PyTorch's debug mode, which misses `synchronize`."""
+
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    mode, synchronize = cuda.get_sync_debug_mode(), cuda.synchronize
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        try:
+            cuda.set_sync_debug_mode("error")
+            cuda.synchronize = refuse
+            yield
+        finally:
+            cuda.synchronize = synchronize
+            cuda.set_sync_debug_mode(mode)
 
 
 def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:

@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+import warnings
 
 from decodetax.harness.bench.device import Clocks, CpuDevice
 from decodetax.harness.bench.runner import Bench
@@ -84,12 +85,18 @@ class SmallCpu(CpuDevice):
 
 
 class FakeCuda:
-    """`torch.cuda` with `count` GPUs; records the calls to it in order."""
+    """`torch.cuda` with `count` GPUs; records the calls to it in order.
+
+    A wait in a capture fails as in PyTorch 2.11: the capture stream stays current, and the allocator in capture
+    until `_cuda_endAllocateToPool`. A capture of no kernel warns.
+    """
 
     def __init__(self, *, count=1, elapsed_ms=2.0, free_bytes=123, **properties):
-        self.log = []
+        self.log, self.slept_cycles, self.pools_in_capture = [], [], []
+        self.memory = types.SimpleNamespace(_cuda_endAllocateToPool=self._end_allocate_to_pool)
         self._count, self._elapsed_ms, self._free_bytes = count, elapsed_ms, free_bytes
-        self._stream = FakeStream(self.log, "main")
+        self._current, self._sync_mode = FakeStream(self.log, "main"), 0
+        self._capturing = self._invalid = False
         self._properties = {
             "name": "NVIDIA H100 80GB HBM3",
             "uuid": "1234",
@@ -119,13 +126,39 @@ class FakeCuda:
         return self._free_bytes, 10 * self._free_bytes
 
     def empty_cache(self):
+        if self.pools_in_capture:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
         self.log.append("empty cache")
 
     def synchronize(self):
-        self.log.append("synchronize")
+        """Waits for the GPU; PyTorch's debug mode does not see it."""
+        self._wait("synchronize")
+
+    def item(self):
+        """Waits for the GPU, as `Tensor.item` does."""
+        if self._sync_mode:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        self._wait("item")
+
+    def _wait(self, name):
+        self.log.append(name)
+        if self._capturing:
+            self._invalid = True
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def launch(self, name):
+        """A kernel on the current stream."""
+        self.log.append(name)
+
+    def get_sync_debug_mode(self):
+        return self._sync_mode
+
+    def set_sync_debug_mode(self, mode):
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+        self._sync_mode = {"default": 0, "error": 2}.get(mode, mode)
 
     def _sleep(self, cycles):
-        assert cycles > 0
+        self.slept_cycles.append(cycles)
         self.log.append("sleep")
 
     def Event(self, *, enable_timing):  # noqa: N802  (torch's name)
@@ -136,22 +169,49 @@ class FakeCuda:
         return FakeStream(self.log, "side")
 
     def current_stream(self):
-        return self._stream
+        return self._current
+
+    def set_stream(self, stream):
+        self._current = stream
 
     @contextlib.contextmanager
     def stream(self, stream):
-        self.log.append(f"enter {stream.name} stream")
-        yield
-        self.log.append(f"leave {stream.name} stream")
+        before, self._current = self._current, stream
+        try:
+            yield
+        finally:
+            self._current = before
 
     def CUDAGraph(self):  # noqa: N802  (torch's name)
         return types.SimpleNamespace(replay=lambda: self.log.append("replay"))
 
+    def graph_pool_handle(self):
+        return (0, 1)
+
     @contextlib.contextmanager
-    def graph(self, _graph):
+    def graph(self, _graph, *, pool=(1, 0), stream=None):
+        before, self._current = self._current, stream or FakeStream(self.log, "torch's own")
+        self.pools_in_capture.append(pool)
         self.log.append("begin capture")
-        yield
-        self.log.append("end capture")
+        begun = len(self.log)
+        self._capturing, self._invalid = True, False
+        try:
+            yield
+        finally:
+            self._capturing = False
+            if self._invalid:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.pools_in_capture.remove(pool)
+            if len(self.log) == begun:
+                warnings.warn("The CUDA Graph is empty. This usually means", stacklevel=2)
+            self.log.append("end capture")
+            self._current = before
+
+    def _end_allocate_to_pool(self, device, pool):
+        assert device == 0
+        if pool not in self.pools_in_capture:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.pools_in_capture.remove(pool)
 
 
 class FakeEvent:

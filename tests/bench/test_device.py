@@ -18,10 +18,15 @@ from decodetax.harness.core.errors import UsageError
 from fakes import FakeCuda
 
 
-def cuda_device(**options):
+def device_with_cuda(**options):
     cuda = FakeCuda(**options)
     device = CudaDevice(0, cuda=cuda, clocks=Clocks())
     cuda.log.clear()
+    return cuda, device
+
+
+def cuda_device(**options):
+    cuda, device = device_with_cuda(**options)
     return device, cuda.log
 
 
@@ -52,37 +57,72 @@ def test_events_bracket_each_call_behind_a_head_start():
     assert samples == pytest.approx([2.5e-3] * 2)
 
 
-def test_call_that_cannot_be_captured_is_timed_without_a_graph():
-    calls = iter([None, RuntimeError("operation not permitted when stream is capturing")])
+def test_capture_tries_the_calls_on_the_capture_stream_and_replays():
+    cuda, device = device_with_cuda()
+    streams = []
 
-    def synchronising():
-        error = next(calls)
-        if error is not None:
-            raise error
+    def call(name):
+        cuda.launch(name)
+        streams.append(cuda.current_stream())
 
-    cuda = FakeCuda()
-    assert CudaDevice(0, cuda=cuda, clocks=Clocks()).capture([synchronising]) is None
-    assert cuda.log[-1] == "synchronize"
-
-
-def test_capture_warms_up_on_a_side_stream_and_replays():
-    device, log = cuda_device()
-    replay = device.capture([lambda: log.append("a"), lambda: log.append("b")])
-    assert log == [
-        "side waits for main",
-        "enter side stream",
-        "a",
-        "b",
-        "leave side stream",
-        "main waits for side",
-        "begin capture",
-        "a",
-        "b",
-        "end capture",
-    ]
-    log.clear()
+    calls = [lambda: call("a"), lambda: call("b")]
+    replay = device.capture(calls * 2)
+    kernels = [entry for entry in cuda.log if entry in {"a", "b", "begin capture", "end capture"}]
+    assert kernels == ["a", "b", "begin capture", *"abab", "end capture"]
+    assert len({id(stream) for stream in streams}) == 1
+    assert cuda.log[0] == "side waits for main"
+    assert cuda.log[-1] == "main waits for side"
+    assert cuda.current_stream().name == "main"
+    device.capture(calls)
+    assert len({id(stream) for stream in streams}) == 1  # each stream has a cuBLAS workspace of its own
+    cuda.log.clear()
     replay()
-    assert log == ["replay"]
+    assert cuda.log == ["replay"]
+
+
+@pytest.mark.parametrize("wait", ["item", "synchronize"])
+def test_call_that_waits_for_the_gpu_is_never_captured(wait):
+    cuda, device = device_with_cuda()
+
+    def waiting():
+        cuda.launch("kernel")
+        getattr(cuda, wait)()
+
+    assert device.capture([waiting]) is None
+    assert "begin capture" not in cuda.log
+    assert_usable(device, cuda)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError], ids=lambda error: error.__name__)
+def test_failed_capture_leaves_the_process_usable(error):
+    cuda, device = device_with_cuda()
+    calls = iter([None, error("not in a capture")])
+
+    def failing():
+        if (problem := next(calls)) is not None:
+            cuda._invalid = error is RuntimeError
+            raise problem
+
+    assert device.capture([failing]) is None
+    assert "begin capture" in cuda.log
+    assert_usable(device, cuda)
+
+
+def test_empty_graph_does_not_warn_and_replays():
+    cuda, device = device_with_cuda()
+    replay = device.capture([lambda: None])
+    replay()
+    assert cuda.log[-1] == "replay"
+    assert_usable(device, cuda)
+
+
+def assert_usable(device, cuda):
+    """No capture is under way, waiting is allowed, and the next case is captured."""
+    assert cuda.current_stream().name == "main"
+    cuda.item()
+    cuda.synchronize()
+    device.release()
+    assert device.capture([lambda: cuda.launch("next")]) is not None
 
 
 def test_release_gives_cached_memory_back():
