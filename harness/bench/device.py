@@ -20,9 +20,14 @@ from ..core.errors import UsageError, one_line
 
 Call = Callable[[], object]
 
-HEAD_START_CYCLES = 1_000_000
-"""Clock cycles that the GPU spins before each timed call, about 0.5 ms, so that launch overhead is not timed:
-Python needs that time to launch the twenty kernels of a decoder layer."""
+MIN_HEAD_START_S, MAX_HEAD_START_S = 0.5e-3, 0.02
+"""Limits of the seconds that the GPU spins before each timed call, so that launch overhead is not timed."""
+
+HEAD_START_OVER_ENQUEUE = 2
+"""How many times as long as the host needs to enqueue a call the GPU spins before it."""
+
+HIGHEST_CLOCK_HZ = 3.5e9
+"""Above the boost clock of any GPU; a spin is counted in cycles, so that a lower clock only lengthens it."""
 
 THROTTLE_REASONS = {
     "power cap": pynvml.nvmlClocksThrottleReasonSwPowerCap,
@@ -118,6 +123,9 @@ class Device(Protocol):
     def time_each(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls one after another; seconds of each on the device."""
 
+    def size_head_start(self, call: Call) -> None:
+        """Let the next calls to `time_each` cover the time that the host needs to enqueue this call."""
+
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """A CUDA graph of all calls, as one call; None if they cannot be captured."""
 
@@ -151,6 +159,9 @@ class CpuDevice:
             samples.append((time.perf_counter_ns() - start_ns) * 1e-9)
         return samples
 
+    def size_head_start(self, call: Call) -> None:
+        """Nothing: a call on a CPU is not enqueued."""
+
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """None: a CPU has no graphs."""
         del calls
@@ -171,12 +182,20 @@ class CudaDevice:
         index: torch's index of the device.
         cuda: replaces `torch.cuda` in tests.
         clocks: replaces NVML in tests.
+        now_s: the wall clock in seconds.
     """
 
     kind = "cuda"
 
-    def __init__(self, index: int, *, cuda: Any = torch.cuda, clocks: Clocks | None = None) -> None:
-        self._cuda = cuda
+    def __init__(
+        self,
+        index: int,
+        *,
+        cuda: Any = torch.cuda,
+        clocks: Clocks | None = None,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._cuda, self._now_s = cuda, now_s
         properties = cuda.get_device_properties(index)
         self.name = str(properties.name)
         self.torch_device = torch.device("cuda", index)
@@ -186,6 +205,8 @@ class CudaDevice:
         self.compute_capability = f"{properties.major}.{properties.minor}"
         self.sm_count = int(properties.multi_processor_count)
         self._capture_stream: Any = None
+        self._highest_clock_hz = float(self.clocks.facts().get("sm_clock_max_hz", HIGHEST_CLOCK_HZ))
+        self._head_start_cycles = round(MIN_HEAD_START_S * self._highest_clock_hz)
         cuda.set_device(index)
 
     def free_bytes(self) -> int:
@@ -197,13 +218,22 @@ class CudaDevice:
         pairs = []
         for call in calls:
             start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
-            self._cuda._sleep(HEAD_START_CYCLES)  # noqa: SLF001  (no public spin kernel exists)
+            self._cuda._sleep(self._head_start_cycles)  # noqa: SLF001  (no public spin kernel exists)
             start.record()
             call()
             end.record()
             pairs.append((start, end))
         self._cuda.synchronize()
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
+
+    def size_head_start(self, call: Call) -> None:
+        """Enqueue the call on an idle GPU, and let it spin twice as long before the calls that are timed next."""
+        self._cuda.synchronize()
+        start_s = self._now_s()
+        call()
+        head_start_s = HEAD_START_OVER_ENQUEUE * (self._now_s() - start_s)
+        head_start_s = min(max(head_start_s, MIN_HEAD_START_S), MAX_HEAD_START_S)
+        self._head_start_cycles = round(head_start_s * self._highest_clock_hz)
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """A CUDA graph of the calls; None if one of them waits for the GPU or cannot be captured.

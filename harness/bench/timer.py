@@ -89,6 +89,7 @@ def _warm_up(device: Device, calls: Sequence[Call], budget: Budget, now_s: Calla
     turns = itertools.cycle(calls)
     start_s = now_s()
     median_s = device.time_each([next(turns)])[0]  # compiles, allocates, starts threads
+    device.size_head_start(calls[0])
     while now_s() - start_s < budget.warm_up_s:
         before_s = median_s
         samples: list[float] = []

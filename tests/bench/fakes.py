@@ -60,6 +60,9 @@ class FakeDevice:
         self.blocks.append(len(samples))
         return samples
 
+    def size_head_start(self, call):
+        """Nothing: calls run at once."""
+
     def capture(self, calls):
         if not self._graphs:
             return None
@@ -245,8 +248,9 @@ class FakeStream:
 class FakeClocks:
     """Gives clocks one after another, and throttle reasons."""
 
-    def __init__(self, *clocks_hz, throttle_reasons=()):
+    def __init__(self, *clocks_hz, throttle_reasons=(), facts=None):
         self._clocks_hz, self._throttle_reasons = iter(clocks_hz), throttle_reasons
+        self._facts = {"driver": "1.2.3", "power_limit_w": 700.0} if facts is None else facts
 
     def clock_hz(self):
         return next(self._clocks_hz)
@@ -255,7 +259,7 @@ class FakeClocks:
         return self._throttle_reasons
 
     def facts(self):
-        return {"driver": "1.2.3", "power_limit_w": 700.0}
+        return self._facts
 
 
 def bench(device, *, budget=BRIEF, roof=WIDE_ROOF):

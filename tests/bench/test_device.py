@@ -14,8 +14,9 @@ from decodetax.harness.bench.device import (
     last_level_cache_bytes,
     open_device,
 )
+from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.errors import UsageError
-from fakes import FakeCuda
+from fakes import Clock, FakeClocks, FakeCuda
 
 
 def device_with_cuda(**options):
@@ -55,6 +56,58 @@ def test_events_bracket_each_call_behind_a_head_start():
         "elapsed",
     ]
     assert samples == pytest.approx([2.5e-3] * 2)
+
+
+PEAK_HZ = 2e9
+
+
+def timed_behind(enqueue_s, *, clocks):
+    """The spins before the samples of a call that takes `enqueue_s` to enqueue, in seconds at PEAK_HZ."""
+    cuda, wall = FakeCuda(), Clock()
+    device = CudaDevice(0, cuda=cuda, clocks=clocks, now_s=wall)
+    first_s = iter([3.0])  # it compiles
+
+    def call():
+        wall.time_s += next(first_s, enqueue_s)
+
+    samples = []
+    measure(
+        device,
+        [call],
+        Budget(time_limit_s=1.0, warm_up_s=1e3),
+        before_sampling=lambda: samples.append(len(cuda.slept_cycles)),
+        now_s=wall,
+    )
+    return [cycles / PEAK_HZ for cycles in cuda.slept_cycles[samples[0] :]]
+
+
+@pytest.mark.parametrize(
+    ("enqueue_s", "spin_s"),
+    [(1e-5, 0.5e-3), (0.3e-3, 0.6e-3), (7e-3, 14e-3), (5.0, 0.02)],
+    ids=["fast", "decoder layer", "slow", "waits for the GPU"],
+)
+def test_call_that_is_slow_to_enqueue_gets_a_longer_spin(enqueue_s, spin_s):
+    spins_s = timed_behind(enqueue_s, clocks=FakeClocks(facts={"sm_clock_max_hz": PEAK_HZ}))
+    assert spins_s == pytest.approx([spin_s] * len(spins_s), rel=1e-3)
+    assert spins_s
+
+
+def test_spin_at_an_unknown_clock_is_long_enough_at_any():
+    spins_s = timed_behind(7e-3, clocks=Clocks())
+    assert min(spins_s) * PEAK_HZ >= 14e-3 * 3.1e9  # the highest boost clock of a GPU in the table
+
+
+def test_spin_of_one_provider_does_not_last_for_the_next():
+    cuda, wall = FakeCuda(), Clock()
+    device = CudaDevice(0, cuda=cuda, clocks=FakeClocks(facts={"sm_clock_max_hz": PEAK_HZ}), now_s=wall)
+
+    def slow():
+        wall.time_s += 7e-3
+
+    device.size_head_start(slow)
+    device.size_head_start(lambda: None)
+    device.time_each([lambda: None])
+    assert cuda.slept_cycles == [0.5e-3 * PEAK_HZ]
 
 
 def test_capture_tries_the_calls_on_the_capture_stream_and_replays():
