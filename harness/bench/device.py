@@ -227,7 +227,7 @@ class CudaDevice:
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
     def size_head_start(self, call: Call) -> None:
-        """Enqueue the call on an idle GPU, and let it spin twice as long before the calls that are timed next."""
+        """Enqueue the call on an idle GPU; the GPU spins twice as long before the calls timed next."""
         self._cuda.synchronize()
         start_s = self._now_s()
         call()
@@ -274,7 +274,7 @@ class CudaDevice:
 
 @contextlib.contextmanager
 def _waiting_raises(cuda: Any) -> Iterator[None]:
-    """A call that waits for the GPU raises RuntimeError: by PyTorch's debug mode, which misses `synchronize`."""
+    """Calls that wait for the GPU raise RuntimeError, `synchronize` too, which PyTorch's mode misses."""
 
     def refuse(*_arguments: object) -> None:
         raise RuntimeError("called a synchronizing CUDA operation")

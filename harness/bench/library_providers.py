@@ -6,6 +6,7 @@ They run on CUDA GPUs only, in 16 bits. If a library is missing or does not take
 import functools
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,15 @@ Bound = Callable[[], Tensor]
 
 WORKSPACE_BYTES = 128 * 2**20
 """FlashInfer's workspace for split-KV partials, of the size that its documentation gives."""
+
+PAGE_TOKENS = 16
+"""Tokens in a page of FlashInfer's cache, as in vLLM; fewer where 16 do not divide the capacity."""
+
+MAX_SHAPES = 1000
+"""Shapes for which FlexAttention is compiled; of those beyond, the rows are unsupported."""
+
+TENSOR_CORES_FROM_GROUP = 4
+"""Query heads per KV head from which FlashInfer is told to use tensor cores, as by SGLang in 16 bits."""
 
 
 def installed(library: str) -> bool:
@@ -58,7 +68,8 @@ def or_unsupported(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise NotImplementedError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise NotImplementedError(reason or type(error).__name__) from error
         return call
 
     return bound
@@ -66,29 +77,68 @@ def or_unsupported(
 
 @or_unsupported
 def flashinfer(inputs: DecodeAttentionInputs) -> Bound:
-    """FlashInfer's paged decode, planned once; the cache of each sequence is one page."""
+    """FlashInfer's paged decode, planned once for all copies of a case's inputs.
+
+    Pages of 16 tokens let it split the KV cache of one sequence; they are views of the contiguous cache.
+    """
+    capacity = inputs.k_cache.shape[1]
+    page_size = math.gcd(capacity, PAGE_TOKENS)
+    wrapper = _planned(
+        inputs.q.shape,
+        inputs.k_cache.shape,
+        inputs.contexts,
+        page_size,
+        inputs.q.dtype,
+        inputs.q.device,
+    )
+    caches = tuple(_pages(cache, page_size) for cache in (inputs.k_cache, inputs.v_cache))
+    return lambda: wrapper.run(inputs.q, caches)
+
+
+def _pages(cache: Tensor, page_size: int) -> Tensor:
+    """A cache [batch, capacity, kv_heads, head_dim] in overlapping pages [page, kv_heads, tokens, head_dim].
+
+    A page starts every `page_size` tokens of the storage, in which heads stand before tokens. Of those, page
+    `p` of sequence `b` is number `b * kv_heads * capacity / page_size + p`.
+    """
+    batch, capacity, kv_heads, head_dim = cache.shape
+    pages = ((batch - 1) * kv_heads + 1) * capacity // page_size
+    shape = (pages, kv_heads, page_size, head_dim)
+    return cache.as_strided(shape, (page_size * head_dim, capacity * head_dim, head_dim, 1))
+
+
+@functools.lru_cache(maxsize=1)
+def _planned(
+    q_shape: tuple[int, ...],
+    cache_shape: tuple[int, ...],
+    contexts: tuple[int, ...],
+    page_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """FlashInfer's wrapper, planned for contexts in pages as `_pages` numbers them; one workspace for all."""
     library: Any = importlib.import_module("flashinfer")
-    batch, capacity, kv_heads, head_dim = inputs.k_cache.shape
-    wrapper = library.BatchDecodeWithPagedKVCacheWrapper(_workspace(inputs.q.device), "HND")
-    pages = torch.arange(batch + 1, dtype=torch.int32, device=inputs.q.device)
+    (_, q_heads, head_dim), (_, capacity, kv_heads, _) = q_shape, cache_shape
+    tensor_cores = q_heads // kv_heads >= TENSOR_CORES_FROM_GROUP
+    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    wrapper = library.BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=tensor_cores)
+    lengths = torch.tensor(contexts, dtype=torch.int32)
+    counts = -(-lengths // page_size)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    firsts = torch.arange(len(contexts), dtype=torch.int32) * (kv_heads * capacity // page_size)
+    within = torch.arange(int(ends[-1]), dtype=torch.int32) - (ends - counts).repeat_interleave(counts)
     wrapper.plan(
-        pages,
-        pages[:-1],
-        inputs.context_lens,
-        inputs.q.shape[1],
+        torch.nn.functional.pad(ends, (1, 0)).to(device),
+        (firsts.repeat_interleave(counts) + within).to(device),
+        (lengths - (counts - 1).clamp(0) * page_size).to(device),
+        q_heads,
         kv_heads,
         head_dim,
-        capacity,
-        q_data_type=inputs.q.dtype,
-        kv_data_type=inputs.k_cache.dtype,
+        page_size,
+        q_data_type=dtype,
+        kv_data_type=dtype,
     )
-    cache = (inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2))
-    return lambda: wrapper.run(inputs.q, cache)
-
-
-@functools.cache
-def _workspace(device: torch.device) -> Tensor:
-    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    return wrapper
 
 
 @or_unsupported
@@ -115,11 +165,15 @@ def flex_attention(inputs: DecodeAttentionInputs) -> Bound:
         found: Tensor = compiled(q, k, v, enable_gqa=True)
         return found[:, :, 0]
 
+    limits = dict.fromkeys(("cache_size_limit", "accumulated_cache_size_limit"), MAX_SHAPES)
+    with torch._dynamo.config.patch(limits):  # noqa: SLF001  (by default no more than 8 shapes are compiled)
+        call()
     return call
 
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
+    """FlexAttention, compiled for each shape; an error where PyTorch would run it eagerly."""
     module: Any = importlib.import_module("torch.nn.attention.flex_attention")
-    compiled: Callable[..., Any] = torch.compile(module.flex_attention, dynamic=False)
+    compiled: Callable[..., Any] = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
     return compiled

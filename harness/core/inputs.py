@@ -15,8 +15,8 @@ BLOCK = 4_194_319
 """Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
 CACHES_IN_FLIGHT = 5
-"""Copies of a case's inputs together are at least this many times as large as the last-level cache: an L2 that
-does not evict in strict LRU order still holds part of inputs that are read again after twice its size."""
+"""Copies of a case's inputs together are at least this many times as large as the last-level cache: an L2
+that does not evict in strict LRU order still holds part of what is read again after twice its size."""
 
 MAX_COPIES = 1000
 """Most copies of the inputs of a case too small to fill the caches; the row records their number."""

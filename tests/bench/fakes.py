@@ -90,8 +90,8 @@ class SmallCpu(CpuDevice):
 class FakeCuda:
     """`torch.cuda` with `count` GPUs; records the calls to it in order.
 
-    A wait in a capture fails as in PyTorch 2.11: the capture stream stays current, and the allocator in capture
-    until `_cuda_endAllocateToPool`. A capture of no kernel warns.
+    A wait in a capture fails as in PyTorch 2.11: the capture stream stays current, and the allocator stays in
+    capture until `_cuda_endAllocateToPool`. A capture of no kernel warns.
     """
 
     def __init__(self, *, count=1, elapsed_ms=2.0, free_bytes=123, **properties):

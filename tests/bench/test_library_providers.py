@@ -1,10 +1,14 @@
 """Optional libraries: the arguments they are called with, on fakes, and the reasons without them."""
 
+import functools
+import itertools
 import sys
 import types
+import typing
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention
 from decodetax.harness.bench import library_providers, runner
 from decodetax.harness.bench.providers import PROVIDERS, Provider, gate_of
 from decodetax.harness.core.inputs import draw
@@ -14,6 +18,7 @@ from msgspec import structs
 from small_cases import decode_case, matmul_case, source
 
 CASE = decode_case(dtype="bf16", context=37, batch=3, kv_heads=2, group=4, head_dim=16)
+COMPILED = library_providers._compiled_flex_attention.__wrapped__
 LIBRARIES = {"flashinfer": "flashinfer", "flash-attn": "flash_attn", "torch-flex": "torch"}
 
 
@@ -28,27 +33,33 @@ def attention(q, k_cache, v_cache, lengths):
 
 
 class Wrapper:
-    """FlashInfer's, over pages [page, kv head, token, element]."""
+    """FlashInfer's, over pages [page, kv head, token, element]; it splits a sequence between pages."""
 
-    plans = 0
+    plans: typing.ClassVar = []
 
-    def __init__(self, workspace, layout):
+    def __init__(self, workspace, layout, *, use_tensor_cores):
         assert workspace.dtype == torch.uint8
         assert layout == "HND"
+        self.tensor_cores, self.workspace = use_tensor_cores, workspace
 
     def plan(self, indptr, indices, last_page_len, q_heads, kv_heads, head_dim, page_size, **dtypes):
-        type(self).plans += 1
+        self.plans.append(self)
         assert indptr.dtype == indices.dtype == last_page_len.dtype == torch.int32
-        assert indptr.tolist() == list(range(len(indices) + 1))
         assert dtypes == {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
-        self.indices, self.lengths = indices.long(), last_page_len
+        self.indptr, self.indices, self.last = indptr.tolist(), indices.long(), last_page_len.tolist()
         self.shape = (q_heads, kv_heads, head_dim, page_size)
 
     def run(self, q, cache):
-        k, v = (part[self.indices] for part in cache)
-        assert all(part.is_contiguous() for part in cache)
-        assert (q.shape[1], k.shape[1], k.shape[3], k.shape[2]) == self.shape
-        return attention(q, k.transpose(1, 2), v.transpose(1, 2), self.lengths)
+        q_heads, kv_heads, head_dim, page_size = self.shape
+        assert q.shape == (len(self.last), q_heads, head_dim)
+        outs = []
+        for row, last in enumerate(self.last):
+            pages = self.indices[self.indptr[row] : self.indptr[row + 1]]
+            length = max(len(pages) - 1, 0) * page_size + last
+            assert 0 <= last <= page_size
+            k, v = (part[pages].transpose(1, 2).reshape(1, -1, kv_heads, head_dim) for part in cache)
+            outs.append(attention(q[row : row + 1], k, v, torch.tensor([length])))
+        return torch.cat(outs)
 
 
 def with_kvcache(q, k_cache, v_cache, *, cache_seqlens):
@@ -65,7 +76,8 @@ def flex(q, k, v, *, enable_gqa):
 
 @pytest.fixture(autouse=True)
 def _fakes(monkeypatch):
-    Wrapper.plans = 0
+    monkeypatch.setattr(Wrapper, "plans", [])
+    library_providers._planned.cache_clear()
     monkeypatch.setitem(
         sys.modules, "flashinfer", types.SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper)
     )
@@ -85,11 +97,77 @@ def test_library_is_called_as_documented_and_passes_the_gate(name):
     assert gate.judge(provider(name).run(inputs)).passed
 
 
-def test_plan_is_made_once_for_many_calls():
-    call = provider("flashinfer").bind(draw(CASE, source()))
-    for _ in range(5):
+def test_flashinfer_is_planned_once_for_all_copies_of_a_case():
+    for _ in range(3):
+        call = provider("flashinfer").bind(draw(CASE, source()))
         call()
-    assert Wrapper.plans == 1
+        call()
+    assert len(Wrapper.plans) == 1
+    provider("flashinfer").bind(draw(structs.replace(CASE, contexts=(37, 36, 37)), source()))
+    assert len(Wrapper.plans) == 2
+
+
+@pytest.mark.parametrize(
+    ("contexts", "page_size", "pages"),
+    [
+        ((8192,), 16, [512]),
+        ((48, 33, 1, 0, 16), 16, [3, 3, 1, 0, 1]),
+        ((40, 39), 8, [5, 5]),
+        ((37, 5), 1, [37, 5]),
+    ],
+    ids=str,
+)
+def test_flashinfer_reads_pages_that_it_can_split_between(contexts, page_size, pages):
+    case = structs.replace(CASE, contexts=contexts)
+    inputs = draw(case, source())
+    call = provider("flashinfer").bind(inputs)
+    assert gate_of(case, inputs).judge(call()).passed
+    [wrapper] = Wrapper.plans
+    assert wrapper.shape[-1] == page_size
+    assert [end - start for start, end in itertools.pairwise(wrapper.indptr)] == pages
+
+
+@pytest.mark.parametrize(("group", "tensor_cores"), [(1, False), (3, False), (4, True), (7, True)])
+def test_flashinfer_uses_tensor_cores_for_large_groups(group, tensor_cores):
+    provider("flashinfer").bind(draw(structs.replace(CASE, q_heads=2 * group), source()))
+    assert Wrapper.plans[0].tensor_cores == tensor_cores
+
+
+@pytest.fixture
+def compiled_contexts(monkeypatch):
+    """The contexts for which `flex` was compiled in place of FlexAttention, by PyTorch's real compiler."""
+    contexts, plain = [], torch.compile
+
+    def backend(graph, inputs):
+        contexts.append(inputs[1].shape[2])
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "flex_attention", flex)
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: plain(*args, **options, backend=backend))
+    monkeypatch.setattr(library_providers, "_compiled_flex_attention", functools.cache(COMPILED))
+    torch._dynamo.reset()
+    yield contexts
+    torch._dynamo.reset()
+
+
+def flex_case(context):
+    return decode_case(dtype="bf16", context=context, batch=1, group=2)
+
+
+def test_flex_attention_is_compiled_for_every_shape(compiled_contexts):
+    for context in range(3, 13):
+        inputs = draw(flex_case(context), source())
+        call = provider("torch-flex").bind(inputs)
+        assert gate_of(flex_case(context), inputs).judge(call()).passed
+    assert compiled_contexts == list(range(3, 13))
+
+
+def test_flex_attention_that_would_run_eagerly_is_unsupported(compiled_contexts, monkeypatch):
+    monkeypatch.setattr(library_providers, "MAX_SHAPES", 2)
+    rows = [rows_of(monkeypatch, provider("torch-flex"), case=flex_case(context))[0] for context in (3, 4, 5)]
+    assert [row.status for row in rows] == ["ok", "ok", "unsupported"]
+    assert "recompile limit" in rows[-1].reason
+    assert compiled_contexts == [3, 4]
 
 
 @pytest.mark.parametrize(("name", "library"), LIBRARIES.items())
@@ -143,7 +221,7 @@ def rows_of(monkeypatch, *providers, case=CASE):
 def test_rows_time_the_bound_call_and_not_the_plan(monkeypatch):
     [row] = rows_of(monkeypatch, provider("flashinfer"))
     assert row.status == "ok"
-    assert Wrapper.plans == row.input_copies
+    assert len(Wrapper.plans) == 1 < row.input_copies
 
 
 def test_outputs_are_poisoned_after_planning(monkeypatch):
