@@ -13,11 +13,9 @@ Run as a program, without TRITON_INTERPRET, it is a worker of `workers.inspect_c
 JSON on standard input, its rows a line on standard output.
 """
 
-import contextlib
 import hashlib
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,23 +24,18 @@ from typing import Any
 import torch
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
-from triton.runtime import driver
-from triton.runtime.autotuner import Autotuner
 
 from ... import kernels
 from ..core.errors import one_line
 from ..core.gpus import Gpu, find_gpu
 from ..core.worker_processes import serve_jobs
 from .compiled_rows import CompiledRow, LaunchName, compiled_row, failed_row
-from .default_tilings import kernel_limits
 from .headroom import IterationWork
 from .kernel_grids import ScheduleEfficiency, schedule_efficiency
 from .machine_code import disassemble
+from .offline_driver import launches_patched
 from .variants import CompileCase, case_matmul_tiling, iteration_work
 
-_KERNELS_PACKAGE = kernels.__name__
 # Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
 _DECODE_ATTENTION, _PREFILL_MATMUL = kernels.decode_attention, kernels.prefill_matmul
 _DTYPES = {
@@ -60,35 +53,6 @@ _DTYPE_NAMES = {
     "torch.float8_e4m3fn": "fp8",
     "torch.float8_e5m2": "fp8",
 }
-
-
-class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
-    """A driver of a GPU that is not present: it names the target and launches nothing."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # one device per target keeps their compiled code apart
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        raise NotImplementedError("nothing runs on a GPU that is not present")
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        raise NotImplementedError(f"nothing is launched with a {ty}")
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +90,20 @@ def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaun
     Raises:
         RuntimeError: this process runs Triton's interpreter.
     """
-    if kernels.interpreting():
-        raise RuntimeError(
-            "kernels are interpreted in this process; unset TRITON_INTERPRET before triton is imported"
-        )
     launches: list[CompiledLaunch] = []
-    run = triton.JITFunction.run
 
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:  # noqa: ARG001  (never run)
+    def record(
+        run: Callable[..., Any], function: Any, args: tuple[Any, ...], grid: Any, kwargs: dict[str, Any]
+    ) -> Any:
         kernel, error = None, ""
         try:
-            kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+            kernel = run(*args, grid=grid, warmup=True, **kwargs)
         except Exception as caught:  # noqa: BLE001  (any compiler error is this launch's result)
             error = one_line(caught)
-        bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        bound = dict(zip(function.arg_names, args, strict=False)) | kwargs
         launches.append(
             CompiledLaunch(
-                function=self.__name__,
+                function=function.__name__,
                 constants=_constants(bound),
                 dtypes=tuple(_dtype_name(value) for value in bound.values() if _is_tensor(value)),
                 kernel=kernel,
@@ -151,21 +112,7 @@ def compile_launches(call: Callable[[], object], gpu: Gpu) -> tuple[CompiledLaun
         )
         return kernel
 
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(_patched(driver, "_active", _OfflineDriver(gpu.sm)))
-        patches.enter_context(_patched(triton.JITFunction, "run", record))
-        patches.enter_context(_patched(Autotuner, "run", _run_each))
-        for module in _modules_of_kernels():
-            # The kernels' argument checks accept CPU tensors where kernels are interpreted.
-            for name, fake in (
-                ("gpu_limits", lambda _device: kernel_limits(gpu)),
-                ("interpreting", lambda: True),
-            ):
-                if name in vars(module):
-                    patches.enter_context(_patched(module, name, fake))
-        patches.enter_context(warnings.catch_warnings())
-        # Triton 3.9 warns at its first compilation that one of its defaults will change.
-        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    with launches_patched(gpu, record):
         call()
     return tuple(launches)
 
@@ -317,33 +264,6 @@ def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
 
 
 _CALLS = {"decode_attention": _call_decode, "prefill_matmul": _call_matmul}
-
-
-def _modules_of_kernels() -> list[Any]:
-    return [
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith(_KERNELS_PACKAGE + ".") and module
-    ]
-
-
-@contextlib.contextmanager
-def _patched(owner: Any, name: str, replacement: object) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Runs every configuration of `triton.autotune`, which would time them and choose one."""
-    self.nargs = dict(zip(self.arg_names, args, strict=False))
-    for config in self.prune_configs(kwargs):
-        if config.pre_hook is not None:
-            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
-        self.fn.run(*args, **kwargs, **config.all_kwargs())
 
 
 def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,7 @@
+"""Executes compiled PTX on a CPU: numpy over all lanes of a CTA, strict about memory and synchronisation.
+
+`launch.executed` is the entry. A kernel passes through `parser` (instructions, basic blocks), `translator`
+with the tables of `translate_*` (Python source of each block) and `cta` (divergence, barriers), which calls
+the state of one concern each: `global_memory`, `shared_memory`, `async_copies`, `mbarriers`,
+`tma`, `matrix_memory`, `mma`, `wgmma`, `warps`. What a kernel does wrong becomes a `violations.Violation`.
+"""

@@ -1,0 +1,91 @@
+"""A compiled kernel that is ready to be executed, and its launches."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .cta import Cta, Launch
+from .global_memory import GlobalMemory
+from .lanes import PARAMETER_BASE, SHARED_BASE
+from .mbarriers import StuckError
+from .opcodes import OPCODES
+from .parser import PtxKernel
+from .tma import TensorMap
+from .translator import Translator
+from .violations import Violation, ViolationLog
+
+_MAX_BLOCKS = 200_000  # of a CTA; the longest test case executes some thousands
+_PARAMETER_SPACING = 256
+
+
+class Executable:
+    """A kernel's PTX, translated.
+
+    Args:
+        ptx: of one kernel.
+        shared_bytes: dynamic shared memory of a CTA.
+        max_blocks: basic blocks that a CTA may execute before it counts as endless.
+
+    Raises:
+        UnsupportedPtxError: names the PTX line and the instruction that this executor does not know.
+    """
+
+    def __init__(self, ptx: str, shared_bytes: int, max_blocks: int = _MAX_BLOCKS) -> None:
+        self.kernel = PtxKernel(ptx)
+        self._parameter_addresses = {
+            name: PARAMETER_BASE + _PARAMETER_SPACING * n for n, name in enumerate(self.kernel.parameters)
+        }
+        symbols = {"global_smem": SHARED_BASE, **self._parameter_addresses}
+        at = shared_bytes
+        for name, (size, alignment) in self.kernel.shared_arrays.items():
+            at = (at + alignment - 1) // alignment * alignment
+            symbols[name] = SHARED_BASE + at
+            at += size
+        self._shared_bytes, self._max_blocks = at, max_blocks
+        self._translation = Translator(self.kernel, symbols, OPCODES).translate()
+        self._instructions = self.kernel.instructions
+
+    def launch(
+        self,
+        grid: tuple[int, ...],
+        parameters: Mapping[str, bytes],
+        memory: GlobalMemory,
+        *,
+        tensor_maps: Mapping[str, TensorMap],
+        rng: np.random.Generator,
+    ) -> tuple[list[Violation], int]:
+        """Executes every CTA of a grid, in random order.
+
+        Args:
+            grid: number of CTAs along up to three axes.
+            parameters: bytes by PTX name.
+            memory: the tensors.
+            tensor_maps: by the PTX name of the parameter that holds them.
+            rng: gives the order.
+
+        Returns:
+            The violations, notes among them, and the number of CTAs executed: fewer than the grid's where
+            one is stuck.
+        """
+        width, height, depth = (*grid, 1, 1)[:3]
+        launch = Launch(
+            kernel=self.kernel,
+            translation=self._translation,
+            shared_bytes=self._shared_bytes,
+            grid=(width, height, depth),
+            parameters=parameters,
+            tensor_maps={self._parameter_addresses[name]: used for name, used in tensor_maps.items()},
+            memory=memory,
+            log=ViolationLog(self.kernel.name, self._instructions),
+            max_blocks=self._max_blocks,
+        )
+        executed = 0
+        for number in rng.permutation(width * height * depth):
+            rest, x = divmod(int(number), width)
+            z, y = divmod(rest, height)
+            try:
+                Cta(launch, (x, y, z), int(number)).run()
+            except StuckError:
+                break
+            executed += 1
+        return list(launch.log.found.values()), executed

@@ -1,0 +1,259 @@
+"""Executes what a Triton host function launches: compiled for a GPU that need not be present, on CPU tensors.
+
+with executed(find_gpu("a100"), sm_count=4) as execution:
+    out = kernels.decode_attention(query, key, value, lengths)
+execution.violations, execution.launches
+"""
+
+import contextlib
+import functools
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ...core.gpus import Gpu, find_gpu
+from ..offline_driver import launches_patched
+from .executable import Executable
+from .global_memory import GlobalMemory
+from .lanes import Array
+from .tma import TensorMap
+from .unsupported import UnsupportedPtxError
+from .violations import Violation
+
+Edit: TypeAlias = Callable[[str, str], str]
+"""From a kernel's name and PTX to the PTX that is executed."""
+
+_PACKED = {
+    "i1": "<b",
+    "i8": "<b",
+    "u8": "<B",
+    "i16": "<h",
+    "u16": "<H",
+    "i32": "<i",
+    "u32": "<I",
+    "i64": "<q",
+    "u64": "<Q",
+    "fp32": "<f",
+    "fp64": "<d",
+}
+_TENSOR_MAP_BYTES = 128
+_EMPTY_FUNCTIONS = ("empty", "empty_like", "empty_strided")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutedLaunch:
+    """One executed launch.
+
+    Attributes:
+        kernel: name of the Triton function.
+        grid: number of CTAs along each axis.
+        num_warps: warps of a CTA.
+        shared_bytes: shared memory of a CTA.
+        blocks: CTAs executed.
+        seconds: time that the execution took.
+        counters: executed figures.
+        compiled: Triton's compiled kernel.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    num_warps: int
+    shared_bytes: int
+    blocks: int
+    seconds: float
+    counters: Mapping[str, Any]
+    compiled: Any
+
+
+@dataclass
+class Execution:
+    """What was launched within `executed`.
+
+    Attributes:
+        violations: what kernels may not do, each with kernel, place and PTX line.
+        notes: the same of what is harmless.
+        launches: in order.
+    """
+
+    seed: int = 0
+    edit: Edit | None = None
+    violations: list[Violation] = field(default_factory=list)
+    notes: list[Violation] = field(default_factory=list)
+    launches: list[ExecutedLaunch] = field(default_factory=list)
+    _dead: list[tuple[int, Array]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+
+    def forbid(self, tensor: torch.Tensor, dead: torch.Tensor) -> None:
+        """Forbids kernels to read dead elements of a tensor, and what lies between its elements.
+
+        Args:
+            tensor: any strides.
+            dead: bool, broadcast over the tensor's trailing dimensions.
+        """
+        while dead.dim() < tensor.dim():
+            dead = dead[..., None]
+        marks = torch.ones(_span(tensor.shape, tensor.stride()), dtype=torch.bool)
+        marks.as_strided(tensor.shape, tensor.stride()).copy_(dead.expand(tensor.shape))
+        self._dead.append((tensor.data_ptr(), np.repeat(marks.numpy(), tensor.element_size())))
+
+    def execute(self, kernel: str, compiled: Any, grid: tuple[int, ...], values: Mapping[str, Any]) -> None:
+        """Executes one launch.
+
+        Args:
+            kernel: name of the Triton function.
+            compiled: Triton's compiled kernel.
+            grid: number of CTAs along each axis.
+            values: arguments by name.
+
+        Raises:
+            UnsupportedPtxError: names the PTX line and instruction, or the argument, that is not known.
+        """
+        ptx = compiled.asm["ptx"]
+        if self.edit is not None:
+            ptx = self.edit(kernel, ptx)
+        executable = _executable(ptx, compiled.metadata.shared)
+        arguments = _Arguments(compiled, values, executable.kernel.parameters)
+        for start, dead in self._dead:
+            arguments.memory.forbid(start, dead)
+        started_s = time.perf_counter()
+        found, blocks = executable.launch(
+            grid, arguments.parameters, arguments.memory, tensor_maps=arguments.tensor_maps, rng=self._rng
+        )
+        self.launches.append(
+            ExecutedLaunch(
+                kernel=kernel,
+                grid=grid,
+                num_warps=compiled.metadata.num_warps,
+                shared_bytes=compiled.metadata.shared,
+                blocks=blocks,
+                seconds=time.perf_counter() - started_s,
+                counters={},
+                compiled=compiled,
+            )
+        )
+        self.violations += [each for each in found if not each.kind.harmless]
+        self.notes += [each for each in found if each.kind.harmless]
+
+
+class _Arguments:
+    """A launch's arguments as the kernel's parameters, in the order of Triton's signature.
+
+    A tensor descriptor becomes a tensor map and the sizes and strides that follow it.
+    """
+
+    def __init__(self, compiled: Any, values: Mapping[str, Any], names: Sequence[str]) -> None:
+        self.memory = GlobalMemory()
+        self.tensor_maps: dict[str, TensorMap] = {}
+        raw: list[bytes] = []
+        descriptors = list(getattr(compiled.metadata, "tensordesc_meta", None) or [])
+        for name, kind in compiled.src.signature.items():
+            if kind == "constexpr":
+                continue
+            value = values[name]
+            if kind.startswith("tensordesc"):
+                self.tensor_maps[names[len(raw)]] = self._tensor_map(name, value, descriptors.pop(0))
+                raw.append(bytes(_TENSOR_MAP_BYTES))
+                raw += [struct.pack("<I", n) for n in value.shape]
+                raw += [struct.pack("<Q", n) for n in value.strides]
+            elif kind.startswith("*"):
+                raw.append(struct.pack("<Q", value.data_ptr()))
+                span = _span(value.shape, value.stride()) if value.numel() else 0
+                self.memory.add(name, value.data_ptr(), span * value.element_size())
+            elif kind in _PACKED:
+                raw.append(struct.pack(_PACKED[kind], value))
+            else:
+                raise UnsupportedPtxError(f"argument {name} of type {kind}")
+        if getattr(compiled.metadata, "global_scratch_size", 0):
+            raise UnsupportedPtxError("global scratch memory")
+        # Triton appends pointers to scratch memory, here none.
+        raw += [bytes(8)] * (len(names) - len(raw))
+        self.parameters = dict(zip(names, raw, strict=True))
+
+    def _tensor_map(self, name: str, value: Any, meta: Mapping[str, Any]) -> TensorMap:
+        size, start = meta["elem_size"], value.base.data_ptr()
+        strides = tuple(stride * size for stride in value.strides)
+        if start % 16 or any(stride % 16 for stride in strides[:-1]):
+            raise UnsupportedPtxError(
+                f"argument {name}: a descriptor's base and strides are multiples of 16 bytes"
+            )
+        self.memory.add(name, start, _span(value.shape, value.strides) * size)
+        return TensorMap(
+            start=start,
+            shape=tuple(value.shape),
+            strides=strides,
+            box=tuple(meta["block_size"]),
+            element_bytes=size,
+            swizzle=meta["swizzle"],
+        )
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last of a tensor."""
+    return sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+
+
+@functools.lru_cache(maxsize=64)
+def _executable(ptx: str, shared_bytes: int) -> Executable:
+    return Executable(ptx, shared_bytes)
+
+
+@contextlib.contextmanager
+def executed(
+    gpu: Gpu | int, *, sm_count: int | None = None, seed: int = 0, edit: Edit | None = None
+) -> Iterator[Execution]:
+    """Within it, Triton launches on CPU tensors are compiled for a GPU and executed at once.
+
+    Host functions of this package choose their tilings as on that GPU. New tensors of `torch.empty` start as
+    NaN bytes.
+
+    Args:
+        gpu: a GPU with SM limits, or a compute capability such as 80.
+        sm_count: SMs that the choosers are told of; None for the GPU's own.
+        seed: of the order of CTAs.
+        edit: changes the PTX before it is executed.
+
+    Raises:
+        UsageError: no GPU of that compute capability in the table.
+        RuntimeError: this process runs Triton's interpreter.
+    """
+    if isinstance(gpu, int):
+        gpu = find_gpu(f"sm_{gpu}", with_limits=True)
+    execution = Execution(seed=seed, edit=edit)
+
+    def launch(run: Callable[..., Any], function: Any, args: Any, grid: Any, kwargs: dict[str, Any]) -> Any:
+        compiled = run(*args, grid=grid, warmup=True, **kwargs)
+        values = dict(zip(function.arg_names, args, strict=False)) | kwargs
+        execution.execute(
+            function.__name__, compiled, tuple(grid(values) if callable(grid) else grid), values
+        )
+        return compiled
+
+    with launches_patched(gpu, launch, sm_count=sm_count), _poisoned_empty():
+        yield execution
+
+
+@contextlib.contextmanager
+def _poisoned_empty() -> Iterator[None]:
+    """Within it, tensors of torch.empty and its variants start as NaN bytes."""
+
+    def poisoned(allocate: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        bits = torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
+        bits.fill_(0xFF)
+        return tensor
+
+    originals = {name: getattr(torch, name) for name in _EMPTY_FUNCTIONS}
+    for name, original in originals.items():
+        setattr(torch, name, functools.partial(poisoned, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)

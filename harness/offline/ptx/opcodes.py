@@ -1,0 +1,18 @@
+"""The table of opcodes that this executor knows, from the handlers of each group."""
+
+from . import (
+    translate_arithmetic,
+    translate_bits,
+    translate_conversions,
+    translate_matrix,
+    translate_memory,
+)
+from .translator import Opcodes
+
+OPCODES: Opcodes = {
+    **translate_arithmetic.HANDLERS,
+    **translate_bits.HANDLERS,
+    **translate_conversions.HANDLERS,
+    **translate_memory.HANDLERS,
+    **translate_matrix.HANDLERS,
+}
