@@ -14,7 +14,6 @@ JSON on standard input, its rows a line on standard output.
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -1,8 +1,8 @@
 """Translates logic, shifts, comparisons and moves."""
 
-from .lanes import UnsupportedPtxError
 from .parser import Instruction
 from .translator import Handler, Opcodes, Translator, kind_of, vector
+from .unsupported import UnsupportedPtxError
 
 _COMPARISONS = {
     "eq": "==",

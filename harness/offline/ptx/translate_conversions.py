@@ -1,8 +1,8 @@
 """Translates cvt: conversions between number formats."""
 
-from .lanes import UnsupportedPtxError
 from .parser import Instruction
 from .translator import Kind, Opcodes, Translator, kind_of
+from .unsupported import UnsupportedPtxError
 
 _PAIRS = {"f16x2", "bf16x2"}
 _FLOAT8_PAIRS = {"e4m3x2", "e5m2x2"}

@@ -1,8 +1,8 @@
 """Translates loads, stores, atomics, asynchronous copies, fences and mbarriers."""
 
-from .lanes import UnsupportedPtxError
 from .parser import Instruction
 from .translator import Kind, Opcodes, Translator, kind_of, vector
+from .unsupported import UnsupportedPtxError
 
 _SPACES = {"global", "shared", "param", "const", "local"}
 _ATOMICS = {"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"}

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import formats, integers
-from .lanes import UNSIGNED, Array, UnsupportedPtxError
+from .lanes import UNSIGNED, Array
 from .parser import Block, Instruction, PtxKernel
+from .unsupported import UnsupportedPtxError
 from .wgmma_registers import WgmmaRegisters
 
 Handler: TypeAlias = "Callable[[Translator, Instruction], None]"

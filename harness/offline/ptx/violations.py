@@ -1,15 +1,10 @@
 """What a kernel may not do: the kinds of violations, and the log of those that one launch makes."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from .parser import Instruction
+from .parser import Instruction
 
 _SHOWN_PTX_CHARACTERS = 90
 

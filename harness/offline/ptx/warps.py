@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .lanes import ELECTED_LANE, WARP_LANES, Array, CtaLanes, Mask, UnsupportedPtxError
+from .lanes import ELECTED_LANE, WARP_LANES, Array, CtaLanes, Mask
+from .unsupported import UnsupportedPtxError
 
 _REDUCTIONS: dict[str, Any] = {
     "add": np.add,

@@ -4,10 +4,11 @@ from collections import deque
 
 import numpy as np
 
-from .lanes import SHARED_BASE, Array, CtaLanes, Mask, UnsupportedPtxError
+from .lanes import SHARED_BASE, Array, CtaLanes, Mask
 from .mma import ELEMENT_BYTES, element_values
 from .shared_memory import SharedMemory
 from .tma import swizzled
+from .unsupported import UnsupportedPtxError
 from .violations import Kind
 
 _GROUP_WARPS = 4
