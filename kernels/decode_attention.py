@@ -37,10 +37,10 @@ from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, Decod
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
+from .scale_factors import DecodeFactors, decode_factors
 
 patch_interpreter()
 
-_LOG2_E = 1.0 / math.log(2.0)
 _COMBINE_BLOCK_PARTIALS = 16
 
 
@@ -345,10 +345,12 @@ def decode_attention(
         block_table: [batch, max_pages] int32: the pages of each sequence in order;
             capacity = max_pages x page_size. Entries past the live pages are never read; live
             entries must lie in 0..pages - 1, which is not checked.
-        scale: multiplies the scores; None means 1 / sqrt(head_dim).
+        scale: multiplies the scores, at most 2.36e38 in magnitude, with a number `k_scale` too; None means
+            1 / sqrt(head_dim).
         window: sliding window: tokens that a query token attends to, itself the last; older tokens
             are not read. None means all.
-        softcap: positive c: scores s become c tanh(s / c), after `scale` and `k_scale`.
+        softcap: positive c, at most 2.36e38 and at least 3e-39 times `scale`: scores s become
+            c tanh(s / c), after `scale` and `k_scale`.
         sinks: [q_heads], bfloat16, float16 or float32: attention sinks, one more logit per query head
             whose value is 0; it counts in the log-sum-exp.
         k_scale: dequantisation scale of `k_cache`: a number, or float32 [], [1] or [kv_heads].
@@ -372,8 +374,8 @@ def decode_attention(
         A sequence of length 0, or a query token before its start, gives output 0 and -inf.
 
     Raises:
-        ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on
-            the CPU while Triton compiles its kernels.
+        ValueError: an argument has the wrong shape, strides, dtype, device, size or range; or tensors are
+            on the CPU while Triton compiles its kernels.
     """
     arguments: dict[str, Any] = {
         "q": q,
@@ -381,17 +383,15 @@ def decode_attention(
         "v_cache": v_cache,
         "context_lens": context_lens,
         "block_table": block_table,
-        "scale": scale,
         "window": window,
-        "softcap": softcap,
         "sinks": sinks,
-        "k_scale": k_scale,
-        "v_scale": v_scale,
     }
+    scales: dict[str, Any] = {"scale": scale, "softcap": softcap, "k_scale": k_scale, "v_scale": v_scale}
     checks.check_decode_attention(
-        **arguments, num_splits=num_splits, return_lse=return_lse, out=out, tiling=tiling
+        **arguments, **scales, num_splits=num_splits, return_lse=return_lse, out=out, tiling=tiling
     )
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    factors = _factors(plan, q, scales)
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("q", q))
@@ -402,7 +402,7 @@ def decode_attention(
         out = torch.empty((*q.shape[:-1], v_cache.shape[-1]), dtype=q.dtype, device=q.device)
     if return_lse and lse is None:
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-    _launch(plan, **arguments, out=out, lse=lse, workspace=workspace)
+    _launch(plan, factors, **arguments, out=out, lse=lse, workspace=workspace)
     return out if lse is None else (out, lse)
 
 
@@ -423,35 +423,42 @@ def decode_attention_workspace_bytes(
     checks.check_decode_attention(q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, **options)
     block_table, num_splits, tiling = map(options.get, ("block_table", "num_splits", "tiling"))
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    _factors(plan, q, options)
     return plan.workspace_bytes
+
+
+def _factors(plan: DecodePlan, q: torch.Tensor, options: dict[str, Any]) -> DecodeFactors:
+    scale, softcap, k_scale, v_scale = map(options.get, ("scale", "softcap", "k_scale", "v_scale"))
+    return decode_factors(
+        head_dim=q.shape[-1],
+        scale=scale,
+        softcap=softcap,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        cache_factor=E4M3_BITS_FACTOR if plan.e4m3_bits else 1.0,
+    )
 
 
 def _launch(
     plan: DecodePlan,
+    factors: DecodeFactors,
     *,
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
     block_table: torch.Tensor | None,
-    scale: float | None,
     window: int | None,
-    softcap: float | None,
     sinks: torch.Tensor | None,
-    k_scale: torch.Tensor | float | None,
-    v_scale: torch.Tensor | float | None,
     out: torch.Tensor,
     lse: torch.Tensor | None,
     workspace: torch.Tensor | None,
 ) -> None:
     """Launches the split-KV kernel and, if it may leave partials, the combine kernel."""
     tiling, kv_heads = plan.tiling, k_cache.shape[2]
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scale, k_scale = _number_and_tensor(scale, k_scale)
-    v_factor, v_scale = _number_and_tensor(1.0, v_scale)
+    k_scale, v_scale, softcap_log2 = factors.k_scale, factors.v_scale, factors.softcap_log2
     if plan.e4m3_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
-        scale, v_factor = scale * E4M3_BITS_FACTOR, v_factor * E4M3_BITS_FACTOR
     partials = partial_lses = partial_counts = None
     if plan.slots:
         assert workspace is not None  # noqa: S101  (the caller has allocated it)
@@ -467,7 +474,7 @@ def _launch(
         "partial_counts_ptr": partial_counts,
         "sinks_ptr": sinks,
         "v_scale_ptr": v_scale,
-        "v_factor": v_factor,
+        "v_factor": factors.value,
         "kv_heads": kv_heads,
         "capacity": plan.capacity,
         "stride_out_batch": out.stride(0),
@@ -490,8 +497,8 @@ def _launch(
             v_ptr=v_cache,
             block_table_ptr=block_table,
             k_scale_ptr=k_scale,
-            score_factor=scale * _LOG2_E if softcap is None else scale / softcap,
-            softcap_log2=0.0 if softcap is None else softcap * _LOG2_E,
+            score_factor=factors.score,
+            softcap_log2=0.0 if softcap_log2 is None else softcap_log2,
             window=0 if window is None else min(window, plan.capacity),
             batch=q.shape[0],
             stride_q_batch=q.stride(0),
@@ -511,7 +518,7 @@ def _launch(
             V_STRIDE_PAGE=v_cache.stride(0) if plan.page_size else 0,
             STRIDE_UNIT=unit,
             HAS_WINDOW=window is not None,
-            HAS_SOFTCAP=softcap is not None,
+            HAS_SOFTCAP=softcap_log2 is not None,
             PRECISION="ieee",
             MIN_TILES=tiling.min_tiles,
             ITEM_COST_TILES=ITEM_COST_TILES,
@@ -533,15 +540,6 @@ def _launch(
                 num_warps=4,
                 maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             )
-
-
-def _number_and_tensor(
-    number: float, scale: torch.Tensor | float | None
-) -> tuple[float, torch.Tensor | None]:
-    """The number multiplied by the scale if that is a number; the scale if it is a tensor, else None."""
-    if isinstance(scale, torch.Tensor):
-        return number, scale
-    return number * (1.0 if scale is None else scale), None
 
 
 def _stride_unit(*caches: torch.Tensor) -> int:

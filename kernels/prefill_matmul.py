@@ -22,7 +22,6 @@ This file is over 400 lines because three kernels and the only function that lau
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +35,7 @@ from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import accumulate, load_tile, store_item, store_output, tile_of_item
+from .scale_factors import matmul_factors
 
 if TYPE_CHECKING:
     from .matmul_tiling import MatmulTiling
@@ -370,13 +370,12 @@ def _launch(
     """Launches the matmul kernel and, if tiles are split along K, the reduction kernel."""
     x, weight, tiling = plan.x, plan.weight, plan.tiling
     matrices = result_matrices(out, plan)
-    factor = math.prod(scale for scale in (x_scale, weight_scale) if isinstance(scale, float | int))
-    x_scales, weight_scales = (
-        scale if isinstance(scale, torch.Tensor) else None for scale in (x_scale, weight_scale)
-    )
     if plan.float8_bits:
         x, weight = _e4m3_codes(x), _e4m3_codes(weight)
-        factor *= E4M3_BITS_FACTOR ** sum(operand.dtype == torch.uint8 for operand in (x, weight))
+    coded = sum(operand.dtype == torch.uint8 for operand in (x, weight))
+    factor, x_scales, weight_scales = matmul_factors(
+        x_scale, weight_scale, operand_factor=E4M3_BITS_FACTOR**coded, device=x.device
+    )
     epilogue = {
         "bias_ptr": bias,
         "x_scale_ptr": x_scales,
@@ -385,7 +384,7 @@ def _launch(
         "partial_ptr": workspace.view(-1).view(torch.uint8)[: plan.workspace_bytes].view(torch.float32)
         if workspace is not None and plan.split_tiles
         else None,
-        "factor": float(factor),
+        "factor": factor,
         "rows": x.shape[1],
         "features": plan.features,
         "whole_tiles": plan.whole_tiles,

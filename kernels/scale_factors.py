@@ -1,0 +1,129 @@
+"""Scales that are numbers, combined to the factors that a kernel takes as float32 arguments.
+
+A product, a quotient or log2(e) times a number may leave the range of float32 though each number is in it:
+as infinity it makes NaN of a score of 0. What cannot be represented is rejected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+LOG2_E = 1.0 / math.log(2.0)
+
+_LARGEST = torch.finfo(torch.float32).max
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+Scale = torch.Tensor | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeFactors:
+    """Factors of `decode_attention`; scales that are tensors multiply them in the kernel.
+
+    Attributes:
+        score: of q . k; with `softcap` divided by it, else times log2(e).
+        softcap_log2: log2(e) times the soft cap; None without one.
+        value: of the output.
+        k_scale: the scale of the K cache, if it is a tensor.
+        v_scale: the scale of the V cache, if it is a tensor.
+    """
+
+    score: float
+    softcap_log2: float | None
+    value: float
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
+
+
+def decode_factors(
+    *,
+    head_dim: int,
+    scale: float | None,
+    softcap: float | None,
+    k_scale: Scale,
+    v_scale: Scale,
+    cache_factor: float = 1.0,
+) -> DecodeFactors:
+    """The factors of a call with checked arguments.
+
+    Args:
+        head_dim: elements of a key; without `scale` scores are multiplied by 1 / sqrt(head_dim).
+        scale: as `decode_attention` documents it.
+        softcap: likewise.
+        k_scale: likewise.
+        v_scale: likewise.
+        cache_factor: what the elements of both caches are too small by in the kernel.
+
+    Raises:
+        ValueError: a factor is outside the range of float32; names the argument and its range.
+    """
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    k_number, k_tensor = _number_and_tensor(k_scale)
+    v_number, v_tensor = _number_and_tensor(v_scale)
+    name = "scale" if k_tensor is not None or k_scale is None else "scale times k_scale"
+    _check_at_most(name, scale * k_number, _LARGEST / (LOG2_E * cache_factor))
+    _check_at_most("v_scale", v_number, _LARGEST / cache_factor)
+    score = scale * k_number * cache_factor
+    softcap_log2 = None
+    if softcap is not None:
+        _check_at_most("softcap", softcap, _LARGEST / LOG2_E)
+        if abs(score) > softcap * _LARGEST:
+            raise ValueError(
+                f"softcap is {softcap}; with {name} of {scale * k_number} it must be at least "
+                f"{abs(score) / _LARGEST:.4g}"
+            )
+        # A cap over 8e37 times the scale changes no score below 1e34, and the quotient would lose bits.
+        if abs(score) >= softcap * _SMALLEST_NORMAL:
+            score, softcap_log2 = score / softcap, softcap * LOG2_E
+    return DecodeFactors(
+        score=score * LOG2_E if softcap_log2 is None else score,
+        softcap_log2=softcap_log2,
+        value=v_number * cache_factor,
+        k_scale=k_tensor,
+        v_scale=v_tensor,
+    )
+
+
+def matmul_factors(
+    x_scale: Scale, weight_scale: Scale, *, operand_factor: float, device: torch.device
+) -> tuple[float, torch.Tensor | None, torch.Tensor | None]:
+    """One factor of all numbers, and the scales of x and weight that are tensors.
+
+    If float32 does not hold the product of two numbers, the scale of the weight becomes a tensor: the kernel
+    multiplies by one after the other.
+
+    Args:
+        x_scale: as `prefill_matmul` documents it.
+        weight_scale: likewise.
+        operand_factor: what the products are too small by in the kernel.
+        device: of the operands.
+
+    Raises:
+        ValueError: a scale times `operand_factor` is outside the range of float32.
+    """
+    x_number, x_tensor = _number_and_tensor(x_scale)
+    weight_number, weight_tensor = _number_and_tensor(weight_scale)
+    factor = x_number * weight_number * operand_factor
+    too_large = abs(factor) > _LARGEST
+    # Both at most 1: the result of the first multiplication cannot overflow.
+    too_small = 0.0 < abs(factor) < _SMALLEST_NORMAL and max(abs(x_number), abs(weight_number)) <= 1.0
+    if weight_tensor is None and (too_large or too_small):
+        weight_tensor = torch.full((), weight_number, dtype=torch.float32, device=device)
+        factor = x_number * operand_factor
+    _check_at_most("x_scale", x_number, _LARGEST / operand_factor)
+    return float(factor), x_tensor, weight_tensor
+
+
+def _number_and_tensor(scale: Scale) -> tuple[float, torch.Tensor | None]:
+    """A scale as a number, 1 if there is none, and as a tensor, None if it is none."""
+    if isinstance(scale, torch.Tensor):
+        return 1.0, scale
+    return 1.0 if scale is None else float(scale), None
+
+
+def _check_at_most(name: str, value: float, limit: float) -> None:
+    if abs(value) > limit:
+        raise ValueError(f"{name} is {value}; it must be from {-limit:.7g} to {limit:.7g}")
