@@ -10,6 +10,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +110,18 @@ class LruCache:
             self.read_bytes += size_bytes
             self._insert(key, size_bytes)
 
+    def read_together(self, keys: Sequence[int], size_bytes: Sequence[int]) -> None:
+        """Reads distinct entries that fit the cache together, in order; `size_bytes` is indexed by key."""
+        if not self._entries.keys().isdisjoint(keys):
+            for key in keys:
+                self.read(key, size_bytes[key])
+            return
+        sizes = [size_bytes[key] for key in keys]  # all miss, and none is evicted for another of them
+        self.read_bytes += sum(sizes)
+        self._used_bytes += sum(sizes)
+        self._entries.update(zip(keys, sizes, strict=True))
+        self._evict()
+
     def write(self, key: int, size_bytes: int) -> None:
         """Writes a complete entry, without reading it first."""
         self._dirty.add(key)
@@ -130,12 +143,17 @@ class LruCache:
     def _insert(self, key: int, size_bytes: int) -> None:
         self._entries[key] = size_bytes
         self._used_bytes += size_bytes
-        while self._used_bytes > self.capacity_bytes:
-            evicted, evicted_bytes = self._entries.popitem(last=False)
-            self._used_bytes -= evicted_bytes
-            if evicted in self._dirty:
-                self._dirty.remove(evicted)
+        self._evict()
+
+    def _evict(self) -> None:
+        used_bytes, popitem, dirty = self._used_bytes, self._entries.popitem, self._dirty
+        while used_bytes > self.capacity_bytes:
+            evicted, evicted_bytes = popitem(last=False)
+            used_bytes -= evicted_bytes
+            if evicted in dirty:
+                dirty.remove(evicted)
                 self.written_bytes += evicted_bytes
+        self._used_bytes = used_bytes
 
 
 def matmul_traffic(
@@ -245,9 +263,8 @@ class _TileTraffic:
         # All panels of a step fit, so reading one again within the step hits and only moves it up.
         by_last_use = list(dict.fromkeys(reversed(keys)))[::-1]
         for step in range(steps):
-            for key in once:
-                cache.read(key + step, sizes[key + step])
-            cache.touch(key + step for key in by_last_use)
+            cache.read_together([key + step for key in once], sizes)
+            cache.touch([key + step for key in by_last_use])
 
     def write_tiles(self, cache: LruCache, finished: Iterable[WorkTile]) -> None:
         """Writes the output tiles of CTAs that end, or their split-K partial sums."""
@@ -293,6 +310,7 @@ class _TileTraffic:
         return self._first_partial + (block_m * self._blocks_n + block_n) * self._splits + split
 
 
+@lru_cache(maxsize=16)  # tile orders of the same tiles share them
 def _block_bytes(
     rows: int, columns: int, block_rows: int, block_columns: int, element_bytes: int
 ) -> tuple[Figures, Figures]:
