@@ -1,5 +1,6 @@
 """Each command shown in README and docs runs as shown; only those that take minutes run a smaller case."""
 
+import ast
 import itertools
 import json
 import os
@@ -64,6 +65,18 @@ def block(page, mark):
     """A code block of a page, by a word of its first line."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return next(code for code in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL) if mark in code)
+
+
+def test_every_launch_shown_chooses_fp_fusion():
+    """Triton 3.9 warns where a launch leaves it open, because the default changes in 3.10."""
+    blocks = [
+        code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    ]
+    calls = [node for code in blocks for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    launches = [call for call in calls if isinstance(call.func, ast.Subscript)]
+    assert launches
+    for launch in launches:
+        assert "enable_fp_fusion" in {keyword.arg for keyword in launch.keywords}, ast.unparse(launch)
 
 
 def invoke(monkeypatch, arguments):
