@@ -36,6 +36,9 @@ DRAM_READ, DRAM_WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
 TENSOR_CORES_ACTIVE = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
 """Percent of cycles with active tensor cores, for the instructions of any GPU generation."""
 
+NEEDED = "Nsight Compute 2026.2.1 or newer, on the path, and permission to profile"
+"""What nsight-python needs from version 1.0 on: docs.nvidia.com/nsight-python, Runtime Requirements."""
+
 Counters = Mapping[str, float]
 Profile = Callable[[Callable[[], object], Sequence[str], Callable[[Any, Any], Any]], dict[str, float]]
 """Profiles a call: the value of each metric, those of several launches combined by a function."""
@@ -55,7 +58,7 @@ def read_counters(run: Run, device: Device, progress: Callable[[float, str], Non
     if device.kind != "cuda":
         return "hardware counters are those of a CUDA GPU, this run was on a CPU"
     if not installed("nsight"):
-        return "nsight-python is not installed (pip install nsight-python)"
+        return f"nsight-python is not installed (pip install nsight-python); it needs {NEEDED}"
     places = [
         place for place, row in enumerate(run.rows) if row.status == "ok" and row.case.operation in OPERATIONS
     ]
@@ -117,9 +120,10 @@ def _counted(job: Mapping[str, Any], profile: Profile) -> Iterator[dict[str, Any
         try:
             counters = _counters(row, provider_of(row, own), source, profile)
         except Exception as error:  # noqa: BLE001  (a kernel may raise anything; other rows go on)
-            yield {"place": place, "reason": one_line(error)}
             if isinstance(error, refusals):
+                yield {"place": place, "reason": f"{one_line(error)}; counters need {NEEDED}"}
                 return
+            yield {"place": place, "reason": one_line(error)}
         else:
             yield {"place": place, "counters": counters}
 

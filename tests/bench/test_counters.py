@@ -150,6 +150,7 @@ def test_refused_permission_ends_the_job(fake_nsight, tmp_path):
     job = {"device": "cpu", "rows": rows, "run": result.to_json()}
     [answer] = counters._counted(job, functools.partial(counters._profile, str(tmp_path)))
     assert "ERR_NVGPUCTRPERM" in answer["reason"]
+    assert "Nsight Compute 2026.2.1 or newer" in answer["reason"]
     for name in [name for name in sys.modules if name.partition(".")[0] == "nsight"]:
         del sys.modules[name]
 
@@ -159,7 +160,9 @@ def test_missing_gpu_or_package_is_the_reason(monkeypatch):
     cpu = FakeDevice(kind="cpu")
     assert "CUDA GPU" in read_counters(result, cpu, lambda *_: None)
     monkeypatch.setattr(counters, "installed", lambda _name: False)
-    assert "pip install nsight-python" in read(result)[0]
+    reason, _ = read(result)
+    assert "pip install nsight-python" in reason
+    assert "Nsight Compute 2026.2.1 or newer" in reason
 
 
 def test_run_reads_counters_only_if_asked(monkeypatch):
