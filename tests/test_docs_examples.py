@@ -69,9 +69,8 @@ def block(page, mark):
 
 def test_every_launch_shown_chooses_fp_fusion():
     """Triton 3.9 warns where a launch leaves it open, because the default changes in 3.10."""
-    blocks = [
-        code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
-    ]
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     calls = [node for code in blocks for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     launches = [call for call in calls if isinstance(call.func, ast.Subscript)]
     assert launches

@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     "--counters",
     is_flag=True,
     help="Also read DRAM bytes and tensor-core activity of each kernel from the GPU's hardware counters; "
-    "needs nsight-python, Nsight Compute 2026.2.1 or newer, and permission to profile. The run says why if they "
-    "cannot be read.",
+    "needs nsight-python, Nsight Compute 2026.2.1 or newer, and permission to profile. The run says why if "
+    "they cannot be read.",
 )
 @click.option(
     "--resume",
