@@ -15,9 +15,9 @@ BLOCK = 4_194_319
 """Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
 CACHES_IN_FLIGHT = 5
-"""Copies of a case's inputs together are at least this many times as large as the last-level cache. A cache
-that evicts at random still holds the share h = exp(-r (1 - h)) of inputs of r times its size when they are read
-again: 16% at r = 2.2, and 0.7% at 5."""
+"""Copies of a case's inputs together are at least this many times as large as the last-level cache. Of
+inputs of r times its size, a cache that evicts at random still holds the share h = exp(-r (1 - h)) when they
+are read again: 16% at r = 2.2, and 0.7% at 5."""
 
 MAX_COPIES = 1000
 """Most copies of the inputs of a case too small to fill the caches; the row records their number."""
