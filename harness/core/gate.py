@@ -48,6 +48,39 @@ def tolerance(dtype: torch.dtype, *, reduction: int, roundings: int = 1) -> floa
     return SAFETY * (roundings * unit_roundoff(dtype) + accumulation)
 
 
+def attention_products(*, capacity: int, head_dim: int, expected_lse: Tensor) -> float:
+    """Number of products whose rounding error in float32 equals that of an output element of attention.
+
+    An absolute error of a score is a relative error of its exponential. A score of size s is a sum of
+    head_dim terms and partial sums of at most that size, so its error is sqrt(head_dim) s roundoffs. The
+    largest score of a row counts, and the log-sum-exp bounds it. `tolerance` takes the square root of the
+    number of products as roundoffs.
+
+    Args:
+        capacity: tokens that a sequence has room for.
+        head_dim: elements of a query.
+        expected_lse: log-sum-exp of the logits, of any shape; those that are not finite do not count.
+    """
+    largest = float(torch.where(expected_lse.isfinite(), expected_lse.abs(), 0.0).max())
+    return (math.sqrt(capacity + head_dim) + math.sqrt(head_dim) * largest) ** 2
+
+
+def lse_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest |actual - expected| / (1 + |expected|) of log-sum-exps; infinite unless all -inf agree.
+
+    An absolute error of the logarithm is a relative one of the sum, which is never rounded to the dtype of
+    the queries.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if actual.shape != expected.shape:
+        raise ValueError(f"actual: has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+    a = actual.detach().double()
+    error = (a - expected).abs() / (1.0 + expected.abs())
+    return float(torch.where(a == expected, 0.0, error).nan_to_num(nan=math.inf).max())
+
+
 def row_errors(actual: Tensor, expected: Tensor) -> Tensor:
     """Relative L2 error of each row (the last dimension), as float64 [rows].
 

@@ -1,11 +1,10 @@
 """Helpers of the decode attention tests: tilings, comparison with the oracle, recorded memory accesses."""
 
-import math
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from decodetax.harness.core.gate import tolerance
+from decodetax.harness.core.gate import attention_products, tolerance
 from decodetax.kernels import (
     DecodeTiling,
     GpuLimits,
@@ -78,17 +77,12 @@ def decode_error(output, expected, inputs, expected_lse=None, *, roundings=2):
 
 
 def _products(inputs, lse=None):
-    """Number of products whose rounding error equals that of an output element.
-
-    An absolute error of a score is a relative error of its exponential. A score of size s is a sum of
-    head_dim terms and partial sums of at most that size, so its error is sqrt(head_dim) s roundoffs. The
-    largest score of a row counts, and the log-sum-exp bounds it. `tolerance` takes the square root of the
-    number of products as roundoffs.
-    """
-    head_dim = inputs["q"].shape[-1]
     capacity = inputs["k_cache"].shape[1] * inputs.get("block_table", torch.empty(1, 1)).shape[1]
-    largest = 0.0 if lse is None else float(torch.where(lse.isfinite(), lse.abs(), 0.0).max())
-    return (math.sqrt(capacity + head_dim) + math.sqrt(head_dim) * largest) ** 2
+    return attention_products(
+        capacity=capacity,
+        head_dim=inputs["q"].shape[-1],
+        expected_lse=torch.zeros(1) if lse is None else lse,
+    )
 
 
 class Accesses:

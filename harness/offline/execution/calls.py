@@ -1,0 +1,314 @@
+"""The call that a case stands for: inputs drawn from a seed, what is dead in them, and the oracle's result.
+
+Dead cache is NaN (-1 in int8). Pages that hold no live token have an id out of range.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .... import kernels
+from ....kernels import reference
+from ...core.gate import Gate, attention_products, gate_of, judge, lse_error, tolerance
+from ...core.inputs import DTYPES, DecodeAttentionInputs, Source, draw
+from ...core.options import user_code
+from ...core.user_function import load_user_function
+from .cases import Case, UserCase
+from .decode_cases import DecodeCase, MergeCase
+from .layouts import laid_out
+from .matmul_cases import MatmulCase
+
+_DTYPES = {**DTYPES, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+_NO_PAGE = 2**31 - 1
+_INT8_SCALE = 0.01
+
+Judge = Callable[[Any], "Figures"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How a result compares with the float64 oracle; see `gate.row_errors` and `gate.lse_error`.
+
+    Attributes:
+        relative_error: of the worst row.
+        tolerance: the largest relative error of a row that rounding explains.
+        lse_error: of the worst log-sum-exp; None where the call returns none.
+        lse_tolerance: the largest such error that rounding explains.
+        reason: why the result is wrong; None where it is right.
+    """
+
+    relative_error: float
+    tolerance: float
+    lse_error: float | None = None
+    lse_tolerance: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call that is ready to run.
+
+    Attributes:
+        run: calls the host function and returns its result.
+        judge: compares the result with the oracle's, which was computed before the call.
+        dead: tensors, and which of their elements (of their leading dimensions) no kernel may read.
+    """
+
+    run: Callable[[], Any]
+    judge: Judge
+    dead: Sequence[tuple[Tensor, Tensor]] = field(default=())
+
+
+def call_of(case: Case, seed: int) -> Call:
+    """The call of a case, with inputs drawn from a seed.
+
+    Raises:
+        UsageError: there is no such user's function.
+    """
+    match case:
+        case DecodeCase():
+            return _decode_call(case, _Draw(case, seed))
+        case MatmulCase():
+            return _matmul_call(case, _Draw(case, seed))
+        case MergeCase():
+            return _merge_call(case, _Draw(case, seed))
+        case UserCase():
+            return _user_call(case, seed)
+
+
+class _Draw:
+    """Draws tensors that depend on the case and the seed alone."""
+
+    def __init__(self, case: DecodeCase | MatmulCase | MergeCase, seed: int) -> None:
+        name = f"{case.kernel} {case.name} {case.dtype} {seed}"
+        self.numbers = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+    def normal(self, *shape: int, dtype: str, size: float = 1.0) -> Tensor:
+        """Standard normal numbers times `size`; int8 is uniform from -127 to 127."""
+        if dtype == "int8":
+            return torch.randint(-127, 128, shape, generator=self.numbers, dtype=torch.int8)
+        return (torch.randn(shape, generator=self.numbers) * size).to(_DTYPES[dtype])
+
+    def scale(self, kind: str | None, size: float, *shape: int) -> Tensor | float | None:
+        """A scale of about `size`, of the kind that a case names."""
+        if kind is None or kind == "number":
+            return None if kind is None else size
+        shape = () if kind == "one" else shape
+        return size * (0.5 + torch.rand(shape, generator=self.numbers))
+
+
+def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
+    batch, tokens = len(case.lengths), case.query_tokens or 1
+    longest = max(1, *case.lengths)
+    table, lead = None, (batch, case.capacity or longest + 40)
+    if case.page_size:
+        pages_each = math.ceil((case.capacity or longest + 5) / case.page_size)
+        pages = batch * pages_each + 3
+        order = torch.randperm(pages, generator=draw_.numbers)[: batch * pages_each]
+        table = order.view(batch, pages_each).to(torch.int32)
+        lead = (pages, case.page_size)
+    capacity = lead[1] * (1 if table is None else table.shape[1])
+    q_dtype = case.query_dtype or ("bf16" if case.dtype in ("e4m3", "e5m2", "int8") else case.dtype)
+    q_heads = case.kv_heads * case.group
+    q = draw_.normal(batch, tokens, q_heads, case.head_dim, dtype=q_dtype, size=case.query_size)
+    k_cache, v_cache = (
+        laid_out(draw_.normal(*lead, case.kv_heads, width, dtype=case.dtype), case.cache_layout)
+        for width in (case.head_dim, case.v_head_dim or case.head_dim)
+    )
+    _set_special(case, q, k_cache, v_cache, table)
+    dead = _dead_tokens(case, lead, capacity, table)
+    for cache in (k_cache, v_cache):
+        cache.view(_BITS[cache.element_size()])[dead] = -1
+    context_lens = torch.tensor(case.lengths, dtype=torch.int32)
+    forbidden = [] if case.cache_layout.startswith("huge") else [(k_cache, dead), (v_cache, dead)]
+    if table is not None:
+        unused = torch.arange(table.shape[1]) * case.page_size >= context_lens.clamp(min=0)[:, None]
+        table = _block_table(table.masked_fill(unused, _NO_PAGE), case.table_stride)
+        forbidden.append((table, unused))
+    scale_size = _INT8_SCALE if case.dtype == "int8" else 0.7
+    options = {
+        "block_table": table,
+        "scale": case.scale,
+        "window": case.window,
+        "softcap": case.softcap,
+        "sinks": draw_.normal(q_heads, dtype=case.sinks, size=2.0) if case.sinks else None,
+        "k_scale": draw_.scale(case.k_scale, scale_size, case.kv_heads),
+        "v_scale": draw_.scale(case.v_scale, scale_size, case.kv_heads),
+    }
+    q = laid_out(q, case.query_layout)
+    q = q[:, 0] if case.query_tokens is None else q
+    expected, expected_lse = reference.decode_attention(q, k_cache, v_cache, context_lens, **options)
+    products = attention_products(capacity=capacity, head_dim=case.head_dim, expected_lse=expected_lse)
+    # Rounded twice to the dtype of q: the probabilities, and the output.
+    bound = tolerance(q.dtype, reduction=products, roundings=2)
+    return Call(
+        run=partial(
+            kernels.decode_attention,
+            *(q, k_cache, v_cache, context_lens),
+            **options,
+            num_splits=case.num_splits,
+            return_lse=case.return_lse,
+        ),
+        judge=partial(_judge_states, expected, expected_lse, bound, products),
+        dead=forbidden,
+    )
+
+
+def _set_special(case: DecodeCase, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> None:
+    """Writes the special values of a case into its inputs."""
+    if case.infinite_keys:
+        q[..., 0] = q[..., 0].abs() + 0.1
+        k[:, : case.infinite_keys, :, 0] = -math.inf
+    for sequence, token, value in case.special_values:
+        page, slot = sequence, token
+        if table is not None:
+            page, slot = int(table[sequence, token // case.page_size]), token % case.page_size
+        # Other heads and columns stay finite, so that their errors are compared.
+        v[page, slot, 0, :3] = torch.tensor(float(value)).to(v.dtype)
+
+
+def _dead_tokens(case: DecodeCase, lead: tuple[int, ...], capacity: int, table: Tensor | None) -> Tensor:
+    """Which cache slots no query token attends to: [batch, capacity] or [pages, page_size]."""
+    dead = torch.ones(lead, dtype=torch.bool)
+    for sequence, length in enumerate(case.lengths):
+        end = min(max(length, 0), capacity)
+        begin = max(end - case.window - (case.query_tokens or 1) + 1, 0) if case.window else 0
+        if table is None:
+            dead[sequence, begin:end] = False
+        else:
+            live = torch.arange(begin, end)
+            dead[table[sequence, live // case.page_size].long(), live % case.page_size] = False
+    return dead
+
+
+def _block_table(table: Tensor, stride: int | None) -> Tensor:
+    """The block table with its rows `stride` entries apart."""
+    if stride is None:
+        return table
+    wide = torch.full((len(table), stride), -5, dtype=torch.int32)
+    wide[:, : table.shape[1]] = table
+    return wide[:, : table.shape[1]]
+
+
+def _judge_states(
+    expected: Tensor, expected_lse: Tensor, bound: float, products: float, result: Any
+) -> Figures:
+    """Figures of an output [..., head_dim], or of an output and its log-sum-exp [...]."""
+    output, lse = result if isinstance(result, tuple) else (result, None)
+    verdict = judge(output, expected, bound=bound)
+    reason = verdict.reason
+    if lse is None:
+        return Figures(relative_error=verdict.relative_error, tolerance=bound, reason=reason)
+    error, lse_bound = lse_error(lse, expected_lse), tolerance(torch.float32, reduction=products)
+    if not error <= lse_bound:
+        reason = reason or f"wrong log-sum-exp: error {error:.3g}, at most {lse_bound:.3g} allowed"
+    return Figures(
+        relative_error=verdict.relative_error,
+        tolerance=bound,
+        lse_error=error,
+        lse_tolerance=lse_bound,
+        reason=reason,
+    )
+
+
+def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
+    rows, features, depth = case.shape
+    batch = (case.batch,) if case.batch else ()
+    x_dtype = case.x_dtype or ("bf16" if case.dtype == "int8" else case.dtype)
+    x = laid_out(draw_.normal(*batch, rows, depth, dtype=x_dtype), case.x_layout)
+    if case.transposed_weight:
+        weight = draw_.normal(*batch, depth, features, dtype=case.dtype).transpose(-1, -2)
+    else:
+        weight = laid_out(draw_.normal(*batch, features, depth, dtype=case.dtype), case.weight_layout)
+    options = {
+        "bias": draw_.normal(*batch, features, dtype=case.bias) if case.bias else None,
+        "activation": case.activation,
+        "x_scale": draw_.scale(case.x_scale, 0.5, *batch, rows),
+        "weight_scale": draw_.scale(
+            case.weight_scale, 0.02 if case.dtype == "int8" else 2.0, *batch, features
+        ),
+    }
+    out_dtype = _DTYPES[case.out_dtype or (x_dtype if x_dtype in DTYPES else "bf16")]
+    swiglu = case.activation == "swiglu"
+    out = None
+    if case.out_layout:
+        blank = torch.full((*batch, rows, features // 2 if swiglu else features), math.nan, dtype=out_dtype)
+        out = laid_out(blank, case.out_layout)
+    expected = reference.prefill_matmul(x, weight, **options)
+    bound = _matmul_tolerance(case, out_dtype, sum(value is not None for value in options.values()))
+    return Call(
+        run=partial(
+            kernels.prefill_matmul,
+            *(x, weight),
+            **options,
+            out_dtype=_DTYPES[case.out_dtype] if case.out_dtype else None,
+            precision=case.precision,
+            tiling=case.tiling,
+            out=out,
+        ),
+        judge=partial(_judge_output, expected, bound),
+    )
+
+
+def _matmul_tolerance(case: MatmulCase, out_dtype: torch.dtype, epilogue_steps: int) -> float:
+    """The largest relative error of a row of the result.
+
+    "swiglu" multiplies two sums, whose relative errors add; `tolerance` takes the square root of the
+    products, so it gets four times as many. The epilogue computes in float32: for a float32 result each of
+    its steps (two scales, bias, activation) is one more rounding. tf32 rounds both operands, to as many bits
+    as float16.
+    """
+    reduction = case.shape[2] * (4 if case.activation == "swiglu" else 1)
+    if case.precision == "tf32":
+        return tolerance(torch.float16, reduction=reduction, roundings=2)
+    roundings = 1 + (epilogue_steps if out_dtype == torch.float32 else 0)
+    return tolerance(out_dtype, reduction=reduction, roundings=roundings)
+
+
+def _judge_output(expected: Tensor, bound: float, output: Any) -> Figures:
+    verdict = judge(output, expected, bound=bound)
+    return Figures(relative_error=verdict.relative_error, tolerance=bound, reason=verdict.reason)
+
+
+def _merge_call(case: MergeCase, draw_: _Draw) -> Call:
+    o, o2 = (draw_.normal(*case.shape, dtype=case.dtype) for _ in range(2))
+    lse, lse2 = (draw_.normal(*case.shape[:-1], dtype="fp32", size=4.0) for _ in range(2))
+    if case.empty:
+        lse.view(-1)[0] = lse2.view(-1)[1] = lse.view(-1)[2] = lse2.view(-1)[2] = -math.inf
+    expected, expected_lse = reference.merge_states(o, lse, o2, lse2)
+    o[lse == -math.inf] = math.nan  # the output of an empty part is ignored, whatever it is
+    products = attention_products(capacity=2, head_dim=1, expected_lse=expected_lse)
+    bound = tolerance(o.dtype, reduction=products)
+    return Call(
+        run=partial(kernels.merge_states, o, lse, o2, lse2),
+        judge=partial(_judge_states, expected, expected_lse, bound, products),
+    )
+
+
+def _user_call(case: UserCase, seed: int) -> Call:
+    with user_code():
+        function = load_user_function(case.kernel)
+    inputs = draw(case.sizes, Source(torch.device("cpu"), seed))
+    gate = gate_of(case.sizes, inputs, reference, all_columns=True)  # the function may overwrite its inputs
+    dead = []
+    if isinstance(inputs, DecodeAttentionInputs):
+        unused = torch.arange(case.sizes.capacity) >= inputs.context_lens[:, None]
+        dead = [(inputs.k_cache, unused), (inputs.v_cache, unused)]
+
+    def run() -> Tensor:
+        with user_code():
+            return function(inputs)
+
+    return Call(run=run, judge=partial(_judge_gate, gate), dead=dead)
+
+
+def _judge_gate(gate: Gate, output: Any) -> Figures:
+    verdict = gate.judge(output)
+    return Figures(relative_error=verdict.relative_error, tolerance=gate.bound, reason=verdict.reason)

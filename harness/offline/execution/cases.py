@@ -1,0 +1,68 @@
+"""All cases that `execute` runs, of every kernel."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from ...core.cases import DecodeAttention, PrefillMatmul
+from .decode_cases import DECODE, MERGE, MORE_DECODE, MORE_MERGE, DecodeCase, MergeCase
+from .matmul_cases import MATMUL, MORE_MATMUL, MORE_TMA, TMA, MatmulCase
+
+KERNELS = (DecodeCase.kernel, MatmulCase.kernel, MergeCase.kernel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserCase:
+    """One call of a user's own function.
+
+    Attributes:
+        kernel: MODULE:FUNCTION.
+        sizes: the operation that it computes, and its sizes.
+        sm_count: SMs that host functions of this package are told, should it call them.
+    """
+
+    kernel: str
+    sizes: PrefillMatmul | DecodeAttention
+    sm_count: int = 3
+
+    @property
+    def name(self) -> str:
+        """The id of the operation without its dtype."""
+        return self.sizes.id.rpartition("/")[0]
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the operands."""
+        return self.sizes.dtype
+
+    def skip_reason(self, _sm: int) -> str | None:
+        """None: the function itself says which GPUs it supports."""
+        return None
+
+
+Case = DecodeCase | MatmulCase | MergeCase | UserCase
+_CLASSES: dict[str, Any] = {each.__name__: each for each in (DecodeCase, MatmulCase, MergeCase, UserCase)}
+
+
+def default_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
+    """Each form of the kernels once."""
+    return (*DECODE, *MATMUL, *TMA, *MERGE)
+
+
+def full_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
+    """The default cases, and more lengths, sizes, layouts, dtypes and tilings."""
+    return (*DECODE, *MORE_DECODE, *MATMUL, *MORE_MATMUL, *TMA, *MORE_TMA, *MERGE, *MORE_MERGE)
+
+
+def to_json(case: Case) -> dict[str, Any]:
+    """The case as an object that JSON can hold."""
+    sizes = {"sizes": msgspec.to_builtins(case.sizes)} if isinstance(case, UserCase) else {}
+    return {"class": type(case).__name__, **asdict(case), **sizes}
+
+
+def from_json(written: dict[str, Any]) -> Case:
+    """The case that `to_json` wrote."""
+    fields = {name: value for name, value in written.items() if name != "class"}
+    case: Case = msgspec.convert(fields, _CLASSES[written["class"]])
+    return case
