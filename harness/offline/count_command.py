@@ -1,7 +1,7 @@
 """`decodetax count`: the traffic of kernels, counted in Triton's interpreter. Needs no GPU."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +10,7 @@ from ..core import options
 from ..core.errors import FailureError, UsageError, printable
 from ..core.table import Column, Table, prose, wide_option
 from ..core.units import number, si
+from .sizes import size_options, sized_cases
 
 if TYPE_CHECKING:
     from ..core.cases import DecodeAttention, PrefillMatmul
@@ -31,14 +32,6 @@ _TENSOR_COLUMNS = (
 _COUNTED_COLUMNS = _TENSOR_COLUMNS[:4]
 
 
-def _size_option(
-    name: str, default: int, help_text: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(
-        name, default=str(default), show_default=True, callback=options.SIZE, metavar="N", help=help_text
-    )
-
-
 @click.command("count")
 @click.option(
     "--kernel",
@@ -50,20 +43,7 @@ def _size_option(
 @options.user_function_option(
     "A function of your own to count, as `decodetax run` takes it; repeat for several."
 )
-@options.option("--batch", options.SIZE, "N", "Sequences.  [default: as many as --context]")
-@options.option(
-    "--context",
-    options.LENGTHS,
-    "N,...",
-    "Tokens in the KV cache of each sequence; may be 0. A larger --batch repeats the list.",
-    default="1000,37",
-)
-@_size_option("--q-heads", 32, "Query heads.")
-@_size_option("--kv-heads", 8, "KV heads.")
-@_size_option("--head-dim", 128, "Elements of a head.")
-@_size_option("--rows", 256, "M of the matmul: tokens of x.")
-@_size_option("--in-features", 512, "K of the matmul.")
-@_size_option("--out-features", 512, "N of the matmul.")
+@size_options
 @options.option(
     "--dtype", options.one_of("bf16", "fp16", "fp32"), "NAME", "bf16, fp16 or fp32.", default="bf16"
 )
@@ -74,7 +54,13 @@ def _size_option(
     metavar="NAME",
     help="GPU whose tiling is counted and whose L2 is modelled: a100, h100, b200, ... or sm_80 to sm_120.",
 )
-@_size_option("--programs-per-sm", 1, "Programs that an SM holds at one time, for the L2 model.")
+@options.option(
+    "--programs-per-sm",
+    options.SIZE,
+    "N",
+    "Programs that an SM holds at one time, for the L2 model.",
+    default="1",
+)
 @options.option("--seed", options.SEED, "N", "Seed of the inputs.", default="0")
 @wide_option
 @options.JSON
@@ -123,38 +109,15 @@ def _cases(arguments: Mapping[str, Any]) -> "dict[str, DecodeAttention | Prefill
     Raises:
         UsageError: the kernel does not take such sizes, or they are too large to interpret.
     """
-    from ..core.cases import DecodeAttention, PrefillMatmul
-
-    contexts, q_heads, kv_heads = arguments["context"], arguments["q_heads"], arguments["kv_heads"]
-    head_dim = arguments["head_dim"]
-    if q_heads % kv_heads or q_heads > 64 * kv_heads:
-        raise UsageError(f"--q-heads: {q_heads} is not 1 to 64 times --kv-heads {kv_heads}")
-    if head_dim not in range(16, 257, 8):
-        raise UsageError(f"--head-dim: {head_dim} is not a multiple of 8 from 16 to 256")
+    contexts, head_dim = arguments["context"], arguments["head_dim"]
     batch, longest = arguments["batch"] or len(contexts), max(1, *contexts)
     if batch * longest > MAX_TOKENS:
         raise UsageError(f"--context: {batch} sequences hold over {MAX_TOKENS} tokens, too many to interpret")
     if batch > MAX_SEQUENCES:
         raise UsageError(f"--batch: {batch} is over {MAX_SEQUENCES}, the most sequences to interpret")
-    if batch * (longest * kv_heads + q_heads) * head_dim > MAX_CACHE_ELEMENTS:
+    if batch * (longest * arguments["kv_heads"] + arguments["q_heads"]) * head_dim > MAX_CACHE_ELEMENTS:
         raise UsageError(f"--q-heads: the cache and queries hold over {MAX_CACHE_ELEMENTS} elements")
-    return {
-        "decode_attention": DecodeAttention(
-            contexts=tuple(contexts[i % len(contexts)] for i in range(batch)),
-            q_heads=q_heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            dtype=arguments["dtype"],
-        ),
-        "prefill_matmul": PrefillMatmul(
-            phase="prefill",
-            part="product",
-            rows=arguments["rows"],
-            in_features=arguments["in_features"],
-            out_features=arguments["out_features"],
-            dtype=arguments["dtype"],
-        ),
-    }
+    return sized_cases(arguments, arguments["dtype"])
 
 
 def _text(row: Mapping[str, Any], *, wide: bool) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from ...core.errors import one_line
 from ...core.gpus import Gpu, find_gpu
-from ..workers import Crash, run_jobs, serve_jobs
+from ...core.worker_processes import Crash, run_jobs, serve_jobs
 from .cases import Case, UserCase, from_json, to_json
 
 

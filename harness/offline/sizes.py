@@ -1,0 +1,71 @@
+"""The options of `count` and `execute` that give the sizes of a case."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..core import options
+from ..core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..core.cases import DecodeAttention, PrefillMatmul
+
+DECODE_SIZES = ("batch", "context", "q_heads", "kv_heads", "head_dim")
+MATMUL_SIZES = ("rows", "in_features", "out_features")
+
+_OPTIONS = (
+    options.option("--batch", options.SIZE, "N", "Sequences.  [default: as many as --context]"),
+    options.option(
+        "--context",
+        options.LENGTHS,
+        "N,...",
+        "Tokens in the KV cache of each sequence; may be 0. A larger --batch repeats the list.",
+        default="1000,37",
+    ),
+    options.option("--q-heads", options.SIZE, "N", "Query heads.", default="32"),
+    options.option("--kv-heads", options.SIZE, "N", "KV heads.", default="8"),
+    options.option("--head-dim", options.SIZE, "N", "Elements of a head.", default="128"),
+    options.option("--rows", options.SIZE, "N", "M of the matmul: tokens of x.", default="256"),
+    options.option("--in-features", options.SIZE, "N", "K of the matmul.", default="512"),
+    options.option("--out-features", options.SIZE, "N", "N of the matmul.", default="512"),
+)
+
+
+def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options whose values `sized_cases` takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def sized_cases(arguments: Mapping[str, Any], dtype: str) -> "dict[str, DecodeAttention | PrefillMatmul]":
+    """A decode attention and a matmul of the sizes given, by operation.
+
+    Raises:
+        UsageError: the kernel does not take such sizes.
+    """
+    from ..core.cases import DecodeAttention, PrefillMatmul  # noqa: PLC0415  (`--help` needs no cases)
+
+    contexts, q_heads, kv_heads = arguments["context"], arguments["q_heads"], arguments["kv_heads"]
+    head_dim = arguments["head_dim"]
+    if q_heads % kv_heads or q_heads > 64 * kv_heads:
+        raise UsageError(f"--q-heads: {q_heads} is not 1 to 64 times --kv-heads {kv_heads}")
+    if head_dim not in range(16, 257, 8):
+        raise UsageError(f"--head-dim: {head_dim} is not a multiple of 8 from 16 to 256")
+    batch = arguments["batch"] or len(contexts)
+    return {
+        "decode_attention": DecodeAttention(
+            contexts=tuple(contexts[i % len(contexts)] for i in range(batch)),
+            q_heads=q_heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+        ),
+        "prefill_matmul": PrefillMatmul(
+            phase="prefill",
+            part="product",
+            rows=arguments["rows"],
+            in_features=arguments["in_features"],
+            out_features=arguments["out_features"],
+            dtype=dtype,
+        ),
+    }
