@@ -19,6 +19,7 @@ from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
 from .offline.count_command import count_command
+from .offline.execute_command import execute_command
 from .offline.inspect_command import inspect_command
 
 
@@ -56,6 +57,7 @@ for command in (
     claims_command,
     compare_command,
     count_command,
+    execute_command,
     inspect_command,
     predict_command,
     price_command,

@@ -1,4 +1,4 @@
-"""A user's own function (`--provider` of `count` and `inspect`): its Triton kernels, counted and compiled.
+"""A user's own function (`--provider` of `count`, `inspect` and `execute`): its Triton kernels.
 
 The tiling of such a kernel is unknown, so only the case's minimum is modelled.
 """
@@ -135,23 +135,37 @@ def compile_user_functions(names: Sequence[str], gpus: Sequence[Gpu], dtype: str
     Raises:
         UsageError: there is no such function, it runs Triton's interpreter, or the dtype is not one of these.
     """
-    if dtype not in ("all", *COMPILED_DTYPES):
-        dtypes = ", ".join(COMPILED_DTYPES)
-        raise UsageError(f"--dtype: with --provider it must be all, {dtypes}, not {dtype!r}")
-    os.environ.pop("TRITON_INTERPRET", None)
     rows: list[CompiledRow] = []
+    functions = load_to_compile(names, dtype)
     with options.user_code():
-        for function in load_user_functions(names).values():
-            if interpreting():
-                raise UsageError(
-                    f"--provider: {function.name} sets TRITON_INTERPRET before it imports Triton, so "
-                    "nothing is compiled"
-                )
+        for function in functions:
             for gpu in gpus:
                 for each in COMPILED_DTYPES if dtype == "all" else (dtype,):
                     for name, case in _COMPILED_CASES[function.operation].items():
                         rows += _compile_case(function, name, structs.replace(case, dtype=each), gpu)
     return rows
+
+
+def load_to_compile(names: Sequence[str], dtype: str) -> list[UserFunction]:
+    """Load functions whose kernels are to be compiled; call it before anything imports Triton.
+
+    Raises:
+        UsageError: there is no such function, it runs Triton's interpreter, or the dtype is not "all" or one
+            of `COMPILED_DTYPES`.
+    """
+    if dtype not in ("all", *COMPILED_DTYPES):
+        dtypes = ", ".join(COMPILED_DTYPES)
+        raise UsageError(f"--dtype: with --provider it must be all, {dtypes}, not {dtype!r}")
+    os.environ.pop("TRITON_INTERPRET", None)
+    with options.user_code():
+        functions = list(load_user_functions(names).values())
+    for function in functions:
+        if interpreting():
+            raise UsageError(
+                f"--provider: {function.name} sets TRITON_INTERPRET before it imports Triton, so "
+                "nothing is compiled"
+            )
+    return functions
 
 
 def _compile_case(

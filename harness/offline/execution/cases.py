@@ -1,7 +1,7 @@
 """All cases that `execute` runs, of every kernel."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,6 +53,40 @@ def default_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
 def full_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
     """The default cases, and more lengths, sizes, layouts, dtypes and tilings."""
     return (*DECODE, *MORE_DECODE, *MATMUL, *MORE_MATMUL, *TMA, *MORE_TMA, *MERGE, *MORE_MERGE)
+
+
+def sized_case(sizes: DecodeAttention | PrefillMatmul, dtype: str) -> DecodeCase | MatmulCase:
+    """A call of this package's kernel with sizes of the user's own, in one dtype."""
+    name = sizes.id.rpartition("/")[0]
+    scale: Literal["one"] | None = "one" if dtype == "int8" else None
+    if isinstance(sizes, PrefillMatmul):
+        shape = (sizes.rows, sizes.out_features, sizes.in_features)
+        return MatmulCase(name, shape, dtype=dtype, weight_scale=scale)
+    return DecodeCase(
+        name,
+        dtype=dtype,
+        lengths=sizes.contexts,
+        kv_heads=sizes.kv_heads,
+        group=sizes.q_heads // sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        k_scale=scale,
+        v_scale=scale,
+    )
+
+
+def user_sizes(operation: str) -> tuple[DecodeAttention | PrefillMatmul, ...]:
+    """The sizes that a user's function is executed with where none are given, in bf16.
+
+    As in language models, in_features and out_features are multiples of 64; the number of rows is any.
+    """
+    if operation == "decode_attention":
+        return (DecodeAttention(contexts=(300, 131, 1), q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),)
+    return tuple(
+        PrefillMatmul(
+            phase="prefill", part="product", rows=rows, in_features=320, out_features=192, dtype="bf16"
+        )
+        for rows in (130, 16, 1)
+    )
 
 
 def to_json(case: Case) -> dict[str, Any]:

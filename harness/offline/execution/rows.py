@@ -31,7 +31,7 @@ class ExecutedRow:
             is not executed); "skipped" (the kernel does not run on that GPU).
         reason: why it is not ok, else None.
         sm_count: SMs that the choosers of tilings were told.
-        relative_error: error of the worst row of the result; None where there is none, infinite is "inf".
+        relative_error: error of the worst row of the result; None where it is infinite.
         tolerance: the largest error that rounding explains.
         lse_error: the same of the log-sum-exp, where the call returns it.
         lse_tolerance: the largest such error that rounding explains.
@@ -74,38 +74,41 @@ def execute_case(case: Case, gpu: Gpu, *, seed: int = 0) -> ExecutedRow:
         gpu: GPU to compile for; it need not be present.
         seed: of the inputs and of the order of the CTAs.
     """
-    from ..ptx.launch import Unsupported, executed  # noqa: PLC0415  (imports Triton)
+    from ..ptx.launch import UnsupportedPtxError, executed  # noqa: PLC0415  (imports Triton)
     from .calls import call_of  # noqa: PLC0415
 
     row = _unrun_row(case, gpu)
     if reason := case.skip_reason(gpu.sm):
         return replace(row, status="skipped", reason=reason)
-    call = call_of(case, seed)
+    try:
+        call = call_of(case, seed)
+    except Exception as error:  # noqa: BLE001  (a user's module may raise anything when it is imported)
+        return replace(row, status="failed", reason=one_line(error))
+    figures: dict[str, Any] = {}
     started = time.perf_counter()
     with executed(gpu, sm_count=case.sm_count, seed=seed) as execution:
         for tensor, dead in call.dead:
             execution.forbid(tensor, dead)
-        result, status, reason = None, "ok", None
         try:
             result = call.run()
-        except Unsupported as error:
+        except UnsupportedPtxError as error:
             status, reason = "unsupported", one_line(error)
         except Exception as error:  # noqa: BLE001  (a call that fails is a row, and the others go on)
             status, reason = "failed", one_line(error)
+        else:
+            figures = asdict(call.judge(result))
+            reason = figures.pop("reason")
+            status = "failed" if reason else "ok"
     elapsed_s = time.perf_counter() - started
     execute_s = sum(launch.seconds for launch in execution.launches)
     violations = tuple(_violation(each) for each in execution.violations)
-    figures = {} if result is None else asdict(call.judge(result))
-    wrong = figures.pop("reason", None)
     if status == "ok" and not execution.launches:
-        wrong = "launches no Triton kernel"
+        status, reason = "failed", "launches no Triton kernel"
     if violations:
-        wrong = "; ".join(dict.fromkeys(each["kind"] for each in violations))
-    if wrong:
-        status, reason = "failed", wrong
+        status, reason = "failed", "; ".join(dict.fromkeys(each["kind"] for each in violations))
     return replace(
         row,
-        **figures,
+        **{name: _finite(value) for name, value in figures.items()},
         status=status,
         reason=reason,
         violations=violations,
@@ -165,6 +168,11 @@ def _unrun_row(case: Case, gpu: Gpu) -> ExecutedRow:
         status="ok",
         sm_count=case.sm_count,
     )
+
+
+def _finite(value: float | None) -> float | None:
+    """A figure that JSON can hold; the reason says where it is infinite."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _violation(violation: Any) -> dict[str, Any]:
