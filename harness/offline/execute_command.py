@@ -172,7 +172,9 @@ def _check_size(case: "DecodeAttention | PrefillMatmul") -> None:
     Raises:
         UsageError: names the option, the amount and the most that is executed.
     """
-    if case.operation == "decode_attention":
+    from ..core.cases import DecodeAttention
+
+    if isinstance(case, DecodeAttention):
         option, unit, most = "--context", "KV tokens", MAX_KV_TOKENS
         amount = sum(case.contexts) * case.kv_heads
     else:

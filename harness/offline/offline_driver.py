@@ -55,16 +55,20 @@ class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
 
 
 @contextlib.contextmanager
-def launches_patched(gpu: Gpu, launch: Launch, *, sm_count: int | None = None) -> Iterator[None]:
+def launches_patched(
+    gpu: Gpu, launch: Launch, *, sm_count: int | None = None, each_configuration: bool = True
+) -> Iterator[None]:
     """Within it, `launch` stands for every Triton launch, and the target is a GPU that need not be present.
 
     Host functions of this package accept CPU tensors and choose their tilings as on that GPU. A kernel under
-    `triton.autotune` is launched in each of its configurations.
+    `triton.autotune` is launched in each of its configurations, or in the first.
 
     Args:
         gpu: the GPU to compile for.
         launch: called instead of a launch.
         sm_count: SMs that the host functions are told of; None for the GPU's own.
+        each_configuration: whether all configurations of an autotuned kernel are launched, else the first
+            that its pruning leaves.
 
     Raises:
         RuntimeError: this process runs Triton's interpreter.
@@ -84,7 +88,7 @@ def launches_patched(gpu: Gpu, launch: Launch, *, sm_count: int | None = None) -
     with contextlib.ExitStack() as patches:
         patches.enter_context(_patched(driver, "_active", _OfflineDriver(gpu.sm)))
         patches.enter_context(_patched(triton.JITFunction, "run", launched))
-        patches.enter_context(_patched(Autotuner, "run", _run_each))
+        patches.enter_context(_patched(Autotuner, "run", _run_each if each_configuration else _run_first))
         for module in _modules_of_kernels():
             # The kernels' argument checks accept CPU tensors where kernels are interpreted.
             for name, fake in (("gpu_limits", lambda _device: limits), ("interpreting", lambda: True)):
@@ -116,8 +120,19 @@ def _patched(owner: Any, name: str, replacement: object) -> Iterator[None]:
 
 def _run_each(self: Any, *args: Any, **kwargs: Any) -> None:
     """Runs every configuration of `triton.autotune`, which would time them and choose one."""
-    self.nargs = dict(zip(self.arg_names, args, strict=False))
-    for config in self.prune_configs(kwargs):
+    _run_configurations(self, None, args, kwargs)
+
+
+def _run_first(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs the first configuration of `triton.autotune`."""
+    _run_configurations(self, 1, args, kwargs)
+
+
+def _run_configurations(
+    autotuner: Any, most: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    autotuner.nargs = dict(zip(autotuner.arg_names, args, strict=False))
+    for config in list(autotuner.prune_configs(kwargs))[:most]:
         if config.pre_hook is not None:
-            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
-        self.fn.run(*args, **kwargs, **config.all_kwargs())
+            config.pre_hook({**autotuner.nargs, **kwargs, **config.all_kwargs()})
+        autotuner.fn.run(*args, **kwargs, **config.all_kwargs())

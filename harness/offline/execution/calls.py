@@ -133,7 +133,7 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
         table = _block_table(table.masked_fill(unused, _NO_PAGE), case.table_stride)
         forbidden.append((table, unused))
     scale_size = _INT8_SCALE if case.dtype == "int8" else 0.7
-    options = {
+    options: dict[str, Any] = {
         "block_table": table,
         "scale": case.scale,
         "window": case.window,
@@ -227,7 +227,7 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
         weight = draw_.normal(*batch, depth, features, dtype=case.dtype).transpose(-1, -2)
     else:
         weight = laid_out(draw_.normal(*batch, features, depth, dtype=case.dtype), case.weight_layout)
-    options = {
+    options: dict[str, Any] = {
         "bias": draw_.normal(*batch, features, dtype=case.bias) if case.bias else None,
         "activation": case.activation,
         "x_scale": draw_.scale(case.x_scale, 0.5, *batch, rows),
@@ -299,7 +299,7 @@ def _user_call(case: UserCase, seed: int) -> Call:
     gate = gate_of(case.sizes, inputs, reference, all_columns=True)  # the function may overwrite its inputs
     dead = []
     if isinstance(inputs, DecodeAttentionInputs):
-        unused = torch.arange(case.sizes.capacity) >= inputs.context_lens[:, None]
+        unused = torch.arange(inputs.k_cache.shape[1]) >= inputs.context_lens[:, None]
         dead = [(inputs.k_cache, unused), (inputs.v_cache, unused)]
 
     def run() -> Tensor:

@@ -71,7 +71,6 @@ class MergeCase:
         dtype: of the outputs.
         shape: of the outputs, head_dim last.
         empty: whether parts, and both parts of a row, may be empty.
-        sm_count: unused: the grid does not depend on it.
     """
 
     kernel: ClassVar[str] = "merge_states"
@@ -80,7 +79,7 @@ class MergeCase:
     dtype: str = "bf16"
     shape: tuple[int, ...] = (3, 5, 128)
     empty: bool = True
-    sm_count: int = 1
+    sm_count: ClassVar[None] = None  # the grid does not depend on it
 
     def skip_reason(self, _sm: int) -> str | None:
         """Why GPUs of a compute capability do not run it; None where they do."""

@@ -5,6 +5,8 @@ standard input, its row a line on standard output.
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +32,7 @@ class ExecutedRow:
         status: "ok"; "failed" (a violation, a wrong result, or an error); "unsupported" (an instruction that
             is not executed); "skipped" (the kernel does not run on that GPU).
         reason: why it is not ok, else None.
-        sm_count: SMs that the choosers of tilings were told.
+        sm_count: SMs that the choosers of tilings were told; None where no grid depends on it.
         relative_error: error of the worst row of the result; None where it is infinite.
         tolerance: the largest error that rounding explains.
         lse_error: the same of the log-sum-exp, where the call returns it.
@@ -48,7 +50,7 @@ class ExecutedRow:
     dtype: str
     status: str
     reason: str | None = None
-    sm_count: int
+    sm_count: int | None
     relative_error: float | None = None
     tolerance: float | None = None
     lse_error: float | None = None
@@ -74,7 +76,8 @@ def execute_case(case: Case, gpu: Gpu, *, seed: int = 0) -> ExecutedRow:
         gpu: GPU to compile for; it need not be present.
         seed: of the inputs and of the order of the CTAs.
     """
-    from ..ptx.launch import UnsupportedPtxError, executed  # noqa: PLC0415  (imports Triton)
+    from ..ptx.launch import executed  # noqa: PLC0415  (imports Triton)
+    from ..ptx.unsupported import UnsupportedPtxError  # noqa: PLC0415
     from .calls import call_of  # noqa: PLC0415
 
     row = _unrun_row(case, gpu)
@@ -170,7 +173,7 @@ def _unrun_row(case: Case, gpu: Gpu) -> ExecutedRow:
     )
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: float | None) -> Any:
     """A figure that JSON can hold; the reason says where it is infinite."""
     return None if value is None or not math.isfinite(value) else value
 
@@ -201,6 +204,8 @@ def main() -> None:
         return execute_case(from_json(job["case"]), find_gpu(job["gpu"]), seed=job["seed"]).to_json()
 
     serve_jobs(row)
+    sys.stderr.flush()
+    os._exit(0)  # Triton's bindings would list what they leak on standard error, which the user sees
 
 
 if __name__ == "__main__":

@@ -210,8 +210,9 @@ def executed(
 ) -> Iterator[Execution]:
     """Within it, Triton launches on CPU tensors are compiled for a GPU and executed at once.
 
-    Host functions of this package choose their tilings as on that GPU. New tensors of `torch.empty` start as
-    NaN bytes.
+    Host functions of this package choose their tilings as on that GPU. A kernel under `triton.autotune` is
+    executed in its first configuration, as a later one would overwrite its result. New tensors of
+    `torch.empty` start as NaN bytes.
 
     Args:
         gpu: a GPU with SM limits, or a compute capability such as 80.
@@ -235,7 +236,8 @@ def executed(
         )
         return compiled
 
-    with launches_patched(gpu, launch, sm_count=sm_count), _poisoned_empty():
+    patched = launches_patched(gpu, launch, sm_count=sm_count, each_configuration=False)
+    with patched, _poisoned_empty():
         yield execution
 
 
