@@ -18,6 +18,7 @@ from .core.table import Column, Table, wide_option
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
+from .doctor.doctor_command import doctor_command
 from .offline.count_command import count_command
 from .offline.execute_command import execute_command
 from .offline.inspect_command import inspect_command
@@ -58,6 +59,7 @@ for command in (
     compare_command,
     count_command,
     execute_command,
+    doctor_command,
     inspect_command,
     predict_command,
     price_command,

@@ -274,6 +274,7 @@ def test_no_command_is_named_in_one_short_line():
         "compare none.json none.json",
         "count --rows nope",
         "devices nope",
+        "doctor nope",
         "inspect --gpu nope",
         "models nope",
         "predict --gpu nope",

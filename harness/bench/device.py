@@ -1,6 +1,6 @@
 """The devices that are timed: a CPU, or a CUDA GPU with its clocks.
 
-Every line that needs a CUDA GPU is in this module; tests pass a fake of `torch.cuda` and of NVML.
+Every line that needs a CUDA GPU is in this module and in `clocks`; tests pass fakes of `torch.cuda` and NVML.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pynvml
 import torch
 
 from ...kernels import use_interpreter
 from ..core.errors import UsageError, one_line
+from .clocks import Clocks, NvmlClocks
 
 Call = Callable[[], object]
 
@@ -28,78 +28,6 @@ HEAD_START_OVER_ENQUEUE = 2
 
 HIGHEST_CLOCK_HZ = 3.5e9
 """Above the boost clock of any GPU; a spin is counted in cycles, so that a lower clock only lengthens it."""
-
-THROTTLE_REASONS = {
-    "power cap": pynvml.nvmlClocksThrottleReasonSwPowerCap,
-    "thermal, software": pynvml.nvmlClocksThrottleReasonSwThermalSlowdown,
-    "thermal, hardware": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
-    "power brake": pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
-    "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
-}
-
-
-class Clocks:
-    """The clocks of a device that reports none."""
-
-    def clock_hz(self) -> float | None:
-        """The SM clock now; None if unknown."""
-        return None
-
-    def throttle_reasons(self) -> tuple[str, ...]:
-        """Why the clock is throttled now; empty if it is not, or if unknown."""
-        return ()
-
-    def facts(self) -> dict[str, Any]:
-        """Driver, clocks and power limit, as far as they are known."""
-        return {}
-
-
-class NvmlClocks(Clocks):
-    """The clocks of a GPU, read through NVML.
-
-    Args:
-        handle: NVML's handle of the GPU.
-        nvml: replaces `pynvml` in tests.
-    """
-
-    def __init__(self, handle: Any, *, nvml: Any = pynvml) -> None:
-        self._handle, self._nvml = handle, nvml
-
-    @classmethod
-    def of(cls, uuid: str, *, nvml: Any = pynvml) -> Clocks:
-        """The clocks of the GPU with torch's `uuid`; unknown ones if NVML is missing or does not find it."""
-        try:
-            nvml.nvmlInit()
-            return cls(nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}"), nvml=nvml)
-        except nvml.NVMLError:
-            return Clocks()
-
-    def clock_hz(self) -> float | None:  # noqa: D102  (inherited, as below)
-        clock_hz: float | None = self._ask(
-            lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6
-        )
-        return clock_hz
-
-    def throttle_reasons(self) -> tuple[str, ...]:  # noqa: D102
-        mask = self._ask(lambda n: n.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)) or 0
-        return tuple(name for name, bit in THROTTLE_REASONS.items() if int(mask) & bit)
-
-    def facts(self) -> dict[str, Any]:  # noqa: D102
-        questions = {
-            "driver": lambda n: n.nvmlSystemGetDriverVersion(),
-            "sm_clock_hz": lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6,
-            "sm_clock_max_hz": lambda n: n.nvmlDeviceGetMaxClockInfo(self._handle, n.NVML_CLOCK_SM) * 1e6,
-            "memory_clock_hz": lambda n: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_MEM) * 1e6,
-            "power_limit_w": lambda n: n.nvmlDeviceGetEnforcedPowerLimit(self._handle) * 1e-3,
-        }
-        answers = {name: self._ask(question) for name, question in questions.items()}
-        return {name: answer for name, answer in answers.items() if answer is not None}
-
-    def _ask(self, question: Callable[[Any], Any]) -> Any:
-        try:
-            return question(self._nvml)
-        except self._nvml.NVMLError:
-            return None
 
 
 def out_of_memory(error: Exception) -> bool:

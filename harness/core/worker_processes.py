@@ -114,10 +114,12 @@ class _Worker:
         self._errors: IO[str] | None = None
 
     def answer(self, job: Mapping[str, Any]) -> Any:
+        limit_s = None if self._limit_s is None else self._limit_s()
+        if limit_s is not None and limit_s <= 0:
+            return Crash("timed out before it began")
         process = self._process or self._start()
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker has no pipes")
-        limit_s = None if self._limit_s is None else self._limit_s()
         with _killed_after(limit_s, process) as timed_out:
             try:
                 process.stdin.write(json.dumps(job) + "\n")

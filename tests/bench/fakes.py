@@ -4,7 +4,8 @@ import contextlib
 import types
 import warnings
 
-from decodetax.harness.bench.device import Clocks, CpuDevice
+from decodetax.harness.bench.clocks import Clocks
+from decodetax.harness.bench.device import CpuDevice
 from decodetax.harness.bench.runner import Bench
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.records import Roof

@@ -1,50 +1,11 @@
-"""Clocks on a fake of NVML."""
+"""Clocks, state and driver of a GPU on a fake of NVML."""
+
+import os
 
 import pynvml
 import pytest
-from decodetax.harness.bench.device import THROTTLE_REASONS, Clocks, NvmlClocks
-
-
-class FakeNvml:
-    """NVML for one GPU; whatever is named in `lost` raises."""
-
-    NVMLError = pynvml.NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM
-
-    def __init__(self, *, lost=(), throttling=0, uuid="GPU-1234"):
-        self._lost, self._throttling, self._uuid = lost, throttling, uuid
-
-    def _answer(self, name, value):
-        if name in self._lost:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return value
-
-    def nvmlInit(self):  # noqa: N802  (NVML's names, here and below)
-        self._answer("init", None)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
-        if uuid != self._uuid:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return "handle"
-
-    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802
-        assert handle == "handle"
-        return self._answer("clock", {self.NVML_CLOCK_SM: 1500, self.NVML_CLOCK_MEM: 2600}[kind])
-
-    def nvmlDeviceGetMaxClockInfo(self, handle, kind):  # noqa: N802
-        assert (handle, kind) == ("handle", self.NVML_CLOCK_SM)
-        return self._answer("most", 1980)
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
-        assert handle == "handle"
-        return self._answer("throttling", self._throttling)
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle):  # noqa: N802
-        assert handle == "handle"
-        return self._answer("power", 700_000)
-
-    def nvmlSystemGetDriverVersion(self):  # noqa: N802
-        return self._answer("driver", "550.54.15")
+from decodetax.harness.bench.clocks import THROTTLE_REASONS, Clocks, NvmlClocks, nvidia_driver
+from fake_nvml import FakeNvml
 
 
 def clocks(**options):
@@ -118,3 +79,39 @@ def test_every_throttle_reason_has_its_own_bit():
 def test_clock_and_throttling_that_nvml_cannot_read_are_unknown():
     found = clocks(lost={"clock", "throttling"})
     assert (found.clock_hz(), found.throttle_reasons()) == (None, ())
+
+
+def test_state_says_what_can_disturb_a_measurement():
+    found = clocks(ecc=0, mig=1, compute_mode=3, pids=(os.getpid(), 7), graphics_pids=(8,), throttling=0x3)
+    assert found.state() == {
+        "ecc": False,
+        "mig": True,
+        "compute_mode": "exclusive process",
+        "clocks_set": True,
+        "other_processes": [7, 8],
+    }
+
+
+def test_state_of_an_idle_gpu_is_undisturbed():
+    assert clocks().state() == {
+        "ecc": True,
+        "mig": False,
+        "compute_mode": "default",
+        "clocks_set": False,
+        "other_processes": [],
+    }
+
+
+def test_state_leaves_out_what_nvml_cannot_read():
+    assert clocks(lost={"ecc", "mig", "mode", "throttling", "processes"}).state() == {}
+    assert Clocks().state() == {}
+
+
+def test_driver_is_found_without_torch():
+    assert nvidia_driver(nvml=FakeNvml(cuda=13010)) == {
+        "driver": "550.54.15",
+        "cuda": "13.1",
+        "gpus": ["NVIDIA H100 80GB HBM3"],
+    }
+    with pytest.raises(pynvml.NVMLError):
+        nvidia_driver(nvml=FakeNvml(lost={"init"}))

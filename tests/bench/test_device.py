@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 from decodetax.harness.bench import device as module
+from decodetax.harness.bench.clocks import Clocks
 from decodetax.harness.bench.device import (
-    Clocks,
     CpuDevice,
     CudaDevice,
     last_level_cache_bytes,

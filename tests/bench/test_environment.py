@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from decodetax.harness.bench import environment
-from decodetax.harness.bench.device import Clocks, CudaDevice
+from decodetax.harness.bench.clocks import Clocks
+from decodetax.harness.bench.device import CudaDevice
 from decodetax.harness.bench.environment import describe
 from fakes import FakeClocks, FakeCuda, FakeDevice
 
