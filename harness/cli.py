@@ -12,6 +12,7 @@ from .bench.compare_command import compare_command
 from .bench.report_command import report_command
 from .bench.run_command import run_command
 from .bench.tune_command import tune_command
+from .core.cache_folders import use_writable_caches
 from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
 from .core.options import complain
 from .core.table import Column, Table, wide_option
@@ -22,6 +23,9 @@ from .doctor.doctor_command import doctor_command
 from .offline.count_command import count_command
 from .offline.execute_command import execute_command
 from .offline.inspect_command import inspect_command
+
+USES_CACHES = {"count", "doctor", "execute", "inspect", "report", "run", "tune"}
+"""Commands that may compile kernels or draw pictures."""
 
 
 def main() -> NoReturn:
@@ -50,8 +54,11 @@ def main() -> NoReturn:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="decodetax")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Measure why an output token costs more than an input token, on this machine."""
+    if context.invoked_subcommand in USES_CACHES:
+        use_writable_caches()
 
 
 for command in (

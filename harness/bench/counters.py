@@ -24,6 +24,7 @@ from ..core.errors import one_line
 from ..core.inputs import Source, draw
 from ..core.records import Row, Run
 from ..core.run_file import run_of
+from ..core.worker_processes import safe_environment
 from .device import Device
 from .library_providers import installed
 from .providers import PROVIDERS, Provider, user_providers
@@ -83,7 +84,13 @@ def _answers(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         question.seek(0)
         command = [sys.executable, "-m", __name__]
         with subprocess.Popen(
-            command, stdin=question, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+            command,
+            stdin=question,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=safe_environment(),
+            text=True,
+            encoding="utf-8",
         ) as process:
             try:
                 yield from map(json.loads, process.stdout or ())

@@ -13,6 +13,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from ..core.cache_folders import triton_cache_folder
 from ..core.errors import one_line, printable
 
 COMPILE_LIMIT_S = 30.0
@@ -79,12 +80,3 @@ def compile_problem(compiler: str | None) -> str | None:
         return f"Python.h is missing in {headers}: install the headers of Python {version}"
     first = next(iter(done.stderr.splitlines()), f"exit code {done.returncode}")
     return f"{compiler} fails: {printable(first)[:200]}"
-
-
-def triton_cache_folder() -> Path:
-    """The folder of Triton's compiled kernels and launchers, as Triton finds it."""
-    named = os.environ.get("TRITON_CACHE_DIR")
-    if named:
-        return Path(named)
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~/")  # noqa: PTH111  (may be no home: no error)
-    return Path(home) / ".triton" / "cache"

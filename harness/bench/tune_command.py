@@ -241,7 +241,10 @@ def _require_usable(cache: "TilingCache") -> None:
         cache.read()
     except UsageError as error:
         raise UsageError(f"{error}; move it away, or name another folder with --cache") from error
-    cache.require_writable()
+    try:
+        cache.require_writable()
+    except UsageError as error:
+        raise UsageError(f"{error}; name another folder with --cache") from error
 
 
 def _keep(cache: "TilingCache", tuned: "Tuned", **facts: str | None) -> None:

@@ -1,10 +1,12 @@
 """Loads a function of the user's own by name: a kernel or provider, given as MODULE:FUNCTION."""
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,7 +100,7 @@ def load_user_function(name: str) -> UserFunction:
     output tensor to write to. All other parameters need a default.
 
     Args:
-        name: MODULE:FUNCTION; modules of the current folder are found too.
+        name: MODULE:FUNCTION; a module of the current folder is found before others of that name.
 
     Raises:
         UsageError: there is no such function, or it has other parameters.
@@ -115,10 +117,23 @@ def load_user_function(name: str) -> UserFunction:
 
 
 def _imported(name: str) -> ModuleType:
+    """Imports a module; the current folder is searched first for it, and last for what it imports.
+
+    So a queue.py beside it does not take the place of the standard library's.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
+    first = name.partition(".")[0]
     try:
+        spec = None if first in sys.modules else PathFinder.find_spec(first, [here])
+        if spec is not None and spec.loader is not None:
+            sys.modules[first] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(sys.modules[first])
+            except BaseException:
+                sys.modules.pop(first, None)
+                raise
         return importlib.import_module(name)
     except KeyboardInterrupt:
         raise

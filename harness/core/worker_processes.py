@@ -79,6 +79,11 @@ def run_jobs(
     _join(threads, pending)
 
 
+def safe_environment() -> dict[str, str]:
+    """The environment of a Python process of ours: a queue.py in the current folder is not its `queue`."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}
+
+
 def serve_jobs(answer: Callable[[Any], Any]) -> None:
     """Answers jobs, JSON objects one a line, until standard input ends: what a worker's `main` does.
 
@@ -140,7 +145,8 @@ class _Worker:
         self._process = self._errors = None
 
     def _start(self) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment = safe_environment()
+        environment.pop("TRITON_INTERPRET", None)
         if not self._show_stderr:
             self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (`close`)
         self._process = subprocess.Popen(

@@ -151,3 +151,53 @@ def test_rejects_an_unsuitable_function_in_one_line(text, problem):
     assert message.startswith("--provider: ")
     assert "\n" not in message
     assert problem in message
+
+
+@pytest.fixture
+def at_own_folder(tmp_path, monkeypatch):
+    """The current folder is the user's; modules imported meanwhile are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+FUNCTION = "def product(x, weight):\n    return x @ weight.t()\n"
+
+
+def test_files_beside_the_module_do_not_take_the_place_of_the_standard_library(at_own_folder):
+    (at_own_folder / "mine.py").write_text(f"import this_is_beside, colorsys\n{FUNCTION}", encoding="utf-8")
+    (at_own_folder / "this_is_beside.py").write_text("", encoding="utf-8")
+    (at_own_folder / "colorsys.py").write_text("open('RAN', 'w')", encoding="utf-8")
+    sys.modules.pop("colorsys", None)
+    assert load_user_function("mine:product").operation == "prefill_matmul"
+    assert not (at_own_folder / "RAN").exists()
+
+
+@pytest.mark.parametrize("name", ["antigravity", "small_cases"])
+def test_module_of_the_current_folder_is_found_before_others_of_its_name(at_own_folder, name, monkeypatch):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (at_own_folder / f"{name}.py").write_text(FUNCTION, encoding="utf-8")
+    function = load_user_function(f"{name}:product")
+    assert function.module.__file__ == str(at_own_folder / f"{name}.py")
+    monkeypatch.delitem(sys.modules, name)
+
+
+def test_package_of_the_current_folder_is_found(at_own_folder):
+    (at_own_folder / "colorsys").mkdir()
+    (at_own_folder / "colorsys" / "__init__.py").write_text("", encoding="utf-8")
+    (at_own_folder / "colorsys" / "inner.py").write_text(
+        f"from . import beside\n{FUNCTION}", encoding="utf-8"
+    )
+    (at_own_folder / "colorsys" / "beside.py").write_text("", encoding="utf-8")
+    sys.modules.pop("colorsys", None)
+    assert load_user_function("colorsys.inner:product").module.__name__ == "colorsys.inner"
+
+
+def test_module_that_fails_can_be_loaded_again(at_own_folder):
+    (at_own_folder / "mine_again.py").write_text("raise SystemExit('no')", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="'mine_again' cannot be imported"):
+            load_user_function("mine_again:product")

@@ -44,6 +44,15 @@ def test_worker_that_hangs_times_out_and_the_next_jobs_are_answered(answers):
     assert last == {"double": 6}
 
 
+def test_files_of_the_current_folder_do_not_take_the_place_of_modules(answers, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("queue", "json", "subprocess", "worker_of_the_tests"):
+        (tmp_path / "here" / f"{name}.py").write_text("open('RAN', 'w'); raise SystemExit", encoding="utf-8")
+    assert answers({"number": 2}) == [{"double": 4}]
+    assert not (tmp_path / "here" / "RAN").exists()
+
+
 def test_no_processes_are_a_mistake():
     with pytest.raises(ValueError, match="processes is 0"):
         run_jobs("json", [{}], print, processes=0)

@@ -1,0 +1,71 @@
+"""Cache folders of the libraries, also where the home folder cannot be written to."""
+
+import getpass
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from .errors import UsageError
+from .files import folder_problem
+
+
+def use_writable_caches() -> None:
+    """Give the libraries cache folders below the temporary one where their own cannot be written to.
+
+    Sets environment variables, which child processes inherit, before a library reads them. One that is set
+    already stays.
+
+    Raises:
+        UsageError: `TRITON_CACHE_DIR` names a folder that cannot be written to.
+    """
+    problem = _problem(triton_cache_folder())
+    if problem and os.environ.get("TRITON_CACHE_DIR"):
+        raise UsageError(
+            f"TRITON_CACHE_DIR: {os.environ['TRITON_CACHE_DIR']!r} cannot be written ({problem}); "
+            "it must be a folder that can"
+        )
+    if problem:
+        os.environ["TRITON_CACHE_DIR"] = str(own_temporary_folder() / "triton")
+    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  (the same)
+    if "MPLCONFIGDIR" not in os.environ and _problem(Path(settings) / "matplotlib"):
+        os.environ["MPLCONFIGDIR"] = str(own_temporary_folder() / "matplotlib")
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and not _user_has_a_name():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own_temporary_folder() / "inductor")
+
+
+def triton_cache_folder() -> Path:
+    """The folder of Triton's compiled kernels and launchers, as Triton finds it."""
+    named = os.environ.get("TRITON_CACHE_DIR")
+    if named:
+        return Path(named)
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~/")  # noqa: PTH111  (may be no home: no error)
+    return Path(home) / ".triton" / "cache"
+
+
+def own_temporary_folder() -> Path:
+    """A folder below the temporary one that this user alone can write to: compiled code is loaded from it."""
+    folder = Path(tempfile.gettempdir()) / f"decodetax-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    is_own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+    return folder if is_own else Path(tempfile.mkdtemp(prefix="decodetax-"))
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a folder, which need not exist yet, cannot be written to, or None."""
+    if folder.parts[0] == "~":
+        return "no home folder is known"
+    try:
+        return folder_problem(folder)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def _user_has_a_name() -> bool:
+    """Whether the user has a name, after which PyTorch calls its cache folder; in a container it may not."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        return False
+    return True
