@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..bench.launcher import c_compiler, launcher_problem, triton_cache_folder
+from ..bench.launcher import c_compiler, launcher_problem
+from ..core.cache_folders import triton_cache_folder
 from ..core.files import folder_problem
 from .facts import FAILED, WARNING, Answer, Check, Facts, Finding, Version, failed, shown, version, warning
 from .probes import FORMS, Form
