@@ -1,6 +1,5 @@
 """The commands. Each imports what it needs when it runs, so that `--help` is fast."""
 
-import contextlib
 import errno
 import os
 import sys
@@ -59,10 +58,11 @@ def main() -> NoReturn:
 def cli(context: click.Context) -> None:
     """Measure why an output token costs more than an input token, on this machine."""
     if context.invoked_subcommand in USES_CACHES:
-        # The doctor reports a folder that cannot be written as one of its findings.
-        refusal = UsageError if context.invoked_subcommand == "doctor" else ()
-        with contextlib.suppress(refusal):
+        try:
             use_writable_caches()
+        except UsageError:
+            if context.invoked_subcommand != "doctor":  # which reports it as one of its findings
+                raise
 
 
 for command in (
