@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .async_copies import AsyncCopies
+from .counters import LaunchCounters
 from .global_memory import GlobalAccess, GlobalMemory
 from .lanes import UNSIGNED, Array, CtaLanes, Mask
 from .matrix_memory import MatrixMemory
@@ -13,6 +14,8 @@ from .mbarriers import Mbarriers, StuckError
 from .mma import Mma
 from .parser import PtxKernel
 from .shared_memory import SharedMemory
+from .tensor_cores import TensorCores
+from .tensor_memory import Access, TensorMemory
 from .tma import TensorMap, Tma
 from .translator import Translation
 from .violations import Kind, ViolationLog
@@ -36,6 +39,7 @@ class Launch:
         tensor_maps: by the address of the parameter that holds them.
         memory: global memory.
         log: takes violations.
+        counters: takes executed figures.
         max_blocks: basic blocks that a CTA may execute before it counts as endless.
     """
 
@@ -47,6 +51,7 @@ class Launch:
     tensor_maps: Mapping[int, TensorMap]
     memory: GlobalMemory
     log: ViolationLog
+    counters: LaunchCounters
     max_blocks: int
 
 
@@ -65,7 +70,9 @@ class Cta:
     def __init__(self, launch: Launch, position: tuple[int, int, int], number: int) -> None:
         kernel = launch.kernel
         self._launch, self._blocks = launch, kernel.blocks
-        self._lanes = CtaLanes(kernel.threads, position, launch.grid, number, launch.parameters, launch.log)
+        self._lanes = CtaLanes(
+            kernel.threads, position, launch.grid, number, launch.parameters, launch.log, launch.counters
+        )
         self._shared = SharedMemory(self._lanes, launch.shared_bytes)
         access = GlobalAccess(self._lanes, launch.memory)
         mbarriers = Mbarriers(self._lanes, self._shared)
@@ -73,6 +80,7 @@ class Cta:
             np.full(kernel.threads, _FIRST_REGISTER & (2**bits - 1) if bits > 1 else 0, UNSIGNED[bits])
             for bits in kernel.register_bits
         ]
+        self._tensor_memory = TensorMemory(self._lanes, self._shared) if kernel.uses("tcgen05") else None
         functions = launch.translation.bind(
             {
                 "R": registers,
@@ -86,6 +94,10 @@ class Cta:
                 "mma": Mma(self._lanes),
                 "wgmma": Wgmma(self._lanes, self._shared),
                 "warps": Warps(self._lanes),
+                "Access": Access,
+                "tensor_memory": self._tensor_memory,
+                "tensor_cores": self._tensor_memory
+                and TensorCores(self._lanes, self._shared, self._tensor_memory, mbarriers),
             }
         )
         self._whole: list[Callable[[Mask], Array | None]] = [
@@ -104,10 +116,12 @@ class Cta:
         """
         at: int | None = 0
         everyone = np.arange(self._lanes.warps)
+        executions = self._launch.counters.executions
         with np.errstate(all="ignore"):
             while at is not None:
                 block = self._blocks[at]
                 taken = self._whole[at](None)
+                executions[at] += self._lanes.warps
                 self._count(at)
                 if block.kind == "jump":
                     at = block.target
@@ -121,6 +135,8 @@ class Cta:
                     at = block.target if block.kind == "branch" else None
                 else:
                     at = self._diverge(np.where(taken, block.target, at + 1))
+        if self._tensor_memory is not None:
+            self._tensor_memory.finish()
 
     def _count(self, at: int) -> None:
         self.executed_blocks += 1
@@ -152,6 +168,7 @@ class Cta:
                 return lowest
             block = self._blocks[lowest]
             taken = self._masked[lowest](mask)
+            self._launch.counters.executions[lowest] += len(np.unique(self._lanes.warp[mask]))
             self._count(lowest)
             if block.kind == "jump" or (block.kind == "exit" and taken is None):
                 at = np.where(mask, block.target, at)

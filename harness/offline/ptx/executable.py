@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .counters import LaunchCounters
 from .cta import Cta, Launch
 from .global_memory import GlobalMemory
 from .lanes import PARAMETER_BASE, SHARED_BASE
@@ -53,6 +54,7 @@ class Executable:
         *,
         tensor_maps: Mapping[str, TensorMap],
         rng: np.random.Generator,
+        counters: LaunchCounters | None = None,
     ) -> tuple[list[Violation], int]:
         """Executes every CTA of a grid, in random order.
 
@@ -62,6 +64,7 @@ class Executable:
             memory: the tensors.
             tensor_maps: by the PTX name of the parameter that holds them.
             rng: gives the order.
+            counters: takes executed figures.
 
         Returns:
             The violations, notes among them, and the number of CTAs executed: fewer than the grid's where
@@ -77,6 +80,7 @@ class Executable:
             tensor_maps={self._parameter_addresses[name]: used for name, used in tensor_maps.items()},
             memory=memory,
             log=ViolationLog(self.kernel.name, self._instructions),
+            counters=counters or LaunchCounters(len(self.kernel.blocks)),
             max_blocks=self._max_blocks,
         )
         executed = 0

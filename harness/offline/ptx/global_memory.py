@@ -122,6 +122,8 @@ class GlobalAccess:
         operands = [np.ascontiguousarray(value).view(numbers) for value in values]
         old = np.zeros(self._lanes.threads, numbers)
         for buffer, lanes, offset in self.find(address, width, self._lanes.active(mask), line, "atomic"):
+            for stores in (False, True):
+                self._count(buffer, offset[:, None], lanes, line, stores=stores)
             view = buffer.views[width].view(numbers)
             for lane, at in zip(lanes, offset // width, strict=True):
                 old[lane] = view[at]
@@ -167,6 +169,7 @@ class GlobalAccess:
 
     def check_read(self, buffer: Buffer, index: Array, line: int, lanes: Array) -> None:
         """Reports reads of dead bytes and of what another CTA writes; `index` is [lanes, bytes]."""
+        self._count(buffer, index, lanes, line, stores=False)
         if buffer.dead is not None and (dead := buffer.dead[index]).any():
             self._report(Kind.DEAD_READ, buffer, index, dead, line, lanes)
         if buffer.was_written:
@@ -180,6 +183,7 @@ class GlobalAccess:
 
     def check_write(self, buffer: Buffer, index: Array, line: int, lanes: Array) -> None:
         """Reports writes of what another CTA reads or writes; `index` is [lanes, bytes]."""
+        self._count(buffer, index, lanes, line, stores=True)
         writer, reader = buffer.writer[index], buffer.reader[index]
         if (other := (writer > 0) & (writer != self._me)).any():
             self._report(Kind.GLOBAL_RACE, buffer, index, other, line, lanes, "writes what another CTA wrote")
@@ -187,6 +191,10 @@ class GlobalAccess:
             self._report(Kind.GLOBAL_RACE, buffer, index, other, line, lanes, "writes what another CTA read")
         buffer.writer[index] = self._me
         buffer.was_written = True
+
+    def _count(self, buffer: Buffer, index: Array, lanes: Array, line: int, *, stores: bool) -> None:
+        address = index[:, 0] + buffer.base
+        self._lanes.counters.global_access(buffer.name, address, lanes, line, stores=stores)
 
     def _report(
         self, kind: Kind, buffer: Buffer, index: Array, wrong: Array, line: int, lanes: Array, what: str = ""

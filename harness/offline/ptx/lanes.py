@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .counters import LaunchCounters
 from .violations import Kind, ViolationLog
 
 Array: TypeAlias = NDArray[Any]
@@ -38,6 +39,7 @@ class CtaLanes:
         number: the CTA's place in the grid.
         parameters: bytes of each parameter by its PTX name.
         log: takes violations.
+        counters: takes executed figures.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class CtaLanes:
         number: int,
         parameters: Mapping[str, bytes],
         log: ViolationLog,
+        counters: LaunchCounters,
     ) -> None:
         self.threads, self.warps = threads, threads // WARP_LANES
         self.cta, self.grid, self.number = cta, grid, number
         self.parameters, self.log = parameters, log
+        self.counters = counters
         self.lane = np.arange(threads)
         self.warp = self.lane // WARP_LANES
 

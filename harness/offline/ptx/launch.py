@@ -18,7 +18,9 @@ import torch
 
 from ...core.gpus import Gpu, find_gpu
 from ..offline_driver import launches_patched
+from .counters import LaunchCounters
 from .executable import Executable
+from .figures import LaunchFigures, launch_figures
 from .global_memory import GlobalMemory
 from .lanes import Array
 from .tma import TensorMap
@@ -66,7 +68,7 @@ class ExecutedLaunch:
     shared_bytes: int
     blocks: int
     seconds: float
-    counters: Mapping[str, Any]
+    counters: LaunchFigures
     compiled: Any
 
 
@@ -123,8 +125,14 @@ class Execution:
         for start, dead in self._dead:
             arguments.memory.forbid(start, dead)
         started_s = time.perf_counter()
+        counters = LaunchCounters(len(executable.kernel.blocks))
         found, blocks = executable.launch(
-            grid, arguments.parameters, arguments.memory, tensor_maps=arguments.tensor_maps, rng=self._rng
+            grid,
+            arguments.parameters,
+            arguments.memory,
+            tensor_maps=arguments.tensor_maps,
+            rng=self._rng,
+            counters=counters,
         )
         self.launches.append(
             ExecutedLaunch(
@@ -134,7 +142,7 @@ class Execution:
                 shared_bytes=compiled.metadata.shared,
                 blocks=blocks,
                 seconds=time.perf_counter() - started_s,
-                counters={},
+                counters=launch_figures(executable.kernel, counters),
                 compiled=compiled,
             )
         )

@@ -56,4 +56,5 @@ class MatrixMemory:
                 warp=int(warps[first // (8 * count)]),
             )
             rows = np.where(wrong, 0, rows)
+        self._lanes.counters.shared_access(rows, np.arange(len(rows)), 16, line)
         return warps, rows

@@ -1,5 +1,6 @@
 """mbarriers: objects in shared memory that count arrivals and bytes copied, phase by phase."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ class Mbarrier:
         pending_bytes: bytes that this phase expects and that have not landed.
         phase: completed phases.
         polls: whether a wait for this phase has been tried.
-        copies: each lands when called, and gives the clock of its landing.
+        copies: each lands when called, in order; products of tcgen05 among them.
     """
 
     count: int
@@ -39,7 +40,7 @@ class Mbarrier:
     pending_bytes: int = 0
     phase: int = 0
     polls: int = 0
-    copies: list[Callable[[], None]] = field(default_factory=list)
+    copies: deque[Callable[[], None]] = field(default_factory=deque)
 
     def advance(self) -> None:
         """Completes the phase if nothing is pending."""
@@ -103,6 +104,19 @@ class Mbarriers:
             barrier.advance()
             clocks.of[warp, warp] += 1  # what the warp does from now on comes later
 
+    def arrive_when(self, address: int, warp: int, complete: Callable[[], None], line: int) -> None:
+        """An arrival that comes when something asynchronous is complete; `complete` makes it so."""
+        barrier = self.find(address, warp, line)
+        if barrier is None:
+            return
+
+        def arrive() -> None:
+            complete()
+            barrier.clock[-1] = self._shared.clocks.now_asynchronous
+            barrier.pending -= 1
+
+        barrier.copies.append(arrive)
+
     def wait(self, address: Array, parity: Array, mask: Mask, line: int) -> Array:
         """mbarrier.try_wait.parity: whether the phase of that parity is complete.
 
@@ -143,7 +157,6 @@ class Mbarriers:
             barrier.polls = 1
             return
         barrier.polls = 0
-        for land in barrier.copies:
-            land()
-        barrier.copies.clear()
-        barrier.advance()
+        while barrier.copies and barrier.phase & 1 == wanted:
+            barrier.copies.popleft()()
+            barrier.advance()

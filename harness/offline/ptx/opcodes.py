@@ -6,6 +6,7 @@ from . import (
     translate_conversions,
     translate_matrix,
     translate_memory,
+    translate_tensor_memory,
 )
 from .translator import Opcodes
 
@@ -15,4 +16,5 @@ OPCODES: Opcodes = {
     **translate_conversions.HANDLERS,
     **translate_memory.HANDLERS,
     **translate_matrix.HANDLERS,
+    **translate_tensor_memory.HANDLERS,
 }

@@ -17,6 +17,7 @@ _REGISTER_BITS = {
 _ENTRY = re.compile(r"\.visible \.entry ([\w$]+)\s*\((.*?)\)\s*((?:\.\w+[^\n{]*\n)*)\s*\{", re.DOTALL)
 _ARRAY = re.compile(r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\[(\d+)\]")
 _LABEL = re.compile(r"([$\w]+):(?!:)")
+_SPACES = {"global", "shared", "param", "const", "local"}
 _NAME = re.compile(r"[%\w$]+")
 
 
@@ -43,6 +44,12 @@ class Instruction:
     opcode: str
     modifiers: tuple[str, ...]
     operands: tuple[str, ...]
+
+    @property
+    def state_space(self) -> str:
+        """The state space that a modifier names; "generic" without one."""
+        named = (each.partition("::")[0] for each in self.modifiers)
+        return next((each for each in named if each in _SPACES), "generic")
 
 
 @dataclass
@@ -130,6 +137,10 @@ class PtxKernel:
             for block in self.blocks
             for each in (*block.instructions, *([block.end] if block.end else []))
         }
+
+    def uses(self, opcode: str) -> bool:
+        """Whether any instruction has this opcode."""
+        return any(each.opcode == opcode for block in self.blocks for each in block.instructions)
 
     def _scan(self, position: int) -> list[Instruction | str]:
         """Instructions and labels (their names) in order, from the kernel's opening brace on."""

@@ -12,11 +12,17 @@ class Clocks:
     """A vector clock for each warp: what it knows of every other warp's progress.
 
     An access at clock c of warp v happened before what warp w does now if `of[w, v] >= c`. The last column is
-    the clock of asynchronous copies by TMA.
+    the clock of what is asynchronous: copies by TMA, products of tcgen05.
     """
 
     def __init__(self, warps: int) -> None:
         self.of = np.eye(warps, warps + 1, dtype=np.int32)
+        self.now_asynchronous = 0
+
+    def next_asynchronous(self) -> int:
+        """The clock of the next copy or product that completes."""
+        self.now_asynchronous += 1
+        return self.now_asynchronous
 
     def own(self, warps: Array) -> Array:
         """Each warp's own clock."""
@@ -39,9 +45,9 @@ class SharedMemory:
         data: the bytes.
         in_flight: an asynchronous copy will write it.
         unfenced: written, with no fence.proxy.async since.
-        wgmma_readers: how many wgmma in flight read it.
+        wgmma_readers: how many wgmma or tcgen05.mma in flight read it.
         writer, written_at: the last warp that wrote it (-1 for none; the number of warps for TMA), and when.
-        read_at: the last time that each warp read it.
+        read_at: the last time that each warp, or a product of tcgen05 (the last index), read it.
     """
 
     def __init__(self, lanes: CtaLanes, size: int) -> None:
@@ -54,7 +60,7 @@ class SharedMemory:
         self.wgmma_readers = np.zeros(length, np.uint16)
         self.writer = np.full(length, -1, np.int16)
         self.written_at = np.zeros(length, np.int32)
-        self.read_at = np.zeros((lanes.warps, length), np.int32)
+        self.read_at = np.zeros((lanes.warps + 1, length), np.int32)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
         """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
@@ -90,6 +96,7 @@ class SharedMemory:
                 warp=int(self._lanes.warp[lanes[first]]),
             )
             lanes, offset = lanes[~wrong], offset[~wrong]
+        self._lanes.counters.shared_access(offset, lanes, size, line)
         return lanes, offset
 
     @staticmethod
@@ -142,7 +149,7 @@ class SharedMemory:
             detail = f"writes what warp {int(writer[wrong][0])} wrote, with no barrier between"
             self.report(Kind.SAME_VALUE if same else Kind.SHARED_RACE, line, detail, offset, warps, wrong)
         row = offset // size
-        for other in range(self._lanes.warps):
+        for other in range(self._lanes.warps + 1):
             read_at = self.read_at[other].reshape(-1, size)[row]
             wrong = (read_at > self.clocks.of[warps, other][:, None]) & (me != other)
             if wrong.any():

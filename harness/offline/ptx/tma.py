@@ -59,7 +59,6 @@ class Tma:
     ) -> None:
         self._lanes, self._memory, self._global = lanes, memory, access
         self._shared, self._mbarriers, self._maps = shared, mbarriers, tensor_maps
-        self._clock = 0  # of landings
 
     def load(
         self,
@@ -127,7 +126,7 @@ class Tma:
         known = shared.clocks.of[warp]
         writer = shared.writer[offset]
         read_at = shared.read_at[:, offset]
-        read_later = (read_at > known[:-1, None]) & (np.arange(self._lanes.warps) != warp)[:, None]
+        read_later = (read_at > known[:, None]) & (np.arange(len(known)) != warp)[:, None]
         for kind, detail, wrong in (
             (Kind.WRITE_IN_FLIGHT, "TMA", shared.in_flight[offset]),
             (Kind.WGMMA_OPERAND, "TMA", shared.wgmma_readers[offset] > 0),
@@ -146,9 +145,9 @@ class Tma:
 
     def _land(self, barrier: Mbarrier, offset: Array, data: Array) -> None:
         shared = self._shared
-        self._clock += 1
+        now = shared.clocks.next_asynchronous()
         shared.data[offset] = data
         shared.in_flight[offset] = shared.unfenced[offset] = False
-        shared.writer[offset], shared.written_at[offset] = self._lanes.warps, self._clock
-        barrier.clock[-1] = self._clock
+        shared.writer[offset], shared.written_at[offset] = self._lanes.warps, now
+        barrier.clock[-1] = now
         barrier.pending_bytes -= len(offset)

@@ -4,17 +4,7 @@ from .parser import Instruction
 from .translator import Kind, Opcodes, Translator, kind_of, vector
 from .unsupported import UnsupportedPtxError
 
-_SPACES = {"global", "shared", "param", "const", "local"}
 _ATOMICS = {"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"}
-
-
-def state_space(i: Instruction) -> str:
-    """The state space of an instruction; "generic" if it names none."""
-    for modifier in i.modifiers:
-        space = modifier.partition("::")[0]
-        if space in _SPACES:
-            return space
-    return "generic"
 
 
 def _element(i: Instruction) -> Kind:
@@ -25,7 +15,7 @@ def _element(i: Instruction) -> Kind:
 
 
 def _ld(t: Translator, i: Instruction) -> None:
-    kind, destinations, space = _element(i), vector(i.operands[0]), state_space(i)
+    kind, destinations, space = _element(i), vector(i.operands[0]), i.state_space
     if space == "param":
         name, _, offset = i.operands[1].strip("[] ").partition("+")
         for n, destination in enumerate(destinations):
@@ -42,7 +32,7 @@ def _ld(t: Translator, i: Instruction) -> None:
 
 
 def _st(t: Translator, i: Instruction) -> None:
-    kind, space = _element(i), state_space(i)
+    kind, space = _element(i), i.state_space
     if space not in {"global", "shared"}:
         raise UnsupportedPtxError(f"a store to {space} memory")
     values = ",".join(t.integer(each, kind.bits) for each in vector(i.operands[1]))
@@ -58,7 +48,7 @@ def _red(t: Translator, i: Instruction) -> None:
 
 
 def _atomic(t: Translator, i: Instruction, destination: str, address: str, operands: tuple[str, ...]) -> None:
-    kind, space = _element(i), state_space(i)
+    kind, space = _element(i), i.state_space
     if space != "global":
         raise UnsupportedPtxError(f"an atomic in {space} memory")
     (operation,) = _ATOMICS & set(i.modifiers)

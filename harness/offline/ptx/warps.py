@@ -45,6 +45,10 @@ class Warps:
     def reduce(self, operation: str, kind: str, value: Array, mask: Mask, line: int) -> Array:
         """redux.sync: the reduction over a warp, in all of its lanes."""
         self._lanes.active_warps(mask, line)
+        if kind == "f32":  # from sm_100 on
+            floats = np.ascontiguousarray(value).view(np.float32).reshape(self._lanes.warps, WARP_LANES)
+            largest = (np.fmax if operation == "max" else np.fmin).reduce(floats, axis=1)
+            return np.repeat(largest, WARP_LANES).view(np.uint32)
         numbers = np.int32 if kind == "s32" else np.uint32
         by_warp = np.ascontiguousarray(value).view(numbers).reshape(self._lanes.warps, WARP_LANES)
         result = _REDUCTIONS[operation].reduce(by_warp, axis=1, dtype=numbers)

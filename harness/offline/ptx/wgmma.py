@@ -89,7 +89,7 @@ class Wgmma:
             detail = "matrix descriptor that differs between lanes"
             self._lanes.report(Kind.DESCRIPTOR, line, detail, warp=int(warps[0]))
         size = ELEMENT_BYTES[kind]
-        offset = _offsets(int(descriptors[0]), shape, size, transposed)
+        offset = matrix_offsets(int(descriptors[0]), shape, size, transposed)
         if offset.min() < 0 or offset.max() >= self._shared.size:
             outside = int(offset.min()) if offset.min() < 0 else int(offset.max())
             self._lanes.report(Kind.OUTSIDE_SHARED, line, "wgmma", shared_address=outside, warp=int(warps[0]))
@@ -163,10 +163,10 @@ def _accumulated(registers: list[Array], n: int) -> Array:
     return values.reshape(4, 8, 4, n // 8, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(64, n)
 
 
-def _offsets(descriptor: int, shape: tuple[int, int], size: int, transposed: bool) -> Array:
+def matrix_offsets(descriptor: int, shape: tuple[int, int], size: int, transposed: bool) -> Array:
     """Offsets in shared memory of the bytes [rows, k, size] of a matrix.
 
-    PTX ISA, "Matrix Descriptor Format" and "Strides" of wgmma.
+    PTX ISA, "Matrix Descriptor Format" and "Strides" of wgmma; those of tcgen05 differ in other bits.
     """
     start, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
     mode = _SWIZZLE_MODES[descriptor >> 62]
