@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_LANE_OFFSET = 2**31
 _FLOAT8_ACCUMULATION_K = 128
+"""Products that Hopper's tensor cores add up in about 14 bits, before the sum is promoted to float32."""
 _TMA_ALIGNMENT = 16
 """Addresses and row strides, in bytes, of a tensor behind a TMA descriptor are multiples of this."""
 
@@ -36,7 +37,8 @@ class MatmulPlan:
         split_tiles: the other tiles: the split-K tail.
         float8_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
         flattens: whether to flatten the persistent tile loop; on sm_100 that adds too many instructions.
-        imprecise_sums: K elements that the tensor cores may accumulate in low precision; None: no limit.
+        promoted_parts: parts of a K step whose products are each added to a float32 accumulator; 0 where the
+            tensor cores accumulate in float32 themselves.
     """
 
     x: torch.Tensor
@@ -48,7 +50,7 @@ class MatmulPlan:
     split_tiles: int
     float8_bits: bool
     flattens: bool
-    imprecise_sums: int | None
+    promoted_parts: int
 
     @property
     def items(self) -> int:
@@ -108,7 +110,8 @@ def plan_matmul(
         tiling = dataclasses.replace(tiling, variant="pointers")
     tiles = batch * math.ceil(rows / tiling.block_m) * math.ceil(features / tiling.block_columns)
     whole_tiles = tiles if tiling.num_splits == 1 else min(tiling.whole_tiles, tiles)
-    is_float8, hopper = x.element_size() == 1, limits.compute_capability // 10 == 9
+    hopper, is_float8 = limits.compute_capability // 10 == 9, x.element_size() == 1
+    promoted_parts = math.ceil(tiling.block_k / _FLOAT8_ACCUMULATION_K) if hopper and is_float8 else 0
     return MatmulPlan(
         x=x,
         weight=weight,
@@ -118,8 +121,9 @@ def plan_matmul(
         whole_tiles=whole_tiles,
         split_tiles=tiles - whole_tiles,
         float8_bits=limits.compute_capability < 89 and torch.float8_e4m3fn in (x.dtype, weight.dtype),
-        flattens=hopper,
-        imprecise_sums=min(tiling.block_k, _FLOAT8_ACCUMULATION_K) if is_float8 and hopper else None,
+        # Triton 3.9.0 lacks a wait where the epilogue of a flattened loop uses the part in flight.
+        flattens=hopper and promoted_parts <= 1,
+        promoted_parts=promoted_parts,
     )
 
 

@@ -71,16 +71,25 @@ def accumulate(
     x: tl.tensor,
     weight: tl.tensor,
     acc: tl.tensor,
+    pending: tl.tensor,
     WEIGHT_FIRST: tl.constexpr,
     FLOAT8_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
-    IMPRECISE: tl.constexpr,
-) -> tl.tensor:
-    """Tensor-core step: adds x [BLOCK_M, BLOCK_K] times the transpose of weight [BLOCK_N, BLOCK_K] to `acc`.
+    PROMOTED_PARTS: tl.constexpr,
+) -> tl.tuple:
+    """Tensor-core step: adds x [BLOCK_M, PART_K] times the transpose of weight [BLOCK_N, PART_K] to `acc`.
 
     Int8 weights are converted to the dtype of x, which holds their values exactly. WEIGHT_FIRST swaps the
     operands (swap AB) and accumulates the transposed product: weights may then come from registers, and fill
     the rows of a tensor-core instruction even if x has few rows.
+
+    PROMOTED_PARTS 0 leaves accumulation to the tensor cores. Otherwise their sums are too imprecise, so each
+    product is promoted: added to `acc` by float32 units. One part per K step is promoted at once. Of several,
+    each is promoted after the next one is issued, so that these additions overlap tensor-core work: `pending`
+    is the product not yet promoted. The last of a step stays in flight while the next step begins.
+
+    Returns:
+        acc and pending.
     """
     if FLOAT8_BITS:
         x = to_float16(x)
@@ -88,10 +97,17 @@ def accumulate(
     elif weight.dtype == tl.int8:
         weight = weight.to(x.dtype)
     if WEIGHT_FIRST:
-        acc = tl.dot(weight, tl.trans(x), acc, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
+        x, weight = weight, x
+    if PROMOTED_PARTS == 0:
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
     else:
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
-    return acc
+        product = tl.dot(x, tl.trans(weight), input_precision=PRECISION)
+        if PROMOTED_PARTS == 1:
+            acc += product
+        else:
+            acc += pending
+            pending = product
+    return acc, pending
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -77,7 +77,7 @@ def _matmul_kernel(
     ACTIVATION: tl.constexpr,
     FLOAT8_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
-    IMPRECISE: tl.constexpr,
+    PROMOTED_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -102,7 +102,8 @@ def _matmul_kernel(
     batch, block_m, block_n, first_k, last_k = tile_of_item(
         item, whole_tiles, blocks_m, blocks_n, tl.cdiv(in_features, BLOCK_K), GROUP_M, NUM_SPLITS
     )
-    lanes_m, lanes_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    PART_K: tl.constexpr = BLOCK_K // max(1, PROMOTED_PARTS)
+    lanes_m, lanes_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, PART_K)
     row, feature = block_m * BLOCK_M, block_n * COLUMNS
     live_m = row + lanes_m < rows
     live_n = feature + lanes_n < features
@@ -117,25 +118,31 @@ def _matmul_kernel(
         weight_lanes = weight_lanes // 2 + weight_lanes % 2 * (features // 2)
     x_offs = (
         lanes_m.to(kind)[:, None] * stride_x_row + offs_k.to(kind)[None, :] * stride_x_k
-    )  # [BLOCK_M, BLOCK_K]
+    )  # [BLOCK_M, PART_K]
     weight_offs = (
         weight_lanes[:, None] * stride_weight_row + offs_k.to(kind)[None, :] * stride_weight_k
-    )  # [BLOCK_N, BLOCK_K]
+    )  # [BLOCK_N, PART_K]
     start_k = (first_k * BLOCK_K).to(tl.int64)
     x_base = x_ptr + batch.to(tl.int64) * stride_x_batch + start_k * stride_x_k
     x_base += row.to(tl.int64) * stride_x_row
     weight_base = weight_ptr + batch.to(tl.int64) * stride_weight_batch + start_k * stride_weight_k
     weight_base += weight_row * stride_weight_row
-    step_k = tl.full((), BLOCK_K, tl.int64)
+    step_k = tl.full((), PART_K, tl.int64)
 
     acc = tl.zeros((BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N), dtype=tl.float32)
+    pending = tl.zeros_like(acc)
     for k_tile in range(first_k, last_k):
-        live_k = offs_k < in_features - k_tile * BLOCK_K
-        x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
-        weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
-        acc = accumulate(x, weight, acc, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, IMPRECISE)
-        x_base += step_k * stride_x_k
-        weight_base += step_k * stride_weight_k
+        for part in tl.static_range(BLOCK_K // PART_K):
+            live_k = offs_k < in_features - k_tile * BLOCK_K - part * PART_K
+            x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
+            weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
+            acc, pending = accumulate(
+                x, weight, acc, pending, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, PROMOTED_PARTS
+            )
+            x_base += step_k * stride_x_k
+            weight_base += step_k * stride_weight_k
+    if PROMOTED_PARTS > 1:
+        acc += pending
 
     if WEIGHT_FIRST:
         acc = tl.trans(acc)
@@ -169,7 +176,7 @@ def _tma_kernel(
     stride_out_column: tl.tensor,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
-    IMPRECISE: tl.constexpr,
+    PROMOTED_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -189,6 +196,7 @@ def _tma_kernel(
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, BLOCK_N)
     k_tiles = tl.cdiv(in_features, BLOCK_K)
+    PART_K: tl.constexpr = BLOCK_K // max(1, PROMOTED_PARTS)
     for index in tl.range(
         tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
     ):
@@ -201,14 +209,21 @@ def _tma_kernel(
         if NUM_SPLITS == 1:
             first_k = 0
             last_k = k_tiles
+        pending = tl.zeros_like(acc)
         for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
-            x = x_desc.load([row, k_tile * BLOCK_K])
-            if ACTIVATION == "swiglu":
-                pairs = weight_desc.load([feature // 2, 0, k_tile * BLOCK_K])  # [BLOCK_N / 2, 2, BLOCK_K]
-                weight = tl.reshape(pairs, (BLOCK_N, BLOCK_K))
-            else:
-                weight = weight_desc.load([feature, k_tile * BLOCK_K])
-            acc = accumulate(x, weight, acc, WEIGHT_FIRST, False, PRECISION, IMPRECISE)
+            for part in tl.static_range(BLOCK_K // PART_K):
+                k = k_tile * BLOCK_K + part * PART_K
+                x = x_desc.load([row, k])
+                if ACTIVATION == "swiglu":
+                    pairs = weight_desc.load([feature // 2, 0, k])  # [BLOCK_N / 2, 2, PART_K]
+                    weight = tl.reshape(pairs, (BLOCK_N, PART_K))
+                else:
+                    weight = weight_desc.load([feature, k])
+                acc, pending = accumulate(
+                    x, weight, acc, pending, WEIGHT_FIRST, False, PRECISION, PROMOTED_PARTS
+                )
+        if PROMOTED_PARTS > 1:
+            acc += pending
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
         store_item(
@@ -408,7 +423,7 @@ def _launch(
     product = {
         "in_features": x.shape[2],
         "PRECISION": precision,
-        "IMPRECISE": plan.imprecise_sums,
+        "PROMOTED_PARTS": plan.promoted_parts,
         "BLOCK_K": tiling.block_k,
         "NUM_SPLITS": tiling.num_splits if plan.split_tiles else 1,
         "WEIGHT_FIRST": tiling.weight_first,
@@ -439,11 +454,12 @@ def _launch(
             )
         else:
             specialized = tiling.variant == "warp_specialized"
+            part_k = tiling.block_k // max(1, plan.promoted_parts)
             _tma_kernel[(min(tiling.programs, plan.items),)](
                 **epilogue,
                 **product,
-                x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, tiling.block_k]),
-                weight_desc=_weight_descriptor(weight[0], tiling, gated=plan.gated),
+                x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, part_k]),
+                weight_desc=_weight_descriptor(weight[0], tiling.block_n, part_k, gated=plan.gated),
                 items=plan.items,
                 # A flattened loop needs the same number of K steps in every item.
                 FLATTEN=specialized or (plan.flattens and not plan.split_tiles),
@@ -472,11 +488,11 @@ def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
     return operand.view(torch.uint8) if operand.dtype == torch.float8_e4m3fn else operand
 
 
-def _weight_descriptor(weight: torch.Tensor, tiling: MatmulTiling, *, gated: bool) -> TensorDescriptor:
-    """TMA descriptor of [block_n, block_k] tiles; for "swiglu" of [block_n / 2, 2, block_k] gate-up pairs."""
+def _weight_descriptor(weight: torch.Tensor, block_n: int, part_k: int, *, gated: bool) -> TensorDescriptor:
+    """TMA descriptor of [block_n, part_k] tiles; for "swiglu" of [block_n / 2, 2, part_k] gate-up pairs."""
     if not gated:
-        return TensorDescriptor.from_tensor(weight, [tiling.block_n, tiling.block_k])
+        return TensorDescriptor.from_tensor(weight, [block_n, part_k])
     pairs, row_stride = weight.shape[0] // 2, weight.stride(0)
     # Not `view`: it gives a dimension of size 1 a stride that the TMA may reject as misaligned.
     weight = weight.as_strided((pairs, 2, weight.shape[1]), (row_stride, pairs * row_stride, 1))
-    return TensorDescriptor.from_tensor(weight, [tiling.block_n // 2, 2, tiling.block_k])
+    return TensorDescriptor.from_tensor(weight, [block_n // 2, 2, part_k])

@@ -68,6 +68,8 @@ class CompiledRow(LaunchName):
         asynchronous: whether all main loads go to shared memory without passing through registers.
         loop_instructions: instructions of an iteration of the hot loop, per warp (see `hot_loop`).
         loop_instructions_by_class: the same by class.
+        matrix_drains: waits of an iteration that leave none of a warp's asynchronous MMAs in flight.
+        drained_instructions: instructions of a warp from these waits to its next MMA (see `hot_loop`).
         bytes_per_iteration: bytes that a CTA loads from global memory in it, masked lanes included.
         issue_headroom: see `headroom.issue_headroom`.
         latency_headroom: see `headroom.latency_headroom`; of the bytes that the pipeline issues ahead.
@@ -91,6 +93,8 @@ class CompiledRow(LaunchName):
     asynchronous: bool | None = None
     loop_instructions: int | None = None
     loop_instructions_by_class: Mapping[str, int] | None = field(default=None, hash=False)
+    matrix_drains: int | None = None
+    drained_instructions: int | None = None
     bytes_per_iteration: float | None = None
     issue_headroom: float | None = None
     latency_headroom: float | None = None
@@ -250,6 +254,8 @@ def _loop_figures(
         "asynchronous": all(each.is_asynchronous for each in main) if main else None,
         "loop_instructions": hot.count,
         "loop_instructions_by_class": hot.by_class(),
+        "matrix_drains": len(hot.drains),
+        "drained_instructions": sum(hot.drains),
         "matrix_share": headroom.matrix_share(hot, warps=warps, gpu=gpu),
     }
 

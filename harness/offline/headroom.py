@@ -285,6 +285,16 @@ def tensor_core_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float | None:
     return loop.multiply_adds * issuing / rate
 
 
+def dependent_cycles(loop: HotLoop, *, warps: int, gpu: Gpu) -> float:
+    """Clocks that one CTA needs for an iteration, however many others share its SM.
+
+    `tensor_core_cycles`, and the issue slots of a warp from each wait for all its MMAs in flight to its next
+    MMA (`HotLoop.drains`), in which no other warp of the CTA has MMAs in flight either. ASSUMPTION: CTA
+    barriers keep its warp groups in step. The latency of the wait itself is left out. 0 where unknown.
+    """
+    return (tensor_core_cycles(loop, warps=warps, gpu=gpu) or 0.0) + sum(loop.drains)
+
+
 def issue_cycles(instructions: int, warps: int) -> float:
     """Clocks that an SM's four schedulers need to issue one iteration of a CTA."""
     return instructions * warps / SCHEDULERS
@@ -327,7 +337,8 @@ def modelled_limit(
     One iteration of all CTAs of an SM takes at least the longest of
     - memory: programs x useful bytes / (memory bandwidth / SMs);
     - issue: programs x `issue_cycles` / clock;
-    - matrix, float: programs x `tensor_core_cycles`, `float_cycles` / clock;
+    - matrix: the longer of programs x `tensor_core_cycles` and `dependent_cycles`, / clock;
+    - float: programs x `float_cycles` / clock;
     - latency (Little's law): (mean latency + time from the tightest wait to the last load that follows it) x
       loaded bytes / bytes ahead. The mean latency is the memory's for the useful share of the loaded
       bytes and L2's for the rest, which other CTAs load too.
@@ -348,9 +359,13 @@ def modelled_limit(
     peak = peak_flop_per_s(work.dtype, gpu)
     arithmetic_s = programs * work.flop * gpu.sm_count / peak if peak else 0.0
     roof_s = max(memory_s, arithmetic_s)
+    matrix_cycles = max(
+        programs * (tensor_core_cycles(loop, warps=warps, gpu=gpu) or 0.0),
+        dependent_cycles(loop, warps=warps, gpu=gpu),
+    )
     times = {
         "memory": memory_s,
-        "matrix": programs * (tensor_core_cycles(loop, warps=warps, gpu=gpu) or 0.0) / gpu.limits.clock_hz,
+        "matrix": matrix_cycles / gpu.limits.clock_hz,
         "float": programs * float_cycles(loop, warps=warps, gpu=gpu) / gpu.limits.clock_hz,
         "issue": programs * issue_cycles(loop.count, warps) / gpu.limits.clock_hz,
     }

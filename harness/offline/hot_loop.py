@@ -92,6 +92,28 @@ class HotLoop:
         return tuple(name for name, _ in names.most_common())
 
     @property
+    def drains(self) -> tuple[int, ...]:
+        """Issue slots of a warp from each wait for all its MMAs in flight to the next MMA: one of each wait.
+
+        A warp-group MMA runs while its warps issue other instructions. Those that name `gsb0` end a group;
+        `WARPGROUP.DEPBAR.LE gsb0, n` waits until at most the n newest groups are in flight.
+        """
+        found, groups, uncommitted, drained_at = [], 0, False, None
+        # The second time around the state at the start is that of the steady loop.
+        for at, each in enumerate(self.instructions * 2):
+            if each.is_group_mma:
+                if drained_at is not None and at >= self.count:
+                    found.append(at - drained_at - 1)
+                committed = "gsb0" in each.operands
+                groups, uncommitted, drained_at = groups + committed, not committed, None
+            elif (left := each.mma_groups_left) is not None:
+                in_flight = groups or uncommitted
+                groups = min(groups, left)
+                if in_flight and not (groups or uncommitted):
+                    drained_at = at
+        return tuple(found)
+
+    @property
     def global_loads(self) -> tuple[Instruction, ...]:
         """Its loads from global memory."""
         return tuple(each for each in self.instructions if each.is_global_load)

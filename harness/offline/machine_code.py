@@ -93,6 +93,18 @@ class Instruction:
         return _MMA.fullmatch(self.name) is not None
 
     @property
+    def is_group_mma(self) -> bool:
+        """Whether it is an asynchronous MMA of a group of four warps (wgmma of sm_90)."""
+        return self.is_mma and self.name.endswith("GMMA")
+
+    @property
+    def mma_groups_left(self) -> int | None:
+        """The groups of such MMAs that a wait leaves in flight; None for other instructions."""
+        if not self.opcode.startswith("WARPGROUP.DEPBAR"):
+            return None
+        return int(self.operands.rpartition(",")[2], 16)
+
+    @property
     def is_global_load(self) -> bool:
         """Whether it reads global memory into registers or shared memory."""
         return self.name in {"LDG", "LDGSTS", *_TMA_LOADS}
