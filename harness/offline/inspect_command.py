@@ -28,6 +28,7 @@ _COLUMNS = (
     Column("load B", "load_bytes", "compiled", wide=True),
     Column("async loads", "asynchronous", "compiled", wide=True),
     Column("loop instructions", "loop_instructions", "compiled", wide=True),
+    Column("tensor-core drains", "matrix_drains", "compiled", wide=True),
     Column("programs/SM", "programs_per_sm", "modelled"),
     Column("issue headroom", "issue_headroom", "modelled", show=_ratio, wide=True),
     Column("latency headroom", "latency_headroom", "modelled", show=_ratio, wide=True),

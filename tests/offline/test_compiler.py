@@ -287,6 +287,28 @@ def test_all_options_at_once_compile_and_fit(gpu):
     assert sum(row.variant.endswith(":combine") for row in rows) == len(feature_cases())
 
 
+@pytest.mark.parametrize("variant", ["rows_8192", pytest.param("rows_8192_pointers", marks=pytest.mark.slow)])
+def test_float8_on_h100_waits_for_all_products_once_in_256_of_k(variant):
+    """Adding to registers of a wgmma in flight, or promoting each product at once, waits twice as often."""
+    case = next(case for case in default_cases() if (case.variant, case.dtype) == ("rows_8192", "e4m3"))
+    if variant == "rows_8192_pointers":
+        case = replace(case, matmul_variant="pointers")
+    row, *_ = inspect_cases(["h100"], [case], processes=1)
+    assert (row.spill_bytes, row.matrix_instruction, row.asynchronous) == (0, "QGMMA", True)
+    assert 256 * row.matrix_drains == row.tiling["block_k"]
+    assert row.loop_instructions_by_class["matrix"] == 8
+    assert row.limit.which == "matrix"
+    assert 0.9 < row.limit.share_of_peak < 1.0
+    if triton_version() == "3.9.0" and variant == "rows_8192":
+        page = Path(__file__).parents[2] / "docs" / "kernels" / "prefill_matmul.md"
+        for figure in (
+            f"{row.drained_instructions} instructions of a warp stand between",
+            f"of {row.loop_instructions}, and 8 QGMMA; {row.registers} registers",
+            f"limit is {row.limit.share_of_peak:.1%} of the tensor-core peak",
+        ):
+            assert figure in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_descriptors_compile_and_fit_where_they_are_not_the_default():
     case = next(case for case in default_cases() if case.variant == "rows_8192_pointers")

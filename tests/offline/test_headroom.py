@@ -234,3 +234,24 @@ def test_schedule_efficiency_scales_the_limit():
     assert scheduled.which == whole.which
     assert scheduled.share_of_peak == pytest.approx(0.8 * whole.share_of_peak)
     assert scheduled.bandwidth_bytes_per_s == pytest.approx(0.8 * whole.bandwidth_bytes_per_s)
+
+
+FLOAT8 = IterationWork(
+    useful_bytes=1024, streamed_bytes=32768, flop=2.0 * 128**3, tile_bytes=32768, dtype="fp8"
+)
+
+
+@pytest.mark.parametrize(("left", "programs", "share"), [(0, 1, 512 / 614), (1, 1, 1.0), (0, 2, 1.0)])
+def test_a_wait_for_every_product_lowers_the_tensor_core_limit_of_one_cta_alone(left, programs, share):
+    # 128 x 128 x 128 multiply-adds are 512 clocks at 4096 a clock. After the wait 100 additions and a load
+    # are issued before the next product. A second CTA keeps the tensor cores busy meanwhile.
+    mma = "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR4], R24"
+    body = [f"3 {mma}", f"{mma}, gsb0", f"WARPGROUP.DEPBAR.LE gsb0, {left:#x}", "100 FADD", "2 UTMALDG.2D"]
+    loop = loop_of(*body, multiply_adds=128**3 / 8)
+    limit = headroom.modelled_limit(
+        loop=loop, warps=8, programs=programs, flight=None, loaded_bytes=32768.0, work=FLOAT8, gpu=H100
+    )
+    assert limit.which == "matrix"
+    assert limit.share_of_peak == pytest.approx(share, rel=2e-3)
+    if left == 0:
+        assert headroom.dependent_cycles(loop, warps=8, gpu=H100) == pytest.approx(614, rel=2e-3)

@@ -242,3 +242,34 @@ def reachable(blocks, removed):
             seen.add(block)
             pending.extend(blocks[block].successors)
     return seen
+
+
+def drains_of(*body):
+    return hot("\n".join([".L_loop:", *body, "@P0 BRA `(.L_loop)", "EXIT"])).drains
+
+
+MMA = "QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR20], R24"
+WAIT = "WARPGROUP.DEPBAR.LE gsb0, "
+
+
+def test_a_wait_for_all_products_drains_until_the_next_one():
+    assert drains_of(
+        MMA, MMA + ", gsb0", WAIT + "0x0", "FADD R1, R1, R24", "FADD R2, R2, R25", "BAR.SYNC 0x0"
+    ) == (4,)
+
+
+def test_a_wait_that_leaves_a_group_in_flight_does_not_drain():
+    assert drains_of(MMA, MMA + ", gsb0", WAIT + "0x1", "FADD R1, R1, R24") == ()
+
+
+def test_waiting_for_each_product_drains_as_often():
+    assert drains_of(*[MMA + ", gsb0", WAIT + "0x0"] * 3, "FADD R1, R1, R24") == (2, 0, 0)
+
+
+def test_a_second_group_in_flight_across_the_loop_overlaps_its_end():
+    first = [MMA + ", gsb0", WAIT + "0x0", "FADD R1, R1, R88", "FADD R2, R2, R24"]
+    assert drains_of(*first, MMA + ", gsb0", "BAR.SYNC 0x0", WAIT + "0x1") == (2,)
+
+
+def test_products_of_single_warps_never_drain():
+    assert drains_of("HMMA.16816.F32.BF16 R4, R8, R12, R4", "FADD R1, R1, R4") == ()
