@@ -159,8 +159,7 @@ def test_out_of_memory_gives_a_skipped_row(bench, monkeypatch):
 @pytest.fixture
 def rotated(device):
     """Attention over inputs of 2.2 times the L2, and its time over so many copies in turn."""
-    token_bytes = DecodeAttention(contexts=(1,), q_heads=8, kv_heads=8, head_dim=128, dtype="fp16").work()
-    context = int(2.2 * device.cache_bytes / token_bytes.bytes_total)
+    context = int(2.2 * device.cache_bytes / (2 * 8 * 128 * 2))  # K and V, heads, elements, bytes of each
     case = DecodeAttention(contexts=(context,), q_heads=8, kv_heads=8, head_dim=128, dtype="fp16")
     source = Source(device.torch_device, 0)
     copies = [draw(case, source) for _ in range(6)]
