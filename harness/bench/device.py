@@ -31,8 +31,10 @@ HIGHEST_CLOCK_HZ = 3.5e9
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; on a CPU PyTorch raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in one_line(error)
+    """Whether an error means that memory ran out; of a CPU, CUDA or Triton it is a plain RuntimeError."""
+    text = one_line(error)
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return no_memory or "allocate memory" in text or "out of memory" in text
 
 
 class Device(Protocol):

@@ -19,7 +19,7 @@ from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
 from .launcher import launcher_error
 from .providers import PROVIDERS, Provider, gate_of
-from .timer import Budget, measure
+from .timer import GRAPH_METHOD, Budget, measure
 
 LONGEST_CALL_S = 20.0
 """A case is skipped if one call takes longer by the measured ceilings."""
@@ -169,7 +169,8 @@ def run_provider(
 ) -> Row:
     """Gate a provider on the first copy, time it on all copies in turn, and gate the last samples again.
 
-    `before` is its row of earlier rounds, which passed the gate; its median says how long a call takes.
+    `before` is its row of earlier rounds, which passed the gate: its median says how long a call takes, and
+    all rounds use its method.
     """
     for inputs in copies:
         poison(inputs)
@@ -197,7 +198,14 @@ def run_provider(
                 first_s = 0.0  # a GPU's first call compiles
         else:
             first_s = before.time_s.median
-        timing = measure(bench.device, calls, bench.budget, first_s=first_s, before_sampling=before_sampling)
+        timing = measure(
+            bench.device,
+            calls,
+            bench.budget,
+            first_s=first_s,
+            graph=None if before is None else GRAPH_METHOD in (before.method or ""),
+            before_sampling=before_sampling,
+        )
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
         verdict = gate.judge(calls[0].output)
         if not verdict.passed:

@@ -12,6 +12,9 @@ from .device import Call, Device
 GRAPH_BELOW_S = 50e-6
 """Calls shorter than this are replayed from a CUDA graph: a launch takes several microseconds."""
 
+GRAPH_METHOD = "calls a graph replay"
+"""How the method of a row that was replayed from a graph ends."""
+
 GRAPH_CALLS = 20
 """Minimum calls in a graph, so that the 0.5 us resolution of an event is small against the graph's time."""
 
@@ -57,6 +60,7 @@ def measure(
     budget: Budget,
     *,
     first_s: float = 0.0,
+    graph: bool | None = None,
     before_sampling: Callable[[], None] = lambda: None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Timing:
@@ -67,18 +71,20 @@ def measure(
         calls: each runs the work once on its own copy of the inputs.
         budget: when to stop.
         first_s: seconds of an earlier call; if it exceeds `warm_up_s`, there is no warm-up.
+        graph: whether to replay a CUDA graph, if the device captures one; None decides by the time of a call.
         before_sampling: called after warm-up and capture, before the first sample; poisons the outputs.
         now_s: the wall clock in seconds, for the limits only.
     """
     estimate_s = first_s if first_s > budget.warm_up_s else _warm_up(device, calls, budget, now_s)
     unit: Sequence[Call] = calls
     calls_a_sample, method = 1, f"{device.kind}: each call"
-    if estimate_s < GRAPH_BELOW_S:
+    if estimate_s < GRAPH_BELOW_S if graph is None else graph:
         rounds = math.ceil(GRAPH_CALLS / len(calls))
         replay = device.capture([*calls] * rounds)
         if replay is not None:
+            device.time_each([replay])  # the first one uploads the graph
             unit, calls_a_sample = [replay], rounds * len(calls)
-            method = f"{device.kind}: mean of {calls_a_sample} calls a graph replay"
+            method = f"{device.kind}: mean of {calls_a_sample} {GRAPH_METHOD}"
     before_sampling()
     samples = _sample(device, unit, budget, now_s, calls_a_sample * estimate_s)
     return Timing(samples_s=tuple(s / calls_a_sample for s in samples), method=method)

@@ -13,6 +13,7 @@ from decodetax.harness.bench.device import (
     CudaDevice,
     last_level_cache_bytes,
     open_device,
+    out_of_memory,
 )
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.errors import UsageError
@@ -176,6 +177,23 @@ def assert_usable(device, cuda):
     cuda.synchronize()
     device.release()
     assert device.capture([lambda: cuda.launch("next")]) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("out of resource: shared memory, Required: 262144"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+    ids=str,
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, expected):
+    assert out_of_memory(error) == expected
 
 
 def test_release_gives_cached_memory_back():

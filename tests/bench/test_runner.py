@@ -410,6 +410,18 @@ def test_row_keeps_clocks_and_throttle_reasons(monkeypatch):
     assert row.status == "ok"
 
 
+@pytest.mark.parametrize("first_s", [45e-6, 55e-6])
+def test_later_round_is_timed_by_the_method_of_the_first(monkeypatch, first_s):
+    seconds = [first_s]
+    with_providers(monkeypatch, right)
+    of_device = bench(FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds[0]))
+    [row] = runner.run_case(CASE, of_device)
+    seconds[0] = 100e-6 - first_s
+    [later] = runner.run_case(CASE, dataclasses.replace(of_device, round=1), {row.provider: row})
+    assert ("graph" in row.method) == (first_s < 50e-6)
+    assert later.method == row.method
+
+
 def test_every_copy_is_used_in_turn(monkeypatch):
     seen = []
 

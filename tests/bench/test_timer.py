@@ -183,6 +183,29 @@ def test_graphs_are_for_calls_below_50_us(seconds, graphs, method):
     assert timing.samples_s == pytest.approx([seconds] * len(timing.samples_s))
 
 
+def test_first_replay_of_a_graph_uploads_it_and_is_no_sample():
+    device = FakeDevice(kind="cuda", graphs=True)
+    replays = []
+
+    def seconds_of(_call):
+        if device.captured is None:
+            return 10e-6
+        replays.append(None)
+        return 90e-6 if len(replays) <= 20 else 10e-6
+
+    device._seconds_of = seconds_of
+    samples_s = timed(device, [lambda: None], Budget(time_limit_s=0.01, warm_up_s=0.001)).samples_s
+    assert samples_s == pytest.approx([10e-6] * len(samples_s))
+
+
+@pytest.mark.parametrize("seconds", [40e-6, 60e-6])
+@pytest.mark.parametrize("graph", [True, False])
+def test_later_rounds_use_a_graph_as_the_first_did(graph, seconds):
+    device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds)
+    timing = timed(device, [lambda: None], Budget(time_limit_s=0.01, warm_up_s=0.001), graph=graph)
+    assert ("graph" in timing.method) == graph
+
+
 @pytest.mark.parametrize("seconds", [10e-6, 1e-3], ids=["graph", "calls"])
 def test_outputs_are_poisoned_once_between_capture_and_the_first_sample(seconds):
     device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds)
