@@ -175,7 +175,7 @@ def test_cuda_build_without_a_driver_measures_the_cpu_and_says_why():
         ({"torch": {**CPU_TORCH, "version": "2.5.1"}}, "torch", FAILED, "install torch 2.6 or newer"),
         ({"triton": {"version": "3.5.1"}}, "triton", FAILED, "install triton 3.6 or newer"),
         ({"triton": {"version": "3.10.0"}}, "triton", WARNING, "newer than 3.9"),
-        ({"triton": {"version": "3.6.0"}}, "versions", FAILED, "numpy below 2.4"),
+        ({"triton": {"version": "3.6.0"}}, "versions", WARNING, "numpy below 2.4"),
         ({"torch": {**CPU_TORCH, "triton_pin": "3.8.0"}}, "versions", WARNING, "asks for triton 3.8.0"),
         (
             {"torch": {**CPU_TORCH, "rocm": "6.4", "cuda": None}},
@@ -216,11 +216,6 @@ def test_versions_that_do_not_fit_are_named(changes, check, status, fragment):
 def test_versions_that_work_together_are_ok(versions):
     triton, numpy = ({"version": version} for version in versions)
     assert not_ok(facts_of_cpu(triton=triton, numpy=numpy)) == {}
-
-
-def test_numpy_that_breaks_the_interpreter_does_not_stop_a_gpu():
-    found = not_ok(facts_of_gpu(triton={"version": "3.6.0"}))
-    assert found["versions"].status == WARNING
 
 
 @pytest.mark.parametrize("wanted", [">=3.15", ">=3.10,<3.11", "<3"])

@@ -273,6 +273,7 @@ def form_probe(form: Form, how: str) -> dict[str, Any]:
     from ..bench.providers import gate_of
     from ..core.inputs import Source, draw
 
+    torch.set_num_threads(1)  # faster for tensors so small, above all beside other processes
     start_s = time.perf_counter()
     source = Source(torch.device("cuda" if how == "compiled" else "cpu"), seed=0)
     inputs, call = form.prepare(draw(form.case, source))
