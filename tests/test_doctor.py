@@ -288,6 +288,7 @@ def test_cache_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     for folder in (tmp_path / "file" / "cache", "/proc/nope"):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
         found = not_ok(facts_of_cpu())["Triton cache"]
+        assert found.status == FAILED
         assert str(folder) in found.text
         assert "TRITON_CACHE_DIR" in found.consequence
 
@@ -324,10 +325,9 @@ def test_missing_profiler_is_named(monkeypatch, tmp_path, library):
     assert ("ncu" if library else "nsight-python") in text
 
 
-@pytest.mark.parametrize(("facts_of", "status"), [(facts_of_cpu, FAILED), (facts_of_gpu, WARNING)])
-def test_machine_without_proc_is_named(monkeypatch, tmp_path, facts_of, status):
+def test_machine_without_proc_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "PROC", tmp_path / "no-proc")
-    assert not_ok(facts_of())["/proc"].status == status
+    assert not_ok(facts_of_cpu())["/proc"].status == WARNING
 
 
 # The kernels
@@ -446,22 +446,41 @@ def test_package_that_crashes_ends_the_questions_and_exits_with_1(monkeypatch):
         monkeypatch, lambda job: broken if job == {"probe": "torch"} else answer_of(facts)(job)
     )
     assert outcome.return_value == 1
-    assert [name for (name,) in asked] == ["torch", "triton", "numpy", "nvidia"]
+    assert [name for (name,) in asked] == ["numpy", "torch", "nvidia", "device", "triton"]
     assert "cannot work here (see torch)" in outcome.stdout
     assert "ended with -11" in outcome.stdout
 
 
-def test_process_that_allows_one_context_is_asked_one_form_at_a_time(monkeypatch):
-    at_once = set()
+@pytest.mark.parametrize(("compute_mode", "processes"), [(0, 2), (3, 1)])
+def test_gpu_for_one_process_is_asked_by_one(monkeypatch, compute_mode, processes):
+    calls = []
+    facts = facts_of_gpu(nvml=FakeNvml(compute_mode=compute_mode))
 
-    def run_jobs(_worker, jobs, on_answer, *, processes, **_options):
-        at_once.update({processes} if any("form" in job for job in jobs) else ())
+    def run_jobs(_worker, jobs, on_answer, **_options):
+        calls.append(len(jobs))
         for at, job in enumerate(jobs):
-            on_answer(at, answer_of(facts_of_gpu(nvml=FakeNvml(compute_mode=3)))(job))
+            on_answer(at, answer_of(facts)(job))
 
     monkeypatch.setattr(doctor_command, "run_jobs", run_jobs)
     doctor()
-    assert at_once == {1}
+    assert len(calls) == 1 + processes
+    assert sum(calls[1:]) == len(facts.forms)
+
+
+def test_interrupted_doctor_begins_no_other_question(monkeypatch):
+    limits = []
+
+    def run_jobs(_worker, jobs, on_answer, *, limit_s, **_options):
+        for at, job in enumerate(jobs):
+            limits.append(limit_s())
+            on_answer(at, answer_of(facts_of_cpu())(job))
+
+    monkeypatch.setattr(doctor_command, "run_jobs", run_jobs)
+    questions = doctor_command._Questions(lambda _done, _what: None)
+    with pytest.raises(KeyboardInterrupt), questions.ended_on_error():
+        raise KeyboardInterrupt
+    questions.ask([{"probe": "numpy"}])
+    assert limits[-1] <= 0
 
 
 @pytest.mark.parametrize(

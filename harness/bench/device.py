@@ -6,6 +6,7 @@ Every line that needs a CUDA GPU is in this module and in `clocks`; tests pass f
 import contextlib
 import ctypes
 import gc
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -247,9 +248,12 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     return CudaDevice(int(index or 0), cuda=cuda)
 
 
-def cpu_name() -> str:
-    """The CPU's model name in /proc/cpuinfo."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model name in /proc/cpuinfo, which a chroot may lack."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), "unknown CPU")
 
@@ -271,7 +275,12 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
 
 
 def _meminfo_bytes(key: str, path: Path = Path("/proc/meminfo")) -> int:
-    for line in path.read_text(encoding="ascii").splitlines():
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:  # no /proc: the kernel's figure, without the file cache that it could give up
+        pages = os.sysconf("SC_PHYS_PAGES" if key == "MemTotal" else "SC_AVPHYS_PAGES")
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    for line in lines:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{path}: has no line {key}")

@@ -139,6 +139,8 @@ class _Worker:
 
     def close(self) -> None:
         if self._process is not None:
+            if self._limit_s is not None:
+                self._process.kill()  # all is answered, and a process may hang at its end
             self._process.communicate()
         if self._errors is not None:
             self._errors.close()

@@ -226,9 +226,7 @@ def _compiler(facts: Facts) -> Finding:
 
 def _cache(_facts: Facts) -> Finding:
     folder = triton_cache_folder()
-    consequence = (
-        "Triton cannot keep compiled kernels: let TRITON_CACHE_DIR name a folder that can be written"
-    )
+    fix = "let TRITON_CACHE_DIR name another folder"
     try:
         problem = folder_problem(folder)
         nearest = next(each for each in (folder, *folder.parents) if each.exists())
@@ -236,9 +234,11 @@ def _cache(_facts: Facts) -> Finding:
     except (OSError, RuntimeError) as error:
         problem, free = getattr(error, "strerror", None) or str(error), 0
     if problem is not None:
-        return warning(f"{folder}: {problem}", consequence)
+        return failed(f"{folder} cannot be written: {problem}", f"`run` refuses to start: {fix}")
     text = f"{folder}, {free / 1e9:.1f} GB free"
-    return Finding(text=text) if free >= CACHE_BYTES else warning(text, consequence)
+    if free < CACHE_BYTES:
+        return warning(text, f"compiled kernels may not fit: {fix}")
+    return Finding(text=text)
 
 
 def _nsight(facts: Facts) -> Finding:
@@ -271,13 +271,15 @@ def _counters_problem() -> str | None:
     return None
 
 
-def _proc(facts: Facts) -> Finding:
+def _proc(_facts: Facts) -> Finding:
     for name in ("cpuinfo", "meminfo"):
         try:
             (PROC / name).read_bytes()
         except OSError as error:
-            text, lost = f"{PROC / name}: {error.strerror}", "the CPU's name and free memory are unknown"
-            return warning(text, lost) if facts.on_gpu else failed(text, f"`run` cannot work: {lost}")
+            return warning(
+                f"{PROC / name}: {error.strerror}",
+                "`run` works; it does not know the CPU's name and takes less memory for free",
+            )
     return Finding(text="cpuinfo and meminfo can be read")
 
 

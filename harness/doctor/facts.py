@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 """Status of a check. Only "failed" means that `decodetax run` cannot work."""
@@ -27,6 +27,17 @@ class Facts:
     nvidia: Answer
     device: Answer
     forms: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, answers: Mapping[str, Answer]) -> Self:
+        """The facts but for the forms, from the answers by name of the probe."""
+        return cls(
+            torch=answers["torch"],
+            triton=answers["triton"],
+            numpy=answers["numpy"],
+            nvidia=answers["nvidia"],
+            device=answers["device"],
+        )
 
     @property
     def imports(self) -> bool:

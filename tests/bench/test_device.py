@@ -365,3 +365,10 @@ def test_memory_is_read_in_kib(tmp_path):
     assert module._meminfo_bytes("MemAvailable", path) == 40_960
     with pytest.raises(RuntimeError, match=r"has no line Mem$"):
         module._meminfo_bytes("Mem", path)
+
+
+def test_machine_without_proc_has_memory_and_a_cpu_without_a_name(tmp_path):
+    assert module.cpu_name(tmp_path / "cpuinfo") == "unknown CPU"
+    total, free = (module._meminfo_bytes(key, tmp_path / "meminfo") for key in ("MemTotal", "MemAvailable"))
+    assert total == module._meminfo_bytes("MemTotal")
+    assert 0 < free < total
