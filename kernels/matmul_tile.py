@@ -111,6 +111,12 @@ def accumulate(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def split_columns(acc: tl.tensor) -> tl.tuple:
+    """Left and right half of the columns; in this form Triton loads either half from tensor memory alone."""
+    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def store_output(
     acc: tl.tensor,
     batch: tl.tensor,
@@ -213,7 +219,7 @@ def store_item(
     """
     if SLICES > 1:
         HALF: tl.constexpr = acc.shape[1] // 2
-        left, right = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, HALF)), (0, 2, 1)))
+        left, right = split_columns(acc)
         store_item(
             left, split, batch, offs_m, first_n, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
             weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
@@ -237,6 +243,64 @@ def store_item(
             acc, batch, offs_m, first_n, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows,
             features, stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch,
             stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS,
+        )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def store_pairs(
+    gate: tl.tensor,
+    up: tl.tensor,
+    split: tl.tensor,
+    batch: tl.tensor,
+    offs_m: tl.tensor,
+    first_n: tl.tensor,
+    partial_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    weight_scale_ptr: tl.tensor,
+    factor: tl.tensor,
+    rows: tl.tensor,
+    features: tl.tensor,
+    stride_bias_batch: tl.tensor,
+    stride_bias: tl.tensor,
+    stride_x_scale: tl.tensor,
+    stride_weight_scale_batch: tl.tensor,
+    stride_weight_scale: tl.tensor,
+    stride_out_batch: tl.tensor,
+    stride_out_row: tl.tensor,
+    stride_out_column: tl.tensor,
+    ACTIVATION: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SLICES: tl.constexpr,
+    LANE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """`store_item` of a tile whose gate and up sums, each [rows, BLOCK_N / 2], are not interleaved."""
+    if SLICES > 1:
+        HALF: tl.constexpr = gate.shape[1]
+        left_gate, right_gate = split_columns(gate)
+        left_up, right_up = split_columns(up)
+        store_pairs(
+            left_gate, left_up, split, batch, offs_m, first_n, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
+            weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
+            stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row,
+            stride_out_column, ACTIVATION, HALF, SPLIT, SLICES // 2, LANE, BLOCK_N,
+        )  # fmt: skip
+        store_pairs(
+            right_gate, right_up, split, batch, offs_m, first_n + HALF, partial_ptr, out_ptr, bias_ptr,
+            x_scale_ptr, weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias,
+            stride_x_scale, stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row,
+            stride_out_column, ACTIVATION, HALF, SPLIT, SLICES // 2, LANE + HALF, BLOCK_N,
+        )  # fmt: skip
+    else:
+        # One thread has the gate and up sums of a column: no data moves.
+        store_item(
+            tl.reshape(tl.join(gate, up), (gate.shape[0], 2 * gate.shape[1])), split, batch, offs_m, first_n,
+            partial_ptr, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features,
+            stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch, stride_weight_scale,
+            stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS, SPLIT, 1, LANE, BLOCK_N,
         )  # fmt: skip
 
 

@@ -34,7 +34,15 @@ from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
-from .matmul_tile import accumulate, load_tile, store_item, store_output, tile_of_item
+from .matmul_tile import (
+    accumulate,
+    load_tile,
+    split_columns,
+    store_item,
+    store_output,
+    store_pairs,
+    tile_of_item,
+)
 from .scale_factors import matmul_factors
 
 if TYPE_CHECKING:
@@ -215,8 +223,8 @@ def _tma_kernel(
                 k = k_tile * BLOCK_K + part * PART_K
                 x = x_desc.load([row, k])
                 if ACTIVATION == "swiglu":
-                    pairs = weight_desc.load([feature // 2, 0, k])  # [BLOCK_N / 2, 2, PART_K]
-                    weight = tl.reshape(pairs, (BLOCK_N, PART_K))
+                    halves = weight_desc.load([0, feature // 2, k])  # [2, BLOCK_N / 2, PART_K]
+                    weight = tl.reshape(halves, (BLOCK_N, PART_K))
                 else:
                     weight = weight_desc.load([feature, k])
                 acc, pending = accumulate(
@@ -226,12 +234,21 @@ def _tma_kernel(
             acc += pending
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
-        store_item(
-            acc, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr, out_ptr,
-            bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias, stride_x_scale,
-            0, stride_weight_scale, 0, stride_out_row, stride_out_column,
-            ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
-        )  # fmt: skip
+        if ACTIVATION == "swiglu":
+            gate, up = split_columns(acc)
+            store_pairs(
+                gate, up, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr,
+                out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias,
+                stride_x_scale, 0, stride_weight_scale, 0, stride_out_row, stride_out_column,
+                ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+            )  # fmt: skip
+        else:
+            store_item(
+                acc, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr, out_ptr,
+                bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias,
+                stride_x_scale, 0, stride_weight_scale, 0, stride_out_row, stride_out_column,
+                ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+            )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -489,10 +506,13 @@ def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
 
 
 def _weight_descriptor(weight: torch.Tensor, block_n: int, part_k: int, *, gated: bool) -> TensorDescriptor:
-    """TMA descriptor of [block_n, part_k] tiles; for "swiglu" of [block_n / 2, 2, part_k] gate-up pairs."""
+    """TMA descriptor of [block_n, part_k] tiles; for "swiglu" of [2, block_n / 2, part_k]: gate, then up.
+
+    The TMA takes strides in ascending order, so the gate-up dimension, of the largest stride, comes first.
+    """
     if not gated:
         return TensorDescriptor.from_tensor(weight, [block_n, part_k])
     pairs, row_stride = weight.shape[0] // 2, weight.stride(0)
     # Not `view`: it gives a dimension of size 1 a stride that the TMA may reject as misaligned.
-    weight = weight.as_strided((pairs, 2, weight.shape[1]), (row_stride, pairs * row_stride, 1))
-    return TensorDescriptor.from_tensor(weight, [block_n // 2, 2, part_k])
+    weight = weight.as_strided((2, pairs, weight.shape[1]), (pairs * row_stride, row_stride, 1))
+    return TensorDescriptor.from_tensor(weight, [2, block_n // 2, part_k])
