@@ -1,5 +1,6 @@
 """`decodetax tune`: searches the tilings of a kernel on a GPU; its options and text."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -17,6 +18,7 @@ from ..core.units import seconds
 
 if TYPE_CHECKING:
     from ..core.cases import Case
+    from .compile_ahead import CompileAhead
     from .tiling_cache import TilingCache
     from .tuning import Tuned
 
@@ -88,19 +90,17 @@ def tune_command(
 ) -> int:
     """Search a kernel's tilings on this machine's CUDA GPU.
 
-    Each tiling is checked against the oracle before it is timed, and replaces the default only if it is
-    faster by more than the noise. `decodetax run` then uses it on this GPU with this Triton version. Exit
-    code 1 means that the default tiling failed for a case, 2 a wrong argument or no GPU, 130 that Ctrl-C
-    ended the search early (what was found is kept).
+    Tilings are compiled in parallel processes. Each is checked against the oracle before it is timed, and
+    replaces the default only if it is faster by more than the noise. `decodetax run` then uses it on this
+    GPU with this Triton version. Exit code 1 means that the default tiling failed for a case, 2 a wrong
+    argument or no GPU, 130 that Ctrl-C ended the search early (what was found is kept).
     """
-    if kernel != "decode_attention":
-        for name, option in options.given().items():
-            if name in ATTENTION_OPTIONS:
-                raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
     cases = _cases(kernel, asked)
+    from ...kernels import gpu_limits
+    from .compile_ahead import CompileAhead
     from .environment import describe
     from .tiling_cache import open_cache
-    from .tuning import open_gpu, tune
+    from .tuning import open_gpu, tilings_of, tune
 
     device = open_gpu(cases[0])
     environment = describe(device)
@@ -109,35 +109,48 @@ def tune_command(
     _require_usable(tiling_cache)
     found: list[Tuned] = []
     interrupted, lost = False, None
-    with progress_bar() as progress:
+    ahead = CompileAhead(gpu_limits(device.torch_device))
+    with progress_bar() as progress, contextlib.closing(ahead):
         try:
-            for tuned in tune(cases, device, time_limit_s=time_limit_s, progress=progress):
+            for tuned in tune(cases, device, time_limit_s=time_limit_s, progress=progress, ahead=ahead):
                 found.append(tuned)
                 _keep(tiling_cache, tuned, decodetax=versions["decodetax"], date=environment["started"])
         except KeyboardInterrupt:
             interrupted = True
         except FailureError as error:
             lost = error
+    tried = {"tilings": sum(tuned.tried for tuned in found), "of": tilings_of(cases, device)}
     if as_json:
         document = {
             "schema_version": 1,
             "interrupted": interrupted,
             "environment": environment,
             "cache": str(tiling_cache.path),
+            "tried": tried,
+            "compile_processes": 0 if ahead.problem else ahead.processes,
             "cases": [tuned.to_json() for tuned in found],
         }
         click.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
         heading = f"{device.name}, Triton {versions['triton']}"
+        total = f"{kernel}: tried {tried['tilings']:,} of {tried['of']:,} tilings of {len(cases)} cases; "
         cases_text = [_text(tuned, wide=wide) for tuned in found]
-        click.echo(
-            "\n\n".join((heading, *cases_text, *_closing(found, tiling_cache, interrupted=interrupted)))
-        )
+        closing = _closing(found, tiling_cache, interrupted=interrupted)
+        click.echo("\n\n".join((heading, *cases_text, total + _compiled(ahead), *closing)))
     if lost is not None:
         raise lost
     if interrupted:
         return INTERRUPTED
     return 0 if all(tuned.status == "ok" for tuned in found) else FAILED
+
+
+def _compiled(ahead: "CompileAhead") -> str:
+    if ahead.problem:
+        return f"compiled one after another, for a compiling process failed: {ahead.problem}"
+    text = f"compiled in {ahead.processes} {'process' if ahead.processes == 1 else 'processes'}"
+    if ahead.skipped:
+        text += f", but {len(ahead.skipped):,} as they were tried ({ahead.skipped[0]})"
+    return text
 
 
 def _closing(found: Sequence["Tuned"], cache: "TilingCache", *, interrupted: bool) -> Iterator[str]:
@@ -167,6 +180,7 @@ def _text(tuned: "Tuned", *, wide: bool) -> str:
         Column("95% interval", provenance="measured"),
     )
     lines = [Table(title=tuned.case.id, columns=columns, rows=rows).text(wide=wide)]
+    lines.append(f"tried {tuned.tried:,} of {len(tuned.trials):,} tilings")
     lines += [
         f"rejected: {_name_of(t.tiling, default)}: {t.reason}" for t in tuned.trials if t.status == "failed"
     ]
@@ -204,8 +218,11 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     """The kernel's cases that `decodetax run` times for the same model, batches and contexts.
 
     Raises:
-        UsageError: a model or shape that cannot be timed.
+        UsageError: a model or shape that cannot be timed, or an option of another kernel.
     """
+    for name, option in options.given().items():
+        if name in ATTENTION_OPTIONS and kernel != "decode_attention":
+            raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
     from ..core.cases import Sweep, cases_of
     from ..core.language_model import load_timed_model
 

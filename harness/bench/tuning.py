@@ -21,6 +21,7 @@ from ..core.errors import UsageError
 from ..core.inputs import Source
 from ..core.records import Roof, Row, Status
 from ..core.statistics import Summary, summarise
+from .compile_ahead import Ahead, InOrder
 from .device import Device, open_device
 from .providers import tunable_provider
 from .runner import Bench, Blocked, prepare, run_provider
@@ -135,6 +136,11 @@ class Tuned:
     duel: Duel | None
 
     @property
+    def tried(self) -> int:
+        """How many of the tilings were tried, whether or not they passed."""
+        return sum(trial.reason not in (NOT_TRIED, NO_DEFAULT) for trial in self.trials)
+
+    @property
     def winner(self) -> Any:
         """The tiling that is better than the default; None if the default stays."""
         return self.duel.challenger if self.duel is not None and self.duel.won else None
@@ -166,6 +172,7 @@ class Tuned:
             "provenance": "measured",
             "status": self.status,
             "reason": self.reason,
+            "tried": {"tilings": self.tried, "of": len(self.trials)},
             "default": dataclasses.asdict(self.trials[0].tiling),
             "winner": to_builtins(self.winner),
             "duel": None if self.duel is None else self.duel.to_json(),
@@ -192,12 +199,20 @@ def open_gpu(case: Case) -> Device:
     )
 
 
+def tilings_of(cases: Sequence[Case], device: Device) -> int:
+    """How many tilings a search of these cases may try."""
+    limits = gpu_limits(device.torch_device)
+    tunables = [(case, tunable_provider(case.operation)[1]) for case in cases]
+    return sum(len(t.candidates(case, t.default(case, limits), limits)) for case, t in tunables)
+
+
 def tune(
     cases: Sequence[Case],
     device: Device,
     *,
     time_limit_s: float,
     progress: Progress,
+    ahead: Ahead | None = None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Tuned]:
     """Tune cases one after another, each with an equal share of the time left.
@@ -207,6 +222,7 @@ def tune(
         device: runs and times them.
         time_limit_s: limit for all cases together; a measurement that has begun is finished.
         progress: takes the share that is done, 0 to 1, and the case.
+        ahead: compiles the tilings before they are timed; None compiles each when it is tried.
         now_s: the wall clock in seconds.
     """
     source = Source(device.torch_device, 0)
@@ -218,7 +234,7 @@ def tune(
             progress((index + min(share, 0.99)) / len(cases), case.id)
 
         bench = Bench(device=device, source=source, budget=TRIAL, roof=NO_ROOF)
-        yield tune_case(case, bench, time_limit_s=limit_s, report=report, now_s=now_s)
+        yield tune_case(case, bench, time_limit_s=limit_s, report=report, ahead=ahead, now_s=now_s)
         device.release()
 
 
@@ -228,6 +244,7 @@ def tune_case(
     *,
     time_limit_s: float,
     report: Callable[[float], None] = lambda _share: None,
+    ahead: Ahead | None = None,
     now_s: Callable[[], float] = time.perf_counter,
 ) -> Tuned:
     """Search the tilings of one case."""
@@ -235,7 +252,9 @@ def tune_case(
     limits = gpu_limits(bench.device.torch_device)
     default = tunable.default(case, limits)
     trials = [Trial(tiling=tiling) for tiling in tunable.candidates(case, default, limits)]
+    ahead = ahead or InOrder()
     start_s = now_s()
+    ahead.begin(case, [trial.tiling for trial in trials[1:]])
 
     def elapsed() -> float:
         return (now_s() - start_s) / time_limit_s if time_limit_s > 0 else 1.0
@@ -251,7 +270,8 @@ def tune_case(
             tiled, at = provider.with_tiling(trial.tiling), dataclasses.replace(bench, budget=budget)
             trial.take(run_provider(case, tiled, copies, gate, at))
 
-        duel = _search(trials, run, elapsed)
+        duel = _search(trials, run, elapsed, ahead, time_limit_s)
+    ahead.end()
     status, reason = trials[0].status, trials[0].reason
     if status != "ok":
         for trial in trials[1:]:
@@ -263,14 +283,25 @@ def tune_case(
 Run = Callable[[Trial, Budget], None]
 
 
-def _search(trials: Sequence[Trial], run: Run, elapsed: Callable[[], float]) -> Duel | None:
+def _search(
+    trials: Sequence[Trial], run: Run, elapsed: Callable[[], float], ahead: Ahead, time_limit_s: float
+) -> Duel | None:
     """Try each tiling, race those that pass, and compare the fastest with the default, the first trial."""
     default, *others = trials
     run(default, ROUND)
-    for tried, trial in enumerate(others):
-        if default.status != "ok" or (tried and elapsed() > TRIAL_SHARE):
+    for tried in range(len(others)):
+        left = TRIAL_SHARE - elapsed()
+        if default.status != "ok" or (tried and left < 0):
             break
-        run(trial, TRIAL)
+        found = ahead.next(left * time_limit_s if tried else None)
+        if found is None:
+            break
+        place, problem = found
+        if problem is None:
+            run(others[place], TRIAL)
+        else:
+            others[place].status, others[place].reason = "failed", problem
+    ahead.end()  # the race and the duel are timed without compilers beside them
     duel = None
     while default.status == "ok" and duel is None and (best := _race(others, run, elapsed)) is not None:
         duel = _duel(default, best, run)  # None if one of the two failed in it

@@ -57,7 +57,7 @@ def run_jobs(
     answering = threading.Lock()
 
     def serve() -> None:
-        process = _Worker(worker, show_stderr=show_stderr, limit_s=limit_s)
+        process = Worker(worker, show_stderr=show_stderr, limit_s=limit_s)
         try:
             while True:
                 try:
@@ -110,15 +110,18 @@ def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]"
         raise
 
 
-class _Worker:
-    """A worker process, started when first needed and again after it died."""
+class Worker:
+    """A worker process, started when first needed and again after it died; see `run_jobs` for the options."""
 
-    def __init__(self, module: str, *, show_stderr: bool, limit_s: Callable[[], float] | None) -> None:
+    def __init__(
+        self, module: str, *, show_stderr: bool = False, limit_s: Callable[[], float] | None = None
+    ) -> None:
         self._module, self._show_stderr, self._limit_s = module, show_stderr, limit_s
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
     def answer(self, job: Mapping[str, Any]) -> Any:
+        """The answer to a job, or a `Crash`."""
         limit_s = None if self._limit_s is None else self._limit_s()
         if limit_s is not None and limit_s <= 0:
             return Crash("timed out before it began")
@@ -137,7 +140,14 @@ class _Worker:
         reason = self._exit_reason(process)
         return Crash(f"timed out after {limit_s:.0f} s" if timed_out.is_set() else reason)
 
+    def kill(self) -> None:
+        """Ends the process, from another thread; the job that it has is answered by a `Crash`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
+        """Ends the process, which has no job."""
         if self._process is not None:
             if self._limit_s is not None:
                 self._process.kill()  # all is answered, and a process may hang at its end

@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 import torch
 from decodetax.harness.bench import run_command
+from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.tiling_cache import open_cache
 from decodetax.harness.bench.tilings import TUNABLE
-from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned
+from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned, tilings_of
 from decodetax.harness.core.cases import DecodeAttention
 from decodetax.harness.core.statistics import summarise
 from decodetax.kernels import gpu_limits
@@ -38,16 +39,24 @@ def at_a_gpu(folder):
     del folder
     made = {"found": winning}
 
-    def search(cases, _device, *, time_limit_s, progress):
-        made["time_limit_s"], made["cases"] = time_limit_s, cases
+    def search(cases, _device, *, time_limit_s, progress, ahead):
+        made["time_limit_s"], made["cases"], made["ahead"] = time_limit_s, cases, ahead
         for case in cases:
             progress(0.5, case.id)
             yield made["found"](case)
+
+    class Compilers(CompileAhead):
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+            super().close()
 
     environment = {"device": GPU, "versions": VERSIONS, "started": "2030-01-01T00:00:00+00:00"}
     with (
         mock.patch(f"{TUNING}.open_gpu", return_value=DEVICE),
         mock.patch(f"{TUNING}.tune", search),
+        mock.patch("decodetax.harness.bench.compile_ahead.CompileAhead", Compilers),
         mock.patch("decodetax.harness.bench.environment.describe", return_value=environment),
     ):
         yield made
@@ -182,6 +191,10 @@ def test_winners_are_printed_cached_and_found_by_run(folder, at_a_gpu):
     assert "50.0% of the default's time (50.0% to 50.0%, won 9 of 9 rounds)" in outcome.out
     assert "wrong result: row 3" in outcome.out
     assert f"1 tiling {NOT_TRIED}" in outcome.out
+    assert outcome.out.count("tried 3 of 4 tilings") == 2
+    total = tilings_of(at_a_gpu["cases"], DEVICE)
+    processes = at_a_gpu["ahead"].processes
+    assert f"decode_attention: tried 6 of {total:,} tilings of 2 cases; compiled in {processes} process" in outcome.out  # fmt: skip  # noqa: E501  (one line of the output)
     assert f"2 of 2 cases have a tiling better than the default; `decodetax run` takes them from {cache_of(folder).path}" in outcome.out  # fmt: skip  # noqa: E501  (one line of the output)
     run = run_record(device=GPU)
     run.environment["versions"]["triton"] = VERSIONS["triton"]
@@ -252,13 +265,15 @@ def test_rejects_attention_options_for_matmuls(option):
     assert_one_line(outcome, 2, option, "decode_attention", "prefill_matmul")
 
 
-@pytest.mark.usefixtures("at_a_gpu")
-def test_json_is_alone_on_stdout_with_every_sample(folder):
+def test_json_is_alone_on_stdout_with_every_sample(folder, at_a_gpu):
     outcome = decodetax(*TUNE, "--json")
     document = strict_json(outcome.out)
     assert (document["schema_version"], document["interrupted"]) == (1, False)
     assert document["cache"] == str(cache_of(folder).path)
+    assert document["tried"] == {"tilings": 6, "of": tilings_of(at_a_gpu["cases"], DEVICE)}
+    assert document["compile_processes"] == at_a_gpu["ahead"].processes >= 1
     first = document["cases"][0]
+    assert first["tried"] == {"tilings": 3, "of": 4}
     assert first["provenance"] == "measured"
     assert first["duel"]["won"] is True
     assert first["trials"][0]["samples_s"] == [2e-3] * 5
@@ -285,7 +300,30 @@ def test_ctrl_c_keeps_what_was_found(folder, at_a_gpu):
     outcome = decodetax(*TUNE)
     assert outcome.code == 130
     assert "Interrupted" in outcome.out
+    assert "decode_attention: tried 3 of " in outcome.out
+    assert at_a_gpu["ahead"].closed == 1
     assert len(cache_of(folder).read()) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "skipped", "line"),
+    [
+        ("its process ended with 1", [], "compiled one after another, for a compiling process failed: its process ended with 1"),  # noqa: E501  (one line of the output)
+        (None, ["MemoryError", "MemoryError"], "but 2 as they were tried (MemoryError)"),
+    ],
+    ids=["no process", "no memory"],
+)  # fmt: skip
+@pytest.mark.usefixtures("folder")
+def test_compilers_that_failed_are_reported(at_a_gpu, problem, skipped, line):
+    def found_by(case):
+        at_a_gpu["ahead"].problem, at_a_gpu["ahead"].skipped = problem, skipped
+        return winning(case)
+
+    at_a_gpu["found"] = found_by
+    assert line in decodetax(*TUNE).out
+    assert strict_json(decodetax(*TUNE, "--json").out)["compile_processes"] == (
+        0 if problem else at_a_gpu["ahead"].processes
+    )
 
 
 def test_full_disk_loses_no_output(folder, at_a_gpu):

@@ -236,6 +236,67 @@ def test_time_limit_leaves_the_far_tilings_untried(monkeypatch):
     assert tuned.duel is not None
 
 
+class Compiled:
+    """Fake compilers: tilings are ready in the order of `ready`, by their place; None is none in time."""
+
+    def __init__(self, ready, problems=None):
+        self.ready, self.problems, self.waits_s, self.calls = list(ready), problems or {}, [], []
+
+    def begin(self, case, tilings):
+        self.calls.append(("begin", case, [tiling.programs for tiling in tilings]))
+
+    def next(self, timeout_s):
+        self.waits_s.append(timeout_s)
+        place = self.ready.pop(0) if self.ready else None
+        return None if place is None else (place, self.problems.get(place))
+
+    def end(self):
+        self.calls.append(("end",))
+
+
+def test_tilings_are_tried_as_they_are_compiled(monkeypatch):
+    lab, ahead = Lab(monkeypatch, [4e-3, 3e-3, 2e-3, 1e-3]), Compiled([2, 0, 1])
+    tuned = lab.tune(ahead=ahead)
+    assert [programs for programs, _ in itertools.groupby(lab.calls)][:4] == [1, 4, 2, 3]
+    assert winner_of(tuned) == 4
+    assert ahead.calls[0] == ("begin", CASE, [2, 3, 4])
+    assert ahead.waits_s[0] is None
+    assert all(0 < wait_s <= 0.6e6 for wait_s in ahead.waits_s[1:])
+    assert tuned.tried == 4
+
+
+def test_tiling_that_does_not_compile_is_never_run(monkeypatch):
+    lab = Lab(monkeypatch, [4e-3, 1e-3, 2e-3])
+    tuned = lab.tune(ahead=Compiled([0, 1], {0: "the compiler failed: its process ended with -11"}))
+    assert 2 not in lab.calls
+    assert (trial_of(tuned, 2).status, winner_of(tuned)) == ("failed", 3)
+    assert trial_of(tuned, 2).reason == "the compiler failed: its process ended with -11"
+    assert tuned.tried == 3
+
+
+def test_tilings_that_are_not_compiled_in_time_are_not_tried(monkeypatch):
+    tuned = Lab(monkeypatch, [4e-3, 3e-3, 2e-3, 1e-3]).tune(ahead=Compiled([0, None, 1]))
+    assert [trial.reason == NOT_TRIED for trial in tuned.trials] == [False, False, True, True]
+    assert winner_of(tuned) == 2
+    assert tuned.to_json()["tried"] == {"tilings": 2, "of": 4}
+
+
+def test_race_and_duel_have_no_compilers_beside_them(monkeypatch):
+    lab, ahead = Lab(monkeypatch, [4e-3, 3e-3, 2e-3]), Compiled([0, 1])
+    calls_at_end = []
+    ahead.end = lambda: calls_at_end.append(len(lab.calls))
+    lab.tune(ahead=ahead)
+    assert calls_at_end[0] < 30 < len(lab.calls)
+
+
+@pytest.mark.parametrize("does", [wrong, broken], ids=["wrong", "broken"])
+def test_default_that_fails_ends_the_compilation(monkeypatch, does):
+    ahead = Compiled([0])
+    tuned = Lab(monkeypatch, [10e-3, 1e-3], {DEFAULT: does}).tune(ahead=ahead)
+    assert ahead.calls[-1] == ("end",)
+    assert (ahead.waits_s, tuned.tried) == ([], 1)
+
+
 @pytest.mark.parametrize("limit_s", [0.0, 1e-9])
 def test_time_limit_of_nothing_still_tries_one(monkeypatch, limit_s):
     tuned = Lab(monkeypatch, [10e-3, 5e-3, 1e-3]).tune(time_limit_s=limit_s)
@@ -291,6 +352,8 @@ def test_cases_share_the_time_and_progress_grows(monkeypatch):
     assert {what for _, what in calls} == {case.id for case in cases}
     tried = [sum(trial.reason != NOT_TRIED for trial in tuned.trials) for tuned in found]
     assert all(2 < count < 60 for count in tried)
+    assert [tuned.tried for tuned in found] == tried
+    assert tuning.tilings_of(cases, lab.device) == 120
 
 
 def test_rejects_operation_without_tilings():
