@@ -437,6 +437,8 @@ def _launch(
         "stride_out_batch": matrices.stride(0),
         "COLUMNS": tiling.block_columns,
     }
+    # Three accumulators leave few registers for the epilogue. A row of a slice is 32 bytes of output or more.
+    slice_columns = _SLICE_COLUMNS if plan.promoted_parts <= 1 else 32 if plan.gated else 16
     product = {
         "in_features": x.shape[2],
         "PRECISION": precision,
@@ -444,7 +446,7 @@ def _launch(
         "BLOCK_K": tiling.block_k,
         "NUM_SPLITS": tiling.num_splits if plan.split_tiles else 1,
         "WEIGHT_FIRST": tiling.weight_first,
-        "SLICES": 1 if tiling.columns or tiling.weight_first else max(1, tiling.block_n // _SLICE_COLUMNS),
+        "SLICES": 1 if tiling.columns or tiling.weight_first else max(1, tiling.block_n // slice_columns),
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
         "maxnreg": tiling.max_registers,
