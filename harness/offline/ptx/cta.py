@@ -15,8 +15,9 @@ from .mma import Mma
 from .parser import PtxKernel
 from .shared_memory import SharedMemory
 from .tensor_cores import TensorCores
+from .tensor_maps import TensorMap
 from .tensor_memory import Access, TensorMemory
-from .tma import TensorMap, Tma
+from .tma import Tma
 from .translator import Translation
 from .violations import Kind, ViolationLog
 from .warps import Warps
@@ -90,7 +91,7 @@ class Cta:
                 "matrices": MatrixMemory(self._lanes, self._shared),
                 "copies": AsyncCopies(self._lanes, access, self._shared),
                 "mbarriers": mbarriers,
-                "tma": Tma(self._lanes, launch.memory, access, self._shared, mbarriers, launch.tensor_maps),
+                "tma": Tma(self._lanes, access, self._shared, mbarriers, launch.tensor_maps),
                 "mma": Mma(self._lanes),
                 "wgmma": Wgmma(self._lanes, self._shared),
                 "warps": Warps(self._lanes),

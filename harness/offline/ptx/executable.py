@@ -11,7 +11,7 @@ from .lanes import PARAMETER_BASE, SHARED_BASE
 from .mbarriers import StuckError
 from .opcodes import OPCODES
 from .parser import PtxKernel
-from .tma import TensorMap
+from .tensor_maps import TensorMap
 from .translator import Translator
 from .violations import Violation, ViolationLog
 

@@ -3,17 +3,17 @@
 import ctypes
 import mmap
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from .lanes import SIGNED, UNSIGNED, Array, CtaLanes, Mask
+from .atomics import atomic_result, one_by_one
+from .cta_order import SEVERAL, CtaOrder, Segments
+from .lanes import UNSIGNED, Array, CtaLanes, Mask
 from .violations import Kind
 
 _NEAR_BYTES = 4096  # how far from a tensor an address outside is said to be near it
 _MAP_NORESERVE = 0x4000
 _LARGE = 2**24
-_FLOATS: dict[int, type[np.generic]] = {2: np.float16, 4: np.float32, 8: np.float64}
 
 
 def _untouched_zeros(length: int) -> Array:
@@ -34,8 +34,11 @@ class Buffer:
 
     Attributes:
         base: `start` rounded down to 16 bytes; arrays below are indexed by bytes from there.
-        writer, reader: number of the CTA that touched each byte, and 1; 0 for none, -1 for several readers.
+        writer, reader: the segment (`cta_order`) that touched each byte; 0 for none, -1 for several.
+        atomic: whether the last write of each byte was an atomic or ordered store; None before the first.
         dead: which bytes no kernel may read; None for none.
+        unwritten: which bytes nothing has written yet, and the offset in it of the byte at `base`; None if all
+            were written before.
     """
 
     def __init__(self, name: str, start: int, size: int) -> None:
@@ -45,7 +48,9 @@ class Buffer:
         memory = (ctypes.c_uint8 * max(span, 16)).from_address(self.base)
         self.bytes: Array = np.ctypeslib.as_array(memory)
         self.views: dict[int, Array] = {w: self.bytes.view(UNSIGNED[8 * w]) for w in (1, 2, 4, 8)}
+        self.atomic: Array | None = None
         self.dead: Array | None = None
+        self.unwritten: tuple[Array, int] | None = None
         self.writer, self.reader = _untouched_zeros(len(self.bytes)), _untouched_zeros(len(self.bytes))
         self.was_written = False
 
@@ -55,6 +60,7 @@ class GlobalMemory:
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
+        self.segments = Segments()
         self.last_hit: dict[int, Buffer] = {}  # by PTX line: an instruction mostly stays in one tensor
 
     def add(self, name: str, start: int, size: int) -> None:
@@ -74,6 +80,12 @@ class GlobalMemory:
                     buffer.dead = np.zeros(len(buffer.bytes), np.bool_)
                 buffer.dead[low - buffer.base : high - buffer.base] |= dead[low - start : high - start]
 
+    def track_unwritten(self, start: int, unwritten: Array) -> None:
+        """Follows bytes from an address on that nothing has written; marks them where a kernel does."""
+        for buffer in self.buffers:
+            if start <= buffer.start and buffer.end <= start + len(unwritten):
+                buffer.unwritten = (unwritten, buffer.base - start)
+
     def search_order(self, line: int) -> list[Buffer]:
         """The buffers, first the one that this instruction found last."""
         likely = self.last_hit.get(line)
@@ -87,16 +99,28 @@ class GlobalAccess:
 
     def __init__(self, lanes: CtaLanes, memory: GlobalMemory) -> None:
         self._lanes, self._memory = lanes, memory
-        self._me = lanes.number + 1
+        self._order = CtaOrder(memory.segments)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
-        """Loads `count` elements of `width` bytes a lane; lanes that may not gives all ones."""
+        """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
+        return self._load(address, width, count, mask, line, atomic=False)
+
+    def ordered_load(
+        self, address: Array, width: int, count: int, acquire: bool, mask: Mask, line: int
+    ) -> list[Array]:
+        """ld.acquire, ld.relaxed and ld.volatile: as `load`, and no race with atomics."""
+        self._order.synchronise(address[self._lanes.active(mask)], acquire=acquire, release=False)
+        return self._load(address, width, count, mask, line, atomic=True)
+
+    def _load(
+        self, address: Array, width: int, count: int, mask: Mask, line: int, *, atomic: bool
+    ) -> list[Array]:
         kind = UNSIGNED[8 * width]
         loaded = [np.full(self._lanes.threads, 2 ** (8 * width) - 1, kind) for _ in range(count)]
         for buffer, lanes, offset in self.find(
             address, width * count, self._lanes.active(mask), line, "load"
         ):
-            self.check_read(buffer, offset[:, None] + np.arange(width * count), line, lanes)
+            self.check_read(buffer, offset[:, None] + np.arange(width * count), line, lanes, atomic=atomic)
             view, at = buffer.views[width], offset // width
             for j, element in enumerate(loaded):
                 element[lanes] = view[at + j]
@@ -104,9 +128,21 @@ class GlobalAccess:
 
     def store(self, address: Array, width: int, values: list[Array], mask: Mask, line: int) -> None:
         """Stores elements of `width` bytes."""
+        self._store(address, width, values, mask, line, atomic=False)
+
+    def ordered_store(
+        self, address: Array, width: int, values: list[Array], release: bool, mask: Mask, line: int
+    ) -> None:
+        """st.release, st.relaxed and st.volatile: as `store`, and no race with atomics."""
+        self._order.synchronise(address[self._lanes.active(mask)], acquire=False, release=release)
+        self._store(address, width, values, mask, line, atomic=True)
+
+    def _store(
+        self, address: Array, width: int, values: list[Array], mask: Mask, line: int, *, atomic: bool
+    ) -> None:
         size = width * len(values)
         for buffer, lanes, offset in self.find(address, size, self._lanes.active(mask), line, "store"):
-            self.check_write(buffer, offset[:, None] + np.arange(size), line, lanes)
+            self.check_write(buffer, offset[:, None] + np.arange(size), line, lanes, atomic=atomic)
             view, at = buffer.views[width], offset // width
             for j, value in enumerate(values):
                 view[at + j] = value[lanes]
@@ -114,33 +150,73 @@ class GlobalAccess:
                     self._lanes.report(Kind.ONE_ADDRESS, line, tensor=buffer.name)
 
     def atomic(
-        self, address: Array, kind: str, operation: str, values: list[Array], mask: Mask, line: int
+        self,
+        address: Array,
+        kind: str,
+        operation: str,
+        values: list[Array],
+        order: str,
+        mask: Mask,
+        line: int,
     ) -> Array:
-        """An atomic of each lane, one after another; returns the old values."""
-        width = int(kind.lstrip("bfsu")) // 8
-        numbers = _FLOATS[width] if kind[0] == "f" else (SIGNED if kind[0] == "s" else UNSIGNED)[8 * width]
-        operands = [np.ascontiguousarray(value).view(numbers) for value in values]
-        old = np.zeros(self._lanes.threads, numbers)
-        for buffer, lanes, offset in self.find(address, width, self._lanes.active(mask), line, "atomic"):
-            for stores in (False, True):
-                self._count(buffer, offset[:, None], lanes, line, stores=stores)
-            view = buffer.views[width].view(numbers)
-            for lane, at in zip(lanes, offset // width, strict=True):
-                old[lane] = view[at]
-                view[at] = atomic_result(operation, view[at], [each[lane] for each in operands])
-        return old.view(UNSIGNED[8 * width])
+        """An atomic of each lane, one after another; returns the old values.
+
+        Args:
+            address: of each lane.
+            kind: PTX type of the element.
+            operation: such as "add".
+            values: bits of the operands; "cas" has two.
+            order: "relaxed", "acquire", "release" or "acq_rel".
+            mask: active lanes.
+            line: of the PTX.
+        """
+        width = values[0].dtype.itemsize
+        old = np.zeros(self._lanes.threads, UNSIGNED[8 * width])
+        active = self._lanes.active(mask)
+        acquire, release = order in {"acquire", "acq_rel"}, order in {"release", "acq_rel"}
+        if len(active):
+            self._order.synchronise(address[active], acquire=acquire, release=release)
+        for buffer, lanes, offset in self.find(address, width, active, line, "atomic"):
+            index = offset[:, None] + np.arange(width)
+            self.check_read(buffer, index, line, lanes, atomic=True)
+            self.check_write(buffer, index, line, lanes, atomic=True)
+            self._apply(buffer.views[width], offset // width, lanes, (operation, kind), values, old)
+        return old
+
+    @staticmethod
+    def _apply(
+        view: Array, at: Array, lanes: Array, what: tuple[str, str], values: list[Array], old: Array
+    ) -> None:
+        def apply(chosen: Array) -> None:
+            places, own = at[chosen], lanes[chosen]
+            old[own] = view[places]
+            view[places] = atomic_result(*what, view[places], [each[own] for each in values])
+
+        one_by_one(at, apply)
+
+    def fence(self) -> None:
+        """fence.acq_rel or stronger, of scope gpu or wider."""
+        self._order.fence()
 
     def find(
-        self, address: Array, size: int, lanes: Array, line: int, what: str
+        self, address: Array, size: int, lanes: Array, line: int, what: str, *, lane: int | None = None
     ) -> Iterator[tuple[Buffer, Array, Array]]:
         """Buffers that an access touches, each with its lanes and their offsets in it.
 
-        Lanes whose address is misaligned for `size` bytes or outside every buffer are reported and left out.
+        Accesses whose address is misaligned for `size` bytes or outside every buffer are reported and left out.
+
+        Args:
+            address: of each lane, or of each element that one lane accesses.
+            size: bytes of each access.
+            lanes: indices into `address`.
+            line: of the PTX.
+            what: the access, in words.
+            lane: the lane that accesses all elements; None if the indices are lanes.
         """
         at = address[lanes]
         misaligned = at % size != 0
         if misaligned.any():
-            self._misplaced(Kind.MISALIGNED_GLOBAL, at, lanes, misaligned, size, line, what)
+            self._misplaced(Kind.MISALIGNED_GLOBAL, at, lanes, misaligned, (size, line, what, lane))
             lanes, at = lanes[~misaligned], at[~misaligned]
         left = np.ones(len(lanes), np.bool_)
         for buffer in self._memory.search_order(line):
@@ -152,13 +228,15 @@ class GlobalAccess:
                 left &= ~inside
                 yield buffer, lanes[inside], at[inside] - buffer.base
         if left.any():
-            self._misplaced(Kind.OUTSIDE_TENSOR, at, lanes, left, size, line, what)
+            self._misplaced(Kind.OUTSIDE_TENSOR, at, lanes, left, (size, line, what, lane))
 
     def _misplaced(
-        self, kind: Kind, at: Array, lanes: Array, wrong: Array, size: int, line: int, what: str
+        self, kind: Kind, at: Array, lanes: Array, wrong: Array, access: tuple[int, int, str, int | None]
     ) -> None:
-        first, warp = int(at[wrong][0]), int(self._lanes.warp[lanes[wrong][0]])
-        detail = f"{what} of {size} bytes at {first:#x}, {int(wrong.sum())} lanes"
+        size, line, what, lane = access
+        first = int(at[wrong][0])
+        warp = int(self._lanes.warp[lanes[wrong][0] if lane is None else lane])
+        detail = f"{what} of {size} bytes at {first:#x}, {int(wrong.sum())} times"
         tensor = ""
         for buffer in self._memory.buffers:
             if buffer.start - _NEAR_BYTES <= first < buffer.end + _NEAR_BYTES:
@@ -167,54 +245,75 @@ class GlobalAccess:
                 break
         self._lanes.report(kind, line, detail, tensor=tensor, warp=warp)
 
-    def check_read(self, buffer: Buffer, index: Array, line: int, lanes: Array) -> None:
-        """Reports reads of dead bytes and of what another CTA writes; `index` is [lanes, bytes]."""
-        self._count(buffer, index, lanes, line, stores=False)
-        if buffer.dead is not None and (dead := buffer.dead[index]).any():
-            self._report(Kind.DEAD_READ, buffer, index, dead, line, lanes)
-        if buffer.was_written:
-            writer = buffer.writer[index]
-            if (other := (writer > 0) & (writer != self._me)).any():
-                self._report(
-                    Kind.GLOBAL_RACE, buffer, index, other, line, lanes, "reads what another CTA wrote"
-                )
-        reader = buffer.reader[index]
-        buffer.reader[index] = np.where((reader == 0) | (reader == self._me), self._me, -1)
+    def check_read(
+        self, buffer: Buffer, index: Array, line: int, lanes: Array, *, atomic: bool = False
+    ) -> None:
+        """Reports reads of dead or unwritten bytes and of what another CTA writes.
 
-    def check_write(self, buffer: Buffer, index: Array, line: int, lanes: Array) -> None:
-        """Reports writes of what another CTA reads or writes; `index` is [lanes, bytes]."""
+        Args:
+            buffer: the tensor.
+            index: of the bytes, [accesses, bytes].
+            line: of the PTX.
+            lanes: lane of each access.
+            atomic: whether it is an atomic or an ordered load, which does not race with another.
+        """
+        self._count(buffer, index, lanes, line, stores=False)
+        if buffer.dead is not None and (wrong := buffer.dead[index]).any():
+            self._report(Kind.DEAD_READ, buffer, index, wrong, line, lanes)
+        if buffer.unwritten is not None:
+            unwritten, start = buffer.unwritten
+            if (wrong := unwritten[index + start]).any():
+                self._report(Kind.UNWRITTEN_GLOBAL, buffer, index, wrong, line, lanes)
+        if buffer.was_written:
+            wrong = self._order.unknown(buffer.writer[index])
+            if atomic and buffer.atomic is not None:
+                wrong &= ~buffer.atomic[index]
+            if wrong.any():
+                detail = "reads what another CTA wrote"
+                self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
+        if not atomic:
+            me, reader = self._order.segment, buffer.reader[index]
+            buffer.reader[index] = np.where(self._order.unknown(reader), SEVERAL, me)
+
+    def check_write(
+        self, buffer: Buffer, index: Array, line: int, lanes: Array, *, atomic: bool = False
+    ) -> None:
+        """Reports writes of what another CTA reads or writes, and notes them; as `check_read`."""
         self._count(buffer, index, lanes, line, stores=True)
-        writer, reader = buffer.writer[index], buffer.reader[index]
-        if (other := (writer > 0) & (writer != self._me)).any():
-            self._report(Kind.GLOBAL_RACE, buffer, index, other, line, lanes, "writes what another CTA wrote")
-        if (other := (reader != 0) & (reader != self._me)).any():
-            self._report(Kind.GLOBAL_RACE, buffer, index, other, line, lanes, "writes what another CTA read")
-        buffer.writer[index] = self._me
+        wrong = self._order.unknown(buffer.writer[index])
+        if atomic and buffer.atomic is not None:
+            wrong &= ~buffer.atomic[index]
+        if wrong.any():
+            detail = "writes what another CTA wrote"
+            self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
+        if (wrong := self._order.unknown(buffer.reader[index])).any():
+            detail = "writes what another CTA read"
+            self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
+        buffer.writer[index] = self._order.segment
         buffer.was_written = True
+        if atomic and buffer.atomic is None:
+            buffer.atomic = np.zeros(len(buffer.bytes), np.bool_)
+        if buffer.atomic is not None:
+            buffer.atomic[index] = atomic
+        if buffer.unwritten is not None:
+            unwritten, start = buffer.unwritten
+            unwritten[index + start] = False
 
     def _count(self, buffer: Buffer, index: Array, lanes: Array, line: int, *, stores: bool) -> None:
         address = index[:, 0] + buffer.base
         self._lanes.counters.global_access(buffer.name, address, lanes, line, stores=stores)
 
     def _report(
-        self, kind: Kind, buffer: Buffer, index: Array, wrong: Array, line: int, lanes: Array, what: str = ""
+        self,
+        kind: Kind,
+        buffer: Buffer,
+        index: Array,
+        wrong: Array,
+        line: int,
+        lanes: Array,
+        what: str = "",
     ) -> None:
-        lane, _ = np.argwhere(wrong)[0]
+        access, _ = np.argwhere(wrong)[0]
         byte = int(index[wrong][0]) + buffer.base - buffer.start
         detail = f"{what}, byte {byte}" if what else f"byte {byte}"
-        self._lanes.report(kind, line, detail, tensor=buffer.name, warp=int(self._lanes.warp[lanes[lane]]))
-
-
-def atomic_result(operation: str, old: Any, operands: list[Any]) -> Any:
-    """What an atomic leaves in memory."""
-    value = operands[0]
-    if operation == "cas":
-        return operands[1] if old == value else old
-    if operation in {"min", "max"}:
-        return (np.fmin if operation == "min" else np.fmax)(old, value)
-    if operation == "inc":
-        return 0 if old >= value else old + 1
-    if operation == "dec":
-        return value if old == 0 or old > value else old - 1
-    functions = {"add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-    return value if operation == "exch" else functions[operation](old, value)
+        self._lanes.report(kind, line, detail, tensor=buffer.name, warp=int(self._lanes.warp[lanes[access]]))

@@ -7,9 +7,8 @@ execution.violations, execution.launches
 
 import contextlib
 import functools
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,13 +17,11 @@ import torch
 
 from ...core.gpus import Gpu, find_gpu
 from ..offline_driver import launches_patched
+from .arguments import Arguments, span
 from .counters import LaunchCounters
 from .executable import Executable
 from .figures import LaunchFigures, launch_figures
-from .global_memory import GlobalMemory
 from .lanes import Array
-from .tma import TensorMap
-from .unsupported import UnsupportedPtxError
 from .violations import Violation
 
 Edit: TypeAlias = Callable[[str, str], str]
@@ -101,7 +98,7 @@ class Execution:
         """
         while dead.dim() < tensor.dim():
             dead = dead[..., None]
-        marks = torch.ones(_span(tensor.shape, tensor.stride()), dtype=torch.bool)
+        marks = torch.ones(span(tensor.shape, tensor.stride()), dtype=torch.bool)
         marks.as_strided(tensor.shape, tensor.stride()).copy_(dead.expand(tensor.shape))
         self._dead.append((tensor.data_ptr(), np.repeat(marks.numpy(), tensor.element_size())))
 
@@ -121,7 +118,7 @@ class Execution:
         if self.edit is not None:
             ptx = self.edit(kernel, ptx)
         executable = _executable(ptx, compiled.metadata.shared)
-        arguments = _Arguments(compiled, values, executable.kernel.parameters)
+        arguments = Arguments(compiled, values, executable.kernel.parameters, grid)
         for start, dead in self._dead:
             arguments.memory.forbid(start, dead)
         started_s = time.perf_counter()
@@ -148,63 +145,6 @@ class Execution:
         )
         self.violations += [each for each in found if not each.kind.harmless]
         self.notes += [each for each in found if each.kind.harmless]
-
-
-class _Arguments:
-    """A launch's arguments as the kernel's parameters, in the order of Triton's signature.
-
-    A tensor descriptor becomes a tensor map and the sizes and strides that follow it.
-    """
-
-    def __init__(self, compiled: Any, values: Mapping[str, Any], names: Sequence[str]) -> None:
-        self.memory = GlobalMemory()
-        self.tensor_maps: dict[str, TensorMap] = {}
-        raw: list[bytes] = []
-        descriptors = list(getattr(compiled.metadata, "tensordesc_meta", None) or [])
-        for name, kind in compiled.src.signature.items():
-            if kind == "constexpr":
-                continue
-            value = values[name]
-            if kind.startswith("tensordesc"):
-                self.tensor_maps[names[len(raw)]] = self._tensor_map(name, value, descriptors.pop(0))
-                raw.append(bytes(_TENSOR_MAP_BYTES))
-                raw += [struct.pack("<I", n) for n in value.shape]
-                raw += [struct.pack("<Q", n) for n in value.strides]
-            elif kind.startswith("*"):
-                raw.append(struct.pack("<Q", value.data_ptr()))
-                span = _span(value.shape, value.stride()) if value.numel() else 0
-                self.memory.add(name, value.data_ptr(), span * value.element_size())
-            elif kind in _PACKED:
-                raw.append(struct.pack(_PACKED[kind], value))
-            else:
-                raise UnsupportedPtxError(f"argument {name} of type {kind}")
-        if getattr(compiled.metadata, "global_scratch_size", 0):
-            raise UnsupportedPtxError("global scratch memory")
-        # Triton appends pointers to scratch memory, here none.
-        raw += [bytes(8)] * (len(names) - len(raw))
-        self.parameters = dict(zip(names, raw, strict=True))
-
-    def _tensor_map(self, name: str, value: Any, meta: Mapping[str, Any]) -> TensorMap:
-        size, start = meta["elem_size"], value.base.data_ptr()
-        strides = tuple(stride * size for stride in value.strides)
-        if start % 16 or any(stride % 16 for stride in strides[:-1]):
-            raise UnsupportedPtxError(
-                f"argument {name}: a descriptor's base and strides are multiples of 16 bytes"
-            )
-        self.memory.add(name, start, _span(value.shape, value.strides) * size)
-        return TensorMap(
-            start=start,
-            shape=tuple(value.shape),
-            strides=strides,
-            box=tuple(meta["block_size"]),
-            element_bytes=size,
-            swizzle=meta["swizzle"],
-        )
-
-
-def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements from the first to the last of a tensor."""
-    return sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
 
 
 @functools.lru_cache(maxsize=64)

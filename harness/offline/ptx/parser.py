@@ -16,6 +16,7 @@ _REGISTER_BITS = {
 }
 _ENTRY = re.compile(r"\.visible \.entry ([\w$]+)\s*\((.*?)\)\s*((?:\.\w+[^\n{]*\n)*)\s*\{", re.DOTALL)
 _ARRAY = re.compile(r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\[(\d+)\]")
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)[^,]*?([\w$]+)(?:\[(\d+)\])?\s*(?:,|$)")
 _LABEL = re.compile(r"([$\w]+):(?!:)")
 _SPACES = {"global", "shared", "param", "const", "local"}
 _NAME = re.compile(r"[%\w$]+")
@@ -91,7 +92,7 @@ class PtxKernel:
 
     Attributes:
         name: of the kernel.
-        parameters: names, in order.
+        parameters: bytes of each by its name, in order.
         threads: of a CTA.
         shared_arrays: bytes and alignment of each static array in shared memory, by name.
         local_arrays: the same of arrays of each thread.
@@ -108,9 +109,10 @@ class PtxKernel:
         if entry is None:
             raise UnsupportedPtxError("the PTX has no kernel (.visible .entry)")
         self.name: str = entry.group(1)
-        self.parameters: list[str] = re.findall(
-            r"\.param\s+.*?([\w$]+)(?:\[\d+\])?\s*(?:,|$)", entry.group(2).replace("\n", " ")
-        )
+        self.parameters = {
+            name: _REGISTER_BITS[kind] // 8 * int(length or 1)
+            for kind, name, length in _PARAMETER.findall(entry.group(2))
+        }
         threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry.group(3))
         if threads is None:
             raise UnsupportedPtxError(f"{self.name} states no number of threads (.reqntid)")

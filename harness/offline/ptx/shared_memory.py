@@ -45,7 +45,7 @@ class SharedMemory:
         data: the bytes.
         in_flight: an asynchronous copy will write it.
         unfenced: written, with no fence.proxy.async since.
-        wgmma_readers: how many wgmma or tcgen05.mma in flight read it.
+        async_readers: how many wgmma, tcgen05.mma and TMA stores in flight read it.
         writer, written_at: the last warp that wrote it (-1 for none; the number of warps for TMA), and when.
         read_at: the last time that each warp, or a product of tcgen05 (the last index), read it.
     """
@@ -57,7 +57,7 @@ class SharedMemory:
         self.data = np.full(length, _FIRST_BYTES, np.uint8)
         self.in_flight = np.zeros(length, np.bool_)
         self.unfenced = np.zeros(length, np.bool_)
-        self.wgmma_readers = np.zeros(length, np.uint16)
+        self.async_readers = np.zeros(length, np.uint16)
         self.writer = np.full(length, -1, np.int16)
         self.written_at = np.zeros(length, np.int32)
         self.read_at = np.zeros((lanes.warps + 1, length), np.int32)
@@ -139,8 +139,8 @@ class SharedMemory:
         """
         if (wrong := self.rows(self.in_flight, offset, size)).any():
             self.report(Kind.WRITE_IN_FLIGHT, line, "", offset, warps, wrong)
-        if (wrong := self.rows(self.wgmma_readers, offset, size) > 0).any():
-            self.report(Kind.WGMMA_OPERAND, line, "", offset, warps, wrong)
+        if (wrong := self.rows(self.async_readers, offset, size) > 0).any():
+            self.report(Kind.ASYNC_OPERAND, line, "", offset, warps, wrong)
         writer, written_at = self.rows(self.writer, offset, size), self.rows(self.written_at, offset, size)
         me = warps[:, None]
         wrong = (writer >= 0) & (writer != me) & (written_at > self.clocks.of[me, writer])

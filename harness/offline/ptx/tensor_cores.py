@@ -210,7 +210,7 @@ class TensorCores:
         self._memory.data[cells] = result.astype(kind).view(np.uint32)
 
     def _start(self, product: _Product, warp: int) -> None:
-        self._shared.wgmma_readers[product.shared_bytes] += np.uint16(1)
+        self._shared.async_readers[product.shared_bytes] += np.uint16(1)
         memory = self._memory
         memory.products_writing[product.written] += np.uint16(1)
         memory.product_warp[product.written] = warp
@@ -226,7 +226,7 @@ class TensorCores:
             product = self._in_flight[warp].popleft()
             self._landed[warp] += 1
             now = shared.clocks.next_asynchronous()
-            shared.wgmma_readers[product.shared_bytes] -= np.uint16(1)
+            shared.async_readers[product.shared_bytes] -= np.uint16(1)
             shared.read_at[engine][product.shared_bytes] = now
             memory.products_writing[product.written] -= np.uint16(1)
             memory.writer[product.written], memory.written_at[product.written] = engine, now

@@ -24,7 +24,7 @@ class Kind(StrEnum):
     ONE_ADDRESS = "lanes store different values to one address"
     READ_IN_FLIGHT = "read of an asynchronous copy in flight"
     WRITE_IN_FLIGHT = "write over an asynchronous copy in flight"
-    WGMMA_OPERAND = "write of what a wgmma in flight reads"
+    ASYNC_OPERAND = "write of what an asynchronous operation reads"
     WGMMA_REGISTER = "use of registers of a wgmma in flight"
     NO_PROXY_FENCE = "asynchronous read of plain stores without fence.proxy.async"
     TENSOR_MEMORY = "wrong use of tensor memory"

@@ -7,7 +7,7 @@ import numpy as np
 from .lanes import SHARED_BASE, Array, CtaLanes, Mask
 from .mma import ELEMENT_BYTES, element_values
 from .shared_memory import SharedMemory
-from .tma import swizzled
+from .tensor_maps import swizzled
 from .unsupported import UnsupportedPtxError
 from .violations import Kind
 
@@ -96,7 +96,7 @@ class Wgmma:
             offset = np.clip(offset, 0, self._shared.size - 1)
         self._shared.check_bulk_read(offset.reshape(-1), warps, line, "wgmma")
         read = np.unique(offset)
-        self._shared.wgmma_readers[read] += np.uint16(1)
+        self._shared.async_readers[read] += np.uint16(1)
         self._open[int(warps[0]) // _GROUP_WARPS].append(read)
         return element_values(self._shared.data[offset], kind)[..., 0]
 
@@ -144,7 +144,7 @@ class Wgmma:
         for group, committed in enumerate(self._groups):
             while len(committed) > left:
                 for read in committed.popleft():
-                    self._shared.wgmma_readers[read] -= np.uint16(1)
+                    self._shared.async_readers[read] -= np.uint16(1)
                     for warp in range(_GROUP_WARPS * group, _GROUP_WARPS * (group + 1)):
                         self._shared.read_at[warp][read] = self._shared.clocks.of[warp, warp]
 
