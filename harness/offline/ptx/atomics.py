@@ -10,7 +10,10 @@ from .lanes import SIGNED, UNSIGNED, Array
 from .unsupported import UnsupportedPtxError
 
 _FLOATS: dict[str, type[np.generic]] = {
-    **{"f16": np.float16, "f16x2": np.float16, "f32": np.float32, "f64": np.float64}
+    "f16": np.float16,
+    "f16x2": np.float16,
+    "f32": np.float32,
+    "f64": np.float64,
 }
 _FUNCTIONS: dict[str, Any] = {
     "add": np.add,

@@ -1,6 +1,6 @@
 """Executes one CTA: its registers and state, and the order of blocks where lanes diverge."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from .async_copies import AsyncCopies
 from .counters import LaunchCounters
 from .global_memory import GlobalAccess, GlobalMemory
 from .lanes import UNSIGNED, Array, CtaLanes, Mask
+from .local_memory import GenericMemory, LocalMemory
 from .matrix_memory import MatrixMemory
 from .mbarriers import Mbarriers, StuckError
 from .mma import Mma
@@ -24,6 +25,7 @@ from .warps import Warps
 from .wgmma import Wgmma
 
 _EXITED = -1
+_BLOCKS_BETWEEN_PAUSES = 2000
 _FIRST_REGISTER = 0xCDCDCDCDCDCDCDCD  # what registers hold before they are written
 
 
@@ -34,7 +36,8 @@ class Launch:
     Attributes:
         kernel: the parsed PTX.
         translation: its blocks as Python.
-        shared_bytes: dynamic shared memory of a CTA.
+        shared_bytes: shared memory of a CTA.
+        local_bytes: local memory of a thread.
         grid: number of CTAs along each axis.
         parameters: bytes of each parameter by its PTX name.
         tensor_maps: by the address of the parameter that holds them.
@@ -47,6 +50,7 @@ class Launch:
     kernel: PtxKernel
     translation: Translation
     shared_bytes: int
+    local_bytes: int
     grid: tuple[int, int, int]
     parameters: Mapping[str, bytes]
     tensor_maps: Mapping[int, TensorMap]
@@ -82,6 +86,8 @@ class Cta:
             for bits in kernel.register_bits
         ]
         self._tensor_memory = TensorMemory(self._lanes, self._shared) if kernel.uses("tcgen05") else None
+        self._tma = Tma(self._lanes, access, self._shared, mbarriers, launch.tensor_maps)
+        local = LocalMemory(self._lanes, launch.local_bytes)
         functions = launch.translation.bind(
             {
                 "R": registers,
@@ -91,7 +97,9 @@ class Cta:
                 "matrices": MatrixMemory(self._lanes, self._shared),
                 "copies": AsyncCopies(self._lanes, access, self._shared),
                 "mbarriers": mbarriers,
-                "tma": Tma(self._lanes, access, self._shared, mbarriers, launch.tensor_maps),
+                "tma": self._tma,
+                "local": local,
+                "generic": GenericMemory(self._lanes, access, self._shared, local),
                 "mma": Mma(self._lanes),
                 "wgmma": Wgmma(self._lanes, self._shared),
                 "warps": Warps(self._lanes),
@@ -109,54 +117,62 @@ class Cta:
         ]
         self.executed_blocks = 0
 
-    def run(self) -> None:
-        """Executes the CTA to its end.
+    def steps(self) -> Iterator[None]:
+        """Executes the CTA to its end; pauses now and then, so that one that waits for another can be left.
 
         Raises:
             StuckError: it waits for what never comes; reported as a violation.
         """
         at: int | None = 0
         everyone = np.arange(self._lanes.warps)
-        executions = self._launch.counters.executions
-        with np.errstate(all="ignore"):
-            while at is not None:
-                block = self._blocks[at]
+        while at is not None:
+            block = self._blocks[at]
+            with np.errstate(all="ignore"):
                 taken = self._whole[at](None)
-                executions[at] += self._lanes.warps
-                self._count(at)
-                if block.kind == "jump":
-                    at = block.target
-                elif taken is None and block.kind == "exit":
-                    at = None
-                elif taken is None or not taken.any():
-                    if block.kind == "barrier":
-                        self._shared.clocks.join(everyone)
-                    at += 1
-                elif taken.all():
-                    at = block.target if block.kind == "branch" else None
+            if self._count(at, self._lanes.warps):
+                yield
+            if taken is not None and taken.any() and not taken.all():
+                if block.kind == "barrier":
+                    at = yield from self._diverge(np.full(self._lanes.threads, at + 1), taken)
                 else:
-                    at = self._diverge(np.where(taken, block.target, at + 1))
+                    at = yield from self._diverge(np.where(taken, block.target, at + 1))
+            elif block.kind == "jump" or (block.kind == "branch" and taken is not None and taken.any()):
+                at = block.target
+            elif block.kind == "exit" and (taken is None or taken.any()):
+                at = None
+            else:
+                if block.kind == "barrier" and (taken is None or taken.any()):
+                    self._shared.clocks.join(everyone)
+                at += 1
+        self._finish()
+
+    def _finish(self) -> None:
+        self._tma.finish()
         if self._tensor_memory is not None:
             self._tensor_memory.finish()
 
-    def _count(self, at: int) -> None:
+    def _count(self, at: int, warps: int) -> bool:
+        """Counts an executed block; whether it is time to pause."""
+        self._launch.counters.executions[at] += warps
         self.executed_blocks += 1
         if self.executed_blocks > self._launch.max_blocks:
             block = self._blocks[at]
             instruction = block.end or block.instructions[-1]
             self._lanes.report(Kind.STUCK, instruction.line, f"after {self._launch.max_blocks} basic blocks")
             raise StuckError
+        return self.executed_blocks % _BLOCKS_BETWEEN_PAUSES == 0
 
-    def _diverge(self, at: Array) -> int | None:
+    def _diverge(self, at: Array, waiting: Mask = None) -> Generator[None, None, int | None]:
         """Executes diverged lanes, those at the lowest block first, until they are together again.
 
         Args:
             at: the block of each lane; -1 for lanes that exited.
+            waiting: lanes that wait at a barrier before their block; None for none.
 
         Returns:
             The block where all lanes are; None where all exited.
         """
-        waiting = np.zeros(self._lanes.threads, np.bool_)
+        waiting = np.zeros(self._lanes.threads, np.bool_) if waiting is None else waiting.copy()
         while (alive := at != _EXITED).any():
             ready = alive & ~waiting
             if not ready.any():
@@ -168,15 +184,16 @@ class Cta:
             if mask.all():
                 return lowest
             block = self._blocks[lowest]
-            taken = self._masked[lowest](mask)
-            self._launch.counters.executions[lowest] += len(np.unique(self._lanes.warp[mask]))
-            self._count(lowest)
+            with np.errstate(all="ignore"):
+                taken = self._masked[lowest](mask)
+            if self._count(lowest, len(np.unique(self._lanes.warp[mask]))):
+                yield
             if block.kind == "jump" or (block.kind == "exit" and taken is None):
                 at = np.where(mask, block.target, at)
-            elif taken is None:
+            elif taken is None or block.kind == "barrier":
                 at = np.where(mask, lowest + 1, at)
                 if block.kind == "barrier":
-                    waiting |= mask
+                    waiting |= mask if taken is None else mask & taken
             else:
                 at = np.where(mask, np.where(taken, block.target, lowest + 1), at)
         return None

@@ -1,13 +1,14 @@
 """A compiled kernel that is ready to be executed, and its launches."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from .counters import LaunchCounters
 from .cta import Cta, Launch
 from .global_memory import GlobalMemory
-from .lanes import PARAMETER_BASE, SHARED_BASE
+from .lanes import LOCAL_BASE, PARAMETER_BASE, SHARED_BASE
 from .mbarriers import StuckError
 from .opcodes import OPCODES
 from .parser import PtxKernel
@@ -17,6 +18,7 @@ from .violations import Violation, ViolationLog
 
 _MAX_BLOCKS = 200_000  # of a CTA; the longest test case executes some thousands
 _PARAMETER_SPACING = 256
+_ENDED = object()
 
 
 class Executable:
@@ -37,12 +39,14 @@ class Executable:
             name: PARAMETER_BASE + _PARAMETER_SPACING * n for n, name in enumerate(self.kernel.parameters)
         }
         symbols = {"global_smem": SHARED_BASE, **self._parameter_addresses}
-        at = shared_bytes
-        for name, (size, alignment) in self.kernel.shared_arrays.items():
-            at = (at + alignment - 1) // alignment * alignment
-            symbols[name] = SHARED_BASE + at
-            at += size
-        self._shared_bytes, self._max_blocks = at, max_blocks
+        self._constants = {
+            name: np.frombuffer(raw + bytes(-len(raw) % 16), np.uint8).copy()
+            for name, raw in self.kernel.constants.items()
+        }
+        symbols.update({name: copy.ctypes.data for name, copy in self._constants.items()})
+        self._shared_bytes = _place(symbols, self.kernel.shared_arrays, SHARED_BASE, shared_bytes)
+        self._local_bytes = _place(symbols, self.kernel.local_arrays, LOCAL_BASE, 0)
+        self._max_blocks = max_blocks
         self._translation = Translator(self.kernel, symbols, OPCODES).translate()
         self._instructions = self.kernel.instructions
 
@@ -70,11 +74,14 @@ class Executable:
             The violations, notes among them, and the number of CTAs executed: fewer than the grid's where
             one is stuck.
         """
+        for name, copy in self._constants.items():
+            memory.add(name, copy.ctypes.data, copy.nbytes)
         width, height, depth = (*grid, 1, 1)[:3]
         launch = Launch(
             kernel=self.kernel,
             translation=self._translation,
             shared_bytes=self._shared_bytes,
+            local_bytes=self._local_bytes,
             grid=(width, height, depth),
             parameters=parameters,
             tensor_maps={self._parameter_addresses[name]: used for name, used in tensor_maps.items()},
@@ -84,12 +91,41 @@ class Executable:
             max_blocks=self._max_blocks,
         )
         executed = 0
-        for number in rng.permutation(width * height * depth):
-            rest, x = divmod(int(number), width)
-            z, y = divmod(rest, height)
-            try:
-                Cta(launch, (x, y, z), int(number)).run()
-            except StuckError:
-                break
-            executed += 1
+        try:
+            for _ in _finished(launch, rng):
+                executed += 1
+        except StuckError:
+            pass
         return list(launch.log.found.values()), executed
+
+
+def _finished(launch: Launch, rng: np.random.Generator) -> Iterator[None]:
+    """Executes the CTAs in random order, and yields for each that ends.
+
+    One that pauses lets others start; those that paused then take turns.
+    """
+    width, height, depth = launch.grid
+    paused: deque[Iterator[None]] = deque()
+    for number in rng.permutation(width * height * depth).tolist():
+        rest, x = divmod(number, width)
+        z, y = divmod(rest, height)
+        steps = Cta(launch, (x, y, z), number).steps()
+        if next(steps, _ENDED) is _ENDED:
+            yield
+        else:
+            paused.append(steps)
+    while paused:
+        steps = paused.popleft()
+        if next(steps, _ENDED) is _ENDED:
+            yield
+        else:
+            paused.append(steps)
+
+
+def _place(symbols: dict[str, int], arrays: Mapping[str, tuple[int, int]], base: int, used: int) -> int:
+    """Gives arrays addresses after `used` bytes from `base` on; returns the bytes used then."""
+    for name, (size, alignment) in arrays.items():
+        used = (used + alignment - 1) // alignment * alignment
+        symbols[name] = base + used
+        used += size
+    return used

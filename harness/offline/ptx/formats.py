@@ -50,6 +50,18 @@ def f16_codes_toward_zero(x: Array) -> Array:
     return np.where(away, y.view(np.uint16) - np.uint16(1), y.view(np.uint16))
 
 
+def round_directed(exact: Array, mode: str, kind: type[np.generic]) -> Array:
+    """Numbers of a numpy type from longer ones: "rz" toward zero, "rm" down, "rp" up."""
+    nearest = exact.astype(kind)
+    rounded = nearest.astype(np.longdouble)
+    wrong, toward = {
+        "rz": (np.abs(rounded) > np.abs(exact), 0.0),
+        "rm": (rounded > exact, -np.inf),
+        "rp": (rounded < exact, np.inf),
+    }[mode]
+    return np.where(wrong, np.nextafter(nearest, np.full_like(nearest, toward)), nearest)
+
+
 def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, *, has_infinity: bool) -> Array:
     """The value of each of the 256 codes, float32."""
     values = np.zeros(256, np.float32)

@@ -37,8 +37,8 @@ class Buffer:
         writer, reader: the segment (`cta_order`) that touched each byte; 0 for none, -1 for several.
         atomic: whether the last write of each byte was an atomic or ordered store; None before the first.
         dead: which bytes no kernel may read; None for none.
-        unwritten: which bytes nothing has written yet, and the offset in it of the byte at `base`; None if all
-            were written before.
+        unwritten: which bytes nothing has written yet, and the place in it of the byte at `base`; None if
+            all were written before.
     """
 
     def __init__(self, name: str, start: int, size: int) -> None:
@@ -203,7 +203,7 @@ class GlobalAccess:
     ) -> Iterator[tuple[Buffer, Array, Array]]:
         """Buffers that an access touches, each with its lanes and their offsets in it.
 
-        Accesses whose address is misaligned for `size` bytes or outside every buffer are reported and left out.
+        Accesses that are misaligned for `size` bytes or outside every buffer are reported and left out.
 
         Args:
             address: of each lane, or of each element that one lane accesses.

@@ -37,6 +37,18 @@ def divide(a: Array, b: Array, signed: bool, remainder: bool) -> Array:
     return np.where(b == 0, a.dtype.type(2 ** (8 * a.dtype.itemsize) - 1), result)
 
 
+def add_with_carry(a: Array, b: Array, carry: Array) -> tuple[Array, Array]:
+    """A + b + carry, and whether it overflows."""
+    partial = a + b
+    total = partial + carry.astype(a.dtype)
+    return total, (partial < a) | (total < partial)
+
+
+def subtract_with_borrow(a: Array, b: Array, borrow: Array) -> tuple[Array, Array]:
+    """A - b - borrow, and whether it is negative."""
+    return a - b - borrow.astype(a.dtype), (a < b) | ((a == b) & borrow)
+
+
 def multiply_high(a: Array, b: Array, bits: int, signed: bool) -> Array:
     """`mul.hi`: the upper half of the product."""
     if bits <= 32:
@@ -120,6 +132,30 @@ def count_ones(a: Array) -> Array:
 def count_leading_zeros(a: Array, bits: int) -> Array:
     """`clz`."""
     return np.array([bits - int(value).bit_length() for value in a], np.uint32)
+
+
+def find_leading_bit(a: Array, bits: int, signed: bool, shift: bool) -> Array:
+    """`bfind`: place of the highest bit that is not the sign, or the shift that brings it to the top."""
+    values = np.where(a >> a.dtype.type(bits - 1), ~a, a) if signed else a
+    place = np.array([int(value).bit_length() - 1 for value in values], np.int64)
+    found = np.where(place < 0, -1, bits - 1 - place if shift else place)
+    return found.astype(np.int32).view(np.uint32)
+
+
+def absolute_difference(a: Array, b: Array, c: Array, signed: bool) -> Array:
+    """`sad`: |a - b| + c."""
+    kind = SIGNED[8 * a.dtype.itemsize] if signed else a.dtype
+    x, y = a.view(kind), b.view(kind)
+    return np.asarray(np.where(x < y, b - a, a - b) + c)
+
+
+def dot_bytes(a: Array, b: Array, c: Array, a_signed: bool, b_signed: bool) -> Array:
+    """`dp4a`: the dot product of four bytes, and c."""
+    x, y = (
+        np.ascontiguousarray(each).view(np.int8 if signed else np.uint8).reshape(-1, 4).astype(np.int64)
+        for each, signed in ((a, a_signed), (b, b_signed))
+    )
+    return np.asarray(((x * y).sum(1) + c.astype(np.int64)).astype(np.uint32))
 
 
 def reverse_bits(a: Array, bits: int) -> Array:

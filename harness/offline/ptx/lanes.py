@@ -25,6 +25,7 @@ SIGNED: dict[int, type[np.generic]] = {8: np.int8, 16: np.int16, 32: np.int32, 6
 
 WARP_LANES = 32
 SHARED_BASE = 1024  # shared addresses start above 0, so that a stray 0 is outside
+LOCAL_BASE = 0x60000000
 PARAMETER_BASE = 0x70000000  # addresses of the kernel's parameters, for those that hold a tensor map
 ELECTED_LANE = 5  # the lane that elect.sync chooses; the hardware may choose any
 
@@ -58,6 +59,7 @@ class CtaLanes:
         self.counters = counters
         self.lane = np.arange(threads)
         self.warp = self.lane // WARP_LANES
+        self.carry: Array = np.zeros(threads, np.bool_)  # the carry flag of each lane
 
     def report(
         self,

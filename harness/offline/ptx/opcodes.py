@@ -4,6 +4,7 @@ from . import (
     translate_arithmetic,
     translate_bits,
     translate_conversions,
+    translate_copies,
     translate_matrix,
     translate_memory,
     translate_tensor_memory,
@@ -15,6 +16,7 @@ OPCODES: Opcodes = {
     **translate_bits.HANDLERS,
     **translate_conversions.HANDLERS,
     **translate_memory.HANDLERS,
+    **translate_copies.HANDLERS,
     **translate_matrix.HANDLERS,
     **translate_tensor_memory.HANDLERS,
 }

@@ -14,9 +14,13 @@ _REGISTER_BITS = {
     "f16x2": 32,
     "b128": 128,
 }
+_CONSTANTS = re.compile(
+    r"\.(?:global|const)\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[\d*\])?\s*=\s*\{?([^;{}]+)\}?\s*;"
+)
 _ENTRY = re.compile(r"\.visible \.entry ([\w$]+)\s*\((.*?)\)\s*((?:\.\w+[^\n{]*\n)*)\s*\{", re.DOTALL)
 _ARRAY = re.compile(r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\[(\d+)\]")
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)[^,]*?([\w$]+)(?:\[(\d+)\])?\s*(?:,|$)")
+_LOCATION = re.compile(r"\.(loc|file)\s")
 _LABEL = re.compile(r"([$\w]+):(?!:)")
 _SPACES = {"global", "shared", "param", "const", "local"}
 _NAME = re.compile(r"[%\w$]+")
@@ -96,6 +100,7 @@ class PtxKernel:
         threads: of a CTA.
         shared_arrays: bytes and alignment of each static array in shared memory, by name.
         local_arrays: the same of arrays of each thread.
+        constants: bytes of each initialised variable in global or constant memory, by name.
         registers: index and bits by name.
         register_bits: bits by index.
         blocks: in order.
@@ -129,6 +134,7 @@ class PtxKernel:
         self._scopes: list[_Scope] = []
         for found in _ARRAY.finditer(ptx[: entry.start()]):
             self._declare_array(found)
+        self.constants = {name: _constant(kind, text) for kind, name, text in _CONSTANTS.findall(ptx)}
         self.blocks = _basic_blocks(self._scan(entry.end()))
 
     @property
@@ -163,7 +169,7 @@ class PtxKernel:
                 depth -= 1
                 if self._scopes:
                     self._scopes.pop()
-            elif text.startswith((".loc", ".file"), position):
+            elif _LOCATION.match(text, position):
                 stop = text.index("\n", position)
                 source = self._source(text[position:stop]) or source
             elif label := _LABEL.match(text, position):
@@ -252,6 +258,14 @@ class PtxKernel:
             modifiers=tuple(modifiers),
             operands=tuple(operands),
         )
+
+
+def _constant(kind: str, text: str) -> bytes:
+    """The bytes of a variable's initial values."""
+    size = _REGISTER_BITS[kind] // 8
+    values = (each.strip().lower() for each in text.split(","))
+    bits = (int(f"0x{each[2:]}" if each[:2] in {"0f", "0d"} else each, 0) for each in values)
+    return b"".join((each % 2 ** (8 * size)).to_bytes(size, "little") for each in bits)
 
 
 def split_operands(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .atomics import atomic_result, one_by_one
 from .lanes import SHARED_BASE, UNSIGNED, Array, CtaLanes, Mask
 from .violations import Kind
 
@@ -47,6 +48,7 @@ class SharedMemory:
         unfenced: written, with no fence.proxy.async since.
         async_readers: how many wgmma, tcgen05.mma and TMA stores in flight read it.
         writer, written_at: the last warp that wrote it (-1 for none; the number of warps for TMA), and when.
+        atomic_written: its last write was an atomic.
         read_at: the last time that each warp, or a product of tcgen05 (the last index), read it.
     """
 
@@ -59,6 +61,7 @@ class SharedMemory:
         self.unfenced = np.zeros(length, np.bool_)
         self.async_readers = np.zeros(length, np.uint16)
         self.writer = np.full(length, -1, np.int16)
+        self.atomic_written = np.zeros(length, np.bool_)
         self.written_at = np.zeros(length, np.int32)
         self.read_at = np.zeros((lanes.warps + 1, length), np.int32)
 
@@ -80,6 +83,57 @@ class SharedMemory:
         if len(lanes):
             data = np.ascontiguousarray(np.stack([value[lanes] for value in values], 1)).view(np.uint8)
             self.put(offset, data, self._lanes.warp[lanes], line)
+
+    def atomic(
+        self,
+        address: Array,
+        kind: str,
+        operation: str,
+        values: list[Array],
+        _order: str,
+        mask: Mask,
+        line: int,
+    ) -> Array:
+        """An atomic of each lane, one after another; returns the old values.
+
+        Atomics do not race with each other; ordinary accesses before and after need barriers.
+        """
+        width = values[0].dtype.itemsize
+        old = np.zeros(self._lanes.threads, UNSIGNED[8 * width])
+        lanes, offset = self.locate(address, width, self._lanes.active(mask), line, "atomic")
+        if not len(lanes):
+            return old
+        at, view = offset // width, self.data.view(UNSIGNED[8 * width])
+        self._check_atomic(offset, width, self._lanes.warp[lanes], line)
+
+        def apply(chosen: Array) -> None:
+            places, own = at[chosen], lanes[chosen]
+            old[own] = view[places]
+            view[places] = atomic_result(operation, kind, view[places], [each[own] for each in values])
+
+        one_by_one(at, apply)
+        return old
+
+    def _check_atomic(self, offset: Array, size: int, warps: Array, line: int) -> None:
+        """As `check_read` and `check_write`, except that what atomics wrote last does not race."""
+        for each in (self.in_flight, self.async_readers > 0):
+            if (wrong := self.rows(each, offset, size)).any():
+                self.report(Kind.WRITE_IN_FLIGHT, line, "atomic", offset, warps, wrong)
+        writer, me = self.rows(self.writer, offset, size), warps[:, None]
+        if (wrong := writer < 0).any():
+            self.report(Kind.UNWRITTEN_SHARED, line, "atomic", offset, warps, wrong)
+        unknown = self.rows(self.written_at, offset, size) > self.clocks.of[me, writer]
+        raced = (writer >= 0) & (writer != me) & unknown & ~self.rows(self.atomic_written, offset, size)
+        row = offset // size
+        for other in range(len(self.read_at)):
+            read_at = self.read_at[other].reshape(-1, size)[row]
+            raced |= (read_at > self.clocks.of[warps, other][:, None]) & (me != other)
+        if raced.any():
+            self.report(Kind.SHARED_RACE, line, "atomic, with no barrier between", offset, warps, raced)
+        self.writer.reshape(-1, size)[row] = me
+        self.written_at.reshape(-1, size)[row] = self.clocks.own(warps)[:, None]
+        self.unfenced.reshape(-1, size)[row] = True
+        self.atomic_written.reshape(-1, size)[row] = True
 
     def locate(self, address: Array, size: int, lanes: Array, line: int, what: str) -> tuple[Array, Array]:
         """Lanes and their offsets, without those that are misaligned or outside, which are reported."""
@@ -158,6 +212,7 @@ class SharedMemory:
         self.writer.reshape(-1, size)[row] = me
         self.written_at.reshape(-1, size)[row] = self.clocks.own(warps)[:, None]
         self.unfenced.reshape(-1, size)[row] = True
+        self.atomic_written.reshape(-1, size)[row] = False
         return bool((self.writer.reshape(-1, size)[row] != me).any())
 
     def put(self, offset: Array, values: Array, warps: Array, line: int) -> None:

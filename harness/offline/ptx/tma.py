@@ -1,7 +1,7 @@
 """TMA, the tensor memory accelerator: bulk tensor copies between global and shared memory.
 
-A load lands when its mbarrier is waited for, no earlier. A store takes effect at once, and its bytes of shared
-memory count as read until its group is waited for.
+A load lands when its mbarrier is waited for, no earlier. A store takes effect at once, and counts as reading
+its bytes of shared memory until its group is waited for.
 """
 
 from collections import deque
@@ -44,6 +44,7 @@ class Tma:
         self._lanes, self._global = lanes, access
         self._shared, self._mbarriers, self._maps = shared, mbarriers, tensor_maps
         self._unfenced_maps: set[int] = set()
+        self._last_store = 0  # PTX line
         self._open: list[list[Array]] = [[] for _ in range(lanes.threads)]  # bytes that stores read
         self._groups: list[deque[list[Array]]] = [deque() for _ in range(lanes.threads)]
 
@@ -89,6 +90,7 @@ class Tma:
             mask: active lanes.
             line: of the PTX.
         """
+        self._last_store = line
         for lane in self._lanes.active(mask):
             warp = int(self._lanes.warp[lane])
             used = self._map(int(tensor_map[lane]), int(lane), line)
@@ -103,9 +105,7 @@ class Tma:
             what = (operation, used.element_type)
             self._write(address[inside], data[inside], what, int(lane), line)
 
-    def _write(
-        self, address: Array, data: Array, what: tuple[str, str], lane: int, line: int
-    ) -> None:
+    def _write(self, address: Array, data: Array, what: tuple[str, str], lane: int, line: int) -> None:
         operation, kind = what
         size = data.shape[1]
         elements = np.arange(len(address))
@@ -136,6 +136,17 @@ class Tma:
                 for offset in self._groups[lane].popleft():
                     self._shared.async_readers[offset] -= np.uint16(1)
                     self._shared.read_at[warp][offset] = self._shared.clocks.of[warp, warp]
+
+    def finish(self) -> None:
+        """The CTA ends: reports stores that may not have read its shared memory yet."""
+        for lane, groups in enumerate(self._groups):
+            for offset in [each for group in (*groups, self._open[lane]) for each in group][:1]:
+                self._lanes.report(
+                    Kind.UNFINISHED,
+                    self._last_store,
+                    shared_address=int(offset[0]),
+                    warp=self._warp(lane),
+                )
 
     def _map(self, address: int, lane: int, line: int) -> TensorMap | None:
         """The tensor map at an address; None, and reported, if there is none."""
@@ -180,7 +191,9 @@ class Tma:
         misaligned = base % _TILE_ALIGNMENT != 0
         if misaligned or not SHARED_BASE <= base <= SHARED_BASE + self._shared.size - size:
             kind = Kind.MISALIGNED_SHARED if misaligned else Kind.OUTSIDE_SHARED
-            self._lanes.report(kind, line, f"TMA of {size} bytes", shared_address=base - SHARED_BASE, warp=warp)
+            self._lanes.report(
+                kind, line, f"TMA of {size} bytes", shared_address=base - SHARED_BASE, warp=warp
+            )
             return None
         return swizzled(base + np.arange(size), used.swizzle) - SHARED_BASE
 

@@ -12,8 +12,9 @@ def _elementwise(t: Translator, i: Instruction, floats: str, integers: str) -> N
     kind = kind_of(i.modifiers[-1])
     destination, *operands = i.operands
     flush = "ftz" in i.modifiers
-    if kind.floating and _DIRECTED_ROUNDING & set(i.modifiers):
-        raise UnsupportedPtxError("directed rounding")
+    if kind.floating and (mode := _DIRECTED_ROUNDING & set(i.modifiers)):
+        _directed(t, i, floats, min(mode))
+        return
     if kind.name == "f32x2":  # both floats at once: they lie one behind the other
         pairs = [f"{t.integer(each, 64)}.view(F)" for each in operands]
         pairs = [f"flush_to_zero({pair})" for pair in pairs] if flush else pairs
@@ -30,8 +31,8 @@ def _elementwise(t: Translator, i: Instruction, floats: str, integers: str) -> N
             result = f"np.clip(np.nan_to_num({result},nan=0),0,1)"
         t.store_floats(destination, result, kind.name, flush=flush)
     else:
-        if "cc" in i.modifiers or "sat" in i.modifiers:
-            raise UnsupportedPtxError("carry or saturation")
+        if "sat" in i.modifiers:
+            raise UnsupportedPtxError("saturation of integers")
         view = f".view(S{kind.bytes})" if kind.signed else ""
         back = f".view(U{kind.bytes})" if kind.signed else ""
         result = integers.format(
@@ -40,8 +41,43 @@ def _elementwise(t: Translator, i: Instruction, floats: str, integers: str) -> N
         t.store(destination, f"({result}){back}", kind.bits, signed=kind.signed)
 
 
-def _binary(operator: str) -> Handler:
+def _directed(t: Translator, i: Instruction, floats: str, mode: str) -> None:
+    """Rounded toward zero, down or up, from numbers long enough to hold the exact result of float32."""
+    if i.modifiers[-1] != "f32" or "sat" in i.modifiers:
+        raise UnsupportedPtxError("directed rounding")
+    flush = "ftz" in i.modifiers
+    exact = floats.replace(".astype(D)", "").replace(".astype(F)", "")
+    operands = (f"{t.floats(each, 'f32', flush=flush)}.astype(np.longdouble)" for each in i.operands[1:])
+    rounded = f"round_directed({exact.format(*operands)},{mode!r},F)"
+    t.store_floats(i.operands[0], rounded, "f32", flush=flush)
+
+
+def _with_carry(t: Translator, i: Instruction, a: str, b: str, *, takes: bool, function: str) -> None:
+    """An addition or subtraction that takes the carry flag, gives it (`.cc`), or both."""
+    bits = kind_of(i.modifiers[-1]).bits
+    carry = "cta.carry" if takes else "np.zeros(cta.threads,np.bool_)"
+    t.emit(f"v,q={function}({a},{b},{carry})")
+    if "cc" in i.modifiers:
+        t.emit("cta.carry=q" if t.mask == "None" else f"cta.carry=W({t.mask},q,cta.carry)")
+    t.store(i.operands[0], "v", bits)
+
+
+def _carried(function: str, *, takes: bool) -> Handler:
     def handler(t: Translator, i: Instruction) -> None:
+        bits = kind_of(i.modifiers[-1]).bits
+        a, b = (t.integer(each, bits) for each in i.operands[1:])
+        _with_carry(t, i, a, b, takes=takes, function=function)
+
+    return handler
+
+
+def _binary(operator: str) -> Handler:
+    carry = "add_with_carry" if operator == "+" else "subtract_with_borrow"
+
+    def handler(t: Translator, i: Instruction) -> None:
+        if "cc" in i.modifiers:
+            _carried(carry, takes=False)(t, i)
+            return
         if len(i.operands) != 3:
             raise UnsupportedPtxError("two operands expected")
         _elementwise(t, i, f"({{0}}{operator}{{1}})", f"{{0}}{operator}{{1}}")
@@ -65,8 +101,12 @@ def _mad(t: Translator, i: Instruction) -> None:
     destination, x, y, z = i.operands
     if kind.floating:
         _fma(t, i)
-    elif {"cc", "sat"} & set(i.modifiers):
-        raise UnsupportedPtxError("carry or saturation")
+    elif "sat" in i.modifiers:
+        raise UnsupportedPtxError("saturation")
+    elif "cc" in i.modifiers or i.opcode == "madc":
+        product = _product(t, x, y, kind, high="hi" in i.modifiers)
+        addend = t.integer(z, kind.bits)
+        _with_carry(t, i, product, addend, takes=i.opcode == "madc", function="add_with_carry")
     elif "wide" in i.modifiers:
         wide = _wide_product(t, x, y, kind)
         t.store(destination, f"{wide}+{t.integer(z, 2 * kind.bits)}", 2 * kind.bits)
@@ -156,6 +196,18 @@ def _neg(t: Translator, i: Instruction) -> None:
     t.store(i.operands[0], result, kind.bits)
 
 
+def _sad(t: Translator, i: Instruction) -> None:
+    kind = kind_of(i.modifiers[-1])
+    operands = ",".join(t.integer(each, kind.bits, signed=kind.signed) for each in i.operands[1:])
+    t.store(i.operands[0], f"absolute_difference({operands},{kind.signed})", kind.bits)
+
+
+def _dp4a(t: Translator, i: Instruction) -> None:
+    operands = ",".join(t.integer(each, 32) for each in i.operands[1:])
+    signs = ",".join(str(each.startswith("s")) for each in i.modifiers[-2:])
+    t.store(i.operands[0], f"dot_bytes({operands},{signs})", 32)
+
+
 def _copysign(t: Translator, i: Instruction) -> None:
     kind = i.modifiers[-1]
     sign, size = t.floats(i.operands[1], kind), t.floats(i.operands[2], kind)
@@ -178,6 +230,9 @@ HANDLERS: Opcodes = {
     "sub": _binary("-"),
     "mul": _mul,
     "mad": _mad,
+    "madc": _mad,
+    "addc": _carried("add_with_carry", takes=True),
+    "subc": _carried("subtract_with_borrow", takes=True),
     "fma": _fma,
     "div": _div,
     "rem": _rem,
@@ -185,6 +240,8 @@ HANDLERS: Opcodes = {
     "max": _extremum("max"),
     "abs": _abs,
     "neg": _neg,
+    "sad": _sad,
+    "dp4a": _dp4a,
     "copysign": _copysign,
     "ex2": _function("np.exp2({0})"),
     "lg2": _function("np.log2({0})"),

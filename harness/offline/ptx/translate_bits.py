@@ -102,6 +102,12 @@ def _clz(t: Translator, i: Instruction) -> None:
     t.store(i.operands[0], f"count_leading_zeros({t.integer(i.operands[1], bits)},{bits})", 32)
 
 
+def _bfind(t: Translator, i: Instruction) -> None:
+    kind = kind_of(i.modifiers[-1])
+    value, shift = t.integer(i.operands[1], kind.bits), "shiftamt" in i.modifiers
+    t.store(i.operands[0], f"find_leading_bit({value},{kind.bits},{kind.signed},{shift})", 32)
+
+
 def _brev(t: Translator, i: Instruction) -> None:
     bits = kind_of(i.modifiers[-1]).bits
     t.store(i.operands[0], f"reverse_bits({t.integer(i.operands[1], bits)},{bits})", bits)
@@ -210,6 +216,7 @@ HANDLERS: Opcodes = {
     "shf": _shf,
     "popc": _popc,
     "clz": _clz,
+    "bfind": _bfind,
     "brev": _brev,
     "setp": _setp,
     "set": _set,

@@ -2,6 +2,7 @@
 
 import re
 
+from .mma import ACCUMULATORS, ELEMENT_BYTES
 from .parser import Instruction
 from .translator import Opcodes, Translator, vector
 from .unsupported import UnsupportedPtxError
@@ -28,13 +29,31 @@ def _stmatrix(t: Translator, i: Instruction) -> None:
 
 
 def _mma(t: Translator, i: Instruction) -> None:
-    shape = next(each for each in i.modifiers if re.fullmatch(r"m\d+n\d+k\d+", each))
-    _, a_type, b_type, sum_type = i.modifiers[-4:]
-    destinations = vector(i.operands[0])
-    lists = ("[" + ",".join(t.integer(each, 32) for each in vector(text)) + "]" for text in i.operands[1:4])
-    t.emit("v=" + t.call("mma", repr(shape), repr((a_type, b_type, sum_type)), *lists, line=i.line))
+    m, k = next(
+        (int(found[1]), int(found[2]))
+        for each in i.modifiers
+        if (found := re.fullmatch(r"m(\d+)n8k(\d+)", each))
+    )
+    to_type, a_type, b_type, sum_type = i.modifiers[-4:]
+    scaled = any("block_scale" in each or each.startswith("sp") for each in i.modifiers)
+    _check_types(a_type, b_type, sum_type)
+    destinations, a, b, c = (vector(each) for each in i.operands[:4])
+    elements = (8 if a_type == "f64" else 4) // ELEMENT_BYTES[a_type]
+    known_shape = len(a) * 8 == len(b) * m and 4 * elements * len(b) == k
+    if to_type != sum_type or not known_shape or scaled:
+        raise UnsupportedPtxError("a form of mma")
+    lists = (
+        "[" + ",".join(t.integer(each, 64 if kind == "f64" else 32) for each in registers) + "]"
+        for registers, kind in ((a, a_type), (b, b_type), (c, sum_type))
+    )
+    t.emit("v=" + t.call("mma", repr((a_type, b_type, sum_type)), *lists, line=i.line))
     for n, destination in enumerate(destinations):
-        t.store(destination, f"v[{n}]", 32)
+        t.store(destination, f"v[{n}]", 64 if sum_type == "f64" else 32)
+
+
+def _check_types(a_type: str, b_type: str, sum_type: str) -> None:
+    if not {a_type, b_type} <= set(ELEMENT_BYTES) or sum_type not in ACCUMULATORS:
+        raise UnsupportedPtxError(f"products of {a_type} and {b_type} summed in {sum_type}")
 
 
 def _wgmma(t: Translator, i: Instruction) -> None:
@@ -54,10 +73,12 @@ def _wgmma_product(t: Translator, i: Instruction) -> None:
         map(int, found.groups()) for each in i.modifiers if (found := re.fullmatch(r"m64n(\d+)k(\d+)", each))
     )
     sum_type, a_type, b_type = i.modifiers[-3:]
-    if sum_type != "f32":
-        raise UnsupportedPtxError(f"a wgmma that sums in {sum_type}")
+    _check_types(a_type, b_type, sum_type)
+    if "sp" in i.modifiers:
+        raise UnsupportedPtxError("a sparse wgmma")
     accumulators = vector(i.operands[0])
-    a, b, keep, a_sign, b_sign, *transposed = i.operands[1:]
+    a, b, keep, *rest = i.operands[1:]
+    a_sign, b_sign, *transposed = rest or ("1", "1")  # integers have neither signs nor transposition
     from_registers = a.startswith("{")
     operands = vector(a) if from_registers else []
     words = "[" + ",".join(t.integer(each, 32) for each in operands) + "]"
@@ -69,7 +90,7 @@ def _wgmma_product(t: Translator, i: Instruction) -> None:
         + t.call(
             "wgmma.product",
             (n, k),
-            (a_type, b_type),
+            (a_type, b_type, sum_type),
             f"[{sums}]",
             words if from_registers else t.integer(a, 64),
             t.integer(b, 64),

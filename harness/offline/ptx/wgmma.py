@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 
 from .lanes import SHARED_BASE, Array, CtaLanes, Mask
-from .mma import ELEMENT_BYTES, element_values
+from .mma import ELEMENT_BYTES, accumulated, accumulators, element_values
 from .shared_memory import SharedMemory
 from .tensor_maps import swizzled
 from .unsupported import UnsupportedPtxError
@@ -31,7 +31,7 @@ class Wgmma:
     def product(
         self,
         shape: tuple[int, int],
-        types: tuple[str, str],
+        types: tuple[str, str, str],
         sums: list[Array],
         a: list[Array] | Array,
         b: Array,
@@ -45,8 +45,8 @@ class Wgmma:
 
         Args:
             shape: N and K.
-            types: of A and B.
-            sums: accumulators, n / 2 registers.
+            types: of A, B and the sums.
+            sums: accumulators.
             a: registers of A, or its matrix descriptor.
             b: matrix descriptor of B.
             keep: whether the accumulators are added (`scale-d`).
@@ -72,13 +72,13 @@ class Wgmma:
                 left = self._matrix(a[lanes], (64, k), types[0], transposed[0], warps, line)
             right = self._matrix(b[lanes], (n, k), types[1], transposed[1], warps, line)
             result = sign * (left @ right.T)
-            if keep[lanes][0]:
-                result += _accumulated([each[lanes] for each in sums], n)
-            # Registers 4 j to 4 j + 3 of warp w: rows 16 w + g and + 8, columns 8 j + 2 t and + 1.
+            # Register pairs 2 j and 2 j + 1 of warp w: rows 16 w + g and + 8, columns from 8 j on.
             result = result.reshape(4, 2, 8, n // 8, 4, 2).transpose(0, 2, 4, 3, 1, 5)
-            words = result.reshape(_GROUP_THREADS, n // 2).astype(np.float32).view(np.uint32)
-            for j, register in enumerate(results):
-                register[lanes] = words[:, j]
+            if keep[lanes][0]:
+                before = accumulated([each[lanes] for each in sums], types[2], _GROUP_WARPS)
+                result = result + before.reshape(result.shape)
+            for register, words in zip(results, accumulators(result, types[2]), strict=True):
+                register[lanes] = words
         return results
 
     def _matrix(
@@ -155,12 +155,6 @@ def _register_operand(registers: list[Array], kind: str, k: int) -> Array:
     elements = element_values(np.ascontiguousarray(words)[..., None].view(np.uint8), kind)
     elements = elements.reshape(4, 8, 4, len(registers) // 2, 2, elements.shape[-1])
     return elements.transpose(0, 4, 1, 3, 2, 5).reshape(64, k)
-
-
-def _accumulated(registers: list[Array], n: int) -> Array:
-    """The sums [64, n] that registers hold."""
-    values = np.stack([each.view(np.float32).reshape(4, 8, 4) for each in registers], -1).astype(np.float64)
-    return values.reshape(4, 8, 4, n // 8, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(64, n)
 
 
 def matrix_offsets(descriptor: int, shape: tuple[int, int], size: int, transposed: bool) -> Array:
