@@ -70,8 +70,8 @@ def _to_number(t: Translator, i: Instruction, to: Kind, source: Kind, flags: set
         view = f".view(S{source.bytes})" if source.signed else ""
         value = f"{t.integer(i.operands[1], source.bits)}{view}"
         number = "F" if to.name == "f32" else "D"
-        if mode := flags & _DIRECTED_ROUNDING:
-            value = f"round_directed({value}.astype(np.longdouble),{min(mode)!r},{number})"
+        if directed := flags & _DIRECTED_ROUNDING:
+            value = f"round_directed({value}.astype(np.longdouble),{min(directed)!r},{number})"
         t.store_floats(i.operands[0], f"({value}).astype({number})", to.name)
     else:
         _integer_to_integer(t, i, to, source, saturate="sat" in flags)
@@ -84,10 +84,12 @@ def _float_to_float(t: Translator, i: Instruction, to: Kind, source: Kind, flags
     elif "rz" in flags and source.name == "f32" and to.bits == 16:
         t.store(i.operands[0], f"{to.name}_codes_toward_zero({value})", 16)
         return
-    elif mode := flags & _DIRECTED_ROUNDING:
+    elif directed := flags & _DIRECTED_ROUNDING:
         if to.name not in {"f32", "f16"}:
             raise UnsupportedPtxError("directed rounding")
-        value = f"round_directed({value}.astype(np.longdouble),{min(mode)!r},{'F' if to.bits == 32 else 'H'})"
+        value = (
+            f"round_directed({value}.astype(np.longdouble),{min(directed)!r},{'F' if to.bits == 32 else 'H'})"
+        )
     if "sat" in flags:
         value = f"np.clip(np.nan_to_num({value},nan=0),0,1)"
     if "relu" in flags:

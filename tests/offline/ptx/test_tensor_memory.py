@@ -128,7 +128,7 @@ FAULTS = {
     "stores over an operand in flight": (
         "wait:\n",
         "st.shared.b32 [%r8], %r10;\nwait:\n",
-        Kind.WGMMA_OPERAND,
+        Kind.ASYNC_OPERAND,
     ),
 }
 
