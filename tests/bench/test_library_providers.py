@@ -57,6 +57,7 @@ class Wrapper:
             pages = self.indices[self.indptr[row] : self.indptr[row + 1]]
             length = max(len(pages) - 1, 0) * page_size + last
             assert 0 <= last <= page_size
+            assert length <= len(pages) * page_size
             k, v = (part[pages].transpose(1, 2).reshape(1, -1, kv_heads, head_dim) for part in cache)
             outs.append(attention(q[row : row + 1], k, v, torch.tensor([length])))
         return torch.cat(outs)

@@ -414,7 +414,8 @@ def test_row_keeps_clocks_and_throttle_reasons(monkeypatch):
 def test_later_round_is_timed_by_the_method_of_the_first(monkeypatch, first_s):
     seconds = [first_s]
     with_providers(monkeypatch, right)
-    of_device = bench(FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds[0]))
+    device = FakeDevice(kind="cuda", graphs=True, seconds_of=lambda _call: seconds[0])
+    of_device = bench(device, budget=Budget(time_limit_s=0.002, warm_up_s=0.001))
     [row] = runner.run_case(CASE, of_device)
     seconds[0] = 100e-6 - first_s
     [later] = runner.run_case(CASE, dataclasses.replace(of_device, round=1), {row.provider: row})
