@@ -84,10 +84,11 @@ class CpuDevice:
     def time_each(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls one after another; seconds of each by the wall clock."""
         samples = []
-        for call in calls:
-            start_ns = time.perf_counter_ns()
-            call()
-            samples.append((time.perf_counter_ns() - start_ns) * 1e-9)
+        with _no_garbage_collection():
+            for call in calls:
+                start_ns = time.perf_counter_ns()
+                call()
+                samples.append((time.perf_counter_ns() - start_ns) * 1e-9)
         return samples
 
     def size_head_start(self, call: Call) -> None:
@@ -147,13 +148,14 @@ class CudaDevice:
     def time_each(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls one after another; seconds of each between two CUDA events, without launch."""
         pairs = []
-        for call in calls:
-            start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
-            self._cuda._sleep(self._head_start_cycles)  # noqa: SLF001  (no public spin kernel exists)
-            start.record()
-            call()
-            end.record()
-            pairs.append((start, end))
+        with _no_garbage_collection():
+            for call in calls:
+                start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+                self._cuda._sleep(self._head_start_cycles)  # noqa: SLF001  (no public spin kernel exists)
+                start.record()
+                call()
+                end.record()
+                pairs.append((start, end))
         self._cuda.synchronize()
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
 
@@ -170,18 +172,18 @@ class CudaDevice:
         """A CUDA graph of the calls; None if one of them waits for the GPU or cannot be captured.
 
         Each call is tried before the capture. One that waits would make the capture fail, and after a failed
-        one PyTorch 2.11 and 2.12 leave the allocator in capture (pytorch #180395, #190348), and every version
-        leaves the capture stream current.
+        one PyTorch 2.11 and 2.12 leave the allocator in capture (pytorch #180395), and every version leaves
+        the capture stream current.
         """
         cuda, main, pool = self._cuda, self._cuda.current_stream(), self._cuda.graph_pool_handle()
         self._capture_stream = self._capture_stream or cuda.Stream()
         self._capture_stream.wait_stream(main)
         graph = cuda.CUDAGraph()
         try:
-            with cuda.stream(self._capture_stream), _waiting_raises(cuda):
+            with cuda.stream(self._capture_stream), _waiting_raises(cuda), _no_garbage_collection():
                 for call in dict.fromkeys(calls):
                     call()
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _no_garbage_collection():
                 # The gate finds a graph that computes nothing.
                 warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
                 with cuda.graph(graph, pool=pool, stream=self._capture_stream):
@@ -201,6 +203,18 @@ class CudaDevice:
         """Return cached memory to the driver."""
         gc.collect()
         self._cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection would pause the host between two launches; in a capture it may destroy another graph."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
