@@ -1,5 +1,6 @@
 """`decodetax doctor`: checks on fakes of torch.cuda and NVML, broken packages in real processes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.worker_processes import Crash
-from decodetax.harness.doctor import checks, doctor_command, probes
+from decodetax.harness.doctor import checks, gathering, probes
 from decodetax.harness.doctor.facts import FAILED, OK, WARNING, Facts
 from fake_nvml import FakeNvml
 from small_tensors import small_block
@@ -386,6 +387,22 @@ def test_wrong_kernel_is_found():
     assert "error" in probes.form_probe(form, "interpreted")["reason"]
 
 
+def test_violation_of_an_executed_form_is_its_reason(monkeypatch):
+    from decodetax.harness.offline.ptx import launch  # noqa: PLC0415  (imports Triton)
+
+    @contextlib.contextmanager
+    def executed(gpu, *, sm_count):
+        assert (gpu.sm, sm_count) == (90, 4)
+        yield types.SimpleNamespace(violations=found)
+
+    monkeypatch.setattr(launch, "executed", executed)
+    form = probes.FORMS["matmul by TMA"]
+    found = []
+    assert probes.form_probe(form, "sm_90")["reason"] is None
+    found.append(types.SimpleNamespace(kind="race in shared memory", detail="warps 1 and 3"))
+    assert probes.form_probe(form, "sm_90")["reason"] == "race in shared memory: warps 1 and 3"
+
+
 # The command
 
 
@@ -398,7 +415,7 @@ def run(monkeypatch, answer, *arguments):
             asked.append(tuple(job.values()))
             on_answer(at, answer(job))
 
-    monkeypatch.setattr(doctor_command, "run_jobs", run_jobs)
+    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
     return doctor(*arguments), asked
 
 
@@ -461,7 +478,7 @@ def test_gpu_for_one_process_is_asked_by_one(monkeypatch, compute_mode, processe
         for at, job in enumerate(jobs):
             on_answer(at, answer_of(facts)(job))
 
-    monkeypatch.setattr(doctor_command, "run_jobs", run_jobs)
+    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
     doctor()
     assert len(calls) == 1 + processes
     assert sum(calls[1:]) == len(facts.forms)
@@ -475,8 +492,8 @@ def test_interrupted_doctor_begins_no_other_question(monkeypatch):
             limits.append(limit_s())
             on_answer(at, answer_of(facts_of_cpu())(job))
 
-    monkeypatch.setattr(doctor_command, "run_jobs", run_jobs)
-    questions = doctor_command._Questions(lambda _done, _what: None)
+    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
+    questions = gathering._Questions(lambda _done, _what: None)
     with pytest.raises(KeyboardInterrupt), questions.ended_on_error():
         raise KeyboardInterrupt
     questions.ask([{"probe": "numpy"}])

@@ -202,7 +202,7 @@ def _gpu_memory(facts: Facts) -> Finding:
     free, memory = facts.device["free_bytes"], facts.device["memory_bytes"]
     text = f"{free / 1e9:.1f} of {memory / 1e9:.1f} GB free"
     if free < 0.8 * memory:
-        return warning(text, "`run` skips cases that do not fit")
+        return warning(text, "`run` skips cases, or does not start, where memory is short")
     return Finding(text=text)
 
 
@@ -278,7 +278,7 @@ def _proc(_facts: Facts) -> Finding:
         except OSError as error:
             return warning(
                 f"{PROC / name}: {error.strerror}",
-                "`run` works; it does not know the CPU's name and takes less memory for free",
+                "without it PyTorch takes slow CPU kernels, which `run` on a CPU measures",
             )
     return Finding(text="cpuinfo and meminfo can be read")
 

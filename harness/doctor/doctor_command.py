@@ -1,14 +1,9 @@
 """`decodetax doctor`: whether `decodetax run` can work on this machine, and on what."""
 
-import contextlib
-import dataclasses
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,17 +12,11 @@ from ..core.errors import FAILED as EXIT_FAILED
 from ..core.errors import FailureError
 from ..core.progress import progress_bar
 from ..core.table import Column, Table, prose
-from ..core.worker_processes import Crash, run_jobs
-from .checks import conclusion, findings, ways
-from .facts import FAILED, Answer, Facts, Finding
-from .probes import FORMS
 
-PROBE_LIMIT_S, FORM_LIMIT_S, TOTAL_LIMIT_S = 20.0, 25.0, 52.0
-"""Seconds for an import or the device, for one form of a kernel, and for all of them."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-_WORKER = f"{__package__}.probes"
-_PROBES = ("numpy", "torch", "nvidia", "device", "triton")
-"""In an order for one process: the device decides whether it imports Triton to interpret or to compile."""
+    from .facts import Finding
 
 
 @click.command("doctor")
@@ -39,6 +28,10 @@ def doctor_command(as_json: bool) -> int:
     executed on the CPU, within a minute. Each check that is not ok says what it means for `decodetax run`.
     Exit code 1 means that `decodetax run` cannot work here.
     """
+    from .checks import conclusion, findings
+    from .facts import FAILED
+    from .gathering import gather
+
     try:
         tempfile.gettempdir()
     except OSError as error:
@@ -59,63 +52,10 @@ def doctor_command(as_json: bool) -> int:
     return 0 if works else EXIT_FAILED
 
 
-def _table(found: Sequence[tuple[str, Finding]]) -> Table:
+def _table(found: "Sequence[tuple[str, Finding]]") -> Table:
     columns = (Column("check"), Column("status"), Column("finding"))
     rows = (
         (name, each.status, each.text + (each.consequence and f"; {each.consequence}"))
         for name, each in found
     )
     return Table(columns=columns, rows=tuple(rows))
-
-
-def gather(progress: Callable[[float, str], None]) -> Facts:
-    """The facts of this machine: imports and the device first, then the forms of the kernels."""
-    questions = _Questions(progress)
-    answers = questions.ask([{"probe": name} for name in _PROBES], PROBE_LIMIT_S)
-    facts = Facts.of(dict(zip(_PROBES, answers, strict=True)))
-    groups = _groups(facts)
-    forms: dict[tuple[str, str], Answer] = {}
-    with ThreadPoolExecutor(2) as pool, questions.ended_on_error():
-        for jobs, found in zip(groups, pool.map(questions.ask, groups), strict=True):
-            forms |= {(job["form"], job["how"]): answer for job, answer in zip(jobs, found, strict=True)}
-    return dataclasses.replace(facts, forms=forms)
-
-
-def _groups(facts: Facts) -> list[list[dict[str, str]]]:
-    """The forms to check, for one or two processes at a time."""
-    jobs = [{"form": name, "how": how} for name, form in FORMS.items() for how in ways(form, facts)]
-    if not facts.on_gpu:  # a process interprets kernels or compiles them
-        interpreted = [job for job in jobs if job["how"] == "interpreted"]
-        return [interpreted, [job for job in jobs if job not in interpreted]]
-    shared = facts.device.get("compute_mode", "default") == "default"
-    return [jobs[::2], jobs[1::2]] if shared else [jobs]
-
-
-class _Questions:
-    """Asks the probes, within the time of all."""
-
-    def __init__(self, progress: Callable[[float, str], None]) -> None:
-        self._progress, self._end_s = progress, time.monotonic() + TOTAL_LIMIT_S
-
-    def ask(self, jobs: Sequence[Mapping[str, str]], limit_s: float = FORM_LIMIT_S) -> list[Answer]:
-        """The answers of one process to jobs of which each may take so long."""
-        answers: dict[int, Answer] = {}
-
-        def on_answer(at: int, answer: Any) -> None:
-            answers[at] = {"broken": answer.reason} if isinstance(answer, Crash) else answer
-            self._progress(1 - self._left_s() / TOTAL_LIMIT_S, " ".join(jobs[at].values()))
-
-        run_jobs(_WORKER, jobs, on_answer, processes=1, limit_s=lambda: min(limit_s, self._left_s()))
-        return [answers[at] for at in range(len(jobs))]
-
-    @contextlib.contextmanager
-    def ended_on_error(self) -> Iterator[None]:
-        """No job is begun any more after Ctrl-C."""
-        try:
-            yield
-        except BaseException:
-            self._end_s = 0.0
-            raise
-
-    def _left_s(self) -> float:
-        return self._end_s - time.monotonic()
