@@ -1,0 +1,100 @@
+"""Executed figures agree with what `count` and `inspect` say of the same launches.
+
+docs/evidence.md, "Executed figures", says where they need not.
+"""
+
+import collections
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.inputs import Source
+from decodetax.harness.offline.kernel_traffic import count_case
+from decodetax.harness.offline.ptx.instruction_classes import INSPECT_CLASSES
+from executed_figures import small_tiling
+
+GROUPED = DecodeAttention(contexts=(300, 64), q_heads=4, kv_heads=1, head_dim=128, dtype="bf16")
+UNGROUPED = DecodeAttention(contexts=(301, 77), q_heads=3, kv_heads=3, head_dim=64, dtype="fp32")
+TILES = PrefillMatmul(phase="prefill", part="qkv", rows=65, in_features=256, out_features=144, dtype="bf16")
+ROWS = PrefillMatmul(phase="decode", part="qkv", rows=8, in_features=512, out_features=144, dtype="fp16")
+ODD = PrefillMatmul(phase="prefill", part="qkv", rows=41, in_features=101, out_features=53, dtype="bf16")
+SAME_CLASSES = ("matrix", "load_global", "load_shared", "store", "mufu", "shuffle")
+"""Classes whose instructions ptxas neither adds nor removes in a loop."""
+SAME_SECTORS = ("k_ptr", "v_ptr", "x_ptr", "x_desc", "weight_ptr", "weight_desc", "partial_ptr")
+"""Tensors of which each warp reads or writes whole sectors of its own."""
+
+
+@functools.cache
+def execute(gpu, *cases):
+    """Figures by launch of each case."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).with_name("executed_figures.py")
+    texts = [msgspec.json.encode(case).decode() for case in cases]
+    done = subprocess.run(
+        [sys.executable, program, gpu, *texts], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def check_sectors(gpu, case, launches):
+    counted = count_case(case, small_tiling(case, gpu), Source(torch.device("cpu"), 0))
+    for launch in counted.launches:
+        sectors = launches[launch.kernel]["figures"]["sectors"]
+        for tensor, expected in launch.tensors.items():
+            found = sectors.get(tensor, {"requested": 0, "written": 0})
+            if tensor in SAME_SECTORS:
+                assert found == {"requested": expected.sectors_requested, "written": expected.sectors_written}
+            elif tensor != "context_lens_ptr":  # its load may be left out where nothing uses it
+                assert found["requested"] >= expected.sectors_requested
+                assert found["written"] >= expected.sectors_written
+
+
+def check_hot_loop(launches):
+    for launch in launches.values():
+        executed = collections.Counter()
+        for name, number in launch["figures"]["hot_loop"]["instructions"].items():
+            executed[INSPECT_CLASSES[name]] += number
+        inspected = launch["inspected"]
+        assert {name: executed[name] for name in SAME_CLASSES} == {
+            name: inspected.get(name, 0) for name in SAME_CLASSES
+        }
+
+
+def test_sectors_and_hot_loops_of_decode_attention_agree():
+    launches = execute("a100", GROUPED, ROWS)[GROUPED]
+    check_sectors("a100", GROUPED, launches)
+    check_hot_loop(launches)
+    assert all(each["figures"]["hot_loop"]["bank_conflicts"] == 0 for each in launches.values())
+
+
+def test_sectors_and_hot_loops_of_prefill_matmul_agree():
+    launches = execute("a100", GROUPED, ROWS)[ROWS]
+    check_sectors("a100", ROWS, launches)
+    check_hot_loop({name: each for name, each in launches.items() if "reduce" not in name})
+    assert launches["_matmul_kernel"]["figures"]["hot_loop"]["bank_conflicts"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", ["a100", "h100", "rtx5090", "b200"])
+def test_figures_of_every_case_agree(gpu):
+    cases = (GROUPED, UNGROUPED, TILES, ROWS, ODD)
+    for case, launches in execute(gpu, *cases).items():
+        check_sectors(gpu, case, launches)
+        if gpu in {"a100", "rtx5090"}:
+            check_hot_loop({name: each for name, each in launches.items() if "reduce" not in name})
+
+
+@pytest.mark.slow
+def test_float32_decode_attention_has_bank_conflicts_on_its_keys():
+    """A lane reads a row of 256 bytes: eight lanes of a pass meet in one bank group, in eight passes."""
+    loop = execute("a100", UNGROUPED)[UNGROUPED]["_split_kv_kernel"]["figures"]["hot_loop"]
+    loads, warps, passes = 256 // 16, 4, 4
+    assert loop["bank_conflicts"] == 7 * loads * warps * passes
