@@ -28,7 +28,8 @@ class Arguments:
 
     Attributes:
         parameters: bytes by PTX name.
-        memory: the tensors.
+        memory: the tensors' memory.
+        tensors: those of pointers and descriptors.
         tensor_maps: by the PTX name of the parameter that holds them.
 
     Raises:
@@ -39,6 +40,7 @@ class Arguments:
         self, compiled: Any, values: Mapping[str, Any], sizes: Mapping[str, int], grid: tuple[int, ...]
     ) -> None:
         self.memory = GlobalMemory()
+        self.tensors: list[Any] = []
         self.parameters: dict[str, bytes] = {}
         self.tensor_maps: dict[str, TensorMap] = {}
         self._sizes = sizes
@@ -75,6 +77,7 @@ class Arguments:
 
     def _add_tensor(self, name: str, tensor: Any) -> None:
         elements = span(tensor.shape, tensor.stride()) if tensor.numel() else 0
+        self.tensors.append(tensor)
         self.memory.add(name, tensor.data_ptr(), elements * tensor.element_size())
         self._append_integers(tensor.data_ptr())
 
@@ -99,6 +102,7 @@ class Arguments:
             raise UnsupportedPtxError(
                 f"argument {name}: the base or a stride of a descriptor is no multiple of 16 bytes"
             )
+        self.tensors.append(value.base)
         self.memory.add(name, start, span(value.shape, value.strides) * size)
         return TensorMap(
             start=start,
@@ -116,6 +120,7 @@ class Arguments:
         start = -(-self.scratch.ctypes.data // TENSOR_MAP_BYTES) * TENSOR_MAP_BYTES
         if size:
             self.memory.add("global scratch", start, size)
+            self.memory.track_unwritten(start, np.ones(size, np.bool_))
             self._append_integers(start)
         while self._left:
             self._append_integers(0)

@@ -6,7 +6,9 @@ execution.violations, execution.launches
 """
 
 import contextlib
+import ctypes
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +19,12 @@ import torch
 
 from ...core.gpus import Gpu, find_gpu
 from ..offline_driver import launches_patched
+from ..uninitialized import UninitializedTracker
 from .arguments import Arguments, span
 from .counters import LaunchCounters
 from .executable import Executable
 from .figures import LaunchFigures, launch_figures
+from .global_memory import GlobalMemory
 from .lanes import Array
 from .violations import Violation
 
@@ -41,7 +45,7 @@ _PACKED = {
     "fp64": "<d",
 }
 _TENSOR_MAP_BYTES = 128
-_EMPTY_FUNCTIONS = ("empty", "empty_like", "empty_strided")
+_NAN_BYTE = 0xFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class Execution:
         violations: what kernels may not do, each with kernel, place and PTX line.
         notes: the same of what is harmless.
         launches: in order.
+        uninitialized: follows what host functions allocate and nothing has written yet.
     """
 
     seed: int = 0
@@ -88,6 +93,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
+        self.uninitialized = _Poisoned()
 
     def forbid(self, tensor: torch.Tensor, dead: torch.Tensor) -> None:
         """Forbids kernels to read dead elements of a tensor, and what lies between its elements.
@@ -101,6 +107,12 @@ class Execution:
         marks = torch.ones(span(tensor.shape, tensor.stride()), dtype=torch.bool)
         marks.as_strided(tensor.shape, tensor.stride()).copy_(dead.expand(tensor.shape))
         self._dead.append((tensor.data_ptr(), np.repeat(marks.numpy(), tensor.element_size())))
+
+    def _track_unwritten(self, memory: GlobalMemory, tensor: torch.Tensor) -> None:
+        shadow = self.uninitialized.shadow_of(tensor)
+        if shadow is not None:
+            shadow.refine(1)
+            memory.track_unwritten(tensor.untyped_storage().data_ptr(), shadow.mask)
 
     def execute(self, kernel: str, compiled: Any, grid: tuple[int, ...], values: Mapping[str, Any]) -> None:
         """Executes one launch.
@@ -119,6 +131,8 @@ class Execution:
             ptx = self.edit(kernel, ptx)
         executable = _executable(ptx, compiled.metadata.shared)
         arguments = Arguments(compiled, values, executable.kernel.parameters, grid)
+        for tensor in arguments.tensors:
+            self._track_unwritten(arguments.memory, tensor)
         for start, dead in self._dead:
             arguments.memory.forbid(start, dead)
         started_s = time.perf_counter()
@@ -160,7 +174,7 @@ def executed(
 
     Host functions of this package choose their tilings as on that GPU. A kernel under `triton.autotune` is
     executed in its first configuration, as a later one would overwrite its result. New tensors of
-    `torch.empty` start as NaN bytes.
+    `torch.empty` and its variants start as NaN bytes, and reading what nothing wrote is a violation.
 
     Args:
         gpu: a GPU with SM limits, or a compute capability such as 80.
@@ -178,32 +192,27 @@ def executed(
 
     def launch(run: Callable[..., Any], function: Any, args: Any, grid: Any, kwargs: dict[str, Any]) -> Any:
         compiled = run(*args, grid=grid, warmup=True, **kwargs)
-        values = dict(zip(function.arg_names, args, strict=False)) | kwargs
+        values = _defaults(function) | dict(zip(function.arg_names, args, strict=False)) | kwargs
         execution.execute(
             function.__name__, compiled, tuple(grid(values) if callable(grid) else grid), values
         )
         return compiled
 
     patched = launches_patched(gpu, launch, sm_count=sm_count, each_configuration=False)
-    with patched, _poisoned_empty():
+    with patched, execution.uninitialized:
         yield execution
 
 
-@contextlib.contextmanager
-def _poisoned_empty() -> Iterator[None]:
-    """Within it, tensors of torch.empty and its variants start as NaN bytes."""
+def _defaults(function: Any) -> dict[str, Any]:
+    """Default values of a Triton function's parameters, by name."""
+    parameters = inspect.signature(function.fn).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
-    def poisoned(allocate: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = allocate(*args, **kwargs)
-        bits = torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
-        bits.fill_(0xFF)
-        return tensor
 
-    originals = {name: getattr(torch, name) for name in _EMPTY_FUNCTIONS}
-    for name, original in originals.items():
-        setattr(torch, name, functools.partial(poisoned, original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
+class _Poisoned(UninitializedTracker):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Tracks what nothing has written, and fills it with NaN bytes."""
+
+    def add(self, tensor: torch.Tensor) -> None:
+        super().add(tensor)
+        storage = tensor.untyped_storage()
+        ctypes.memset(storage.data_ptr(), _NAN_BYTE, storage.nbytes())

@@ -158,12 +158,14 @@ def _integer_division(t: Translator, i: Instruction, kind: Kind, *, remainder: b
 
 def _extremum(name: str) -> Handler:
     def handler(t: Translator, i: Instruction) -> None:
-        if {"abs", "xorsign"} & set(i.modifiers):
-            raise UnsupportedPtxError("min or max of magnitudes")
         function = f"np.{name}imum" if "NaN" in i.modifiers else f"np.f{name}"
         floats = f"{function}({{0}},{{1}})"
         if len(i.operands) == 4:  # three operands, from sm_100 on
             floats = f"{function}({floats},{{2}})"
+        if "abs" in i.modifiers:
+            floats = f"{function}(np.abs({{0}}),np.abs({{1}}))"
+        if "xorsign" in i.modifiers:
+            floats = f"np.copysign({floats},np.copysign(F(1),{{0}})*np.copysign(F(1),{{1}}))"
         integers = f"np.{name}imum({{0}},{{1}})"
         if "relu" in i.modifiers:
             integers = f"np.maximum({integers},0)"
