@@ -1,4 +1,7 @@
-"""Argument checks: every misuse raises a ValueError that names the argument, its value and what it may be."""
+"""Argument checks: every misuse raises a ValueError that names the argument, its value and what it may be.
+
+This file is over 400 lines because every argument of three functions is checked here, and nothing else done.
+"""
 
 from __future__ import annotations
 
@@ -289,6 +292,7 @@ def _check_scale(
     if not isinstance(scale, torch.Tensor):
         _check_number(name, scale)
         return
+    _check_tensor(name, scale)
     _check_dtype(name, scale, torch.float32)
     if tuple(scale.shape) not in {(), (1,), *shapes}:
         raise ValueError(f"{name} has shape {list(scale.shape)}; it must be [], [1]{meaning}")
@@ -318,6 +322,16 @@ def _check_count(name: str, value: int | None, at_most: int | None = None) -> No
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor")  # noqa: TRY004  (the same)
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} has layout {value.layout}; it must be torch.strided")
+    if value.is_neg():  # its memory holds the other sign
+        raise ValueError(f"{name} is a view with a lazy negation; it must be {name}.resolve_neg()")
+    try:
+        has_memory = value.untyped_storage().device.type == value.device.type
+    except RuntimeError:  # inside torch.vmap
+        has_memory = False
+    if not has_memory:
+        raise ValueError(f"{name} is a {type(value).__name__} without memory; it must have its own")
 
 
 def _check_floating(name: str, tensor: torch.Tensor) -> None:

@@ -433,7 +433,8 @@ def _launch(
     }
     batches = {
         "stride_bias_batch": bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-        "stride_weight_scale_batch": weight.shape[1] if _per_row(weight_scales) and weight.stride(0) else 0,
+        # Of the scale: batches that share a weight may each have their own.
+        "stride_weight_scale_batch": plan.features if _batched(weight_scales, plan) else 0,
         "stride_out_batch": matrices.stride(0),
         "COLUMNS": tiling.block_columns,
     }
@@ -500,6 +501,11 @@ def _launch(
 def _per_row(scales: torch.Tensor | None) -> int:
     """Stride of the scales: 1 if there is one per row, 0 if there is a single one or none."""
     return 0 if scales is None or scales.numel() == 1 else 1
+
+
+def _batched(scales: torch.Tensor | None, plan: MatmulPlan) -> bool:
+    """Whether each batch has scales of its own."""
+    return scales is not None and scales.numel() > max(1, plan.features)
 
 
 def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:

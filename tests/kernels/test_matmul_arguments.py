@@ -170,3 +170,30 @@ TILINGS = {
 def test_matmul_tiling_rejects_bad_field(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         MatmulTiling(**vars(SPLIT_K) | wrong)
+
+
+WITHOUT_STRIDES = {
+    "sparse": (lambda x: x.to_sparse(), "x has layout torch.sparse_coo; it must be torch.strided"),
+    "mkldnn": (lambda x: x.float().to_mkldnn(), "x has layout torch._mkldnn; it must be torch.strided"),
+    "fake": (
+        lambda x: torch._subclasses.FakeTensorMode().from_tensor(x),
+        "x is a FakeTensor without memory; it must have its own",
+    ),
+    "negated": (torch._neg_view, "x is a view with a lazy negation; it must be x.resolve_neg()"),
+}
+
+
+@pytest.mark.parametrize(("turned", "message"), WITHOUT_STRIDES.values(), ids=WITHOUT_STRIDES)
+def test_tensor_that_is_no_plain_memory_is_rejected(turned, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        prefill_matmul(turned(torch.ones(3, 16)), torch.ones(5, 16))
+
+
+def test_tensor_inside_vmap_is_rejected():
+    with pytest.raises(ValueError, match=r"^x is a Tensor without memory; it must have its own$"):
+        torch.vmap(lambda x: prefill_matmul(x, torch.ones(5, 16)))(torch.ones(2, 3, 16))
+
+
+def test_scales_that_are_no_plain_memory_are_rejected():
+    with pytest.raises(ValueError, match=r"^x_scale has layout torch\.sparse_coo"):
+        prefill_matmul(torch.ones(3, 16), torch.ones(5, 16), x_scale=torch.ones(3).to_sparse())

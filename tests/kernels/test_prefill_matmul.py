@@ -377,3 +377,12 @@ def test_products_computed_by_hand():
     expected = torch.nn.functional.silu(torch.tensor([[11.0, 1.0]])) * 2.0
     torch.testing.assert_close(gated, expected)
     assert reference.prefill_matmul(x, weight, activation="swiglu").shape == (1, 2)
+
+
+@pytest.mark.parametrize("activation", [None, "swiglu"])
+def test_batches_that_share_a_weight_have_scales_of_their_own(activation):
+    shared = normal(1, 6, 16, dtype=torch.float32, seed=1).expand(3, 6, 16)
+    scale, x = uniform(3, 6, seed=2), normal(3, 5, 16, dtype=torch.float32, seed=3)
+    options = {"weight_scale": scale, "activation": activation}
+    found = prefill_matmul(x, shared, **options)
+    torch.testing.assert_close(found, prefill_matmul(x, shared.contiguous(), **options))
