@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import re
 import time
 import types
@@ -32,6 +33,14 @@ def device_with_cuda(**options):
 def cuda_device(**options):
     cuda, device = device_with_cuda(**options)
     return device, cuda.log
+
+
+def test_torch_has_all_that_the_fake_of_it_offers():
+    of_the_tests = {"item", "launch", "_wait", "_end_allocate_to_pool"}
+    offered = {name for name in vars(FakeCuda) if not name.startswith("__")} - of_the_tests
+    assert {name for name in offered if not hasattr(torch.cuda, name)} == set()
+    assert {"pool", "stream"} <= set(inspect.signature(torch.cuda.graph).parameters)
+    assert hasattr(torch.cuda.memory, "_cuda_endAllocateToPool")
 
 
 def test_gpu_reports_what_torch_reports():
