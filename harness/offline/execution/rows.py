@@ -19,6 +19,8 @@ from ...core.gpus import Gpu, find_gpu
 from ...core.worker_processes import Crash, run_jobs, serve_jobs
 from .cases import Case, UserCase, from_json, to_json
 
+_WORKER = f"{__package__}.rows"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutedRow:
@@ -66,7 +68,9 @@ class ExecutedRow:
         return asdict(self) | {"provenance": "executed"}
 
 
-def execute_case(case: Case, gpu: Gpu, *, seed: int = 0) -> ExecutedRow:
+def execute_case(
+    case: Case, gpu: Gpu, *, seed: int = 0, edit: Callable[[str, str], str] | None = None
+) -> ExecutedRow:
     """Compiles what one call launches for a GPU, executes every CTA, and compares the result with the oracle.
 
     The process must not interpret Triton's kernels.
@@ -75,6 +79,7 @@ def execute_case(case: Case, gpu: Gpu, *, seed: int = 0) -> ExecutedRow:
         case: the call.
         gpu: GPU to compile for; it need not be present.
         seed: of the inputs and of the order of the CTAs.
+        edit: from a kernel's name and its PTX to the PTX that is executed; plants faults.
     """
     from ..ptx.launch import executed  # noqa: PLC0415  (imports Triton)
     from ..ptx.unsupported import UnsupportedPtxError  # noqa: PLC0415
@@ -89,7 +94,7 @@ def execute_case(case: Case, gpu: Gpu, *, seed: int = 0) -> ExecutedRow:
         return replace(row, status="failed", reason=one_line(error))
     figures: dict[str, Any] = {}
     started = time.perf_counter()
-    with executed(gpu, sm_count=case.sm_count, seed=seed) as execution:
+    with executed(gpu, sm_count=case.sm_count, seed=seed, edit=edit) as execution:
         for tensor, dead in call.dead:
             execution.forbid(tensor, dead)
         try:
@@ -158,7 +163,7 @@ def execute_cases(
 
     sent = [{"gpu": gpu.name, "case": to_json(case), "seed": seed} for gpu, case in jobs]
     user_code = any(isinstance(case, UserCase) for case in cases)
-    run_jobs(__name__, sent, on_answer, processes=processes, show_stderr=user_code)
+    run_jobs(_WORKER, sent, on_answer, processes=processes, show_stderr=user_code)
     return tuple(rows[at] for at in range(len(jobs)))
 
 
