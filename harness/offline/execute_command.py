@@ -49,6 +49,9 @@ _COLUMNS = (
     Column("its tolerance", "lse_tolerance", "modelled", show=_error, wide=True),
     Column("compile s", "compile_s", show="{:.1f}".format, wide=True),
     Column("execute s", "execute_s", show="{:.1f}".format, wide=True),
+    Column("instructions", "instructions", "executed", wide=True),
+    Column("sectors", "sectors", "executed", wide=True),
+    Column("bank conflicts", "bank_conflicts", "executed", wide=True),
     Column("notes", "notes", "executed", wide=True),
     Column("violations", "violations", "executed"),
     Column("status", "status"),
@@ -207,35 +210,47 @@ def _cell(row: Mapping[str, Any], name: str) -> Any:
         )
     if name in ("violations", "notes"):
         return sum(each["count"] for each in row[name])
+    if name in ("instructions", "sectors", "bank_conflicts"):
+        return round(sum(_counted(launch["counters"], name) for launch in row["launches"]))
     return row[name]
 
 
+def _counted(figures: Mapping[str, Any], name: str) -> float:
+    """A launch's executed figure, summed over classes of instructions or tensors."""
+    if name == "sectors":
+        return sum(each["requested"] + each["written"] for each in figures["sectors"].values())
+    return sum(figures[name].values()) if name == "instructions" else figures[name]
+
+
 def _failure(row: Mapping[str, Any]) -> Iterator[str]:
-    """Lines that say why a row failed, and where."""
+    """Lines that say why a row failed, and where: one for each kind of violation and line of the source."""
     yield printable(f"failed: {row['gpu']} {row['kernel']} {row['case']} {row['dtype']}: {row['reason']}")
-    violations = row["violations"]
-    for violation in violations[:_SHOWN_VIOLATIONS]:
-        yield f"  {printable(_violation(violation))}"
-    if len(violations) > _SHOWN_VIOLATIONS:
-        yield f"  and {len(violations) - _SHOWN_VIOLATIONS} more; --json has them all"
+    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for each in row["violations"]:
+        place = each["source"] or str(each["ptx_line"])
+        places.setdefault((each["kind"], each["kernel"], place), []).append(each)
+    for first, *others in list(places.values())[:_SHOWN_VIOLATIONS]:
+        more = f"; and at {len(others)} more PTX lines" if others else ""
+        yield f"  {printable(_violation(first) + more)}"
+    if len(places) > _SHOWN_VIOLATIONS:
+        yield f"  and {len(places) - _SHOWN_VIOLATIONS} more; --json has them all"
 
 
 def _violation(violation: Mapping[str, Any]) -> str:
-    """A violation in one line: what, where in memory, CTA and warp, and where in the code."""
+    """A violation in one line: what, where in memory, where in the code, CTA and warp."""
+    times = f", {violation['count']} times" if violation["count"] > 1 else ""
     place = violation["tensor"]
     if violation["shared_address"] is not None:
         place = f"shared address {violation['shared_address']}"
+    source = f" at {violation['source']}" if violation["source"] else ""
     warp = "" if violation["warp"] is None else f", warp {violation['warp']}"
-    source = f" ({violation['source']})" if violation["source"] else ""
-    parts = (
-        f"{violation['kind']}: {violation['kernel']}",
-        place,
-        f"CTA ({', '.join(map(str, violation['cta']))}){warp}",
-        f"PTX line {violation['ptx_line']}{source} {violation['ptx']}",
-        violation["detail"],
-        f"{violation['count']} times" if violation["count"] > 1 else "",
+    return "; ".join(
+        (
+            f"{violation['kind']}{times}: {', '.join(filter(None, (place, violation['detail'])))}",
+            f"{violation['kernel']}{source}, CTA ({', '.join(map(str, violation['cta']))}){warp}",
+            f"PTX line {violation['ptx_line']}: {violation['ptx']}",
+        )
     )
-    return ", ".join(part for part in parts if part)
 
 
 def _not_executed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -18,6 +18,11 @@ from hand_made import assert_misuse, decodetax, strict_json
 PAGE = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
 GPUS = ("a100", "h100", "rtx-5090")
 FULL = os.environ.get("DECODETAX_FULL_MATRIX") == "2"
+FIGURES = {
+    "instructions": {"mma": 700.0, "other": 70.0},
+    "sectors": {"q_ptr": {"requested": 40.0, "written": 0.0}, "out_ptr": {"requested": 0.0, "written": 3.0}},
+    "bank_conflicts": 9.0,
+}
 ROW = ExecutedRow(
     kernel="decode_attention",
     case="ragged",
@@ -28,8 +33,8 @@ ROW = ExecutedRow(
     relative_error=0.0024,
     tolerance=0.0156,
     launches=(
-        {"kernel": "_split_kv_kernel", "grid": [6], "ctas": 6},
-        {"kernel": "_combine_kernel", "grid": [6, 4], "ctas": 24},
+        {"kernel": "_split_kv_kernel", "grid": [6], "ctas": 6, "counters": FIGURES},
+        {"kernel": "_combine_kernel", "grid": [6, 4], "ctas": 24, "counters": FIGURES},
     ),
     compile_s=1.0,
     execute_s=2.0,
@@ -100,10 +105,12 @@ def test_text_has_80_columns_and_says_what_failed_where(monkeypatch):
     skipped = replace(
         ROW, status="skipped", reason="TMA descriptors need compute capability 9.0", launches=()
     )
+    others = [VIOLATION | {"source": f"decode_tile.py:{line}"} for line in range(200, 206)]
+    violations = (VIOLATION, VIOLATION | {"ptx_line": 813}, *others)
     execute = rows_by_hand(
         monkeypatch,
         ROW,
-        replace(ROW, dtype="fp16", status="failed", reason="shared race", violations=(VIOLATION,) * 7),
+        replace(ROW, dtype="fp16", status="failed", reason="shared race", violations=violations),
         skipped,
         replace(skipped, dtype="int8"),
     )
@@ -112,17 +119,21 @@ def test_text_has_80_columns_and_says_what_failed_where(monkeypatch):
     lines = outcome.out.splitlines()
     assert lines[0] == "decode_attention on A100-SXM4-80GB"
     assert "ragged  bf16     3  6 + 24  0.0024      0.016           0  ok" in lines
-    assert "ragged  fp16     3  6 + 24  0.0024      0.016          84  failed" in lines
+    assert "ragged  fp16     3  6 + 24  0.0024      0.016          96  failed" in lines
     assert max(map(len, lines)) <= 80
     text = " ".join(outcome.out.split())
     assert "failed: A100-SXM4-80GB decode_attention ragged fp16: shared race" in text
-    assert "shared address 4096, CTA (3, 0, 0), warp 2, PTX line 812 (decode_tile.py:120)" in text
+    assert "shared race, 12 times: shared address 4096, written by warp 1; _split_kv_kernel" in text
+    assert "at decode_tile.py:120, CTA (3, 0, 0), warp 2; PTX line 812: ld.shared.b32 %r1, [%r2]; and" in text
+    assert "and at 1 more PTX lines" in text
     assert "and 2 more; --json has them all" in text
     assert (
         "skipped: A100-SXM4-80GB, cases: 2, TMA descriptors need compute capability 9.0: ragged bf16" in text
     )
-    assert text.endswith("cases: 1 ok, 1 failed, 2 skipped; 60 CTAs executed in random order; 84 violations")
-    assert "split_kv 6, combine 6x4" in execute("--wide").out
+    assert text.endswith("cases: 1 ok, 1 failed, 2 skipped; 60 CTAs executed in random order; 96 violations")
+    wide = execute("--wide").out
+    assert "split_kv 6, combine 6x4" in wide
+    assert " ".join(wide.splitlines()[5].split()).endswith("1,540 86 18 0 0 ok")
 
 
 def test_what_is_not_supported_is_listed_and_no_failure(monkeypatch):

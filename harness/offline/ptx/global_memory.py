@@ -236,13 +236,13 @@ class GlobalAccess:
         size, line, what, lane = access
         first = int(at[wrong][0])
         warp = int(self._lanes.warp[lanes[wrong][0] if lane is None else lane])
-        detail = f"{what} of {size} bytes at {first:#x}, {int(wrong.sum())} times"
-        tensor = ""
+        tensor, place = "", f"{first:#x}"
         for buffer in self._memory.buffers:
             if buffer.start - _NEAR_BYTES <= first < buffer.end + _NEAR_BYTES:
                 tensor = buffer.name
-                detail += f", byte {first - buffer.start} of {buffer.end - buffer.start}"
+                place = f"byte {first - buffer.start} of {buffer.end - buffer.start}"
                 break
+        detail = f"{what} of {size} bytes at {place}, {int(wrong.sum())} accesses"
         self._lanes.report(kind, line, detail, tensor=tensor, warp=warp)
 
     def check_read(
