@@ -18,6 +18,7 @@ from decodetax.harness.bench import ceilings, device, session
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core import inputs, language_model
 from decodetax.harness.offline import variants
+from decodetax.harness.offline.execution import cases
 from hand_made import TINY, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ PAGES = sorted([*ROOT.glob("[RC][EO]*.md"), *ROOT.glob("docs/**/*.md")])
 """README and CONTRIBUTING, and all of docs."""
 COMMAND = re.compile(r"(?m)^    (?:.* && )?(decodetax [^#\n]+?)(?:   .*)?$|`(decodetax [^`]+)`")
 NEEDS_GPU = "tune"
-SLOW = {"run", "inspect", "count"}
+SLOW = {"run", "inspect", "count", "execute"}
 """Commands that measure, compile or interpret; each has a faster test of its own."""
 
 
@@ -85,18 +86,26 @@ def invoke(monkeypatch, arguments):
     return ended.value.code
 
 
+def in_a_process(*words):
+    """A command that compiles a kernel of the user's own, as this process interprets."""
+    command = [sys.executable, "-m", "decodetax.harness", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder that holds every file that the pages name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    sys.modules.pop("my_kernel", None)
+    for name in ("my_kernel", "my_gluon_kernel"):
+        sys.modules.pop(name, None)
     shutil.copytree(ROOT / "docs" / "runs", "docs/runs")
     for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
         shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
     Path("path/to").mkdir(parents=True)
     write_config(tmp_path / "path" / "to")
     Path("my_kernel.py").write_text(block("docs/extending.md", "_product_kernel"), encoding="utf-8")
+    Path("my_gluon_kernel.py").write_text(block("docs/extending.md", "gluon.jit"), encoding="utf-8")
     Path("ours.toml").write_text(block("docs/extending.md", "[[price]]"), encoding="utf-8")
     return tmp_path
 
@@ -124,6 +133,9 @@ def _small(monkeypatch):
     monkeypatch.setattr(inputs, "BLOCK", 65_537)
     few = variants.default_cases()
     monkeypatch.setattr(variants, "default_cases", lambda: (few[0], few[-1]))
+    executed = cases.default_cases()
+    monkeypatch.setattr(cases, "default_cases", lambda: executed[-2:])
+    monkeypatch.delenv("DECODETAX_FULL_MATRIX", raising=False)
 
 
 def prepared(monkeypatch, command):
@@ -142,11 +154,9 @@ def test_commands_of_the_pages_run(monkeypatch, capsys, folder, command):
     if "--provider" not in command:  # twins are run by tests of their own
         monkeypatch.setattr(session, "check_in_interpreter", lambda *_arguments, **_options: iter(()))
     words = prepared(monkeypatch, command)
-    if words[0] == "inspect" and "--provider" in words:  # it compiles, and this process interprets
-        done = subprocess.run(
-            [sys.executable, "-m", "decodetax.harness", *words], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+    if words[0] in {"inspect", "execute"} and "--provider" in words:
+        done = in_a_process(*words)
+        assert (done.returncode, done.stderr.strip()) == (0, "")
         return
     code = invoke(monkeypatch, words)
     printed = capsys.readouterr()
@@ -173,6 +183,18 @@ def test_the_example_of_an_own_kernel_prints_what_the_page_says(monkeypatch, cap
     assert folder
     assert invoke(monkeypatch, ["count", "--provider", "my_kernel:my_product"]) == 0
     assert capsys.readouterr().out == block("docs/extending.md", "my_kernel:my_product: prefill")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("in_features", "wait"), [("192", False), ("100", True)], ids=["wait", "alignment"])
+def test_faults_planted_in_the_example_are_found_as_the_page_says(folder, in_features, wait):
+    path = folder / "my_gluon_kernel.py"
+    if not wait:
+        path.write_text(path.read_text(encoding="utf-8").replace("        async_copy.wait_group(0)\n", ""))
+    [command] = [line for line in shown() if "my_gluon_kernel" in line]
+    done = in_a_process(*arguments_of(command.replace("192", in_features)))
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.endswith(block("docs/extending.md", f"by_rows prefill/product/m3-k{in_features}-n70"))
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
