@@ -218,8 +218,8 @@ def _cell(row: Mapping[str, Any], name: str) -> Any:
 def _counted(figures: Mapping[str, Any], name: str) -> float:
     """A launch's executed figure, summed over classes of instructions or tensors."""
     if name == "sectors":
-        return sum(each["requested"] + each["written"] for each in figures["sectors"].values())
-    return sum(figures[name].values()) if name == "instructions" else figures[name]
+        return float(sum(each["requested"] + each["written"] for each in figures["sectors"].values()))
+    return float(sum(figures[name].values()) if name == "instructions" else figures[name])
 
 
 def _failure(row: Mapping[str, Any]) -> Iterator[str]:
