@@ -9,10 +9,13 @@ from unittest import mock
 
 import pytest
 import torch
+from decodetax import kernels
 from decodetax.harness.offline.default_tilings import kernel_limits
 from decodetax.kernels import reference
 from torch.overrides import TorchFunctionMode
 
+# Loaded now: while launches are patched, importing them would choose interpreted kernels.
+HOST_FUNCTIONS = kernels.decode_attention, kernels.merge_states, kernels.prefill_matmul
 FILES = [Path(__file__).with_name(name) for name in ("test_kernels.py", "test_matmul_variants.py")]
 
 
@@ -107,5 +110,7 @@ def run_gpu_tests(gpu, *, share=0, shares=1, words=""):
     plugin = Plugin(gpu, share, shares)
     with mock.patch.object(torch.cuda, "is_available", return_value=True):
         options = ["-q", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "-k", words]
-        pytest.main([*options, *map(str, FILES)], plugins=[plugin])
+        code = pytest.main([*options, *map(str, FILES)], plugins=[plugin])
+    if code not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}:
+        plugin.errors.append(f"pytest ended with {code!r}")
     return plugin
