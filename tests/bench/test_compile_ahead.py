@@ -5,7 +5,11 @@ The compiling processes are fakes that do what the tiling says.
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from decodetax.harness.bench import compile_worker
@@ -186,6 +190,40 @@ def test_close_ends_compilers_that_hang(compilers):
     began_s = time.perf_counter()
     ahead.close()
     assert time.perf_counter() - began_s < 10
+    assert not any(map(is_alive, compilers.pids()))
+
+
+INTERRUPTED = """
+import contextlib, sys
+sys.path[:0] = sys.argv[1:]
+from test_compile_ahead import CASE, H100_LIMITS, CompileAhead, tilings
+
+ahead = CompileAhead(H100_LIMITS, processes=2, worker="fake_compiler")
+try:
+    with contextlib.closing(ahead):
+        ahead.begin(CASE, tilings("hang", "hang", "hang"))
+        ahead.next(None)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_the_wait_and_all_compilers(compilers):
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, here, here.parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(compilers.pids()) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the compilers too
+    out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == ("interrupted\n", "", 0)
     assert not any(map(is_alive, compilers.pids()))
 
 
