@@ -17,8 +17,9 @@ import torch
 import triton
 import triton.language as tl
 from decodetax.harness.bench import tilings
+from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.providers import PROVIDERS
-from decodetax.harness.core.cases import Sweep, cases_of
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul, Sweep, cases_of
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.inputs import BlankSource, draw
 from decodetax.harness.core.language_model import load_timed_model
@@ -76,6 +77,29 @@ def timed_tests(gpu):
         inputs = draw(case, BlankSource(torch.device("cpu"), 0))
         for tiling in tunable.candidates(case, default, kernel_limits(gpu))[:2]:
             tunable.run(inputs, tiling)
+
+
+def compiled_ahead(gpu, cache):
+    """Launches tilings that `decodetax tune` compiled ahead; the cubins in the cache before and after."""
+    os.environ["TRITON_CACHE_DIR"] = cache
+    matmul = PrefillMatmul(
+        phase="prefill", part="o", rows=300, in_features=512, out_features=1000, dtype="bf16"
+    )
+    decode = DecodeAttention(contexts=(700, 700), q_heads=8, kv_heads=2, head_dim=64, dtype="bf16")
+    limits, cubins = kernel_limits(gpu), []
+    for case in (matmul, decode):
+        tunable = tilings.TUNABLE[case.operation]
+        found = tunable.candidates(case, tunable.default(case, limits), limits)
+        some = [found[1], found[len(found) // 2], found[-1]]
+        with contextlib.closing(CompileAhead(limits, processes=1)) as ahead:
+            ahead.begin(case, some)
+            answers = [ahead.next(None) for _ in some]
+        cubins.append(sorted(map(str, Path(cache).glob("*/*.cubin"))))
+        for tiling in some:
+            tunable.run(draw(case, BlankSource(torch.device("cpu"), 0)), tiling)
+        cubins.append(sorted(map(str, Path(cache).glob("*/*.cubin"))))
+        assert answers == [(0, None), (1, None), (2, None)], answers
+    return cubins
 
 
 @triton.jit
@@ -177,7 +201,9 @@ def faults(_gpu):
     return found
 
 
-CALLS = {call.__name__: call for call in (default_run, small, kernel_tests, timed_tests, faults)}
+CALLS = {
+    call.__name__: call for call in (default_run, small, kernel_tests, timed_tests, compiled_ahead, faults)
+}
 
 
 def main():

@@ -197,3 +197,14 @@ def test_launches_of_the_kernels_gpu_tests_are_accepted(launched, gpu, share):
     assert done["tests"] >= 340 // shares
     assert len(launches) >= done["tests"]
     assert_accepted(launches)
+
+
+@pytest.mark.slow
+def test_launches_of_tilings_compiled_ahead_compile_nothing(launched, tmp_path):
+    launches, (matmul, matmul_launched, decode, decode_launched) = launched(
+        "h100", "compiled_ahead", str(tmp_path)
+    )
+    assert_accepted(launches)
+    assert 3 <= len(matmul) < len(decode)
+    assert matmul == matmul_launched
+    assert decode == decode_launched
