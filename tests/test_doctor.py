@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import subprocess
+import re
 import sys
 import types
 
@@ -559,21 +559,14 @@ def test_pin_of_triton_is_read_from_torchs_requirements(monkeypatch, requirement
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
-def test_doctor_passes_on_this_machine_within_a_minute(tmp_path, monkeypatch):
-    monkeypatch.delenv("CC")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "empty")}
-    done = subprocess.run(
-        [sys.executable, "-m", "decodetax.harness", "doctor", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stdout
-    document = json.loads(done.stdout)
-    assert document["run_device"] == "cpu"
+def test_every_form_is_correct_on_this_machine(monkeypatch):
+    monkeypatch.setattr(gathering, "TOTAL_LIMIT_S", 400.0)  # other tests may run beside this one
+    monkeypatch.setattr(gathering, "FORM_LIMIT_S", 100.0)
+    outcome = doctor("--json")
+    document = json.loads(outcome.stdout)
+    assert (outcome.return_value, document["run_device"]) == (0, "cpu")
     assert document["conclusion"].startswith("`decodetax run` will measure the CPU (no CUDA GPU: ")
-    forms = [row for row in document["rows"] if row["check"] in probes.FORMS]
-    assert len(forms) == len(probes.FORMS)
-    assert all(row["text"].startswith("correct: interpreted") for row in forms), forms
+    forms = {row["check"]: row["text"] for row in document["rows"] if row["check"] in probes.FORMS}
+    assert forms.keys() == probes.FORMS.keys()
+    assert all(text.startswith("correct: interpreted") for text in forms.values()), forms
+    assert {"sm_80", "sm_90"} <= set(re.findall(r"sm_\d+", " ".join(forms.values())))
