@@ -272,7 +272,9 @@ def test_interpreter_on_a_gpu_is_named(monkeypatch):
 @pytest.mark.parametrize("facts_of", [facts_of_cpu, facts_of_gpu])
 def test_missing_compiler_makes_triton_rows_unsupported_on_a_gpu_alone(monkeypatch, facts_of):
     monkeypatch.setenv("CC", "no-such-compiler")
-    found = not_ok(facts_of())["C compiler"]
+    facts = facts_of()
+    assert "compiled" not in {how for _, how in facts.forms}
+    found = not_ok(facts)["C compiler"]
     assert found.status == WARNING
     assert "'no-such-compiler' cannot be run" in found.text
     gpu = facts_of is facts_of_gpu
