@@ -38,14 +38,21 @@ class LaunchCounters:
         blocks: basic blocks of the kernel.
 
     Attributes:
-        executions: by block, warps that executed it.
+        executions: by block, how often a warp executed it.
+        executing_warps: by block, warps that ever did, a bit each.
         lines: by PTX line.
     """
 
     def __init__(self, blocks: int) -> None:
         self.executions = [0] * blocks
+        self.executing_warps = [0] * blocks
         self.lines: dict[int, LineCounts] = defaultdict(LineCounts)
         self._patterns: dict[tuple[bytes, bytes, int], tuple[int, int]] = {}
+
+    def executed(self, block: int, warps: int) -> None:
+        """Counts a block that some warps, a bit each, executed."""
+        self.executions[block] += warps.bit_count()
+        self.executing_warps[block] |= warps
 
     def global_access(
         self, tensor: str, address: NDArray[Any], lanes: NDArray[Any], line: int, *, stores: bool

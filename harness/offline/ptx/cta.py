@@ -13,7 +13,7 @@ from .local_memory import GenericMemory, LocalMemory
 from .matrix_memory import MatrixMemory
 from .mbarriers import Mbarriers, StuckError
 from .mma import Mma
-from .parser import PtxKernel
+from .parser import Barrier, PtxKernel
 from .shared_memory import SharedMemory
 from .tensor_cores import TensorCores
 from .tensor_maps import TensorMap
@@ -25,6 +25,7 @@ from .warps import Warps
 from .wgmma import Wgmma
 
 _EXITED = -1
+_NOT_WAITING = -1
 _BLOCKS_BETWEEN_PAUSES = 2000
 _FIRST_REGISTER = 0xCDCDCDCDCDCDCDCD  # what registers hold before they are written
 
@@ -44,6 +45,7 @@ class Launch:
         memory: global memory.
         log: takes violations.
         counters: takes executed figures.
+        barriers: of the blocks that end in one.
         max_blocks: basic blocks that a CTA may execute before it counts as endless.
     """
 
@@ -57,6 +59,7 @@ class Launch:
     memory: GlobalMemory
     log: ViolationLog
     counters: LaunchCounters
+    barriers: Mapping[int, Barrier]
     max_blocks: int
 
 
@@ -80,7 +83,7 @@ class Cta:
         )
         self._shared = SharedMemory(self._lanes, launch.shared_bytes)
         access = GlobalAccess(self._lanes, launch.memory)
-        mbarriers = Mbarriers(self._lanes, self._shared)
+        self._mbarriers = mbarriers = Mbarriers(self._lanes, self._shared)
         registers = [
             np.full(kernel.threads, _FIRST_REGISTER & (2**bits - 1) if bits > 1 else 0, UNSIGNED[bits])
             for bits in kernel.register_bits
@@ -115,6 +118,8 @@ class Cta:
         self._masked: list[Callable[[Mask], Array | None]] = [
             functions[f"b{block.index}m"] for block in self._blocks
         ]
+        self._barriers = launch.barriers
+        self._all_warps = (1 << self._lanes.warps) - 1
         self.executed_blocks = 0
 
     def steps(self) -> Iterator[None]:
@@ -124,27 +129,57 @@ class Cta:
             StuckError: it waits for what never comes; reported as a violation.
         """
         at: int | None = 0
-        everyone = np.arange(self._lanes.warps)
         while at is not None:
             block = self._blocks[at]
             with np.errstate(all="ignore"):
                 taken = self._whole[at](None)
-            if self._count(at, self._lanes.warps):
+            if self._count(at, self._all_warps):
                 yield
-            if taken is not None and taken.any() and not taken.all():
-                if block.kind == "barrier":
-                    at = yield from self._diverge(np.full(self._lanes.threads, at + 1), taken)
-                else:
-                    at = yield from self._diverge(np.where(taken, block.target, at + 1))
-            elif block.kind == "jump" or (block.kind == "branch" and taken is not None and taken.any()):
-                at = block.target
-            elif block.kind == "exit" and (taken is None or taken.any()):
-                at = None
-            else:
-                if block.kind == "barrier" and (taken is None or taken.any()):
-                    self._shared.clocks.join(everyone)
+            if block.kind == "barrier" and taken is None:
+                self._release(np.full(self._lanes.threads, True), {at})
                 at += 1
+            elif block.kind == "jump":
+                at = block.target
+            elif block.kind == "branch" and taken is not None and (taken.all() or not taken.any()):
+                at = block.target if taken[0] else at + 1
+            elif taken is None:
+                at = None if block.kind == "exit" else at + 1
+            else:
+                at = yield from self._diverge(*self._next(at, None, taken))
         self._finish()
+
+    def _next(self, block: int, mask: Mask, taken: Array | None) -> tuple[Array, Array]:
+        """Where the lanes of a mask go from a block, and the barriers at which they wait.
+
+        Args:
+            block: that they executed.
+            mask: None for all lanes.
+            taken: of a branch, exit or barrier whether its guard holds; the index of a switch.
+        """
+        kind, everywhere = self._blocks[block].kind, np.full(self._lanes.threads, True)
+        holds = everywhere if taken is None or kind == "switch" else taken
+        following, waiting = (
+            np.full(self._lanes.threads, block + 1),
+            np.full(self._lanes.threads, _NOT_WAITING),
+        )
+        if kind == "switch" and taken is not None:
+            following = self._switch(block, mask, taken)
+        elif kind in {"jump", "branch", "exit"}:
+            following = np.where(holds, self._blocks[block].target, following)
+        elif kind == "barrier":
+            waiting = np.where(holds, self._barriers[block].number, waiting)
+        return following, waiting
+
+    def _switch(self, block: int, mask: Mask, index: Array) -> Array:
+        """The targets of a brx.idx; an index past its list is reported, and its last target taken."""
+        targets = np.array(self._blocks[block].targets)
+        active = self._lanes.active(mask)
+        outside = active[index[active] >= len(targets)]
+        if len(outside):
+            detail = f"index {int(index[outside[0]])} of {len(targets)} targets"
+            warp = int(self._lanes.warp[outside[0]])
+            self._lanes.report(Kind.TRAP, self._blocks[block].last.line, detail, warp=warp)
+        return targets[np.minimum(index, len(targets) - 1)]
 
     def _finish(self) -> None:
         self._tma.finish()
@@ -152,8 +187,8 @@ class Cta:
             self._tensor_memory.finish()
 
     def _count(self, at: int, warps: int) -> bool:
-        """Counts an executed block; whether it is time to pause."""
-        self._launch.counters.executions[at] += warps
+        """Counts a block that some warps (a bit each) executed; whether it is time to pause."""
+        self._launch.counters.executed(at, warps)
         self.executed_blocks += 1
         if self.executed_blocks > self._launch.max_blocks:
             block = self._blocks[at]
@@ -162,50 +197,77 @@ class Cta:
             raise StuckError
         return self.executed_blocks % _BLOCKS_BETWEEN_PAUSES == 0
 
-    def _diverge(self, at: Array, waiting: Mask = None) -> Generator[None, None, int | None]:
-        """Executes diverged lanes, those at the lowest block first, until they are together again.
+    def _diverge(self, at: Array, waiting: Array) -> Generator[None, None, int | None]:
+        """Executes lanes that are not together, those at the lowest block first, until they are again.
+
+        Lanes whose wait for an mbarrier failed are left until all others wait too: warps that are specialised
+        run concurrently.
 
         Args:
             at: the block of each lane; -1 for lanes that exited.
-            waiting: lanes that wait at a barrier before their block; None for none.
+            waiting: number of the barrier at which each lane waits before its block; -1 for none.
 
         Returns:
             The block where all lanes are; None where all exited.
         """
-        waiting = np.zeros(self._lanes.threads, np.bool_) if waiting is None else waiting.copy()
+        stalled = np.zeros(self._lanes.threads, np.bool_)
         while (alive := at != _EXITED).any():
-            ready = alive & ~waiting
-            if not ready.any():
-                self._join(at, alive)
-                waiting[:] = False
+            self._complete(at, waiting)
+            ready = alive & (waiting == _NOT_WAITING)
+            if not (ready & ~stalled).any():
+                if not ready.any():
+                    self._miss(at, alive, waiting)
+                stalled[:] = False
                 continue
-            lowest = int(at[ready].min())
-            mask = ready & (at == lowest)
-            if mask.all():
+            lowest = int(at[ready & ~stalled].min())
+            if ready.all() and (at == lowest).all():
                 return lowest
-            block = self._blocks[lowest]
+            mask = ready & ~stalled & (at == lowest)
+            failures = self._mbarriers.failures
             with np.errstate(all="ignore"):
                 taken = self._masked[lowest](mask)
-            if self._count(lowest, len(np.unique(self._lanes.warp[mask]))):
+            warps = sum(1 << int(warp) for warp in np.unique(self._lanes.warp[mask]))
+            if self._count(lowest, warps):
                 yield
-            if block.kind == "jump" or (block.kind == "exit" and taken is None):
-                at = np.where(mask, block.target, at)
-            elif taken is None or block.kind == "barrier":
-                at = np.where(mask, lowest + 1, at)
-                if block.kind == "barrier":
-                    waiting |= mask if taken is None else mask & taken
-            else:
-                at = np.where(mask, np.where(taken, block.target, lowest + 1), at)
+            if self._mbarriers.failures > failures:
+                stalled |= mask
+            following, barrier = self._next(lowest, mask, taken)
+            at, waiting = np.where(mask, following, at), np.where(mask, barrier, waiting)
         return None
 
-    def _join(self, at: Array, alive: Array) -> None:
-        """Completes a barrier at which all lanes that have not exited wait."""
-        waits = [self._blocks[each - 1].last for each in np.unique(at[alive])]
-        line = waits[0].line
-        if not alive.all():
-            missing = int(self._lanes.warp[~alive][0])
-            self._lanes.report(Kind.MISSED_BARRIER, line, f"{int((~alive).sum())} lanes exited", warp=missing)
-        if len(waits) > 1:
-            others = ", ".join(str(each.line) for each in waits[1:])
-            self._lanes.report(Kind.MISSED_BARRIER, line, f"other lanes wait at PTX line {others}")
-        self._shared.clocks.join(np.unique(self._lanes.warp[alive]))
+    def _complete(self, at: Array, waiting: Array) -> None:
+        """Lets lanes go from barriers at which as many wait as take part."""
+        for number in np.unique(waiting[waiting != _NOT_WAITING]):
+            members = (waiting == number) & (at != _EXITED)
+            blocks = set((at[members] - 1).tolist())
+            if members.sum() >= min(self._barriers[block].threads for block in blocks):
+                self._release(members, blocks)
+                waiting[members] = _NOT_WAITING
+
+    def _release(self, members: Array, blocks: set[int]) -> None:
+        """Completes a barrier at the end of these blocks; its warps know what any of them did."""
+        barriers = sorted((self._barriers[block] for block in blocks), key=lambda each: each.line)
+        arrived = int(members.sum())
+        first = barriers[0]
+        if any(each.threads != arrived for each in barriers):
+            detail = f"{arrived} threads arrive at a barrier of {first.threads}"
+            self._lanes.report(Kind.MISSED_BARRIER, first.line, detail)
+        # Specialised warps meet at a barrier from different places; others are compiled to meet at one.
+        if len(barriers) > 1 and not self._launch.kernel.uses("brx"):
+            others = ", ".join(str(each.line) for each in barriers[1:])
+            self._lanes.report(Kind.MISSED_BARRIER, first.line, f"other lanes wait at PTX line {others}")
+        self._shared.clocks.join(np.unique(self._lanes.warp[members]))
+
+    def _miss(self, at: Array, alive: Array, waiting: Array) -> None:
+        """Reports barriers that cannot complete, and lets all lanes go on."""
+        for number in np.unique(waiting[alive]):
+            members = alive & (waiting == number)
+            if not alive.all():
+                line = min(self._barriers[block].line for block in set((at[members] - 1).tolist()))
+                missing = int(self._lanes.warp[~alive][0])
+                detail = f"{int((~alive).sum())} lanes exited"
+                self._lanes.report(Kind.MISSED_BARRIER, line, detail, warp=missing)
+                self._shared.clocks.join(np.unique(self._lanes.warp[members]))
+            else:
+                self._release(members, set((at[members] - 1).tolist()))
+        waiting[:] = _NOT_WAITING

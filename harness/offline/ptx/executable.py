@@ -49,6 +49,7 @@ class Executable:
         self._max_blocks = max_blocks
         self._translation = Translator(self.kernel, symbols, OPCODES).translate()
         self._instructions = self.kernel.instructions
+        self._barriers = self.kernel.barriers()
 
     def launch(
         self,
@@ -88,6 +89,7 @@ class Executable:
             memory=memory,
             log=ViolationLog(self.kernel.name, self._instructions),
             counters=counters or LaunchCounters(len(self.kernel.blocks)),
+            barriers=self._barriers,
             max_blocks=self._max_blocks,
         )
         executed = 0

@@ -50,14 +50,16 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopFigures(Figures):
-    """Figures of one iteration of a CTA, on average; its instructions are those of one warp.
+    """Figures of one iteration of a CTA, on average; its instructions are those of one of its warps.
 
     Attributes:
         iterations: of all CTAs.
+        warps: of a CTA that run the loop: not all where warps are specialised.
         first_line, last_line: of the loop in the PTX.
     """
 
     iterations: float
+    warps: int
     first_line: int
     last_line: int
 
@@ -94,7 +96,7 @@ class _Summary:
         return LaunchFigures(
             **self._sum(everything, 1.0, 1.0),
             warps=warps,
-            hot_loop=None if loop is None else self._loop_figures(loop, warps),
+            hot_loop=None if loop is None else self._loop_figures(loop),
         )
 
     def _sum(self, blocks: set[int], instruction_share: float, share: float) -> dict[str, Any]:
@@ -128,12 +130,14 @@ class _Summary:
         block = self._kernel.blocks[index]
         return [*block.instructions, *([block.end] if block.end else [])]
 
-    def _loop_figures(self, loop: Loop, warps: int) -> LoopFigures:
+    def _loop_figures(self, loop: Loop) -> LoopFigures:
+        warps = self._counters.executing_warps[loop.header].bit_count()
         iterations = self._iterations(loop) / warps
         lines = [each.line for index in loop.body for each in self._instructions(index)]
         return LoopFigures(
             **self._sum(set(loop.body), 1 / (iterations * warps), 1 / iterations),
             iterations=iterations,
+            warps=warps,
             first_line=min(lines),
             last_line=max(lines),
         )
@@ -164,7 +168,7 @@ def _control_flow(kernel: PtxKernel) -> list[Block]:
     """The kernel's blocks as `hot_loop` takes them."""
     flow = []
     for block in kernel.blocks:
-        following = [block.target] if block.kind in {"jump", "branch"} else []
+        following = [block.target] if block.kind in {"jump", "branch"} else [*block.targets]
         falls = block.kind in {"fall", "branch", "barrier"} or (
             block.kind == "exit" and block.end is not None and block.end.guard is not None
         )

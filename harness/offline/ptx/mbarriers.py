@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .lanes import SHARED_BASE, Array, CtaLanes, Mask
-from .shared_memory import SharedMemory
+from .shared_memory import Clocks, SharedMemory
 from .violations import Kind
 
 _MBARRIER_BYTES = 8
@@ -48,13 +48,46 @@ class Mbarrier:
             self.phase, self.pending = self.phase + 1, self.count
 
 
+class Arrival:
+    """An arrival that comes when something asynchronous is complete.
+
+    Args:
+        barrier: where it arrives.
+        clocks: of the CTA.
+        complete: completes it; called with the arrival before a wait takes it.
+    """
+
+    def __init__(self, barrier: Mbarrier, clocks: Clocks, complete: Callable[["Arrival"], None]) -> None:
+        self._barrier, self._clocks, self._complete = barrier, clocks, complete
+
+    def __call__(self) -> None:
+        """Arrives, since a wait can be put off no longer."""
+        self._complete(self)
+        self._arrive()
+
+    def arrive_before_wait(self) -> None:
+        """Arrives, since what came after it is complete."""
+        self._barrier.copies.remove(self)
+        self._arrive()
+        self._barrier.advance()
+
+    def _arrive(self) -> None:
+        self._barrier.clock[-1] = self._clocks.now_asynchronous
+        self._barrier.pending -= 1
+
+
 class Mbarriers:
-    """The mbarriers of one CTA by address."""
+    """The mbarriers of one CTA by address.
+
+    Attributes:
+        failures: waits so far that found their phase incomplete.
+    """
 
     def __init__(self, lanes: CtaLanes, shared: SharedMemory) -> None:
         self._lanes, self._shared = lanes, shared
         self._at: dict[int, Mbarrier] = {}
-        self._failed_polls = 0
+        self.failures = 0
+        self._failed_polls = 0  # since the last wait that succeeded
 
     def find(self, address: int, warp: int, line: int) -> Mbarrier | None:
         """The mbarrier at an address; reports one that does not exist or that the warp cannot know of."""
@@ -104,18 +137,16 @@ class Mbarriers:
             barrier.advance()
             clocks.of[warp, warp] += 1  # what the warp does from now on comes later
 
-    def arrive_when(self, address: int, warp: int, complete: Callable[[], None], line: int) -> None:
-        """An arrival that comes when something asynchronous is complete; `complete` makes it so."""
+    def arrive_when(
+        self, address: int, warp: int, complete: Callable[["Arrival"], None], line: int
+    ) -> "Arrival | None":
+        """An arrival that comes when something asynchronous is; None, and reported, at no mbarrier."""
         barrier = self.find(address, warp, line)
         if barrier is None:
-            return
-
-        def arrive() -> None:
-            complete()
-            barrier.clock[-1] = self._shared.clocks.now_asynchronous
-            barrier.pending -= 1
-
-        barrier.copies.append(arrive)
+            return None
+        arrival = Arrival(barrier, self._shared.clocks, complete)
+        barrier.copies.append(arrival)
+        return arrival
 
     def wait(self, address: Array, parity: Array, mask: Mask, line: int) -> Array:
         """mbarrier.try_wait.parity: whether the phase of that parity is complete.
@@ -138,9 +169,11 @@ class Mbarriers:
             self._poll(barrier, wanted)
             if barrier.phase & 1 != wanted:
                 done[waiting] = True
+                self._failed_polls = 0
                 self._shared.clocks.of[warps] = np.maximum(self._shared.clocks.of[warps], barrier.clock)
                 continue
             self._failed_polls += 1
+            self.failures += 1
             if self._failed_polls > _MAX_POLLS:
                 missing = f"{barrier.pending} arrivals and {barrier.pending_bytes} bytes are missing"
                 self._lanes.report(

@@ -1,6 +1,7 @@
 """Parses PTX of one kernel into instructions and basic blocks."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .unsupported import UnsupportedPtxError
@@ -23,6 +24,7 @@ _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)[^,]*?([\w$]+)(?
 _LOCATION = re.compile(r"\.(loc|file)\s")
 _LABEL = re.compile(r"([$\w]+):(?!:)")
 _SPACES = {"global", "shared", "param", "const", "local"}
+_TARGET_LIST = ".branchtargets"
 _NAME = re.compile(r"[%\w$]+")
 
 
@@ -64,8 +66,10 @@ class Block:
     Attributes:
         index: its number; falling through leads to the next.
         instructions: without the one that ends it.
-        kind: how it ends: "fall", "jump", "branch" (under a condition), "barrier" or "exit".
+        kind: how it ends: "fall", "jump", "branch" (under a condition), "switch" (by an index), "barrier" or
+            "exit".
         target: of a jump or branch; -1 for the others.
+        targets: of a switch.
         end: the instruction that ends it; None if it falls through.
     """
 
@@ -73,6 +77,7 @@ class Block:
     instructions: list[Instruction] = field(default_factory=list)
     kind: str = "fall"
     target: int = -1
+    targets: tuple[int, ...] = ()
     end: Instruction | None = None
 
     @property
@@ -81,6 +86,21 @@ class Block:
         if self.end is None:
             raise ValueError(f"block {self.index} falls through")
         return self.end
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """What a block's barrier waits for.
+
+    Attributes:
+        number: which of the CTA's 16 it is.
+        threads: that take part.
+        line: of the PTX.
+    """
+
+    number: int
+    threads: int
+    line: int
 
 
 @dataclass
@@ -132,10 +152,14 @@ class PtxKernel:
             for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE)
         }
         self._scopes: list[_Scope] = []
+        self._last_label = ""
+        self._target_lists: dict[str, tuple[str, ...]] = {}
         for found in _ARRAY.finditer(ptx[: entry.start()]):
             self._declare_array(found)
         self.constants = {name: _constant(kind, text) for kind, name, text in _CONSTANTS.findall(ptx)}
-        self.blocks = _basic_blocks(self._scan(entry.end()))
+        items = self._scan(entry.end())
+        self._opcodes = {each.opcode for each in items if isinstance(each, Instruction)}
+        self.blocks = _basic_blocks(items, self._target_lists)
 
     @property
     def instructions(self) -> dict[int, Instruction]:
@@ -146,9 +170,26 @@ class PtxKernel:
             for each in (*block.instructions, *([block.end] if block.end else []))
         }
 
+    def barriers(self) -> dict[int, Barrier]:
+        """The barrier at the end of each block that has one.
+
+        Raises:
+            UnsupportedPtxError: one that does not wait, or whose number or threads are in registers.
+        """
+        found = {}
+        for block in self.blocks:
+            if block.kind != "barrier":
+                continue
+            end = block.last
+            if "sync" not in end.modifiers or not all(each.isdigit() for each in end.operands):
+                raise UnsupportedPtxError(f"PTX line {end.line}, {end.text!r}: a form of barrier")
+            number, threads = (*map(int, end.operands), self.threads)[:2]
+            found[block.index] = Barrier(number, threads, end.line)
+        return found
+
     def uses(self, opcode: str) -> bool:
         """Whether any instruction has this opcode."""
-        return any(each.opcode == opcode for block in self.blocks for each in block.instructions)
+        return opcode in self._opcodes
 
     def _scan(self, position: int) -> list[Instruction | str]:
         """Instructions and labels (their names) in order, from the kernel's opening brace on."""
@@ -173,7 +214,8 @@ class PtxKernel:
                 stop = text.index("\n", position)
                 source = self._source(text[position:stop]) or source
             elif label := _LABEL.match(text, position):
-                items.append(self._scoped(label.group(1)))
+                self._last_label = self._scoped(label.group(1))
+                items.append(self._last_label)
                 stop = label.end()
             elif not character.isspace():
                 stop = text.index(";", position) + 1
@@ -198,6 +240,8 @@ class PtxKernel:
             self._declare_registers(statement)
         elif array := _ARRAY.match(statement):
             self._declare_array(array)
+        elif statement.startswith(_TARGET_LIST):
+            self._target_lists[self._last_label] = tuple(_NAME.findall(statement.removeprefix(_TARGET_LIST)))
         elif statement and not statement.startswith("."):  # .pragma and the like change no result
             return [self._instruction(line, statement, source)]
         return []
@@ -287,6 +331,8 @@ def _end_kind(instruction: Instruction) -> str:
     """How a block ends that this instruction ends; empty if it ends none."""
     if instruction.opcode == "bra":
         return "branch" if instruction.guard else "jump"
+    if instruction.opcode == "brx" and not instruction.guard:
+        return "switch"
     if instruction.opcode in {"ret", "exit"}:
         return "exit"
     if instruction.opcode in {"bar", "barrier"} and not {"warp", "cluster"} & set(instruction.modifiers):
@@ -294,9 +340,10 @@ def _end_kind(instruction: Instruction) -> str:
     return ""
 
 
-def _basic_blocks(items: list[Instruction | str]) -> list[Block]:
+def _basic_blocks(items: list[Instruction | str], target_lists: Mapping[str, tuple[str, ...]]) -> list[Block]:
     blocks, labels = [Block(0)], dict[str, int]()
     targets = {each.operands[0] for each in items if isinstance(each, Instruction) and each.opcode == "bra"}
+    targets.update(*target_lists.values())
     for item in items:
         block = blocks[-1]
         if isinstance(item, str):
@@ -314,4 +361,6 @@ def _basic_blocks(items: list[Instruction | str]) -> list[Block]:
     for block in blocks:
         if block.kind in {"jump", "branch"}:
             block.target = labels[block.last.operands[0]]
+        elif block.kind == "switch":
+            block.targets = tuple(labels[each] for each in target_lists[block.last.operands[1]])
     return blocks

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .lanes import Array, CtaLanes, Mask
-from .mbarriers import Mbarriers
+from .mbarriers import Arrival, Mbarriers
 from .mma import ELEMENT_BYTES, element_values
 from .shared_memory import SharedMemory
 from .tensor_memory import Cells, TensorMemory
@@ -110,6 +110,7 @@ class TensorCores:
     ) -> None:
         self._lanes, self._shared, self._memory, self._mbarriers = lanes, shared, memory, mbarriers
         self._in_flight: list[deque[_Product]] = [deque() for _ in range(lanes.warps)]
+        self._commits: list[deque[Arrival]] = [deque() for _ in range(lanes.warps)]
         self._issued = [0] * lanes.warps
         self._landed = [0] * lanes.warps
 
@@ -167,8 +168,16 @@ class TensorCores:
         """tcgen05.commit: an mbarrier completes when the products so far of its warp have."""
         for lane in self._lanes.active(mask):
             warp = int(self._lanes.warp[lane])
-            complete = functools.partial(self._land, warp, self._issued[warp])
-            self._mbarriers.arrive_when(int(address[lane]), warp, complete, line)
+            complete = functools.partial(self._complete, warp, self._issued[warp])
+            arrival = self._mbarriers.arrive_when(int(address[lane]), warp, complete, line)
+            if arrival is not None:
+                self._commits[warp].append(arrival)
+
+    def _complete(self, warp: int, upto: int, arrival: Arrival) -> None:
+        """Completes what a commit covers, and commits before it: they come in order."""
+        self._land(warp, upto)
+        while (earlier := self._commits[warp].popleft()) is not arrival:
+            earlier.arrive_before_wait()
 
     def _cells(self, address: int, rows: int, columns: int, line: int, warp: int) -> Cells:
         """Cells of a matrix [rows, columns]; of 64 rows, 16 lie in each quarter of the lanes."""

@@ -141,17 +141,11 @@ class Translator:
         for instruction in block.instructions:
             self._statements += self._wgmma_registers.statements(instruction)
             self._instruction(instruction, mask)
-        if block.kind == "barrier":
-            self._check_barrier(block.last)
+        if block.kind == "switch":
+            self.emit(f"return {self.integer(block.last.operands[0], 32)}")
         if block.end is not None and block.end.guard and block.kind != "jump":
             self.emit(f"return {'~' if block.end.negated else ''}{self.register(block.end.guard)}")
         return self._statements
-
-    def _check_barrier(self, end: Instruction) -> None:
-        """Barriers of all threads alone are known; which of the 16 it is does not matter then."""
-        all_threads = len(end.operands) < 2 or self.immediate(end.operands[1]) == self.kernel.threads
-        if "sync" not in end.modifiers or not all_threads:
-            raise UnsupportedPtxError(f"PTX line {end.line}, {end.text!r}: a barrier of some threads")
 
     def _instruction(self, instruction: Instruction, mask: str) -> None:
         self.mask = mask or "None"
