@@ -22,19 +22,31 @@ ret;
 """
 
 
-def run_snippet(body, *, threads=64, grid=(1,), shared_bytes=1024, **tensors):
-    """Violations, notes among them, of a body; %rd0, %rd1, ... hold the tensors' addresses, %r0 the lane."""
+def run_snippet(
+    body, *, threads=64, grid=(1,), shared_bytes=1024, tensor_maps=None, seed=0, edit_memory=None, **tensors
+):
+    """Violations, notes among them, of a body; %rd0, %rd1, ... hold the tensors' addresses, %r0 the lane.
+
+    `edit_memory` takes the launch's memory before it is executed.
+    """
+    tensor_maps = tensor_maps or {}
     loads = [f"ld.param.u64 %rd{n}, [{name}];" for n, name in enumerate(tensors)]
     text = HEADER.format(
-        parameters=", ".join(f".param .u64 {name}" for name in tensors),
+        parameters=", ".join(
+            [f".param .u64 {name}" for name in tensors]
+            + [f".param .align 64 .b8 {name}[128]" for name in tensor_maps]
+        ),
         threads=threads,
         body="\n".join([*loads, "mov.u32 %r0, %tid.x;", body]),
     )
     memory = GlobalMemory()
-    parameters = {}
+    parameters = {name: bytes(128) for name in tensor_maps}
     for name, array in tensors.items():
         memory.add(name, array.ctypes.data, array.nbytes)
         parameters[name] = array.ctypes.data.to_bytes(8, "little")
+    if edit_memory:
+        edit_memory(memory)
     executable = Executable(text, shared_bytes)
-    found, _ = executable.launch(grid, parameters, memory, tensor_maps={}, rng=np.random.default_rng(0))
+    rng = np.random.default_rng(seed)
+    found, _ = executable.launch(grid, parameters, memory, tensor_maps=tensor_maps, rng=rng)
     return found
