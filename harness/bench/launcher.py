@@ -36,8 +36,9 @@ def launcher_error(error: Exception) -> str | None:
     if isinstance(error, subprocess.CalledProcessError) and "-shared" in error.cmd:
         failed = f"{error.cmd[0]} ended with exit code {error.returncode}"
         return _LAUNCHER.format(compile_problem(c_compiler()) or failed)
-    if isinstance(error, OSError) and error.filename in {c_compiler() or "gcc", "/sbin/ldconfig"}:
-        return _LAUNCHER.format(f"{error.filename}: {error.strerror}")
+    program = error.filename if isinstance(error, OSError) else None
+    if program is not None and program in {c_compiler(), "/sbin/ldconfig"}:
+        return _LAUNCHER.format(f"{program!r} cannot be run: {text}")
     return None
 
 

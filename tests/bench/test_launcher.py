@@ -93,6 +93,14 @@ def test_launcher_in_the_cache_needs_no_compiler(tmp_path, monkeypatch):
     assert launcher_problem() is None
 
 
+@pytest.mark.parametrize("name", ["no-such-compiler", ""])
+def test_compiler_that_triton_cannot_start_is_recognised(monkeypatch, name):
+    monkeypatch.setenv("CC", name)
+    error = FileNotFoundError(2, "No such file or directory", name)
+    assert f"C launcher: {name!r} cannot be run: " in launcher_error(error)
+    assert "No such file or directory" in launcher_error(error)
+
+
 def test_errors_of_other_programs_are_not_those_of_the_launcher(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     for error in (
