@@ -107,6 +107,17 @@ def read(result, **options):
     return reason, calls
 
 
+def test_files_of_the_current_folder_are_not_run_in_place_of_modules(fake_nsight, tmp_path, monkeypatch):
+    fake_nsight("count")
+    result = small_run()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("queue", "json", "torch", "decodetax"):
+        (tmp_path / "here" / f"{name}.py").write_text("open('RAN', 'w'); raise SystemExit", encoding="utf-8")
+    assert read(result)[0] is None
+    assert not (tmp_path / "here" / "RAN").exists()
+
+
 def small_run(**changes):
     return run(batches=(1,), contexts=(3,), **changes)
 
