@@ -19,19 +19,17 @@ def use_writable_caches() -> None:
     Raises:
         UsageError: `TRITON_CACHE_DIR` names a folder that cannot be written to.
     """
-    problem = _problem(triton_cache_folder())
-    if problem and os.environ.get("TRITON_CACHE_DIR"):
-        raise UsageError(
-            f"TRITON_CACHE_DIR: {os.environ['TRITON_CACHE_DIR']!r} cannot be written ({problem}); "
-            "it must be a folder that can"
-        )
-    if problem:
-        os.environ["TRITON_CACHE_DIR"] = str(own_temporary_folder() / "triton")
     settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  (the same)
     if "MPLCONFIGDIR" not in os.environ and _problem(Path(settings) / "matplotlib"):
-        os.environ["MPLCONFIGDIR"] = str(own_temporary_folder() / "matplotlib")
+        _set_own("MPLCONFIGDIR", "matplotlib")
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and not _user_has_a_name():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own_temporary_folder() / "inductor")
+        _set_own("TORCHINDUCTOR_CACHE_DIR", "inductor")
+    folder = triton_cache_folder()
+    problem = _problem(folder)
+    if problem and (os.environ.get("TRITON_CACHE_DIR") or not _set_own("TRITON_CACHE_DIR", "triton")):
+        raise UsageError(
+            f"TRITON_CACHE_DIR: {str(folder)!r} cannot be written ({problem}); it must be a folder that can"
+        )
 
 
 def triton_cache_folder() -> Path:
@@ -50,6 +48,15 @@ def own_temporary_folder() -> Path:
     found = folder.lstat()
     is_own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
     return folder if is_own else Path(tempfile.mkdtemp(prefix="decodetax-"))
+
+
+def _set_own(variable: str, name: str) -> bool:
+    """Let a variable name a folder of this user's below the temporary one; False where there is none."""
+    try:
+        os.environ[variable] = str(own_temporary_folder() / name)
+    except OSError:
+        return False
+    return True
 
 
 def _problem(folder: Path) -> str | None:

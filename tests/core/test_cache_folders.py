@@ -85,10 +85,21 @@ def test_named_folder_that_cannot_be_written_is_reported_in_one_line(monkeypatch
     assert len(outcome.err.splitlines()) == 1
 
 
+def test_no_temporary_folder_is_reported_in_one_line(own, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nope")
+    outcome = decodetax("inspect", "--gpu", "a100")
+    assert (outcome.code, outcome.out) == (2, "")
+    [line] = outcome.err.splitlines()
+    assert line.startswith("decodetax: TRITON_CACHE_DIR: '/proc/nope/.triton/cache' cannot be written (")
+    assert not own.exists()
+
+
 @pytest.mark.usefixtures("own")
 def test_commands_that_compile_nothing_need_no_cache_folder(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/proc/nope/cache")
     assert decodetax("models").code == 0
+    assert "TRITON_CACHE_DIR" not in decodetax("report", "no.json").err
     with pytest.raises(UsageError, match="TRITON_CACHE_DIR"):
         cache_folders.use_writable_caches()
 
