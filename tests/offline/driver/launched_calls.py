@@ -26,7 +26,7 @@ from decodetax.harness.core.language_model import load_timed_model
 from decodetax.harness.offline.default_tilings import kernel_limits
 from decodetax.kernels import decode_attention, merge_states, prefill_matmul
 from triton.backends.nvidia.driver import CudaLauncher
-from triton.runtime import driver
+from triton.runtime import driver, jit
 
 BF16 = torch.bfloat16
 
@@ -139,6 +139,11 @@ def _more_registers():
         yield
 
 
+def _kernel_of_the_first_launch():
+    """Triton takes the kernel that it compiled first, whatever the arguments are."""
+    return mock.patch.object(jit, "compute_cache_key", lambda keys, *_arguments: next(iter(keys.values())))
+
+
 def _set(place, change):
     def alter(args):
         args[place] = change(args[place])
@@ -152,6 +157,8 @@ LAUNCH_FAULTS = {
     "pointer": (lambda: _set(9, lambda x: x[4:]), {}),
     "integer": (lambda: _set(11, lambda size: size + 1), {}),
     "float": (lambda: _set(12, lambda factor: factor / 2), {}),
+    "multiple of 16": (_kernel_of_the_first_launch, {"size": 1000}),
+    "constant": (_kernel_of_the_first_launch, {"BLOCK": 128}),
     "one program more": (lambda: _set(1, lambda grid_y: grid_y + 1), {}),
     "warps": (lambda: _set(5, lambda packed: (8, *packed[1:])), {}),
     "shared memory": (lambda: _set(5, lambda packed: (*packed[:2], 300_000, *packed[3:])), {}),
@@ -181,11 +188,11 @@ MAP_FAULTS = {
 
 def faults(_gpu):
     """Each of `LAUNCH_FAULTS`, launched in that order; what the fake library says of each of `MAP_FAULTS`."""
-    x, out = torch.empty(1000), torch.empty(1000)
+    x, out = torch.empty(1024), torch.empty(1024)
     for planted, options in LAUNCH_FAULTS.values():
-        named = {"grid": (1, 4), "BLOCK": 256, "num_warps": 4, **options}
+        named = {"grid": (1, 4), "size": 1024, "BLOCK": 256, "num_warps": 4, **options}
         with planted():
-            _copy_kernel[named.pop("grid")](x, out, 1000, 0.3, **named)
+            _copy_kernel[named.pop("grid")](x, out, factor=0.3, **named)
     utils = driver.active.utils
     encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor
     log, found = fake_gpu.Log(Path(os.environ["FAKE_CUDA_LOG"])), {}
