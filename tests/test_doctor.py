@@ -11,10 +11,11 @@ import types
 import pytest
 import torch
 from click.testing import CliRunner
+from decodetax.harness.bench import counters
 from decodetax.harness.cli import cli
 from decodetax.harness.core.worker_processes import Crash
 from decodetax.harness.doctor import checks, gathering, probes
-from decodetax.harness.doctor.facts import FAILED, OK, WARNING, Facts
+from decodetax.harness.doctor.facts import FAILED, OK, WARNING, Facts, shown
 from fake_nvml import FakeNvml
 from small_tensors import small_block
 
@@ -315,6 +316,10 @@ def test_counters_that_cannot_be_read_are_named(monkeypatch, tmp_path, options, 
     found = not_ok(facts_of_gpu())["counters"]
     assert fragment in found.text
     assert "--counters" in found.consequence
+
+
+def test_oldest_profiler_is_the_one_that_a_run_names():
+    assert f"Nsight Compute {shown(checks.NCU_VERSION)} or newer" in counters.NEEDED
 
 
 @pytest.mark.parametrize("library", [True, False])

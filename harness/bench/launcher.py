@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.cache_folders import triton_cache_folder
 from ..core.errors import one_line, printable
 
-COMPILE_LIMIT_S = 30.0
+COMPILE_LIMIT_S = 10.0
 _LAUNCHER = "Triton cannot compile its C launcher: {}"
 
 
