@@ -70,7 +70,13 @@ def test_each_step_passes(begin, tmp_path):
     assert results_of(tmp_path) == dict.fromkeys(STEPS, "passed")
     text = (tmp_path / "results" / "summary.md").read_text(encoding="utf-8")
     assert text.startswith("# decodetax on NVIDIA H200\n")
-    for said in ("gap 3.14", "510 kernels compiled", "docs/runs/nvidia-h200.json", "1 of 2 cases"):
+    for said in (
+        "gap 3.14",
+        "510 kernels compiled",
+        "docs/runs/nvidia-h200.json",
+        "1 of 2 cases",
+        "takes 80",
+    ):
         assert said in text
     assert len(text.splitlines()) < 80
     assert (tmp_path / "results" / "run.json").exists()

@@ -32,7 +32,8 @@ def gpu_here():
         raise SystemExit(2)
     properties = torch.cuda.get_device_properties(0)
     known = gpu_of_device(properties.name, properties.total_memory)
-    return known.name if known else f"sm_{properties.major}{properties.minor}"
+    limited = known is not None and known.sm_limits is not None
+    return known.name if limited else f"sm_{properties.major}{properties.minor}"
 
 
 def work(gpu, share, shares, log_path):

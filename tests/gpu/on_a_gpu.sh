@@ -41,7 +41,8 @@ gpu=""            # its name, or empty
 no_gpu_because="" # the reason
 fit=1             # processes whose tests fit in its memory, 8 GB each
 all_passed=yes
-job=""
+tests_s=0 # of all steps that run tests
+job=""    # process group of the command that runs
 set -m # each command has a process group of its own, and takes Ctrl-C
 
 # within LIMIT_S LOG COMMAND...: runs a command, at most LIMIT_S seconds and then kill_after_s until it is killed.
@@ -71,6 +72,7 @@ step() {
   *) result="failed (exit code $code)" ;;
   esac
   [ "$code" = 0 ] || all_passed=no
+  case $name in *tests) tests_s=$((tests_s + SECONDS - begin_s)) ;; esac
   echo "$name: $result, $((SECONDS - begin_s)) s"
   rows+=("| $name | $result | $((SECONDS - begin_s)) | $log |")
 }
@@ -88,7 +90,7 @@ block() {
 }
 
 tests_summary() {
-  local log
+  local log compile_s
   echo "## Tests"
   for log in "$folder"/tests-*.txt; do
     [ -e "$log" ] || continue
@@ -99,7 +101,9 @@ tests_summary() {
   if [ -e "$folder/compile.txt" ]; then
     echo
     echo "Compilations: $(tail -n 1 "$folder/compile.txt")."
-    echo "\`pytest -m gpu -n 0\` with an empty cache takes about the time of one process, and that of the tests."
+    compile_s=$(sed -n 's/.*(\([0-9]*\) s by one).*/\1/p' "$folder/compile.txt")
+    echo "Estimate: \`pytest -m gpu -n 0\` with an empty cache takes $((${compile_s:-0} + tests_s)) s or more:" \
+      "the compilations by one process, and the tests as above."
     block "$(grep -hE '^FAILED ' "$folder/compile.txt" | head -n 12 | cut -c 1-200)"
   fi
 }
