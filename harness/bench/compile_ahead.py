@@ -135,10 +135,14 @@ class CompileAhead:
         case, place = key
         if case == self._case and place in self._waiting:
             self._waiting.remove(place)
-            crash = isinstance(answer, Crash)
-            reason = f"the compiler failed: {answer.reason}" if crash else answer["error"]
-            if not crash and "not_compiled" in answer:
-                self.skipped.append(answer["not_compiled"])
+            reason, skipped = None, None
+            if not isinstance(answer, Crash):
+                reason, skipped = answer["error"], answer.get("not_compiled")
+            elif answer.blameless:
+                skipped = answer.reason
+            else:
+                reason = f"the compiler failed: {answer.reason}"
+            self.skipped += [skipped] if skipped else []
             heapq.heappush(self._ready, (place, reason))
 
     def _give_up(self, problem: str) -> None:

@@ -80,7 +80,7 @@ class WorkerPool:
                 try:
                     answer = worker.answer(job)
                 except OSError as error:  # no memory for a process
-                    answer = Crash(f"its process did not start: {error.strerror}")
+                    answer = Crash(f"its process did not start: {error.strerror}", blameless=True)
                 self._answers.put((key, answer))
         finally:
             worker.close()

@@ -8,12 +8,13 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 _MESSAGE_CHARACTERS = 300
@@ -21,9 +22,16 @@ _MESSAGE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Crash:
-    """The answer to a job whose worker process ended; `reason` says how."""
+    """The answer to a job whose worker process ended.
+
+    Attributes:
+        reason: how it ended.
+        blameless: whether that was not the job's doing, as far as is known: the process was killed, as when
+            memory runs out, or did not start.
+    """
 
     reason: str
+    blameless: bool = field(default=False, compare=False)
 
 
 def run_jobs(
@@ -138,7 +146,9 @@ class Worker:
         if answer.endswith("\n"):
             return json.loads(answer)
         reason = self._exit_reason(process)
-        return Crash(f"timed out after {limit_s:.0f} s" if timed_out.is_set() else reason)
+        if timed_out.is_set():
+            return Crash(f"timed out after {limit_s:.0f} s")
+        return Crash(reason, blameless=process.returncode == -signal.SIGKILL)
 
     def kill(self) -> None:
         """Ends the process, from another thread; the job that it has is answered by a `Crash`."""
@@ -159,7 +169,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         environment = safe_environment()
         environment.pop("TRITON_INTERPRET", None)
-        if not self._show_stderr:
+        if not self._show_stderr and self._errors is None:
             self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (`close`)
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],

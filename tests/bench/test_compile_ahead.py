@@ -4,6 +4,7 @@ The compiling processes are fakes that do what the tiling says.
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -33,6 +34,8 @@ def answer(job):
     does = job["tiling"]["does"]
     if does == "crash":
         os._exit(11)
+    if does == "be killed":
+        os.kill(os.getpid(), 9)
     if does == "hang":
         time.sleep(600)
     if does == "wait for another":
@@ -128,6 +131,24 @@ def test_compiler_error_is_the_reason(compilers):
     ahead = compilers()
     ahead.begin(CASE, tilings("fail", "compile"))
     assert taken(ahead, 2) == [(0, "_kernel: PassManager::run failed"), (1, None)]
+
+
+def test_compiler_that_is_killed_from_outside_leaves_its_tiling_to_be_tried(compilers):
+    ahead = compilers()
+    ahead.begin(CASE, tilings("be killed", "compile"))
+    assert taken(ahead, 2) == [(0, None), (1, None)]
+    assert ahead.skipped == ["its process ended with -9"]
+
+
+def test_processes_that_do_not_start_leave_all_tilings_to_be_tried(compilers, monkeypatch):
+    def no_memory(*_arguments, **_options):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    ahead = compilers()
+    ahead.begin(CASE, tilings("compile", "compile"))
+    assert taken(ahead, 2) == [(0, None), (1, None)]
+    assert ahead.problem == "its process did not start: Cannot allocate memory"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
