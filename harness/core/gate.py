@@ -78,7 +78,7 @@ def lse_error(actual: Tensor, expected: Tensor) -> float:
         raise ValueError(f"actual: has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
     a = actual.detach().double()
     error = (a - expected).abs() / (1.0 + expected.abs())
-    return float(torch.where(a == expected, 0.0, error).nan_to_num(nan=math.inf).max())
+    return float(torch.where(a == expected, 0.0, error).nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 def row_errors(actual: Tensor, expected: Tensor) -> Tensor:

@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from decodetax.harness.core.gate import judge, row_errors, tolerance, unit_roundoff
+from decodetax.harness.core.gate import (
+    attention_products,
+    judge,
+    lse_error,
+    row_errors,
+    tolerance,
+    unit_roundoff,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -171,3 +178,33 @@ def test_accumulating_in_the_storage_dtype_fails(storage):
     for k in range(1000):
         total += x[:, k, None] * weight[None, :, k]
     assert not judge(total, exact, bound=tolerance(storage, reduction=1000)).passed
+
+
+def test_products_of_attention_grow_with_the_largest_score():
+    # 100 tokens and 44 elements: sqrt(144) roundoffs; a score of 5 of 44 elements adds 5 sqrt(44).
+    small = attention_products(capacity=100, head_dim=44, expected_lse=torch.tensor([0.0, -INF]))
+    assert small == pytest.approx(144)
+    large = attention_products(capacity=100, head_dim=44, expected_lse=torch.tensor([[-5.0], [3.0]]))
+    assert large == pytest.approx((12 + 5 * math.sqrt(44)) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "error"),
+    [
+        ([2.0, -INF], [2.5, -INF], 0.5 / 3.5),
+        ([2.5, -INF], [2.5, -3.0], INF),
+        ([2.5, -3.0], [2.5, -INF], INF),
+        ([2.5, NAN], [2.5, -3.0], INF),
+        ([NAN], [-INF], INF),
+    ],
+    ids=["numbers", "lost", "not empty", "not a number", "empty but not a number"],
+)
+def test_error_of_a_log_sum_exp(actual, expected, error):
+    assert lse_error(torch.tensor(actual), torch.tensor(expected, dtype=torch.float64)) == pytest.approx(
+        error
+    )
+
+
+def test_log_sum_exps_of_unlike_shapes_are_rejected():
+    with pytest.raises(ValueError, match="shape"):
+        lse_error(torch.zeros(2), torch.zeros(1, 2))
