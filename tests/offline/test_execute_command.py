@@ -150,6 +150,12 @@ def test_a_case_whose_process_ends_is_a_failed_row(monkeypatch):
     assert "no_such_module" in row.reason
 
 
+def test_a_case_that_does_not_end_is_a_failed_row(monkeypatch):
+    monkeypatch.setattr(rows, "_CASE_LIMIT_S", 0.1)
+    [row] = rows.execute_cases([find_gpu("a100")], cases.default_cases()[:1])
+    assert (row.status, row.reason) == ("failed", "timed out after 0 s")
+
+
 def test_cases_have_names_of_their_own_and_pass_through_json():
     listed = cases.full_cases()
     assert not [

@@ -20,6 +20,8 @@ from ...core.worker_processes import Crash, run_jobs, serve_jobs
 from .cases import Case, UserCase, from_json, to_json
 
 _WORKER = f"{__package__}.rows"
+_CASE_LIMIT_S = 600.0
+"""A case takes seconds; a loop of a user's kernel may not end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,8 @@ def execute_cases(
         on_row: called with each row when it is ready, in any order, one call at a time.
 
     Returns:
-        The rows, by GPU and case in the order given. A case whose process ends has a "failed" row.
+        The rows, by GPU and case in the order given. A case whose process ends, or takes over ten minutes,
+        has a "failed" row.
 
     Raises:
         ValueError: processes is less than 1.
@@ -163,7 +166,14 @@ def execute_cases(
 
     sent = [{"gpu": gpu.name, "case": to_json(case), "seed": seed} for gpu, case in jobs]
     user_code = any(isinstance(case, UserCase) for case in cases)
-    run_jobs(_WORKER, sent, on_answer, processes=processes, show_stderr=user_code)
+    run_jobs(
+        _WORKER,
+        sent,
+        on_answer,
+        processes=processes,
+        show_stderr=user_code,
+        limit_s=lambda: _CASE_LIMIT_S,
+    )
     return tuple(rows[at] for at in range(len(jobs)))
 
 
