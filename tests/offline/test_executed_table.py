@@ -53,7 +53,6 @@ def test_the_page_has_the_table_of_what_was_executed(monkeypatch):
     found = summary(executed("a100", "h100", "rtx-5090"))
     elapsed_s = time.monotonic() - started
     assert all(cases >= 20 for _, kernel, cases, *_ in found if kernel != "merge_states")
-    assert elapsed_s <= LIMIT_S
     if triton.__version__ == "3.9.0":
         written = [
             (gpu, kernel, int(cases), int(ctas.replace(",", "")), float(share), int(violations))
@@ -63,6 +62,7 @@ def test_the_page_has_the_table_of_what_was_executed(monkeypatch):
         for (*_, share, violations), (*_, found_share, found_violations) in zip(written, found, strict=True):
             assert violations == found_violations == 0
             assert share == pytest.approx(found_share, abs=0.01)
+    assert elapsed_s <= LIMIT_S
 
 
 @pytest.mark.slow
