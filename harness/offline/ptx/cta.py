@@ -20,6 +20,7 @@ from .tensor_maps import TensorMap
 from .tensor_memory import Access, TensorMemory
 from .tma import Tma
 from .translator import Translation
+from .unsupported import UnsupportedPtxError
 from .violations import Kind, ViolationLog
 from .warps import Warps
 from .wgmma import Wgmma
@@ -131,8 +132,7 @@ class Cta:
         at: int | None = 0
         while at is not None:
             block = self._blocks[at]
-            with np.errstate(all="ignore"):
-                taken = self._whole[at](None)
+            taken = self._execute(at, None)
             if self._count(at, self._all_warps):
                 yield
             if block.kind == "barrier" and taken is None:
@@ -147,6 +147,20 @@ class Cta:
             else:
                 at = yield from self._diverge(*self._next(at, None, taken))
         self._finish()
+
+    def _execute(self, at: int, mask: Mask) -> Array | None:
+        """Executes a block; returns what `_next` takes.
+
+        Raises:
+            UnsupportedPtxError: an operand that only its value shows to be unknown; names the block's lines.
+        """
+        function = self._whole[at] if mask is None else self._masked[at]
+        try:
+            with np.errstate(all="ignore"):
+                return function(mask)
+        except UnsupportedPtxError as error:
+            lines = [each.line for each in self._blocks[at].instructions]
+            raise UnsupportedPtxError(f"PTX lines {lines[0]} to {lines[-1]}: {error}") from error
 
     def _next(self, block: int, mask: Mask, taken: Array | None) -> tuple[Array, Array]:
         """Where the lanes of a mask go from a block, and the barriers at which they wait.
@@ -224,8 +238,7 @@ class Cta:
                 return lowest
             mask = ready & ~stalled & (at == lowest)
             failures = self._mbarriers.failures
-            with np.errstate(all="ignore"):
-                taken = self._masked[lowest](mask)
+            taken = self._execute(lowest, mask)
             warps = sum(1 << int(warp) for warp in np.unique(self._lanes.warp[mask]))
             if self._count(lowest, warps):
                 yield

@@ -60,7 +60,7 @@ class GenericMemory:
     ) -> None:
         self._lanes, self._global, self._shared, self._local = lanes, access, shared, local
 
-    def _space(self, address: Array, mask: Mask, line: int) -> Any:
+    def _space(self, address: Array, mask: Mask) -> Any:
         active = address[self._lanes.active(mask)]
         local = (active >= LOCAL_BASE) & (active < PARAMETER_BASE)
         shared = active < LOCAL_BASE
@@ -69,17 +69,17 @@ class GenericMemory:
         if shared.all():
             return self._shared
         if local.any() or shared.any():
-            raise UnsupportedPtxError(f"PTX line {line}: generic addresses of several state spaces")
+            raise UnsupportedPtxError("generic addresses of several state spaces")
         return self._global
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
         """As the state space of the addresses."""
-        loaded: list[Array] = self._space(address, mask, line).load(address, width, count, mask, line)
+        loaded: list[Array] = self._space(address, mask).load(address, width, count, mask, line)
         return loaded
 
     def store(self, address: Array, width: int, values: list[Array], mask: Mask, line: int) -> None:
         """As the state space of the addresses."""
-        self._space(address, mask, line).store(address, width, values, mask, line)
+        self._space(address, mask).store(address, width, values, mask, line)
 
     def atomic(
         self,
@@ -92,8 +92,8 @@ class GenericMemory:
         line: int,
     ) -> Array:
         """As the state space of the addresses."""
-        space = self._space(address, mask, line)
+        space = self._space(address, mask)
         if space is self._local:
-            raise UnsupportedPtxError(f"PTX line {line}: an atomic in local memory")
+            raise UnsupportedPtxError("an atomic in local memory")
         old: Array = space.atomic(address, kind, operation, values, order, mask, line)
         return old

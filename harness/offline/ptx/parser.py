@@ -142,6 +142,9 @@ class PtxKernel:
         if threads is None:
             raise UnsupportedPtxError(f"{self.name} states no number of threads (.reqntid)")
         self.threads = int(threads.group(1))
+        cluster = re.search(r"\.reqnctapercluster\s+([\d, ]+)", entry.group(3))
+        if cluster is not None and set(re.findall(r"\d+", cluster.group(1))) != {"1"}:
+            raise UnsupportedPtxError(f"{self.name} runs in clusters of CTAs")
         self.shared_arrays: dict[str, tuple[int, int]] = {}
         self.local_arrays: dict[str, tuple[int, int]] = {}
         self.registers: dict[str, tuple[int, int]] = {}
@@ -258,6 +261,8 @@ class PtxKernel:
         if self._scopes:
             scope = self._scopes[-1]
             name = scope.names.setdefault(name, f"{name}@{scope.number}")
+        if bits > 64:
+            raise UnsupportedPtxError(f"register {name} of {bits} bits")
         if name not in self.registers:
             self.registers[name] = (len(self.register_bits), bits)
             self.register_bits.append(bits)

@@ -13,6 +13,8 @@ _DIRECTED_ROUNDING = {"rz", "rm", "rp"}
 def _cvt(t: Translator, i: Instruction) -> None:
     to, source = i.modifiers[-2:]
     flags = set(i.modifiers[:-2])
+    if {"pack", "rs", "scaled"} & flags:
+        raise UnsupportedPtxError("a form of cvt")
     if to == "tf32":
         rounding = "tf32_nearest_away" if "rna" in flags else "tf32_nearest_even"
         t.store(i.operands[0], f"{rounding}({t.integer(i.operands[1], 32)})", 32)

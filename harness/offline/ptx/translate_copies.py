@@ -27,6 +27,8 @@ def _cp_async(t: Translator, i: Instruction) -> None:
     used = t.constant(size, 32)
     hinted = any("cache_hint" in each for each in i.modifiers)
     if len(i.operands) > 3 + hinted:
+        if t.kernel.registers.get(i.operands[3], (0, 32))[1] == 1:
+            raise UnsupportedPtxError("cp.async under ignore-src")
         used = t.integer(i.operands[3], 32)
     target, source = t.address(i.operands[0]), t.address(i.operands[1])
     t.emit(t.call("copies.copy", target, source, size, used, line=i.line))

@@ -55,6 +55,8 @@ def _ld(t: Translator, i: Instruction) -> None:
 
 def _st(t: Translator, i: Instruction) -> None:
     kind, state = _element(i), _state(i, "global", "shared", "local", "generic")
+    if {"async", "bulk"} & set(i.modifiers):
+        raise UnsupportedPtxError("an asynchronous store")
     values = ",".join(t.integer(each, kind.bits) for each in vector(i.operands[1]))
     access: list[object] = [t.address(i.operands[0]), kind.bytes, f"[{values}]"]
     if _is_ordered(i):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from decodetax.harness.offline.ptx.parser import PtxKernel
 from decodetax.harness.offline.ptx.unsupported import UnsupportedPtxError
 from ptx_snippets import run_snippet
 
@@ -119,7 +120,6 @@ def test_generic_addresses_reach_shared_local_and_global_memory():
         "mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%r1, %r2}, {%r5}, {%r6}, {%r1, %r2};",
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd0], 16, [%r2];",
         "bar.arrive 1, 64;",
-        "bar.sync 1, 32;",
         "add.rz.f64 %rd1, %rd1, %rd1;",
         "ld.global.b128 %rd1, [%rd0];",
         "tex.2d.v4.f32.f32 {%r1,%r2,%r3,%r4}, [t, {%r1,%r2}];",
@@ -131,3 +131,22 @@ def test_ptx_that_is_not_known_is_refused_with_its_line(statement):
     with pytest.raises(UnsupportedPtxError) as refused:
         run_snippet(f"mov.u32 %r1, 0;\n{statement}", out=np.zeros(1, np.uint32))
     assert f"PTX line 16, '{statement[:-1]}'" in str(refused.value)
+
+
+def test_an_operand_that_only_its_value_shows_to_be_unknown_is_refused_with_lines():
+    body = """
+    .shared .align 4 .b8 box[256]; mul.wide.u32 %rd8, %r0, 4; mov.u64 %rd1, box; add.u64 %rd1, %rd1, %rd8;
+    setp.eq.u32 %p0, %r0, 0; selp.b64 %rd1, %rd0, %rd1, %p0;
+    st.u32 [%rd1], %r0;
+    """
+    with pytest.raises(UnsupportedPtxError, match=r"PTX lines 13 to 18: generic addresses of several"):
+        run_snippet(body, out=np.zeros(1, np.uint32))
+
+
+def test_clusters_and_wide_registers_are_refused():
+    kernel = ".visible .entry k()\n.reqntid 32\n{0}{{\n{1}\nret;\n}}"
+    assert PtxKernel(kernel.format("", "")).threads == 32
+    with pytest.raises(UnsupportedPtxError, match="k runs in clusters of CTAs"):
+        PtxKernel(kernel.format(".reqnctapercluster 2\n", ""))
+    with pytest.raises(UnsupportedPtxError, match="register %rq0 of 128 bits"):
+        PtxKernel(kernel.format("", ".reg .b128 %rq<2>;"))
