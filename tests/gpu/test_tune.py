@@ -1,9 +1,11 @@
 """Tuning on a GPU: tilings compile and pass the gate, and a run uses the winner."""
 
+import contextlib
 import dataclasses
 
 import pytest
 from decodetax.harness.bench import tuning
+from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.providers import tunable_provider
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tiling_cache import open_cache, tuned_tilings
@@ -30,8 +32,14 @@ def device():
 
 
 @pytest.fixture(scope="module")
-def found(device):
-    return list(tune(CASES, device, time_limit_s=120, progress=lambda _share, _what: None))
+def ahead(device):
+    with contextlib.closing(CompileAhead(gpu_limits(device.torch_device))) as ahead:
+        yield ahead
+
+
+@pytest.fixture(scope="module")
+def found(device, ahead):
+    return list(tune(CASES, device, time_limit_s=120, progress=lambda _share, _what: None, ahead=ahead))
 
 
 def bench(device, **options):
@@ -44,6 +52,11 @@ def test_every_tiling_passes_the_gate(found):
     assert [(tuned.status, tuned.reason) for tuned in found] == [("ok", None)] * len(CASES)
     reasons = [trial.reason for tuned in found for trial in tuned.trials if trial.status == "failed"]
     assert [reason for reason in reasons if reason.startswith("wrong result")] == []
+
+
+def test_tilings_are_compiled_in_processes_of_their_own(found, ahead):
+    assert (ahead.problem, ahead.skipped) == (None, [])
+    assert all(tuned.tried > 2 for tuned in found)
 
 
 def test_several_tilings_are_timed(found):
