@@ -15,18 +15,26 @@ from .lanes import Array, CtaLanes, Mask
 from .mbarriers import Arrival, Mbarriers
 from .mma import ELEMENT_BYTES, element_values
 from .shared_memory import SharedMemory
-from .tensor_memory import Cells, TensorMemory
+from .tensor_memory import TENSOR_LANES, Cells, TensorMemory
 from .unsupported import UnsupportedPtxError
 from .violations import Kind
 from .wgmma import matrix_offsets
 
 _K_BYTES = 32  # of a row of A or B in one product
+_MAX_COLUMNS = 256
 _TYPES = {
     "kind::f16": {0: "f16", 1: "bf16"},
     "kind::tf32": {2: "tf32"},
     "kind::f8f6f4": {0: "e4m3", 1: "e5m2"},
     "kind::i8": {0: "u8", 1: "s8"},
 }
+_SUM_TYPES = {
+    "kind::f16": {0: "f16", 1: "f32"},
+    "kind::tf32": {1: "f32"},
+    "kind::f8f6f4": {0: "f16", 1: "f32"},
+    "kind::i8": {2: "s32"},
+}
+_SUMS: dict[str, type[np.generic]] = {"f16": np.float16, "f32": np.float32, "s32": np.int32}
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Shape:
     Attributes:
         rows, columns: M and N.
         a_type, b_type: element types.
+        sum_type: "f16", "f32" or "s32".
         signs: product of the signs of A and B.
         a_rows_last, b_rows_last: whether M (or N) is the dimension that is contiguous in memory.
     """
@@ -44,46 +53,45 @@ class Shape:
     columns: int
     a_type: str
     b_type: str
+    sum_type: str
     signs: int
     a_rows_last: bool
     b_rows_last: bool
 
     @property
-    def is_integer(self) -> bool:
-        """Whether sums are int32."""
-        return self.a_type in {"u8", "s8"}
+    def is_listed(self) -> bool:
+        """Whether the PTX ISA has products of M by N."""
+        step = {64: 8, TENSOR_LANES: 16}.get(self.rows, 0)
+        return step > 0 and 0 < self.columns <= _MAX_COLUMNS and self.columns % step == 0
 
 
 def shape_of(kind: str, descriptor: int) -> Shape:
     """The shape that an instruction descriptor of 32 bits says.
 
     Raises:
-        UnsupportedPtxError: sparse or saturating products, other types of elements or sums, or a wrong shape.
+        UnsupportedPtxError: sparse or saturating products, or other types of elements or sums.
     """
 
     def bits(start: int, count: int) -> int:
         return descriptor >> start & ((1 << count) - 1)
 
-    types = _TYPES[kind]
+    types, sums = _TYPES[kind], _SUM_TYPES[kind]
     if bits(2, 2):
         raise UnsupportedPtxError("a sparse or saturating tcgen05.mma")
-    if bits(4, 2) != (2 if kind == "kind::i8" else 1):
-        raise UnsupportedPtxError("a tcgen05.mma that does not sum in float32 or int32")
+    if bits(4, 2) not in sums:
+        raise UnsupportedPtxError(f"sums of type {bits(4, 2)} of a tcgen05.mma of {kind}")
     if bits(7, 3) not in types or bits(10, 3) not in types:
         raise UnsupportedPtxError(f"element types {bits(7, 3)} and {bits(10, 3)} of a tcgen05.mma of {kind}")
-    shape = Shape(
+    return Shape(
         rows=16 * bits(24, 5),
         columns=8 * bits(17, 6),
         a_type=types[bits(7, 3)],
         b_type=types[bits(10, 3)],
+        sum_type=sums[bits(4, 2)],
         signs=(-1) ** (bits(13, 1) + bits(14, 1)),
         a_rows_last=bool(bits(15, 1)),
         b_rows_last=bool(bits(16, 1)),
     )
-    step = 16 if shape.rows == 128 else 8
-    if shape.rows not in {64, 128} or not 0 < shape.columns <= 256 or shape.columns % step:
-        raise UnsupportedPtxError(f"a tcgen05.mma of {shape.rows} x {shape.columns}")
-    return shape
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,11 @@ class TensorCores:
         for lane in active:
             warp = int(self._lanes.warp[lane])
             shape = shape_of(kind, int(descriptor[lane]))
+            if not shape.is_listed:
+                detail = f"no product has {shape.rows} x {shape.columns}"
+                self._lanes.report(Kind.DESCRIPTOR, line, detail, warp=warp)
+                if shape.rows not in {64, TENSOR_LANES}:
+                    continue
             written = self._cells(int(target[lane]), shape.rows, shape.columns, line, warp)
             values_b, bytes_b = self._from_shared(
                 int(b[lane]), shape.columns, shape.b_type, shape.b_rows_last, warp, line
@@ -182,9 +195,9 @@ class TensorCores:
     def _cells(self, address: int, rows: int, columns: int, line: int, warp: int) -> Cells:
         """Cells of a matrix [rows, columns]; of 64 rows, 16 lie in each quarter of the lanes."""
         row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
-        lane = row if rows == 128 else row // 16 * 32 + row % 16
+        lane = row if rows == TENSOR_LANES else row // 16 * 32 + row % 16
         first = address >> 16
-        if first not in ({0} if rows == 128 else {0, 16}):
+        if first not in ({0} if rows == TENSOR_LANES else {0, 16}):
             detail = f"lane {first} of a matrix of {rows} rows"
             self._lanes.report(Kind.TENSOR_OUTSIDE, line, detail, warp=warp)
             first = 0
@@ -212,11 +225,13 @@ class TensorCores:
     ) -> None:
         self._memory.check_write(cells, warp, line, "tcgen05.mma", issuer=warp)
         result = shape.signs * (a @ b.T)
-        kind = np.int32 if shape.is_integer else np.float32
+        kind = _SUMS[shape.sum_type]
+        # Float16 takes the low half of a cell.
+        bits = np.uint16 if kind is np.float16 else np.uint32
         if accumulates:
             self._memory.check_read(cells, np.array([warp]), line, "tcgen05.mma", issuer=warp)
-            result = result + self._memory.data[cells].view(kind)
-        self._memory.data[cells] = result.astype(kind).view(np.uint32)
+            result = result + self._memory.data[cells].astype(bits).view(kind)
+        self._memory.data[cells] = result.astype(kind).view(bits)
 
     def _start(self, product: _Product, warp: int) -> None:
         self._shared.async_readers[product.shared_bytes] += np.uint16(1)

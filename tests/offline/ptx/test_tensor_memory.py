@@ -125,6 +125,8 @@ FAULTS = {
         Kind.OUTSIDE_SHARED,
     ),
     "a descriptor of sm_90": ("mov.b32 %r23, 0x4010;", "mov.b32 %r23, 0x10;", Kind.DESCRIPTOR),
+    "a shape that the ISA has not": ("0x8040490;", "0x8020490;", Kind.DESCRIPTOR),
+    "no rows": ("0x8040490;", "0x0040490;", Kind.DESCRIPTOR),
     "stores over an operand in flight": (
         "wait:\n",
         "st.shared.b32 [%r8], %r10;\nwait:\n",
@@ -160,6 +162,24 @@ def test_two_products_sum_in_tensor_memory():
     a, b, out = operands()
     assert run(PRODUCT, a, b, out) == {}
     np.testing.assert_allclose(out, 2 * values(a) @ values(b).T, rtol=1e-6, atol=1e-5)
+
+
+def test_float16_sums_take_the_low_half_of_a_cell():
+    a, b, out = operands()
+    assert run(PRODUCT.replace("0x8040490;", "0x8040480;"), a, b, out) == {}
+    once = (values(a) @ values(b).T).astype(np.float16)
+    twice = (values(a) @ values(b).T + once).astype(np.float16)
+    np.testing.assert_array_equal(out.view(np.uint32).astype(np.uint16).view(np.float16), twice)
+
+
+def test_sums_of_64_rows_lie_in_16_lanes_of_each_quarter():
+    a, b, out = operands()
+    assert Kind.TENSOR_LOAD_UNWRITTEN in run(PRODUCT.replace("0x8040490;", "0x4040490;"), a, b, out)
+    lanes = np.arange(ROWS)
+    rows = lanes // 32 * 16 + lanes % 32
+    used = lanes % 32 < 16
+    np.testing.assert_allclose(out[used], 2 * values(a)[rows[used]] @ values(b).T, rtol=1e-6, atol=1e-5)
+    assert np.isnan(out[~used]).all()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
