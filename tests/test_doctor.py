@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from decodetax.harness.bench import counters
 from decodetax.harness.cli import cli
 from decodetax.harness.core.worker_processes import Crash
-from decodetax.harness.doctor import checks, gathering, probes
-from decodetax.harness.doctor.facts import FAILED, OK, WARNING, Facts, shown
+from decodetax.harness.doctor import checks, probes
+from decodetax.harness.doctor import facts as facts_module
+from decodetax.harness.doctor.checks import FAILED, OK, WARNING
+from decodetax.harness.doctor.facts import Facts, shown, ways
 from fake_nvml import FakeNvml
 from small_tensors import small_block
 
@@ -103,7 +105,7 @@ def facts_of_cpu(**changes):
 
 
 def with_forms(facts):
-    asked = ((name, how) for name, form in probes.FORMS.items() for how in checks.ways(form, facts))
+    asked = ((name, how) for name, form in probes.FORMS.items() for how in ways(form, facts))
     return dataclasses.replace(facts, forms={**dict.fromkeys(asked, CORRECT), **facts.forms})
 
 
@@ -422,7 +424,7 @@ def run(monkeypatch, answer, *arguments):
             asked.append(tuple(job.values()))
             on_answer(at, answer(job))
 
-    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
+    monkeypatch.setattr(facts_module, "run_jobs", run_jobs)
     return doctor(*arguments), asked
 
 
@@ -485,7 +487,7 @@ def test_gpu_for_one_process_is_asked_by_one(monkeypatch, compute_mode, processe
         for at, job in enumerate(jobs):
             on_answer(at, answer_of(facts)(job))
 
-    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
+    monkeypatch.setattr(facts_module, "run_jobs", run_jobs)
     doctor()
     assert len(calls) == 1 + processes
     assert sum(calls[1:]) == len(facts.forms)
@@ -499,8 +501,8 @@ def test_interrupted_doctor_begins_no_other_question(monkeypatch):
             limits.append(limit_s())
             on_answer(at, answer_of(facts_of_cpu())(job))
 
-    monkeypatch.setattr(gathering, "run_jobs", run_jobs)
-    questions = gathering._Questions(lambda _done, _what: None)
+    monkeypatch.setattr(facts_module, "run_jobs", run_jobs)
+    questions = facts_module._Questions(lambda _done, _what: None)
     with pytest.raises(KeyboardInterrupt), questions.ended_on_error():
         raise KeyboardInterrupt
     questions.ask([{"probe": "numpy"}])
@@ -567,8 +569,8 @@ def test_pin_of_triton_is_read_from_torchs_requirements(monkeypatch, requirement
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 def test_every_form_is_correct_on_this_machine(monkeypatch):
-    monkeypatch.setattr(gathering, "TOTAL_LIMIT_S", 400.0)  # other tests may run beside this one
-    monkeypatch.setattr(gathering, "FORM_LIMIT_S", 100.0)
+    monkeypatch.setattr(facts_module, "TOTAL_LIMIT_S", 400.0)  # other tests may run beside this one
+    monkeypatch.setattr(facts_module, "FORM_LIMIT_S", 100.0)
     outcome = doctor("--json")
     document = json.loads(outcome.stdout)
     assert (outcome.return_value, document["run_device"]) == (0, "cpu")

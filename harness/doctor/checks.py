@@ -10,15 +10,49 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ..bench.launcher import c_compiler, launcher_problem
 from ..core.cache_folders import triton_cache_folder
 from ..core.files import folder_problem
-from .facts import FAILED, WARNING, Answer, Check, Facts, Finding, Version, failed, shown, version, warning
-from .probes import FORMS, Form
+from .facts import Answer, Facts, Version, shown, version, ways
+from .probes import FORMS
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+"""Status of a check. Only "failed" means that `decodetax run` cannot work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        text: what it is, in one line.
+        status: OK, WARNING or FAILED.
+        consequence: what that means for `decodetax run`; empty if OK.
+    """
+
+    text: str
+    status: str = OK
+    consequence: str = ""
+
+
+Check = Callable[[Facts], Finding | None]
+"""A check of the facts or of the machine; None where it does not apply."""
+
+
+def warning(text: str, consequence: str) -> Finding:
+    """A finding that `decodetax run` works in spite of."""
+    return Finding(text=text, status=WARNING, consequence=consequence)
+
+
+def failed(text: str, consequence: str) -> Finding:
+    """A finding with which `decodetax run` cannot work."""
+    return Finding(text=text, status=FAILED, consequence=consequence)
+
 
 TESTED: Mapping[str, tuple[Version, Version | None]] = {
     "torch": ((2, 6), None),
@@ -284,17 +318,6 @@ def _proc(_facts: Facts) -> Finding:
 
 
 # The kernels
-
-
-def ways(form: Form, facts: Facts) -> tuple[str, ...]:
-    """How a form is checked here: compiled on a GPU that has it; else interpreted and executed."""
-    if not facts.imports or "broken" in facts.device:
-        return ()
-    if not facts.on_gpu:
-        return ("interpreted", *form.targets)
-    first, last = form.capability
-    major, minor = version(facts.device["compute_capability"])
-    return ("compiled",) if first <= 10 * major + minor <= last and launcher_problem() is None else ()
 
 
 _WRONG = {

@@ -16,7 +16,7 @@ from ..core.table import Column, Table, prose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .facts import Finding
+    from .checks import Finding
 
 
 @click.command("doctor")
@@ -28,9 +28,8 @@ def doctor_command(as_json: bool) -> int:
     executed on the CPU, within a minute. Each check that is not ok says what it means for `decodetax run`.
     Exit code 1 means that `decodetax run` cannot work here.
     """
-    from .checks import conclusion, findings
-    from .facts import FAILED
-    from .gathering import gather
+    from .checks import FAILED, conclusion, findings
+    from .facts import gather
 
     try:
         tempfile.gettempdir()

@@ -1,12 +1,24 @@
-"""What the checks of `decodetax doctor` take and give."""
+"""The facts that `decodetax doctor` checks: the answers of the probes, asked in processes of their own."""
 
+import contextlib
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
-OK, WARNING, FAILED = "ok", "warning", "failed"
-"""Status of a check. Only "failed" means that `decodetax run` cannot work."""
+from ..bench.launcher import launcher_problem
+from ..core.worker_processes import Crash, run_jobs
+from .probes import FORMS, Form
+
+PROBE_LIMIT_S, FORM_LIMIT_S, TOTAL_LIMIT_S = 20.0, 25.0, 52.0
+"""Seconds for an import or the device, for one form of a kernel, and for all of them."""
+
+_WORKER = f"{__package__}.probes"
+_PROBES = ("numpy", "torch", "nvidia", "device", "triton")
+"""In an order for one process: the device decides whether it imports Triton to interpret or to compile."""
 
 Version = tuple[int, ...]
 
@@ -28,17 +40,6 @@ class Facts:
     device: Answer
     forms: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, answers: Mapping[str, Answer]) -> Self:
-        """The facts but for the forms, from the answers by name of the probe."""
-        return cls(
-            torch=answers["torch"],
-            triton=answers["triton"],
-            numpy=answers["numpy"],
-            nvidia=answers["nvidia"],
-            device=answers["device"],
-        )
-
     @property
     def imports(self) -> bool:
         """Whether torch, triton and numpy can be imported."""
@@ -55,35 +56,6 @@ class Facts:
         return bool(self.nvidia.get("gpus") or self.nvidia.get("on_bus"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What a check found.
-
-    Attributes:
-        text: what it is, in one line.
-        status: OK, WARNING or FAILED.
-        consequence: what that means for `decodetax run`; empty if OK.
-    """
-
-    text: str
-    status: str = OK
-    consequence: str = ""
-
-
-Check = Callable[[Facts], Finding | None]
-"""A check of the facts or of the machine; None where it does not apply."""
-
-
-def warning(text: str, consequence: str) -> Finding:
-    """A finding that `decodetax run` works in spite of."""
-    return Finding(text=text, status=WARNING, consequence=consequence)
-
-
-def failed(text: str, consequence: str) -> Finding:
-    """A finding with which `decodetax run` cannot work."""
-    return Finding(text=text, status=FAILED, consequence=consequence)
-
-
 def version(text: str) -> Version:
     """The first three numbers in a text."""
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
@@ -92,3 +64,67 @@ def version(text: str) -> Version:
 def shown(numbers: Version) -> str:
     """A version as it is written."""
     return ".".join(map(str, numbers))
+
+
+def gather(progress: Callable[[float, str], None]) -> Facts:
+    """The facts of this machine: imports and the device first, then the forms of the kernels."""
+    questions = _Questions(progress)
+    answers = questions.ask([{"probe": name} for name in _PROBES], PROBE_LIMIT_S)
+    facts = Facts(**dict(zip(_PROBES, answers, strict=True)))
+    groups = _groups(facts)
+    forms: dict[tuple[str, str], Answer] = {}
+    with ThreadPoolExecutor(2) as pool, questions.ended_on_error():
+        for jobs, found in zip(groups, pool.map(questions.ask, groups), strict=True):
+            forms |= {(job["form"], job["how"]): answer for job, answer in zip(jobs, found, strict=True)}
+    return dataclasses.replace(facts, forms=forms)
+
+
+def _groups(facts: Facts) -> list[list[dict[str, str]]]:
+    """The forms to check, for one or two processes at a time."""
+    jobs = [{"form": name, "how": how} for name, form in FORMS.items() for how in ways(form, facts)]
+    if not facts.on_gpu:  # a process interprets kernels or compiles them
+        interpreted = [job for job in jobs if job["how"] == "interpreted"]
+        return [interpreted, [job for job in jobs if job not in interpreted]]
+    shared = facts.device.get("compute_mode", "default") == "default"
+    return [jobs[::2], jobs[1::2]] if shared else [jobs]
+
+
+class _Questions:
+    """Asks the probes, within the time of all."""
+
+    def __init__(self, progress: Callable[[float, str], None]) -> None:
+        self._progress, self._end_s = progress, time.monotonic() + TOTAL_LIMIT_S
+
+    def ask(self, jobs: Sequence[Mapping[str, str]], limit_s: float = FORM_LIMIT_S) -> list[Answer]:
+        """The answers of one process to jobs of which each may take so long."""
+        answers: dict[int, Answer] = {}
+
+        def on_answer(at: int, answer: Any) -> None:
+            answers[at] = {"broken": answer.reason} if isinstance(answer, Crash) else answer
+            self._progress(1 - self._left_s() / TOTAL_LIMIT_S, " ".join(jobs[at].values()))
+
+        run_jobs(_WORKER, jobs, on_answer, processes=1, limit_s=lambda: min(limit_s, self._left_s()))
+        return [answers[at] for at in range(len(jobs))]
+
+    @contextlib.contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """No job is begun any more after Ctrl-C."""
+        try:
+            yield
+        except BaseException:
+            self._end_s = 0.0
+            raise
+
+    def _left_s(self) -> float:
+        return self._end_s - time.monotonic()
+
+
+def ways(form: Form, facts: Facts) -> tuple[str, ...]:
+    """How a form is checked here: compiled on a GPU that has it; else interpreted and executed."""
+    if not facts.imports or "broken" in facts.device:
+        return ()
+    if not facts.on_gpu:
+        return ("interpreted", *form.targets)
+    first, last = form.capability
+    major, minor = version(facts.device["compute_capability"])
+    return ("compiled",) if first <= 10 * major + minor <= last and launcher_problem() is None else ()
