@@ -4,18 +4,19 @@ The processes fill Triton's cache, from which the process that times only loads:
 seconds, timing it some milliseconds.
 """
 
+import contextlib
 import dataclasses
 import heapq
 import os
-from collections.abc import Hashable, Mapping, Sequence
+import queue
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from msgspec import to_builtins
 
 from ...kernels import GpuLimits
 from ..core.cases import Case
-from ..core.worker_pool import WorkerPool
-from ..core.worker_processes import Crash
+from ..core.worker_processes import Crash, WorkerPool
 
 COMPILE_LIMIT_S = 60.0
 """A compiler that takes longer hangs; the slowest kernels take 6 s."""
@@ -80,7 +81,7 @@ class CompileAhead:
         self.problem: str | None = None
         self.skipped: list[str] = []
         self._limits = limits
-        self._pool = WorkerPool(worker, processes=self.processes, limit_s=COMPILE_LIMIT_S)
+        self._pool = WorkerPool(worker, processes=self.processes, limit_s=lambda: COMPILE_LIMIT_S)
         self._works: bool | None = None  # unknown until a process has answered
         self._crashed: list[tuple[Any, Crash]] = []
         self._case = 0
@@ -99,15 +100,15 @@ class CompileAhead:
             return
         self._waiting = set(places)
         fixed = {"case": to_builtins(case), "limits": dataclasses.asdict(self._limits)}
-        jobs: dict[Hashable, Mapping[str, Any]] = {
-            (self._case, place): {**fixed, "tiling": dataclasses.asdict(tilings[place])} for place in places
-        }
-        self._pool.ask(jobs)
+        self._pool.ask(
+            {(self._case, place): {**fixed, "tiling": dataclasses.asdict(tilings[place])} for place in places}
+        )
 
     def next(self, timeout_s: float | None) -> tuple[int, str | None] | None:
         """The first in order of the tilings that are compiled: see `Ahead`."""
-        while (found := self._pool.answer(0.0 if self._ready else timeout_s)) is not None:
-            self._take(*found)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._take(*self._pool.next_answer(0.0 if self._ready else timeout_s))
         return heapq.heappop(self._ready) if self._ready else None
 
     def end(self) -> None:

@@ -1,10 +1,11 @@
-"""Runs jobs in worker processes, several at a time.
+"""Runs jobs in worker processes, several at a time: `run_jobs`, or in the background a `WorkerPool`.
 
 A worker is a module run as a program that calls `serve_jobs`. It may import what the caller does not, and one
 that crashes or hangs fails one job only.
 """
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Self
 
 _MESSAGE_CHARACTERS = 300
+_KILL_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,32 +62,11 @@ def run_jobs(
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    pending: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for at in range(len(jobs)):
-        pending.put(at)
-    answering = threading.Lock()
-
-    def serve() -> None:
-        process = Worker(worker, show_stderr=show_stderr, limit_s=limit_s)
-        try:
-            while True:
-                try:
-                    at = pending.get_nowait()
-                except queue.Empty:
-                    return
-                answer = process.answer(jobs[at])
-                with answering:
-                    on_answer(at, answer)
-        finally:
-            process.close()
-
-    threads = [
-        threading.Thread(target=serve, daemon=True)
-        for _ in range(min(processes or os.cpu_count() or 1, len(jobs)))
-    ]
-    for thread in threads:
-        thread.start()
-    _join(threads, pending)
+    processes = min(processes or os.cpu_count() or 1, len(jobs))
+    with WorkerPool(worker, processes=processes, show_stderr=show_stderr, limit_s=limit_s) as pool:
+        pool.ask(dict(enumerate(jobs)))
+        for _ in jobs:
+            on_answer(*pool.next_answer())
 
 
 def safe_environment() -> dict[str, str]:
@@ -101,21 +83,97 @@ def serve_jobs(answer: Callable[[Any], Any]) -> None:
     # Compilers may write to standard output: it becomes standard error, and answers go to a copy of it.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(
+                line_buffering=True
+            )  # as standard error is: the process is ended by a kill
         for line in sys.stdin:
             answers.write(json.dumps(answer(json.loads(line))) + "\n")
             answers.flush()
 
 
-def _join(threads: Sequence[threading.Thread], pending: "queue.SimpleQueue[int]") -> None:
-    """Waits for all threads; on Ctrl-C they start no further job."""
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        with contextlib.suppress(queue.Empty):
+class WorkerPool:
+    """Answers jobs in the background in the order asked, as many at a time as there are processes.
+
+    A process starts when it is first needed, and again after it died.
+
+    Args:
+        worker: name of the module that each process runs.
+        processes: the most processes at a time.
+        show_stderr: see `run_jobs`.
+        limit_s: see `run_jobs`.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        *,
+        processes: int,
+        show_stderr: bool = False,
+        limit_s: Callable[[], float] | None = None,
+    ) -> None:
+        self._workers = [Worker(worker, show_stderr=show_stderr, limit_s=limit_s) for _ in range(processes)]
+        self._threads: list[threading.Thread] = []
+        self._jobs: deque[tuple[Any, str]] = deque()
+        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._closing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, jobs: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Adds jobs, JSON objects by the keys of their answers, behind those that have not begun."""
+        with self._changed:
+            self._jobs.extend((key, json.dumps(job)) for key, job in jobs.items())
+            self._changed.notify_all()
+        while len(self._threads) < min(len(self._workers), len(jobs)):
+            worker = self._workers[len(self._threads)]
+            self._threads.append(threading.Thread(target=self._serve, args=(worker,), daemon=True))
+            self._threads[-1].start()
+
+    def drop(self) -> None:
+        """Drops the jobs that have not begun."""
+        with self._changed:
+            self._jobs.clear()
+
+    def next_answer(self, timeout_s: float | None = None) -> tuple[Any, Any]:
+        """The key of a job and its answer, or a `Crash`, as soon as there is one.
+
+        Raises:
+            queue.Empty: there is none in time; a timeout of None waits for one.
+        """
+        return self._answers.get(timeout=timeout_s)
+
+    def close(self) -> None:
+        """Ends all processes at once, whatever they do."""
+        with self._changed:
+            self._closing = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        for worker, thread in zip(self._workers, self._threads, strict=False):
+            while thread.is_alive():
+                worker.kill()
+                thread.join(_KILL_AGAIN_S)  # its process may have been starting
+
+    def _serve(self, worker: "Worker") -> None:
+        try:
             while True:
-                pending.get_nowait()
-        raise
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing or self._jobs)
+                    if self._closing:
+                        return
+                    key, job = self._jobs.popleft()
+                try:
+                    answer = worker.answer(job)
+                except OSError as error:  # no memory for a process
+                    answer = Crash(f"its process did not start: {error.strerror}", blameless=True)
+                self._answers.put((key, answer))
+        finally:
+            worker.close()
 
 
 class Worker:
@@ -128,8 +186,8 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
-    def answer(self, job: Mapping[str, Any]) -> Any:
-        """The answer to a job, or a `Crash`."""
+    def answer(self, job: str) -> Any:
+        """The answer to a job, which is a JSON object, or a `Crash`."""
         limit_s = None if self._limit_s is None else self._limit_s()
         if limit_s is not None and limit_s <= 0:
             return Crash("timed out before it began")
@@ -138,7 +196,7 @@ class Worker:
             raise RuntimeError("a worker has no pipes")
         with _killed_after(limit_s, process) as timed_out:
             try:
-                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.write(f"{job}\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
             except BrokenPipeError:
@@ -159,8 +217,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process, which has no job."""
         if self._process is not None:
-            if self._limit_s is not None:
-                self._process.kill()  # all is answered, and a process may hang at its end
+            self._process.kill()  # it may hang at its end
             self._process.communicate()
         if self._errors is not None:
             self._errors.close()

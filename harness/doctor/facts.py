@@ -70,7 +70,8 @@ def gather(progress: Callable[[float, str], None]) -> Facts:
     """The facts of this machine: imports and the device first, then the forms of the kernels."""
     questions = _Questions(progress)
     answers = questions.ask([{"probe": name} for name in _PROBES], PROBE_LIMIT_S)
-    facts = Facts(**dict(zip(_PROBES, answers, strict=True)))
+    by_name: dict[str, Any] = dict(zip(_PROBES, answers, strict=True))
+    facts = Facts(**by_name)
     groups = _groups(facts)
     forms: dict[tuple[str, str], Answer] = {}
     with ThreadPoolExecutor(2) as pool, questions.ended_on_error():

@@ -5,8 +5,6 @@ standard input, its row a line on standard output.
 """
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -212,16 +210,9 @@ def _launch(launch: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Answers jobs until standard input ends."""
-
-    def row(job: Any) -> dict[str, Any]:
-        return execute_case(from_json(job["case"]), find_gpu(job["gpu"]), seed=job["seed"]).to_json()
-
-    serve_jobs(row)
-    sys.stderr.flush()
-    os._exit(0)  # Triton's bindings would list what they leak on standard error, which the user sees
+def _answer(job: Any) -> dict[str, Any]:
+    return execute_case(from_json(job["case"]), find_gpu(job["gpu"]), seed=job["seed"]).to_json()
 
 
 if __name__ == "__main__":
-    main()
+    serve_jobs(_answer)
