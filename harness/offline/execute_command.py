@@ -60,7 +60,7 @@ _COLUMNS = (
 
 @click.command("execute")
 @options.gpus_option(
-    "GPUs to compile for: a100, h100, l40s, rtx3090, rtx-5090 or sm_80 to sm_120.", required=True
+    "GPUs to compile for: a100, h100, b200, l40s, rtx3090, rtx-5090 or sm_80 to sm_120.", required=True
 )
 @click.option(
     "--kernel",

@@ -29,6 +29,10 @@ FAULTS = {
     ),
     "fence.proxy.async": (r"fence\.proxy\.async[.\w:]*;", ""),
     "mbarrier wait": (r"@!complete bra\.uni waitLoop;", ""),
+    "tcgen05.wait::ld": (r"tcgen05\.wait::ld[^;]*;", ""),
+    "tcgen05.wait::st": (r"tcgen05\.wait::st[^;]*;", ""),
+    "tcgen05.commit": (r"@%p\d+ tcgen05\.commit[^;]*;", ""),
+    "tcgen05.dealloc": (r"@%p\d+ tcgen05\.dealloc[^;]*;", ""),
     "bulk wait_group": (r"cp\.async\.bulk\.wait_group[.\w]*\s+\d+;", ""),
     "bulk commit_group": (r"cp\.async\.bulk\.commit_group\s*;", ""),
 }

@@ -39,6 +39,18 @@ LONG = {
     },
     "80 decode_attention ragged bf16 combine": {"_combine_kernel": {ALL: (1, 1), "bar.sync": (6, 4)}},
     "80 prefill_matmul rows_5 fp16": {"_matmul_kernel": {ALL: (1, 1), "bar.sync": (4, 4)}},
+    "100 prefill_matmul weight_first int8": {
+        "_matmul_kernel": {
+            ALL: (1, 1),
+            "bar.sync": (10, 7),
+            "fence.proxy.async": (2, 2),
+            "mbarrier wait": (2, 2),
+            "tcgen05.wait::ld": (1, 1),
+            "tcgen05.wait::st": (3, 2),
+            "tcgen05.commit": (2, 2),
+            "tcgen05.dealloc": (1, 1),
+        }
+    },
     "120 prefill_matmul weight_first int8": {"_matmul_kernel": {ALL: (1, 1), "bar.sync": (6, 6)}},
     "90 prefill_matmul tma_several_items bf16": {
         "_tma_kernel": {
