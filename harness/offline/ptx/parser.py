@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .inlining import inlined
 from .unsupported import UnsupportedPtxError
 
 _REGISTER_BITS = {
@@ -130,6 +131,7 @@ class PtxKernel:
     """
 
     def __init__(self, ptx: str) -> None:
+        ptx = inlined(ptx)
         entry = _ENTRY.search(ptx)
         if entry is None:
             raise UnsupportedPtxError("the PTX has no kernel (.visible .entry)")
@@ -243,6 +245,8 @@ class PtxKernel:
             self._declare_registers(statement)
         elif array := _ARRAY.match(statement):
             self._declare_array(array)
+        elif parameter := _PARAMETER.fullmatch(statement):
+            self._declare_parameter(*parameter.groups())
         elif statement.startswith(_TARGET_LIST):
             self._target_lists[self._last_label] = tuple(_NAME.findall(statement.removeprefix(_TARGET_LIST)))
         elif statement and not statement.startswith("."):  # .pragma and the like change no result
@@ -273,13 +277,18 @@ class PtxKernel:
         element_bytes = _REGISTER_BITS[kind] // 8
         arrays[name] = (int(length) * element_bytes, int(alignment or element_bytes))
 
+    def _declare_parameter(self, kind: str, name: str, length: str | None) -> None:
+        """A parameter of a call: local memory, which several calls may share."""
+        size = _REGISTER_BITS[kind] // 8 * int(length or 1)
+        self.local_arrays[name] = (max(size, self.local_arrays.get(name, (0, 0))[0]), 16)
+
     def _labels_within(self, position: int, scope: int) -> dict[str, str]:
         """Labels within the braces that start before `position`, under names of their own."""
         depth, stop = 1, position
         while depth:
             depth += {"{": 1, "}": -1}.get(self._text[stop], 0)
             stop += 1
-        labels = re.findall(r"^\s*([$\w]+):(?!:)", self._text[position:stop], re.MULTILINE)
+        labels = re.findall(r"(?:^|[;{}])\s*([$\w]+):(?!:)", self._text[position:stop], re.MULTILINE)
         return {name: f"{name}@{scope}" for name in labels}
 
     def _scoped(self, name: str) -> str:

@@ -127,8 +127,10 @@ def _wide_product(t: Translator, x: str, y: str, kind: Kind) -> str:
 
 
 def _fma(t: Translator, i: Instruction) -> None:
-    """Fused: float64 holds the product exactly, and the sum is rounded from it."""
-    exact = "({0}*{1}+{2})" if i.modifiers[-1] == "f64" else "({0}.astype(D)*{1}+{2})"
+    """Fused: a longer float holds the product, of float64 nearly, and the sum is rounded from it."""
+    exact = "({0}.astype(D)*{1}+{2})"
+    if i.modifiers[-1] == "f64":
+        exact = "({0}.astype(np.longdouble)*{1}+{2}).astype(D)"
     if i.modifiers[-1] in {"f32", "f32x2"}:
         exact += ".astype(F)"
     if "relu" in i.modifiers:

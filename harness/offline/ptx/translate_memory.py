@@ -10,6 +10,7 @@ _STATE = {
     "const": "global_",
     "shared": "shared_",
     "local": "local",
+    "param": "local",
     "generic": "generic",
 }
 _ORDERED = {"acquire", "release", "relaxed", "volatile", "mmio"}
@@ -30,6 +31,11 @@ def _state(i: Instruction, *known: str) -> str:
     return _STATE[i.state_space]
 
 
+def _parameter(address: str) -> str:
+    """The name in an address of parameter space."""
+    return address.strip("[] ").partition("+")[0].strip()
+
+
 def _is_ordered(i: Instruction) -> bool:
     """Whether other CTAs may rely on the order of a global access."""
     return i.state_space in {"global", "generic"} and bool(_ORDERED & set(i.modifiers))
@@ -37,30 +43,30 @@ def _is_ordered(i: Instruction) -> bool:
 
 def _ld(t: Translator, i: Instruction) -> None:
     kind, destinations = _element(i), vector(i.operands[0])
-    if i.state_space == "param":
+    if i.state_space == "param" and _parameter(i.operands[1]) not in t.kernel.local_arrays:
         name, _, offset = i.operands[1].strip("[] ").partition("+")
         for n, destination in enumerate(destinations):
             place = int(offset or "0", 0) + n * kind.bytes
             value = f"cta.parameter({name.strip()!r},{place},{kind.bytes})"
             t.store(destination, value, kind.bits, signed=kind.signed)
         return
-    state = _state(i, "global", "const", "shared", "local", "generic")
+    state = _state(i, "global", "const", "shared", "local", "generic", "param")
     access: list[object] = [t.address(i.operands[1]), kind.bytes, len(destinations)]
     if _is_ordered(i):
-        state, access = "global_", [*access, "acquire" in i.modifiers]
+        state, access = "global_", [*access, "acquire" in i.modifiers and "cta" not in i.modifiers]
     t.emit("v=" + t.call(f"{state}.{'ordered_' * _is_ordered(i)}load", *access, line=i.line))
     for n, destination in enumerate(destinations):
         t.store(destination, f"v[{n}]", kind.bits, signed=kind.signed)
 
 
 def _st(t: Translator, i: Instruction) -> None:
-    kind, state = _element(i), _state(i, "global", "shared", "local", "generic")
+    kind, state = _element(i), _state(i, "global", "shared", "local", "generic", "param")
     if {"async", "bulk"} & set(i.modifiers):
         raise UnsupportedPtxError("an asynchronous store")
     values = ",".join(t.integer(each, kind.bits) for each in vector(i.operands[1]))
     access: list[object] = [t.address(i.operands[0]), kind.bytes, f"[{values}]"]
     if _is_ordered(i):
-        state, access = "global_", [*access, "release" in i.modifiers]
+        state, access = "global_", [*access, "release" in i.modifiers and "cta" not in i.modifiers]
     t.emit(t.call(f"{state}.{'ordered_' * _is_ordered(i)}store", *access, line=i.line))
 
 
@@ -78,6 +84,8 @@ def _atomic(t: Translator, i: Instruction, destination: str, address: str, opera
     kind, state = _element(i), _state(i, "global", "shared", "generic")
     (operation,) = ATOMICS & set(i.modifiers)
     order = next((each for each in i.modifiers if each in _ORDERS), "relaxed")
+    if "cta" in i.modifiers:
+        order = "relaxed"  # to other CTAs
     destinations = vector(destination) if destination != "_" else []
     values = [vector(each) for each in operands]
     for n in range(len(values[0])):

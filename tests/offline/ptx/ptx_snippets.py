@@ -8,7 +8,7 @@ HEADER = """
 .version 8.4
 .target sm_90a
 .address_size 64
-.extern .shared .align 16 .b8 global_smem[];
+.extern .shared .align 16 .b8 global_smem[];{functions}
 .visible .entry snippet({parameters})
 .reqntid {threads}
 {{
@@ -23,7 +23,16 @@ ret;
 
 
 def run_snippet(
-    body, *, threads=64, grid=(1,), shared_bytes=1024, tensor_maps=None, seed=0, edit_memory=None, **tensors
+    body,
+    *,
+    threads=64,
+    grid=(1,),
+    shared_bytes=1024,
+    tensor_maps=None,
+    seed=0,
+    edit_memory=None,
+    functions="",
+    **tensors,
 ):
     """Violations, notes among them, of a body; %rd0, %rd1, ... hold the tensors' addresses, %r0 the lane.
 
@@ -37,6 +46,7 @@ def run_snippet(
             + [f".param .align 64 .b8 {name}[128]" for name in tensor_maps]
         ),
         threads=threads,
+        functions=functions,
         body="\n".join([*loads, "mov.u32 %r0, %tid.x;", body]),
     )
     memory = GlobalMemory()

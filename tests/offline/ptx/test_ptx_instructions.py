@@ -150,3 +150,44 @@ def test_clusters_and_wide_registers_are_refused():
         PtxKernel(kernel.format(".reqnctapercluster 2\n", ""))
     with pytest.raises(UnsupportedPtxError, match="register %rq0 of 128 bits"):
         PtxKernel(kernel.format("", ".reg .b128 %rq<2>;"))
+
+
+FUNCTIONS = """
+.func (.param .b32 result) twice(.param .b32 value)  // of a function with a loop and labels of its own
+{
+.reg .b32 %r<3>; .reg .pred %p<2>;
+ld.param.b32 %r1, [value];
+mov.u32 %r2, 0;
+again: add.u32 %r2, %r2, %r1;
+setp.lt.u32 %p1, %r2, %r1;
+@%p1 bra again;
+add.u32 %r2, %r2, %r1;
+st.param.b32 [result], %r2;
+ret;
+}
+"""
+CALL = (
+    "{{ .param .b32 param0; .param .b32 back; st.param.b32 [param0], {0}; call.uni (back), twice, (param0);\n"
+)
+CALL += "ld.param.b32 {1}, [back]; }}"
+
+
+def test_device_functions_are_inlined_at_each_call():
+    out = np.zeros(LANES, np.uint32)
+    body = "\n".join(
+        [
+            CALL.format("%r0", "%r5"),
+            CALL.format("%r5", "%r6"),
+            "mul.wide.u32 %rd8, %r0, 4; add.u64 %rd9, %rd0, %rd8;\nst.global.b32 [%rd9+4], %r6;",
+        ]
+    )
+    (violation,) = run_snippet(body, out=out, functions=FUNCTIONS)
+    assert (out[1:] == 4 * np.arange(LANES - 1)).all()
+    assert violation.ptx == "st.global.b32 [%rd9+4], %r6"
+    assert violation.ptx_line == FUNCTIONS.count("\n") + 20
+
+
+def test_functions_that_call_themselves_are_refused():
+    functions = "\n.func () f()\n{\ncall.uni f, ();\nret;\n}\n"
+    with pytest.raises(UnsupportedPtxError, match="call one another without end"):
+        run_snippet("call.uni f, ();", out=np.zeros(1, np.uint32), functions=functions)
