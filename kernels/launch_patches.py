@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
 Launch: TypeAlias = Callable[[Callable[..., Any], Any, tuple[Any, ...], Any, dict[str, Any]], Any]
-"""What stands for a launch: from Triton's own `run`, the Triton function, the arguments by position, the grid
-and the arguments by name, to the compiled kernel."""
+"""Replaces a launch. Takes Triton's own `run`, the Triton function, the arguments by position, the grid, and
+the arguments by name; returns the compiled kernel."""
 
 
 class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
@@ -58,13 +58,13 @@ class _OfflineDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
 
 @contextlib.contextmanager
 def launches_patched(limits: GpuLimits, launch: Launch, *, each_configuration: bool = True) -> Iterator[None]:
-    """Within it, `launch` stands for every Triton launch, and the target is a GPU that need not be present.
+    """Within it, `launch` replaces every Triton launch, and the target is a GPU that need not be present.
 
     Host functions of this package accept CPU tensors and choose their tilings as on that GPU. A kernel under
     `triton.autotune` is launched in each of its configurations, or in the first.
 
     Args:
-        limits: those of the GPU to compile for, as host functions are told.
+        limits: of the GPU to compile for, as host functions see them.
         launch: called instead of a launch.
         each_configuration: whether all configurations of an autotuned kernel are launched, else the first
             that its pruning leaves.

@@ -30,7 +30,7 @@ MAX_SHAPES = 1000
 """Shapes for which FlexAttention is compiled; of those beyond, the rows are unsupported."""
 
 TENSOR_CORES_FROM_GROUP = 4
-"""Query heads per KV head from which FlashInfer is told to use tensor cores, as by SGLang in 16 bits."""
+"""Query heads per KV head from which FlashInfer uses tensor cores, as SGLang chooses in 16 bits."""
 
 
 def installed(library: str) -> bool:

@@ -55,7 +55,7 @@ def run_jobs(
             time.
         processes: the most processes at a time; None means the number of processors.
         show_stderr: whether what a worker prints goes to stderr, else into the reason of its `Crash`.
-        limit_s: gives the seconds after which the job that now begins is a `Crash`; None waits for ever.
+        limit_s: gives the seconds after which the job that now begins is a `Crash`; None sets no limit.
 
     Raises:
         ValueError: processes is less than 1.
@@ -70,7 +70,7 @@ def run_jobs(
 
 
 def safe_environment() -> dict[str, str]:
-    """The environment of a Python process of ours: a queue.py in the current folder is not its `queue`."""
+    """The environment of a child Python process: files of the current folder do not shadow modules."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
 
 

@@ -97,10 +97,10 @@ def execute_command(
     """Execute compiled kernels without a GPU, and compare them with the oracle.
 
     What the host functions launch is compiled for each GPU, and every CTA of its PTX is executed on the CPU,
-    in random order. The choosers of tilings are told of few SMs, so that few CTAs do. A size, such as --rows
-    or --context, selects one case in place of the list of small cases; with DECODETAX_FULL_MATRIX=1 the
-    complete list is executed. Exit code 1 means a faulty memory access, a race, a missing wait, a wrong
-    result, or an error.
+    in random order. Tilings are chosen as on a GPU with few SMs (column SMs), so that grids are small. A
+    size, such as --rows or --context, selects one case in place of the list of small cases; with
+    DECODETAX_FULL_MATRIX=1 the complete list is executed. Exit code 1 means a faulty memory access, a race,
+    a missing wait, a wrong result, or an error.
     """
     from ..core.gpus import find_gpu
     from .execution.rows import execute_cases
@@ -184,7 +184,7 @@ def _check_size(case: "DecodeAttention | PrefillMatmul") -> None:
         option, unit, most = "--rows", "operations", MAX_OPERATIONS
         amount = 2 * max(case.rows, PADDED_ROWS) * case.in_features * case.out_features
     if amount > most:
-        raise UsageError(f"{option}: {amount:.3g} {unit} are over {most:.3g}, too many to execute")
+        raise UsageError(f"{option}: {amount:,} {unit} are too many to execute; at most {most:,}")
 
 
 def _text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:

@@ -16,7 +16,7 @@ def launches_patched(
     Args:
         gpu: the GPU to compile for.
         launch: called instead of a launch.
-        sm_count: SMs that the host functions are told of; None for the GPU's own.
+        sm_count: SMs that the host functions see; None for the GPU's own.
         each_configuration: whether all configurations of an autotuned kernel are launched, else the first.
 
     Raises:

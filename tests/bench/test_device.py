@@ -228,7 +228,7 @@ def assert_usable(device, cuda):
     ],
     ids=str,
 )
-def test_memory_that_ran_out_is_told_from_other_errors(error, expected):
+def test_out_of_memory_differs_from_other_errors(error, expected):
     assert out_of_memory(error) == expected
 
 

@@ -49,7 +49,7 @@ def test_compiler_is_the_one_that_triton_takes(tmp_path, monkeypatch, fake_compi
     assert (compiler if compiler in {named, None} else Path(compiler).name) == found
 
 
-def test_machine_without_a_compiler_is_told_what_is_looked_for():
+def test_error_without_a_compiler_names_what_is_looked_for():
     assert compile_problem(None) == "no C compiler: CC is not set, and gcc and clang are not on the PATH"
 
 

@@ -1,6 +1,6 @@
 """Runs the kernel tests of this folder on CPU tensors, for their launches: no result is compared.
 
-Within `launches_patched` of `harness/offline/offline_driver.py`, which stands for the launches.
+Run them within `launches_patched` of `harness/offline/offline_driver.py`, which replaces the launches.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def _fake_attention(q, k_cache, v_cache, context_lens, **_options):
 
 
 class Plugin:
-    """Lets each so-manieth of the tests run without a GPU, its oracle and its comparisons."""
+    """Runs every `shares`-th test without a GPU, without its oracle and its comparisons."""
 
     def __init__(self, gpu, share, shares):
         self._share, self._shares, self._limits = share, shares, kernel_limits(gpu)

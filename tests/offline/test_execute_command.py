@@ -66,8 +66,11 @@ def rows_by_hand(monkeypatch, *answers):
         (["--dtype", "fp64"], "--dtype: 'fp64' is not one of all, bf16"),
         (["--kernel", "merge_states", "--dtype", "int8"], "--dtype: no case of merge_states has int8"),
         (["--kernel", "decode_attention", "--rows", 5], "--rows: no prefill_matmul is executed"),
-        (["--context", 70_000], "--context: 5.6e+05 KV tokens are over 6.55e+04, too many"),
-        (["--rows", 3, "--in-features", 9999, "--out-features", 9999], "--rows: 3.2e+09 operations are over"),
+        (["--context", 70_000], "--context: 560,000 KV tokens are too many to execute; at most 65,536"),
+        (
+            ["--rows", 3, "--in-features", 9999, "--out-features", 9999],
+            "--rows: 3,199,360,032 operations are too many",
+        ),
         (["--q-heads", 3], "--q-heads: 3 is not 1 to 64 times --kv-heads 8"),
         (["--provider", "no_such_module:f"], "--provider: 'no_such_module' cannot be imported"),
         (["h10"], "--gpu: 'h10' is not a known GPU"),

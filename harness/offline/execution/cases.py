@@ -19,7 +19,7 @@ class UserCase:
     Attributes:
         kernel: MODULE:FUNCTION.
         sizes: the operation that it computes, and its sizes.
-        sm_count: SMs that host functions of this package are told, should it call them.
+        sm_count: SMs that tilings are chosen for, if it calls host functions of this package.
     """
 
     kernel: str

@@ -25,7 +25,7 @@ class DecodeCase:
         query_size: standard deviation of the queries.
         infinite_keys: leading tokens of each sequence whose scores are -inf.
         special_values: (sequence, token, "inf", "-inf" or "nan"), written to a few values of KV head 0.
-        sm_count: SMs that the chooser of tilings is told.
+        sm_count: SMs that the tiling is chosen for.
     """
 
     kernel: ClassVar[str] = "decode_attention"

@@ -20,7 +20,7 @@ class MatmulCase:
         bias: its dtype; None means no bias.
         transposed_weight: the weight is a view of its transpose.
         tiling: None means the host function's choice.
-        sm_count: SMs that the chooser of tilings is told.
+        sm_count: SMs that the tiling is chosen for.
     """
 
     kernel: ClassVar[str] = "prefill_matmul"

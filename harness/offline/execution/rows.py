@@ -34,7 +34,7 @@ class ExecutedRow:
         status: "ok"; "failed" (a violation, a wrong result, or an error); "unsupported" (an instruction that
             is not executed); "skipped" (the kernel does not run on that GPU).
         reason: why it is not ok, else None.
-        sm_count: SMs that the choosers of tilings were told; None where no grid depends on it.
+        sm_count: SMs that tilings were chosen for; None where no grid depends on it.
         relative_error: error of the worst row of the result; None where it is infinite.
         tolerance: the largest error that rounding explains.
         lse_error: the same of the log-sum-exp, where the call returns it.
@@ -202,7 +202,7 @@ def _launch(launch: Any) -> dict[str, Any]:
     return {
         "kernel": launch.kernel,
         "grid": list(launch.grid),
-        "ctas": math.prod(launch.grid),
+        "ctas": launch.ctas,
         "num_warps": launch.num_warps,
         "shared_bytes": launch.shared_bytes,
         "seconds": launch.seconds,

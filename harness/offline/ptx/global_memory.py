@@ -115,8 +115,7 @@ class GlobalAccess:
     def _load(
         self, address: Array, width: int, count: int, mask: Mask, line: int, *, atomic: bool
     ) -> list[Array]:
-        kind = UNSIGNED[8 * width]
-        loaded = [np.full(self._lanes.threads, 2 ** (8 * width) - 1, kind) for _ in range(count)]
+        loaded = self._lanes.all_ones(width, count)
         for buffer, lanes, offset in self.find(
             address, width * count, self._lanes.active(mask), line, "load"
         ):

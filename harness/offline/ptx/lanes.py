@@ -76,6 +76,10 @@ class CtaLanes:
             kind, line, detail, tensor=tensor, shared_address=shared_address, cta=self.cta, warp=warp
         )
 
+    def all_ones(self, width: int, count: int) -> list[Array]:
+        """`count` registers of `width` bytes, all bits set: what a lane that may not load gets."""
+        return [np.full(self.threads, 2 ** (8 * width) - 1, UNSIGNED[8 * width]) for _ in range(count)]
+
     def active(self, mask: Mask) -> Array:
         """Numbers of the active lanes."""
         return self.lane if mask is None else np.flatnonzero(mask)

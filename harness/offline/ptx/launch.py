@@ -31,20 +31,6 @@ from .violations import Violation
 Edit: TypeAlias = Callable[[str, str], str]
 """From a kernel's name and PTX to the PTX that is executed."""
 
-_PACKED = {
-    "i1": "<b",
-    "i8": "<b",
-    "u8": "<B",
-    "i16": "<h",
-    "u16": "<H",
-    "i32": "<i",
-    "u32": "<I",
-    "i64": "<q",
-    "u64": "<Q",
-    "fp32": "<f",
-    "fp64": "<d",
-}
-_TENSOR_MAP_BYTES = 128
 _NAN_BYTE = 0xFF
 
 
@@ -57,7 +43,7 @@ class ExecutedLaunch:
         grid: number of CTAs along each axis.
         num_warps: warps of a CTA.
         shared_bytes: shared memory of a CTA.
-        blocks: CTAs executed.
+        ctas: CTAs executed: fewer than the grid's where one is stuck.
         seconds: time that the execution took.
         counters: executed figures.
         compiled: Triton's compiled kernel.
@@ -67,7 +53,7 @@ class ExecutedLaunch:
     grid: tuple[int, ...]
     num_warps: int
     shared_bytes: int
-    blocks: int
+    ctas: int
     seconds: float
     counters: LaunchFigures
     compiled: Any
@@ -137,7 +123,7 @@ class Execution:
             arguments.memory.forbid(start, dead)
         started_s = time.perf_counter()
         counters = LaunchCounters(len(executable.kernel.blocks))
-        found, blocks = executable.launch(
+        found, ctas = executable.launch(
             grid,
             arguments.parameters,
             arguments.memory,
@@ -151,7 +137,7 @@ class Execution:
                 grid=grid,
                 num_warps=compiled.metadata.num_warps,
                 shared_bytes=compiled.metadata.shared,
-                blocks=blocks,
+                ctas=ctas,
                 seconds=time.perf_counter() - started_s,
                 counters=launch_figures(executable.kernel, counters),
                 compiled=compiled,
@@ -178,7 +164,7 @@ def executed(
 
     Args:
         gpu: a GPU with SM limits, or a compute capability such as 80.
-        sm_count: SMs that the choosers are told of; None for the GPU's own.
+        sm_count: SMs that the host functions see; None for the GPU's own.
         seed: of the order of CTAs.
         edit: changes the PTX before it is executed.
 

@@ -23,12 +23,11 @@ class LocalMemory:
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
         """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
-        kind = UNSIGNED[8 * width]
-        loaded = [np.full(self._lanes.threads, 2 ** (8 * width) - 1, kind) for _ in range(count)]
+        loaded = self._lanes.all_ones(width, count)
         lanes, index = self._locate(address, width * count, mask, line)
         if not self._written[lanes[:, None], index].all():
             self._lanes.report(Kind.UNWRITTEN_LOCAL, line)
-        words = np.ascontiguousarray(self._data[lanes[:, None], index]).view(kind)
+        words = np.ascontiguousarray(self._data[lanes[:, None], index]).view(UNSIGNED[8 * width])
         for j, element in enumerate(loaded):
             element[lanes] = words[:, j]
         return loaded

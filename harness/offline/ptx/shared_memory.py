@@ -67,12 +67,11 @@ class SharedMemory:
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
         """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
-        kind, size = UNSIGNED[8 * width], width * count
-        loaded = [np.full(self._lanes.threads, 2 ** (8 * width) - 1, kind) for _ in range(count)]
+        loaded, size = self._lanes.all_ones(width, count), width * count
         lanes, offset = self.locate(address, size, self._lanes.active(mask), line, "ld.shared")
         if len(lanes):
             self.check_read(offset, size, self._lanes.warp[lanes], line)
-            rows = self.rows(self.data, offset, size).view(kind)
+            rows = self.rows(self.data, offset, size).view(UNSIGNED[8 * width])
             for j, element in enumerate(loaded):
                 element[lanes] = rows[:, j]
         return loaded
