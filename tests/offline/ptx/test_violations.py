@@ -340,3 +340,31 @@ def run_group(body):
     out = np.zeros(128, np.uint32)
     found = run_snippet(ADDRESSES + body, threads=128, out=out, source=np.zeros(128, np.uint32))
     return [each for each in found if not each.kind.harmless], out
+
+
+WRITE_MAP = """
+@%p1 st.shared.b32 [%r3], 0; bar.warp.sync -1;
+@%p0 tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%r2], %rd1;
+@%p0 tensormap.replace.tile.rank.shared::cta.b1024.b32 [%r2], 0;
+@%p0 tensormap.replace.tile.box_dim.shared::cta.b1024.b32 [%r2], 0, 64;
+@%p0 tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%r2], 0, 60;
+@%p0 tensormap.replace.tile.element_stride.shared::cta.b1024.b32 [%r2], 0, 1;
+@%p0 tensormap.replace.tile.elemtype.shared::cta.b1024.b32 [%r2], 2;
+@%p0 tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%r2], 0;
+bar.warp.sync -1;
+@%p1 tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned
+ [%rd0], [%r2], 128;
+"""
+MAP_FENCE = "@%p1 fence.proxy.tensormap::generic.acquire.gpu [%rd0], 128;\n"
+
+
+def test_a_tensor_map_that_the_kernel_writes_needs_a_proxy_fence():
+    memory = np.zeros(64, np.uint32)
+    start = -memory.ctypes.data % 128 // 4
+    out, source = memory[start : start + 32], np.arange(64, dtype=np.uint32)
+    after = INIT + BAR + ARRIVE + LOAD.replace("[map,", "[%rd0,") + WAIT + READ
+    after += "@%p1 st.global.b32 [%rd9], %r6;"
+    for fence, kinds in ((MAP_FENCE, set()), ("", {Kind.NO_PROXY_FENCE})):
+        body = ADDRESSES + WRITE_MAP + fence + after
+        assert {each.kind for each in run_snippet(body, out=out, source=source)} == kinds
+    assert (out == source[:32]).all()
