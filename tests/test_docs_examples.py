@@ -26,7 +26,7 @@ PAGES = sorted([*ROOT.glob("[RC][EO]*.md"), *ROOT.glob("docs/**/*.md")])
 """README and CONTRIBUTING, and all of docs."""
 COMMAND = re.compile(r"(?m)^    (?:.* && )?(decodetax [^#\n]+?)(?:   .*)?$|`(decodetax [^`]+)`")
 NEEDS_GPU = "tune"
-SLOW = {"run", "inspect", "count", "execute"}
+SLOW = {"run", "inspect", "count", "execute", "doctor"}
 """Commands that measure, compile or interpret; each has a faster test of its own."""
 
 

@@ -77,7 +77,8 @@ def rows_by_hand(monkeypatch, *answers):
     ],
     ids=["dtype", "no case", "no such kernel", "context", "operations", "heads", "provider", "gpu"],
 )
-def test_rejects(arguments, message):
+def test_rejects(monkeypatch, arguments, message):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # --provider unsets it: later tests have it again
     assert_misuse(decodetax("execute", "--gpu", "a100", *arguments), message)
 
 
