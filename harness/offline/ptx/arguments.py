@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from triton.runtime.jit import TensorWrapper
 
 from .global_memory import GlobalMemory
 from .tensor_maps import ELEMENT_TYPES, TENSOR_MAP_BYTES, TensorMap
@@ -76,8 +77,9 @@ class Arguments:
             self._append((int(value) % 2**bits).to_bytes(bits // 8, "little"))
 
     def _add_tensor(self, name: str, tensor: Any) -> None:
-        elements = span(tensor.shape, tensor.stride()) if tensor.numel() else 0
-        self.tensors.append(tensor)
+        elements = span(tensor.shape, tensor.stride()) if math.prod(tensor.shape) else 0
+        # What triton.reinterpret returns has the tensor as its base.
+        self.tensors.append(tensor.base if isinstance(tensor, TensorWrapper) else tensor)
         self.memory.add(name, tensor.data_ptr(), elements * tensor.element_size())
         self._append_integers(tensor.data_ptr())
 

@@ -64,11 +64,16 @@ class GlobalMemory:
         self.last_hit: dict[int, Buffer] = {}  # by PTX line: an instruction mostly stays in one tensor
 
     def add(self, name: str, start: int, size: int) -> None:
-        """Adds a tensor's memory; of two tensors where one spans the other, the larger is kept."""
-        if any(start >= known.start and start + size <= known.end for known in self.buffers):
-            return
-        self.buffers = [each for each in self.buffers if each.start < start or each.end > start + size]
-        self.buffers.append(Buffer(name, start, size))
+        """Adds a tensor's memory. Tensors that overlap become one buffer, named after those that it needs."""
+        end, names = start + size, [name]
+        for known in [each for each in self.buffers if each.start < end and start < each.end]:
+            self.buffers.remove(known)
+            if known.start <= start and end <= known.end:
+                names = [known.name]
+            elif known.start < start or end < known.end:
+                names = [known.name, *names]
+            start, end = min(start, known.start), max(end, known.end)
+        self.buffers.append(Buffer(" and ".join(names), start, end - start))
         self.buffers.sort(key=lambda each: each.start)
 
     def forbid(self, start: int, dead: Array) -> None:

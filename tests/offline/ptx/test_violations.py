@@ -6,6 +6,7 @@ Two warps. `%rd8` is 4 times the lane, `%rd9` the lane's word of the tensor `out
 
 import numpy as np
 import pytest
+from decodetax.harness.offline.ptx.global_memory import GlobalMemory
 from decodetax.harness.offline.ptx.tensor_maps import TensorMap
 from decodetax.harness.offline.ptx.violations import Kind
 from ptx_snippets import run_snippet
@@ -368,3 +369,22 @@ def test_a_tensor_map_that_the_kernel_writes_needs_a_proxy_fence():
         body = ADDRESSES + WRITE_MAP + fence + after
         assert {each.kind for each in run_snippet(body, out=out, source=source)} == kinds
     assert (out == source[:32]).all()
+
+
+def test_tensors_that_overlap_are_one_buffer():
+    memory = GlobalMemory()
+    whole = np.zeros(64, np.uint8)
+    start = whole.ctypes.data
+
+    def spans():
+        return [(each.name, each.start - start, each.end - start) for each in memory.buffers]
+
+    memory.add("a", start + 8, 8)
+    memory.add("b", start + 32, 8)
+    assert spans() == [("a", 8, 16), ("b", 32, 40)]
+    memory.add("inside", start + 33, 4)
+    assert spans() == [("a", 8, 16), ("b", 32, 40)]
+    memory.add("c", start + 12, 8)
+    assert spans() == [("a and c", 8, 20), ("b", 32, 40)]
+    memory.add("all", start, 64)
+    assert spans() == [("all", 0, 64)]
