@@ -7,6 +7,8 @@
  * kernel has, and their sizes, are read from the cubin, as ptxas wrote them.
  *
  * The GPU: $FAKE_CUDA_CAPABILITY (90), $FAKE_CUDA_SHARED_BYTES a block may have, $FAKE_CUDA_SM_COUNT.
+ *
+ * This file is over 400 lines because Triton loads one library, and calls two dozen functions of it.
  */
 
 #include "cuda.h"
