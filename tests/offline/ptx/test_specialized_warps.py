@@ -1,5 +1,11 @@
 """Warps that run different code concurrently: brx.idx, barriers of some threads, mbarriers between them."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from decodetax.harness.offline.ptx.unsupported import UnsupportedPtxError
@@ -105,3 +111,20 @@ def test_more_waits_than_polls_of_one_wait_are_no_endless_wait():
 def test_other_barriers_are_named(barrier):
     with pytest.raises(UnsupportedPtxError, match="barrier"):
         run(BODY.replace("bar.sync 1, 64;", barrier))
+
+
+@pytest.mark.slow
+def test_the_warp_specialized_matmul_of_b200_is_right_and_one_warp_multiplies():
+    script = Path(__file__).with_name("specialized_on_b200.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["specialised"]
+    assert row["violations"] == []
+    assert row["error"] < 4e-3
+    assert row["warps"] > 4
+    # 64 of K take four products of 16.
+    assert row["hot_loop"] == {"warps": 1, "tensor_core": 4}
