@@ -191,8 +191,11 @@ class CudaDevice:
                         call()
         except Exception:  # noqa: BLE001  (a kernel may raise anything; without a graph it raises again)
             cuda.set_stream(main)
-            with contextlib.suppress(RuntimeError):  # it is not in capture
-                cuda.memory._cuda_endAllocateToPool(self.torch_device.index, pool)  # noqa: SLF001
+            # PyTorch before 2.8 has another name for it, and no need of it.
+            end_allocation = getattr(cuda.memory, "_cuda_endAllocateToPool", None)
+            if end_allocation is not None:
+                with contextlib.suppress(RuntimeError):  # it is not in capture
+                    end_allocation(self.torch_device.index, pool)
             return None
         finally:
             main.wait_stream(self._capture_stream)

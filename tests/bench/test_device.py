@@ -173,6 +173,20 @@ def test_failed_capture_leaves_the_process_usable(error):
     assert_usable(device, cuda)
 
 
+def test_failed_capture_leaves_older_pytorch_usable():
+    """Before 2.8 it has no function of this name, and a failed capture leaves the allocator as it was."""
+    cuda, device = device_with_cuda()
+    del cuda.memory._cuda_endAllocateToPool
+
+    def fails_in_capture():
+        if cuda.pools_in_capture:
+            cuda.pools_in_capture.clear()
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    assert device.capture([fails_in_capture]) is None
+    assert cuda.current_stream().name == "main"
+
+
 def test_empty_graph_does_not_warn_and_replays():
     cuda, device = device_with_cuda()
     replay = device.capture([lambda: None])
