@@ -19,6 +19,7 @@ case "$*" in
 *doctor*) echo "kernels ok"; exit "${DOCTOR:-0}" ;;
 *" run "*)
   echo "{}" >"${5}"
+  [ -z "$COUNTS" ] || { exec "$REAL_PYTHON" -c "$INTERRUPTED"; }
   [ -z "$HANGS" ] || { trap '' INT TERM; while true; do sleep 1; done; }
   echo "<html>" >"${7}"; echo "gap 3.14" ;;
 *report*) echo "<html>" >"${6}" ;;
@@ -30,6 +31,18 @@ case "$*" in
 *'-m pytest'*) echo "9 passed in 2.00s" ;;
 *tune*) echo "1 of 2 cases have a tiling better than the default" ;;
 esac
+"""
+INTERRUPTED = """
+import signal, time
+count = 0
+def interrupted(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, interrupted)
+while not count:
+    time.sleep(0.01)
+time.sleep(0.5)
+print(count, "interrupts")
 """
 STEPS = [
     "doctor", "run", "compile tests/gpu", "kernels' tests", "measuring tests", "tune decode_attention",
@@ -43,7 +56,8 @@ def begin(tmp_path):
     python = tmp_path / "python"
     python.write_text(FAKE_PYTHON, encoding="utf-8")
     python.chmod(0o755)
-    fakes = {"PYTHON": str(python), "CALLS": str(tmp_path / "calls"), "NO_GPU": "", "HANGS": ""}
+    fakes = {"PYTHON": str(python), "CALLS": str(tmp_path / "calls"), "NO_GPU": "", "HANGS": "", "COUNTS": ""}
+    fakes |= {"REAL_PYTHON": sys.executable, "INTERRUPTED": INTERRUPTED}
 
     def start(**variables):
         return subprocess.Popen(
@@ -139,6 +153,30 @@ def test_folder_that_has_files_is_left_alone(begin, tmp_path):
     process.communicate()
     assert process.returncode == 2
     assert [path.read_text("utf-8") for path in kept.parent.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "arguments", "said"),
+    [("bash", ["--help"], "usage: "), ("bash", ["a", "b"], "usage: "), ("sh", ["a"], "run it with bash: ")],
+)
+def test_misuse_is_one_line_and_begins_nothing(tmp_path, shell, arguments, said):
+    if shell == "sh" and Path("/bin/sh").resolve().name == "bash":
+        pytest.skip("here sh is bash")
+    done = subprocess.run(
+        [shell, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert len((done.stdout + done.stderr).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_command_is_interrupted_once(begin, tmp_path):
+    """A second Ctrl-C would interrupt `decodetax run` while it writes its file."""
+    process = begin(COUNTS="1", ON_A_GPU_SECONDS="22", ON_A_GPU_KILL_AFTER="4")
+    process.communicate(timeout=60)
+    assert (tmp_path / "results" / "run.txt").read_text("utf-8") == "1 interrupts\n"
 
 
 @pytest.mark.slow

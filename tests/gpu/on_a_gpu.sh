@@ -12,7 +12,16 @@
 #
 # Exit code 0: every step passed; 1: one did not; 2: no GPU, or FOLDER cannot be used. summary.md is written each
 # time but for a FOLDER that cannot be used.
+if [ -z "${BASH_VERSION:-}" ]; then
+  echo "run it with bash: bash $0 [FOLDER]" >&2
+  exit 2
+fi
 set -uo pipefail
+if [ "$#" -gt 1 ] || [[ ${1:-} == -* ]]; then
+  echo "usage: bash $0 [FOLDER]" >&2
+  exit 2
+fi
+unset CDPATH # with which cd prints
 
 total_s=${ON_A_GPU_SECONDS:-540}
 kill_after_s=${ON_A_GPU_KILL_AFTER:-8} # seconds from Ctrl-C, at which `decodetax run` writes its file, to the kill
@@ -32,7 +41,7 @@ fi
 cd "$(dirname "$0")/../.." || exit 2
 
 # The cache of compiled kernels begins empty, so that all compilations are counted.
-cache=$(mktemp -d)
+cache=$(mktemp -d 2>/dev/null) || cache=$folder/cache # which is removed at the end
 export TRITON_CACHE_DIR=$cache
 unset TRITON_INTERPRET
 
@@ -49,9 +58,13 @@ set -m # each command has a process group of its own, and takes Ctrl-C
 within() {
   local limit_s=$1 log=$2
   shift 2
-  timeout --signal=INT --kill-after="$kill_after_s" "$limit_s" "$@" >"$log" 2>&1 </dev/null &
+  # In the foreground, as otherwise it sends each signal twice: the second would interrupt the writing of a file.
+  timeout --foreground --signal=INT --kill-after="$kill_after_s" "$limit_s" "$@" >"$log" 2>&1 </dev/null &
   job=$!
-  wait "$job"
+  local code=0
+  wait "$job" || code=$?
+  kill -KILL -- "-$job" 2>/dev/null # what it left running
+  return "$code"
 }
 
 # step NAME LIMIT_S LOG COMMAND...: a row of the summary; within what is left of the total time.
@@ -139,15 +152,17 @@ summary() {
 
 # Stops the command that runs, and ends with the summary of the steps so far.
 interrupt() {
+  trap '' INT TERM HUP
   all_passed=no
+  no_gpu_because=${no_gpu_because:-interrupted}
   rows+=("| interrupted | | | |")
-  kill -INT -- "-$job" 2>/dev/null && sleep 2
+  kill -INT "$job" 2>/dev/null && wait "$job" # timeout passes it on, and kills after kill_after_s
   kill -KILL -- "-$job" 2>/dev/null
   finish
 }
 
 finish() {
-  trap - EXIT INT TERM
+  trap - EXIT INT TERM HUP
   summary >"$folder/summary.md"
   rm -rf "$cache"
   echo "Written: $folder/summary.md"
@@ -156,7 +171,7 @@ finish() {
   exit 0
 }
 trap finish EXIT
-trap interrupt INT TERM
+trap interrupt INT TERM HUP
 
 ask_gpu='
 import torch
@@ -170,7 +185,8 @@ if within 60 "$folder/gpu.txt" "$python" -c "$ask_gpu"; then
   echo "GPU: $gpu"
 else
   no_gpu_because=$(grep -v '^ ' "$folder/gpu.txt" | tail -n 1)
-  echo "no GPU: ${no_gpu_because:-PyTorch did not answer}"
+  no_gpu_because=${no_gpu_because:-PyTorch did not answer}
+  echo "no GPU: $no_gpu_because"
 fi
 
 cores=$(nproc)
