@@ -14,7 +14,6 @@ THROTTLE_REASONS = {
     "hardware slowdown": pynvml.nvmlClocksThrottleReasonHwSlowdown,
 }
 
-
 COMPUTE_MODES = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "default",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "exclusive thread",

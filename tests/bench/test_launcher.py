@@ -6,13 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from decodetax.harness.bench.launcher import (
-    c_compiler,
-    compile_problem,
-    launcher_error,
-    launcher_problem,
-    triton_cache_folder,
-)
+from decodetax.harness.bench.launcher import c_compiler, compile_problem, launcher_error, launcher_problem
 
 
 @pytest.fixture
@@ -110,20 +104,3 @@ def test_errors_of_other_programs_are_not_those_of_the_launcher(monkeypatch):
         OSError("no name"),
     ):
         assert launcher_error(error) is None
-
-
-@pytest.mark.parametrize("name", ["TRITON_CACHE_DIR", "TRITON_HOME"])
-def test_cache_folder_is_where_triton_keeps_it(monkeypatch, name):
-    from triton import knobs  # noqa: PLC0415  (heavy)
-
-    for variable in ("TRITON_CACHE_DIR", "TRITON_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv(name, "/a/b")
-    assert str(triton_cache_folder()) == knobs.cache.dir
-
-
-def test_cache_folder_is_in_the_home_folder_else(monkeypatch):
-    for variable in ("TRITON_CACHE_DIR", "TRITON_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HOME", "/d")
-    assert str(triton_cache_folder()) == "/d/.triton/cache"

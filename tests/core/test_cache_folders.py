@@ -9,7 +9,11 @@ import tempfile
 
 import pytest
 from decodetax.harness.core import cache_folders
-from decodetax.harness.core.cache_folders import own_temporary_folder, use_writable_caches
+from decodetax.harness.core.cache_folders import (
+    own_temporary_folder,
+    triton_cache_folder,
+    use_writable_caches,
+)
 from decodetax.harness.core.errors import UsageError
 from hand_made import decodetax
 
@@ -102,6 +106,19 @@ def test_commands_that_compile_nothing_need_no_cache_folder(monkeypatch):
     assert "TRITON_CACHE_DIR" not in decodetax("report", "no.json").err
     with pytest.raises(UsageError, match="TRITON_CACHE_DIR"):
         cache_folders.use_writable_caches()
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("name", ["TRITON_CACHE_DIR", "TRITON_HOME"])
+def test_cache_folder_is_where_triton_keeps_it(monkeypatch, name):
+    from triton import knobs  # noqa: PLC0415  (heavy)
+
+    monkeypatch.setenv(name, "/a/b")
+    assert str(triton_cache_folder()) == knobs.cache.dir
+
+
+def test_cache_folder_is_in_the_home_folder_else(own):
+    assert triton_cache_folder() == own.parent / "home" / ".triton" / "cache"
 
 
 @pytest.mark.slow

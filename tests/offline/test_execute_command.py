@@ -1,7 +1,6 @@
 """`decodetax execute`: the cases, the rows, the text, and faults planted in kernels."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from compiled_program import output_of
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.execution import cases, rows
 from decodetax.harness.offline.execution.rows import ExecutedRow
 from hand_made import assert_misuse, decodetax, strict_json
 
-PAGE = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
-GPUS = ("a100", "h100", "rtx-5090")
-FULL = os.environ.get("DECODETAX_FULL_MATRIX") == "2"
 FIGURES = {
     "instructions": {"mma": 700.0, "other": 70.0},
     "sectors": {"q_ptr": {"requested": 40.0, "written": 0.0}, "out_ptr": {"requested": 0.0, "written": 3.0}},
@@ -183,10 +180,8 @@ def test_number_of_cases_of_each_target(sm, matmuls):
     assert min(least["decode_attention"], least["prefill_matmul"]) >= 20
 
 
-PAGES = Path(__file__).parents[2] / "docs"
-EXAMPLE = re.findall(
-    r"```python\n(# my_kernel.py\n.*?)```", (PAGES / "extending.md").read_text(encoding="utf-8"), re.DOTALL
-)[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+EXAMPLE = re.findall(r"```python\n(# my_kernel.py\n.*?)```", PAGE, re.DOTALL)[0]
 FUNCTIONS = """
 import triton
 import triton.language as tl
@@ -319,7 +314,6 @@ def test_executes_a_function_on_small_cases_where_no_sizes_are_given(execute):
 
 FAULTS = r"""
 import re
-import sys
 
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.execution.cases import default_cases
@@ -334,10 +328,7 @@ for old, new in (("^", ""), (r"cp\.async\.wait_group\s+\d+;", ""), ("mul.f32", "
 
 @pytest.mark.slow
 def test_faults_planted_in_a_kernel_of_this_package_fail_its_row():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    clean, no_wait, wrong = done.stdout.splitlines()
+    clean, no_wait, wrong = output_of("-c", FAULTS).splitlines()
     assert clean == "ok None"
     assert no_wait.startswith("failed read of an asynchronous copy in flight")
     assert wrong.startswith("failed wrong result: relative error")

@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from compiled_program import output_of
 
 HERE = Path(__file__).parent
 GPU_TESTS = HERE.parents[1] / "gpu"
@@ -46,22 +46,14 @@ def launched(library, tmp_path_factory):
     """Makes the launches of a call of `launched_calls.py` for a GPU, in a process of its own."""
 
     def launch(gpu, call, *options):
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        environment |= {
+        variables = {
             "LD_LIBRARY_PATH": f"{library}:{os.environ.get('LD_LIBRARY_PATH', '')}",
             "TRITON_LIBCUDA_PATH": str(library),
             "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{GPU_TESTS}",
         }
         log = tmp_path_factory.mktemp("log") / "log.jsonl"
-        done = subprocess.run(
-            [sys.executable, HERE / "launched_calls.py", gpu, call, log, *options],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr + done.stdout
-        answer = json.loads(done.stdout.splitlines()[-1])
+        printed = output_of(HERE / "launched_calls.py", gpu, call, log, *options, **variables)
+        answer = json.loads(printed.splitlines()[-1])
         return answer["launches"], answer["returned"]
 
     return launch

@@ -6,15 +6,13 @@ docs/evidence.md, "Executed figures", says where they need not.
 import collections
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 import triton
+from compiled_program import output_of
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source
 from decodetax.harness.offline.kernel_traffic import count_case
@@ -37,14 +35,9 @@ SAME_SECTORS = ("k_ptr", "v_ptr", "x_ptr", "x_desc", "weight_ptr", "weight_desc"
 @functools.cache
 def execute(gpu, *cases):
     """Figures by launch of each case."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    program = Path(__file__).with_name("executed_figures.py")
     texts = [msgspec.json.encode(case).decode() for case in cases]
-    done = subprocess.run(
-        [sys.executable, program, gpu, *texts], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+    printed = output_of(Path(__file__).with_name("executed_figures.py"), gpu, *texts)
+    return dict(zip(cases, map(json.loads, printed.splitlines()), strict=True))
 
 
 def check_sectors(gpu, case, launches):

@@ -5,12 +5,10 @@ of code that its input does not reach.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from compiled_program import output_of
 
 PROGRAM = Path(__file__).with_name("planted_faults.py")
 ALL = "all bar.sync"
@@ -74,17 +72,9 @@ LONG = {
 }
 
 
-def planted(case):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, PROGRAM, *case.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("case", [*SHORT, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)])
 def test_planted_faults_are_found(case):
-    wanted, got = (SHORT | LONG)[case], planted(case)
+    wanted, got = (SHORT | LONG)[case], json.loads(output_of(PROGRAM, *case.split()))
     assert list(got) == list(wanted)
     for kernel, faults in wanted.items():
         for fault, (places, found) in faults.items():

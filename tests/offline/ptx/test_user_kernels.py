@@ -1,23 +1,17 @@
 """Triton kernels as users write them execute correctly, and no violation is found."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from compiled_program import output_of
 
 PROGRAM = Path(__file__).with_name("user_kernels.py")
 
 
 def wrong(capability, *names):
     """What is wrong with each check that is not right."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, PROGRAM, str(capability), *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    verdicts = json.loads(done.stdout)
+    verdicts = json.loads(output_of(PROGRAM, capability, *names))
     assert verdicts
     return {name: verdict for name, verdict in verdicts.items() if verdict}
 
