@@ -83,7 +83,7 @@ class Cta:
             kernel.threads, position, launch.grid, number, launch.parameters, launch.log, launch.counters
         )
         self._shared = SharedMemory(self._lanes, launch.shared_bytes)
-        access = GlobalAccess(self._lanes, launch.memory)
+        access = GlobalAccess(self._lanes, launch.memory, self._shared.clocks)
         self._mbarriers = mbarriers = Mbarriers(self._lanes, self._shared)
         registers = [
             np.full(kernel.threads, _FIRST_REGISTER & (2**bits - 1) if bits > 1 else 0, UNSIGNED[bits])

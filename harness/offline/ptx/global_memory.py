@@ -9,6 +9,7 @@ import numpy as np
 from .atomics import atomic_result, one_by_one
 from .cta_order import SEVERAL, CtaOrder, Segments
 from .lanes import UNSIGNED, Array, CtaLanes, Mask
+from .shared_memory import Clocks
 from .violations import Kind
 
 _NEAR_BYTES = 4096  # how far from a tensor an address outside is said to be near it
@@ -34,7 +35,7 @@ class Buffer:
 
     Attributes:
         base: `start` rounded down to 16 bytes; arrays below are indexed by bytes from there.
-        writer, reader: the segment (`cta_order`) that touched each byte; 0 for none, -1 for several.
+        writer, reader: the mark (`cta_order`) of the last access to each byte; 0 for none, -1 for several.
         atomic: whether the last write of each byte was an atomic or ordered store; None before the first.
         dead: which bytes no kernel may read; None for none.
         unwritten: which bytes nothing has written yet, and the place in it of the byte at `base`; None if
@@ -102,9 +103,9 @@ class GlobalMemory:
 class GlobalAccess:
     """What one CTA does to global memory."""
 
-    def __init__(self, lanes: CtaLanes, memory: GlobalMemory) -> None:
+    def __init__(self, lanes: CtaLanes, memory: GlobalMemory, clocks: Clocks) -> None:
         self._lanes, self._memory = lanes, memory
-        self._order = CtaOrder(memory.segments)
+        self._order = CtaOrder(memory.segments, clocks)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
         """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
@@ -114,7 +115,8 @@ class GlobalAccess:
         self, address: Array, width: int, count: int, acquire: bool, mask: Mask, line: int
     ) -> list[Array]:
         """ld.acquire, ld.relaxed and ld.volatile: as `load`, and no race with atomics."""
-        self._order.synchronise(address[self._lanes.active(mask)], acquire=acquire, release=False)
+        active = self._lanes.active(mask)
+        self._order.synchronise(address[active], self._lanes.warp[active], acquire=acquire, release=False)
         return self._load(address, width, count, mask, line, atomic=True)
 
     def _load(
@@ -138,7 +140,8 @@ class GlobalAccess:
         self, address: Array, width: int, values: list[Array], release: bool, mask: Mask, line: int
     ) -> None:
         """st.release, st.relaxed and st.volatile: as `store`, and no race with atomics."""
-        self._order.synchronise(address[self._lanes.active(mask)], acquire=False, release=release)
+        active = self._lanes.active(mask)
+        self._order.synchronise(address[active], self._lanes.warp[active], acquire=False, release=release)
         self._store(address, width, values, mask, line, atomic=True)
 
     def _store(
@@ -178,8 +181,7 @@ class GlobalAccess:
         old = np.zeros(self._lanes.threads, UNSIGNED[8 * width])
         active = self._lanes.active(mask)
         acquire, release = order in {"acquire", "acq_rel"}, order in {"release", "acq_rel"}
-        if len(active):
-            self._order.synchronise(address[active], acquire=acquire, release=release)
+        self._order.synchronise(address[active], self._lanes.warp[active], acquire=acquire, release=release)
         for buffer, lanes, offset in self.find(address, width, active, line, "atomic"):
             index = offset[:, None] + np.arange(width)
             self.check_read(buffer, index, line, lanes, atomic=True)
@@ -252,7 +254,7 @@ class GlobalAccess:
     def check_read(
         self, buffer: Buffer, index: Array, line: int, lanes: Array, *, atomic: bool = False
     ) -> None:
-        """Reports reads of dead or unwritten bytes and of what another CTA writes.
+        """Reports reads of dead or unwritten bytes and of what another CTA or warp writes.
 
         Args:
             buffer: the tensor.
@@ -269,31 +271,19 @@ class GlobalAccess:
             if (wrong := unwritten[index + start]).any():
                 self._report(Kind.UNWRITTEN_GLOBAL, buffer, index, wrong, line, lanes)
         if buffer.was_written:
-            wrong = self._order.unknown(buffer.writer[index])
-            if atomic and buffer.atomic is not None:
-                wrong &= ~buffer.atomic[index]
-            if wrong.any():
-                detail = "reads what another CTA wrote"
-                self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
+            self._check_order(buffer, buffer.writer, index, line, lanes, "reads what another {} wrote", atomic)
         if not atomic:
-            me, reader = self._order.segment, buffer.reader[index]
+            me, reader = self._order.marks()[self._lanes.warp[lanes]][:, None], buffer.reader[index]
             buffer.reader[index] = np.where(self._order.unknown(reader), SEVERAL, me)
 
     def check_write(
         self, buffer: Buffer, index: Array, line: int, lanes: Array, *, atomic: bool = False
     ) -> None:
-        """Reports writes of what another CTA reads or writes, and notes them; as `check_read`."""
+        """Reports writes of what another CTA or warp reads or writes, and notes them; as `check_read`."""
         self._count(buffer, index, lanes, line, stores=True)
-        wrong = self._order.unknown(buffer.writer[index])
-        if atomic and buffer.atomic is not None:
-            wrong &= ~buffer.atomic[index]
-        if wrong.any():
-            detail = "writes what another CTA wrote"
-            self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
-        if (wrong := self._order.unknown(buffer.reader[index])).any():
-            detail = "writes what another CTA read"
-            self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail)
-        buffer.writer[index] = self._order.segment
+        self._check_order(buffer, buffer.writer, index, line, lanes, "writes what another {} wrote", atomic)
+        self._check_order(buffer, buffer.reader, index, line, lanes, "writes what another {} read")
+        buffer.writer[index] = self._order.marks()[self._lanes.warp[lanes]][:, None]
         buffer.was_written = True
         if atomic and buffer.atomic is None:
             buffer.atomic = np.zeros(len(buffer.bytes), np.bool_)
@@ -302,6 +292,27 @@ class GlobalAccess:
         if buffer.unwritten is not None:
             unwritten, start = buffer.unwritten
             unwritten[index + start] = False
+
+    def _check_order(
+        self,
+        buffer: Buffer,
+        marks: Array,
+        index: Array,
+        line: int,
+        lanes: Array,
+        detail: str,
+        atomic: bool = False,
+    ) -> None:
+        """Reports accesses that nothing orders after those of `marks`, of other CTAs or warps of this one."""
+        last = marks[index]
+        for who, wrong in (
+            ("CTA", self._order.unknown(last)),
+            ("warp", self._order.unordered(last, self._lanes.warp[lanes])),
+        ):
+            if atomic and buffer.atomic is not None:
+                wrong &= ~buffer.atomic[index]
+            if wrong.any():
+                self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail.format(who))
 
     def _count(self, buffer: Buffer, index: Array, lanes: Array, line: int, *, stores: bool) -> None:
         address = index[:, 0] + buffer.base
