@@ -49,24 +49,26 @@ class Arguments:
         metadata = compiled.metadata
         tensor_maps = list(getattr(metadata, "tensordesc_meta", None) or [])
         for name, kind in compiled.src.signature.items():
-            if kind == "constexpr":
-                continue
-            if not isinstance(kind, str):
-                raise UnsupportedPtxError(f"argument {name} of type {kind}")
-            value = values[name]
-            if kind.startswith("tensordesc"):
-                self._add_descriptor(name, value, tensor_maps.pop(0) if tensor_maps else None)
-            elif kind.startswith("*"):
-                self._add_tensor(name, value)
-            elif kind in _FLOATS:
-                self._append(struct.pack(_FLOATS[kind], value))
-            elif kind[0] in "iu" and kind[1:].isdigit():
-                self._append_integers(value)
-            else:
-                raise UnsupportedPtxError(f"argument {name} of type {kind}")
+            self._add(name, kind, None if kind == "constexpr" else values[name], tensor_maps)
         if getattr(metadata, "profile_scratch_size", 0):
             raise UnsupportedPtxError("profile scratch memory")
         self._add_scratch((getattr(metadata, "global_scratch_size", 0) or 0) * math.prod(grid))
+
+    def _add(self, name: str, kind: Any, value: Any, tensor_maps: list[Mapping[str, Any]]) -> None:
+        """Appends the parameters of an argument; those of a tuple one after another."""
+        if isinstance(kind, tuple):
+            for n, (each_kind, each) in enumerate(zip(kind, value, strict=True)):
+                self._add(f"{name}[{n}]", each_kind, each, tensor_maps)
+        elif kind.startswith("tensordesc"):
+            self._add_descriptor(name, value, tensor_maps.pop(0) if tensor_maps else None)
+        elif kind.startswith("*"):
+            self._add_tensor(name, value)
+        elif kind in _FLOATS:
+            self._append(struct.pack(_FLOATS[kind], value))
+        elif kind[0] in "iu" and kind[1:].isdigit():
+            self._append_integers(value)
+        elif kind != "constexpr":
+            raise UnsupportedPtxError(f"argument {name} of type {kind}")
 
     def _append(self, raw: bytes) -> None:
         self.parameters[self._left.pop(0)] = raw

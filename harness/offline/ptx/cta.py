@@ -266,7 +266,7 @@ class Cta:
             detail = f"{arrived} threads arrive at a barrier of {first.threads}"
             self._lanes.report(Kind.MISSED_BARRIER, first.line, detail)
         # Specialised warps meet at a barrier from different places; others are compiled to meet at one.
-        if len(barriers) > 1 and not self._launch.kernel.uses("brx"):
+        if len(barriers) > 1 and not self._launch.kernel.specialized:
             others = ", ".join(str(each.line) for each in barriers[1:])
             self._lanes.report(Kind.MISSED_BARRIER, first.line, f"other lanes wait at PTX line {others}")
         self._shared.clocks.join(np.unique(self._lanes.warp[members]))

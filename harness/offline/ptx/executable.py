@@ -8,7 +8,7 @@ import numpy as np
 from .counters import LaunchCounters
 from .cta import Cta, Launch
 from .global_memory import GlobalMemory
-from .lanes import LOCAL_BASE, PARAMETER_BASE, SHARED_BASE
+from .lanes import LOCAL_BASE, PARAMETER_BASE, SHARED_BASE, TrapError
 from .mbarriers import StuckError
 from .opcodes import OPCODES
 from .parser import PtxKernel
@@ -73,7 +73,7 @@ class Executable:
 
         Returns:
             The violations, notes among them, and the number of CTAs executed: fewer than the grid's where
-            one is stuck.
+            one is stuck or traps.
         """
         for name, copy in self._constants.items():
             memory.add(name, copy.ctypes.data, copy.nbytes)
@@ -96,7 +96,7 @@ class Executable:
         try:
             for _ in _finished(launch, rng):
                 executed += 1
-        except StuckError:
+        except (StuckError, TrapError):
             pass
         return list(launch.log.found.values()), executed
 

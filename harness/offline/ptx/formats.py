@@ -20,7 +20,9 @@ def bf16_values(codes: Array) -> Array:
 
 
 def bf16_codes(x: Array) -> Array:
-    """Codes of the nearest bfloat16, ties to even, of float32 or float64; rounded once."""
+    """Codes of the nearest bfloat16, ties to even, of float16, float32 or float64; rounded once."""
+    if x.dtype == np.float16:
+        x = x.astype(np.float32)
     if x.dtype == np.float64:
         x = _round_to_odd(x)
     bits = x.view(np.uint32)

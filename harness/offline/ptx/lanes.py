@@ -30,6 +30,10 @@ PARAMETER_BASE = 0x70000000  # addresses of the kernel's parameters, for those t
 ELECTED_LANE = 5  # the lane that elect.sync chooses; the hardware may choose any
 
 
+class TrapError(Exception):
+    """A trap ends the launch; it is reported as a violation."""
+
+
 class CtaLanes:
     """The lanes and warps of one CTA, what they read of the launch, and where they report violations.
 
@@ -128,7 +132,12 @@ class CtaLanes:
             self.report(Kind.DIVISION, line, f"{int(zero.sum())} lanes", warp=int(self.warp[zero][0]))
 
     def trap(self, mask: Mask, line: int) -> None:
-        """Reports lanes that reach a trap instruction."""
+        """Reports lanes that reach a trap instruction or a failed assertion, which end the launch.
+
+        Raises:
+            TrapError: there are such lanes.
+        """
         lanes = self.active(mask)
         if len(lanes):
             self.report(Kind.TRAP, line, f"{len(lanes)} lanes", warp=int(self.warp[lanes[0]]))
+            raise TrapError

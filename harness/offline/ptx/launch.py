@@ -19,7 +19,7 @@ import torch
 
 from ...core.gpus import Gpu, find_gpu
 from ..offline_driver import launches_patched
-from ..uninitialized import UninitializedTracker
+from ..uninitialized import UninitializedShadow, UninitializedTracker
 from .arguments import Arguments, span
 from .counters import LaunchCounters
 from .executable import Executable
@@ -97,6 +97,7 @@ class Execution:
     def _track_unwritten(self, memory: GlobalMemory, tensor: torch.Tensor) -> None:
         shadow = self.uninitialized.shadow_of(tensor)
         if shadow is not None:
+            self.uninitialized.find_written(tensor, shadow)
             shadow.refine(1)
             memory.track_unwritten(tensor.untyped_storage().data_ptr(), shadow.mask)
 
@@ -202,3 +203,15 @@ class _Poisoned(UninitializedTracker):  # type: ignore[no-untyped-call]  # torch
         super().add(tensor)
         storage = tensor.untyped_storage()
         ctypes.memset(storage.data_ptr(), _NAN_BYTE, storage.nbytes())
+
+    @staticmethod
+    def find_written(tensor: torch.Tensor, shadow: UninitializedShadow) -> None:
+        """Marks elements that no longer are what they were filled with: written past torch, as by numpy."""
+        storage = tensor.untyped_storage()
+        size = tensor.element_size()
+        if not shadow.mask.any() or storage.nbytes() % size:
+            return
+        now = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
+        written = (now.reshape(-1, size) != _NAN_BYTE).any(1)
+        shadow.refine(size)
+        shadow.mask &= ~np.repeat(written, size // shadow.granule_bytes)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .inlining import inlined
 from .unsupported import UnsupportedPtxError
@@ -195,6 +196,11 @@ class PtxKernel:
     def uses(self, opcode: str) -> bool:
         """Whether any instruction has this opcode."""
         return opcode in self._opcodes
+
+    @cached_property
+    def specialized(self) -> bool:
+        """Whether its warps run different code: they then switch, or share registers out."""
+        return self.uses("brx") or self.uses("setmaxnreg")
 
     def _scan(self, position: int) -> list[Instruction | str]:
         """Instructions and labels (their names) in order, from the kernel's opening brace on."""

@@ -149,6 +149,15 @@ def _trap(t: Translator, i: Instruction) -> None:
     t.emit(t.call("cta.trap", line=i.line))
 
 
+def _call(t: Translator, i: Instruction) -> None:
+    """Calls of the two functions that GPUs provide; printf prints nothing here."""
+    function = next((each for each in i.operands if not each.startswith("(")), "")
+    if function == "__assertfail":
+        t.emit(t.call("cta.trap", line=i.line))
+    elif function != "vprintf":
+        raise UnsupportedPtxError(f"a call of {function}")
+
+
 HANDLERS: Opcodes = {
     "ldmatrix": _ldmatrix,
     "stmatrix": _stmatrix,
@@ -161,4 +170,5 @@ HANDLERS: Opcodes = {
     "activemask": _activemask,
     "elect": _elect,
     "trap": _trap,
+    "call": _call,
 }

@@ -69,6 +69,8 @@ _KINDS = {
         for bits in (8, 16, 32, 64)
     },
     "bf16": Kind("bf16", 16, signed=False, floating=True),
+    "u16x2": Kind("u16x2", 32, signed=False, floating=False),
+    "s16x2": Kind("s16x2", 32, signed=True, floating=False),
     "f16x2": Kind("f16x2", 32, signed=False, floating=True),
     "bf16x2": Kind("bf16x2", 32, signed=False, floating=True),
     "f32x2": Kind("f32x2", 64, signed=False, floating=True),
