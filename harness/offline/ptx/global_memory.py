@@ -149,7 +149,8 @@ class GlobalAccess:
     ) -> None:
         size = width * len(values)
         for buffer, lanes, offset in self.find(address, size, self._lanes.active(mask), line, "store"):
-            self.check_write(buffer, offset[:, None] + np.arange(size), line, lanes, atomic=atomic)
+            chosen = np.stack([value[lanes] for value in values], 1).view(np.uint8)
+            self.check_write(buffer, offset[:, None] + np.arange(size), line, lanes, chosen, atomic=atomic)
             view, at = buffer.views[width], offset // width
             for j, value in enumerate(values):
                 view[at + j] = value[lanes]
@@ -185,7 +186,7 @@ class GlobalAccess:
         for buffer, lanes, offset in self.find(address, width, active, line, "atomic"):
             index = offset[:, None] + np.arange(width)
             self.check_read(buffer, index, line, lanes, atomic=True)
-            self.check_write(buffer, index, line, lanes, atomic=True)
+            self.check_write(buffer, index, line, lanes, None, atomic=True)
             self._apply(buffer.views[width], offset // width, lanes, (operation, kind), values, old)
         return old
 
@@ -271,17 +272,30 @@ class GlobalAccess:
             if (wrong := unwritten[index + start]).any():
                 self._report(Kind.UNWRITTEN_GLOBAL, buffer, index, wrong, line, lanes)
         if buffer.was_written:
-            self._check_order(buffer, buffer.writer, index, line, lanes, "reads what another {} wrote", atomic)
+            self._check_order(
+                buffer, buffer.writer, index, line, lanes, "reads what another {} wrote", atomic
+            )
         if not atomic:
             me, reader = self._order.marks()[self._lanes.warp[lanes]][:, None], buffer.reader[index]
             buffer.reader[index] = np.where(self._order.unknown(reader), SEVERAL, me)
 
     def check_write(
-        self, buffer: Buffer, index: Array, line: int, lanes: Array, *, atomic: bool = False
+        self,
+        buffer: Buffer,
+        index: Array,
+        line: int,
+        lanes: Array,
+        values: Array | None,
+        *,
+        atomic: bool = False,
     ) -> None:
-        """Reports writes of what another CTA or warp reads or writes, and notes them; as `check_read`."""
+        """Reports writes of what another CTA or warp reads or writes, and notes them; as `check_read`.
+
+        Two warps of a CTA may write the same bytes, `values` [accesses, bytes].
+        """
         self._count(buffer, index, lanes, line, stores=True)
-        self._check_order(buffer, buffer.writer, index, line, lanes, "writes what another {} wrote", atomic)
+        detail = "writes what another {} wrote"
+        self._check_order(buffer, buffer.writer, index, line, lanes, detail, atomic, values)
         self._check_order(buffer, buffer.reader, index, line, lanes, "writes what another {} read")
         buffer.writer[index] = self._order.marks()[self._lanes.warp[lanes]][:, None]
         buffer.was_written = True
@@ -302,17 +316,21 @@ class GlobalAccess:
         lanes: Array,
         detail: str,
         atomic: bool = False,
+        values: Array | None = None,
     ) -> None:
         """Reports accesses that nothing orders after those of `marks`, of other CTAs or warps of this one."""
         last = marks[index]
-        for who, wrong in (
+        for who, unordered in (
             ("CTA", self._order.unknown(last)),
             ("warp", self._order.unordered(last, self._lanes.warp[lanes])),
         ):
-            if atomic and buffer.atomic is not None:
-                wrong &= ~buffer.atomic[index]
+            ordinary = ~buffer.atomic[index] if atomic and buffer.atomic is not None else True
+            wrong = unordered & ordinary
             if wrong.any():
-                self._report(Kind.GLOBAL_RACE, buffer, index, wrong, line, lanes, detail.format(who))
+                same = who == "warp" and values is not None
+                same = same and bool((buffer.bytes[index][wrong] == values[wrong]).all())
+                kind = Kind.SAME_VALUE if same else Kind.GLOBAL_RACE
+                self._report(kind, buffer, index, wrong, line, lanes, detail.format(who))
 
     def _count(self, buffer: Buffer, index: Array, lanes: Array, line: int, *, stores: bool) -> None:
         address = index[:, 0] + buffer.base

@@ -112,12 +112,12 @@ class Tma:
         for buffer, found, at in self._global.find(address, size, elements, line, "TMA store", lane=lane):
             index = at[:, None] + np.arange(size)
             if not operation:
-                self._global.check_write(buffer, index, line, np.full(len(found), lane))
+                self._global.check_write(buffer, index, line, np.full(len(found), lane), data[found])
                 buffer.bytes[index] = data[found]
                 continue
             lanes = np.full(len(found), lane)
             self._global.check_read(buffer, index, line, lanes, atomic=True)
-            self._global.check_write(buffer, index, line, lanes, atomic=True)
+            self._global.check_write(buffer, index, line, lanes, None, atomic=True)
             view, place = buffer.views[size], at // size
             values = np.ascontiguousarray(data[found]).view(view.dtype)[:, 0]
             view[place] = atomic_result(operation, kind, view[place], [values])
@@ -252,8 +252,8 @@ class Tma:
                 if len(offset):
                     self._shared.check_read(offset, TENSOR_MAP_BYTES, self._lanes.warp[lanes], line)
                     index = at[:, None] + np.arange(TENSOR_MAP_BYTES)
-                    self._global.check_write(buffer, index, line, lanes)
                     rows = self._shared.rows(self._shared.data, offset, TENSOR_MAP_BYTES)
+                    self._global.check_write(buffer, index, line, lanes, rows)
                     buffer.bytes[index] = rows
                     self._unfenced_maps.add(int(target[lane]))
 

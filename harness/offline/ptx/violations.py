@@ -44,7 +44,7 @@ class Kind(StrEnum):
     STUCK = "wait that nothing completes"
     DIVISION = "division by zero"
     TRAP = "trap"
-    SAME_VALUE = "note: two warps write the same value to shared memory"
+    SAME_VALUE = "note: two warps write the same value"
     NOTHING_COPIED = "note: cp.async of no bytes from a misaligned address"
 
     @property

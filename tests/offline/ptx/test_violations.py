@@ -24,6 +24,8 @@ setp.lt.u32 %p1, %r0, 32;
 """
 OTHER_WARP = "xor.b32 %r5, %r1, 128; add.u32 %r5, %r2, %r5;\n"
 COPY = "shl.b32 %r6, %r0, 2; cp.async.ca.shared.global [%r3], [%rd7], 4;\n"
+OTHER_WORD = "xor.b32 %r5, %r1, 128; cvt.u64.u32 %rd6, %r5; add.u64 %rd6, %rd0, %rd6;\n"
+STORE, LOAD_OTHER = "st.global.b32 [%rd9], %r0;\n", "ld.global.b32 %r6, [%rd6];\n"
 INIT = "@%p0 mbarrier.init.shared::cta.b64 [%r2+512], 1;\n"
 ARRIVE = "@%p0 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2+512], 256;\n"
 LOAD = """
@@ -62,6 +64,16 @@ FAULTS = {
         "st.shared.v2.b32 [%r3], {%r0, %r0};",
         "@%p0 st.shared.v2.b32 [%r3], {%r0, %r0};",
         Kind.MISALIGNED_SHARED,
+    ),
+    "a read of global memory after another warp's write": (
+        OTHER_WORD + STORE + LOAD_OTHER,
+        OTHER_WORD + STORE + BAR + LOAD_OTHER,
+        Kind.GLOBAL_RACE,
+    ),
+    "a write of global memory after another warp's read": (
+        OTHER_WORD + LOAD_OTHER + STORE,
+        OTHER_WORD + LOAD_OTHER + BAR + STORE,
+        Kind.GLOBAL_RACE,
     ),
     "shared memory that nothing wrote": (READ, WRITE + READ, Kind.UNWRITTEN_SHARED),
     "a read after another warp's write": (
@@ -258,6 +270,44 @@ def test_reading_what_another_cta_released_is_no_race():
         "; bar.sync 0;\n", "; fence.acq_rel.gpu; bar.sync 0;\n"
     )
     assert run(store + fenced + reads, grid=(2,))[0] == []
+
+
+def test_a_release_covers_another_warps_store_after_a_barrier_only():
+    body = "mov.u32 %r6, %ctaid.x; shl.b32 %r6, %r6, 7; cvt.u64.u32 %rd6, %r6; add.u64 %rd6, %rd0, %rd6;"
+    body += "setp.eq.u32 %p3, %r0, 32; @%p3 st.global.b32 [%rd6], 5;" + RELEASE
+    body += "setp.eq.u32 %p3, %r7, 1; and.pred %p3, %p3, %p0; @%p3 ld.global.b32 %r8, [%rd0{}];"
+    body = body.format("") + body[body.rindex("@%p3") :].format("+128")
+    assert run(body, grid=(2,))[0] == []
+    assert {each.kind for each in run(body.replace("bar.sync 0; @%p0", "@%p0"), grid=(2,))[0]} == {
+        Kind.GLOBAL_RACE
+    }
+
+
+def test_warps_ordered_by_a_release_and_an_acquire_do_not_race():
+    body = """
+    add.u64 %rd6, %rd0, 128; @!%p1 bra second;
+    @%p0 st.global.b32 [%rd6], 5;
+    @%p0 st.global.release.gpu.b32 [%rd0], 1;
+    bra done;
+    second: ld.global.acquire.gpu.b32 %r7, [%rd0]; setp.eq.u32 %p3, %r7, 1; @%p3 ld.global.b32 %r8, [%rd6];
+    done:
+    """
+    assert run(body)[0] == []
+    assert {each.kind for each in run(body.replace("release.gpu", "relaxed.gpu"))[0]} == {Kind.GLOBAL_RACE}
+
+
+def test_two_warps_may_store_the_same_to_global_memory_but_no_different_values():
+    store = "setp.eq.u32 %p3, %r4, 0; @%p3 st.global.b32 [%rd0], {};"
+    body = f"@%p1 bra first; {store} bra done; first: {store.format(7)} done:"
+    assert run(body.format(7))[0] == []
+    assert {each.kind for each in run(body.format(8))[0]} == {Kind.GLOBAL_RACE}
+
+
+def test_a_trap_and_a_failed_assertion_end_the_launch():
+    for end in ("@%p0 trap;", "@%p0 bra fails; bra done; fails: call.uni __assertfail, (param0); done:"):
+        found, out = run(f"bar.sync 0; {end} st.global.b32 [%rd9], 9;")
+        assert [each.kind for each in found] == [Kind.TRAP]
+        assert not (out[:32] == 9).any()
 
 
 def test_a_cta_that_waits_for_a_later_one_is_paused():

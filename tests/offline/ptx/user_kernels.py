@@ -132,6 +132,21 @@ def host_descriptor_kernel(
         total.atomic_add([0, n], value)
 
 
+@triton.jit
+def pair_kernel(pointers, numbers, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value = tl.load(pointers[0] + i)
+    tl.device_assert(value >= 0, "negative")
+    tl.device_print("value", value)
+    tl.store(pointers[1] + i, value * numbers[1])
+
+
+@triton.jit
+def convert_kernel(x, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y + i, tl.load(x + i).to(tl.bfloat16))
+
+
 def near(got, wanted, tolerance):
     got, wanted = got.double(), wanted.double()
     return bool(((got - wanted).abs() <= tolerance * (1 + wanted.abs().max())).all())
@@ -238,6 +253,26 @@ def check_dot(capability):
             dot_kernel[(1,)](a, b, c, M=m, N=n, K=64, SUMS=sums, PRECISION=precision)
             a, b = (each.float().double() if each.itemsize == 1 else each.double() for each in (a, b))
             assert near(c, a @ b, tolerance), (dtype, sums, precision, m)
+
+
+def check_printing_assertions_and_tuples(_capability):
+    x, y = torch.arange(128, dtype=torch.float32), torch.empty(128)
+    pair_kernel[(1,)]((x, y), (1, 3.5), BLOCK=128, debug=True)
+    assert torch.equal(y, 3.5 * x)
+
+
+def check_numpys_writes(_capability):
+    x, y = torch.empty(128), torch.empty(128)
+    x.numpy()[:] = 2.0
+    pair_kernel[(1,)]((x, y), (1, 3.5), BLOCK=128)
+    assert torch.equal(y, 3.5 * x)
+
+
+def check_float16_and_float8_to_bfloat16(capability):
+    for dtype in (torch.float16, torch.float8_e5m2, *([torch.float8_e4m3fn] if capability >= 89 else [])):
+        x, y = torch.randn(128).to(dtype), torch.empty(128, dtype=torch.bfloat16)
+        convert_kernel[(1,)](x, y, BLOCK=128)
+        assert torch.equal(y, x.bfloat16())
 
 
 def check_device_descriptors(_capability):
