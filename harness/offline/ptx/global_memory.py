@@ -327,9 +327,9 @@ class GlobalAccess:
             ordinary = ~buffer.atomic[index] if atomic and buffer.atomic is not None else True
             wrong = unordered & ordinary
             if wrong.any():
-                same = who == "warp" and values is not None
-                same = same and bool((buffer.bytes[index][wrong] == values[wrong]).all())
-                kind = Kind.SAME_VALUE if same else Kind.GLOBAL_RACE
+                kind = Kind.GLOBAL_RACE
+                if who == "warp" and values is not None and (buffer.bytes[index] == values)[wrong].all():
+                    kind = Kind.SAME_VALUE
                 self._report(kind, buffer, index, wrong, line, lanes, detail.format(who))
 
     def _count(self, buffer: Buffer, index: Array, lanes: Array, line: int, *, stores: bool) -> None:

@@ -211,7 +211,7 @@ class _Poisoned(UninitializedTracker):  # type: ignore[no-untyped-call]  # torch
         size = tensor.element_size()
         if not shadow.mask.any() or storage.nbytes() % size:
             return
-        now = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
+        now = np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()))
         written = (now.reshape(-1, size) != _NAN_BYTE).any(1)
         shadow.refine(size)
         shadow.mask &= ~np.repeat(written, size // shadow.granule_bytes)

@@ -34,8 +34,8 @@ def _elementwise(t: Translator, i: Instruction, floats: str, integers: str) -> N
         if "sat" in i.modifiers:
             raise UnsupportedPtxError("saturation of integers")
         if kind.name in {"u16x2", "s16x2"}:  # both integers at once: they lie one behind the other
-            halves = (f"{t.integer(each, 32)}.view({'S2' if kind.signed else 'U2'})" for each in operands)
-            t.store(destination, f"({integers.format(*halves)}).view(U4)", 32)
+            both = [f"{t.integer(each, 32)}.view({'S2' if kind.signed else 'U2'})" for each in operands]
+            t.store(destination, f"({integers.format(*both)}).view(U4)", 32)
             return
         view = f".view(S{kind.bytes})" if kind.signed else ""
         back = f".view(U{kind.bytes})" if kind.signed else ""
