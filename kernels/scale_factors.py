@@ -55,7 +55,7 @@ def decode_factors(
         softcap: likewise.
         k_scale: likewise.
         v_scale: likewise.
-        cache_factor: what the elements of both caches are too small by in the kernel.
+        cache_factor: multiplies the elements of both caches, which the kernel decodes too small by it.
 
     Raises:
         ValueError: a factor is outside the range of float32; names the argument and its range.
@@ -98,7 +98,7 @@ def matmul_factors(
     Args:
         x_scale: as `prefill_matmul` documents it.
         weight_scale: likewise.
-        operand_factor: what the products are too small by in the kernel.
+        operand_factor: multiplies the products, which the kernel computes too small by it.
         device: of the operands.
 
     Raises:

@@ -66,7 +66,7 @@ class CompileAhead:
 
     Args:
         limits: the GPU to compile for.
-        processes: how many; None means one for each processor but that which times.
+        processes: how many; None means one for each processor except the one that times.
         worker: name of the module that each process runs.
 
     Attributes:

@@ -32,7 +32,7 @@ HIGHEST_CLOCK_HZ = 3.5e9
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; of a CPU, CUDA or Triton it is a plain RuntimeError."""
+    """Whether an error means that memory ran out; on a CPU, by CUDA and by Triton a plain RuntimeError."""
     text = one_line(error)
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return no_memory or "allocate memory" in text or "out of memory" in text

@@ -27,7 +27,7 @@ PAGE_TOKENS = 16
 """Tokens in a page of FlashInfer's cache, as in vLLM; fewer where 16 do not divide the capacity."""
 
 MAX_SHAPES = 1000
-"""Shapes for which FlexAttention is compiled; of those beyond, the rows are unsupported."""
+"""Most shapes for which FlexAttention is compiled; rows of further shapes are unsupported."""
 
 TENSOR_CORES_FROM_GROUP = 4
 """Query heads per KV head from which FlashInfer uses tensor cores, as SGLang chooses in 16 bits."""
@@ -98,8 +98,8 @@ def flashinfer(inputs: DecodeAttentionInputs) -> Bound:
 def _pages(cache: Tensor, page_size: int) -> Tensor:
     """A cache [batch, capacity, kv_heads, head_dim] in overlapping pages [page, kv_heads, tokens, head_dim].
 
-    A page starts every `page_size` tokens of the storage, in which heads stand before tokens. Of those, page
-    `p` of sequence `b` is number `b * kv_heads * capacity / page_size + p`.
+    A page starts every `page_size` tokens of the storage, which is [batch, kv_heads, capacity, head_dim].
+    Page `p` of sequence `b` has number `b * kv_heads * capacity / page_size + p`.
     """
     batch, capacity, kv_heads, head_dim = cache.shape
     pages = ((batch - 1) * kv_heads + 1) * capacity // page_size

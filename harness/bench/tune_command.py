@@ -146,7 +146,7 @@ def tune_command(
 
 def _compiled(ahead: "CompileAhead") -> str:
     if ahead.problem:
-        return f"compiled one after another, for a compiling process failed: {ahead.problem}"
+        return f"compiled one after another, because a compiling process failed: {ahead.problem}"
     text = f"compiled in {ahead.processes} {'process' if ahead.processes == 1 else 'processes'}"
     if ahead.skipped:
         text += f", but {len(ahead.skipped):,} as they were tried ({ahead.skipped[0]})"

@@ -70,7 +70,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _user_has_a_name() -> bool:
-    """Whether the user has a name, after which PyTorch calls its cache folder; in a container it may not."""
+    """Whether the user has a name, as in a container it may not; PyTorch names its cache folder after it."""
     try:
         getpass.getuser()
     except (KeyError, OSError):

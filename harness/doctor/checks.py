@@ -45,7 +45,7 @@ Check = Callable[[Facts], Finding | None]
 
 
 def warning(text: str, consequence: str) -> Finding:
-    """A finding that `decodetax run` works in spite of."""
+    """A finding despite which `decodetax run` works."""
     return Finding(text=text, status=WARNING, consequence=consequence)
 
 

@@ -134,7 +134,7 @@ def device_probe(*, cuda: Any = None, nvml: Any = None) -> dict[str, Any]:
 
 
 Prepare = Callable[[Any], tuple[Any, Callable[[], Any]]]
-"""From drawn inputs: those of the oracle, and the call to check on the same values."""
+"""Takes drawn inputs; returns those of the oracle, and the call to check on the same values."""
 
 
 @dataclass(frozen=True, kw_only=True)

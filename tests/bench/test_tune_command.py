@@ -308,7 +308,7 @@ def test_ctrl_c_keeps_what_was_found(folder, at_a_gpu):
 @pytest.mark.parametrize(
     ("problem", "skipped", "line"),
     [
-        ("its process ended with 1", [], "compiled one after another, for a compiling process failed: its process ended with 1"),  # noqa: E501  (one line of the output)
+        ("its process ended with 1", [], "compiled one after another, because a compiling process failed: its process ended with 1"),  # noqa: E501  (one line of the output)
         (None, ["MemoryError", "MemoryError"], "but 2 as they were tried (MemoryError)"),
     ],
     ids=["no process", "no memory"],

@@ -124,7 +124,7 @@ class Cta:
         self.executed_blocks = 0
 
     def steps(self) -> Iterator[None]:
-        """Executes the CTA to its end; pauses now and then, so that one that waits for another can be left.
+        """Executes the CTA to its end; yields now and then, so that one that waits lets others run.
 
         Raises:
             StuckError: it waits for what never comes; reported as a violation.

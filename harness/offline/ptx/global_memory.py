@@ -108,7 +108,7 @@ class GlobalAccess:
         self._order = CtaOrder(memory.segments, clocks)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
-        """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
+        """Loads `count` elements of `width` bytes a lane; lanes that may not load get all ones."""
         return self._load(address, width, count, mask, line, atomic=False)
 
     def ordered_load(

@@ -1,4 +1,4 @@
-"""Local memory of each thread, and generic addresses, which stand for global, shared or local memory."""
+"""Local memory of each thread, and generic addresses, which point into global, shared or local memory."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class LocalMemory:
         self._written = np.zeros((lanes.threads, size), np.bool_)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
-        """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
+        """Loads `count` elements of `width` bytes a lane; lanes that may not load get all ones."""
         loaded = self._lanes.all_ones(width, count)
         lanes, index = self._locate(address, width * count, mask, line)
         if not self._written[lanes[:, None], index].all():

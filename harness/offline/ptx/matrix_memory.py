@@ -42,7 +42,7 @@ class MatrixMemory:
         self._shared.put(rows, data.reshape(-1, 8).view(np.uint8), np.repeat(warps, 8 * count), line)
 
     def _rows(self, address: Array, count: int, mask: Mask, line: int) -> tuple[Array, Array]:
-        """The warps, and the offsets of their rows; a wrong row is reported, and row 0 stands for it."""
+        """The warps, and the offsets of their rows; a wrong row is reported and replaced by row 0."""
         warps = self._lanes.active_warps(mask, line)
         rows = address.reshape(self._lanes.warps, WARP_LANES)[warps, : 8 * count].reshape(-1) - SHARED_BASE
         wrong = (rows % 16 != 0) | (rows < 0) | (rows + 16 > self._shared.size)

@@ -66,7 +66,7 @@ class SharedMemory:
         self.read_at = np.zeros((lanes.warps + 1, length), np.int32)
 
     def load(self, address: Array, width: int, count: int, mask: Mask, line: int) -> list[Array]:
-        """Loads `count` elements of `width` bytes a lane; lanes that may not give all ones."""
+        """Loads `count` elements of `width` bytes a lane; lanes that may not load get all ones."""
         loaded, size = self._lanes.all_ones(width, count), width * count
         lanes, offset = self.locate(address, size, self._lanes.active(mask), line, "ld.shared")
         if len(lanes):

@@ -189,7 +189,7 @@ class TensorMemory:
             self._stores[warp].clear()
 
     def _locate(self, address: Array, access: Access, warp: int, line: int) -> Cells:
-        """The cells of a warp's access; those that it may not use are reported, and others stand for them."""
+        """The cells of a warp's access; those that it may not use are reported and replaced."""
         lanes = address[warp * WARP_LANES : (warp + 1) * WARP_LANES]
         if (lanes != lanes[0]).any():
             self._wrong("an address that differs between the lanes of a warp", line, warp)
