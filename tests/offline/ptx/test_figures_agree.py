@@ -4,7 +4,6 @@ docs/evidence.md, "Executed figures", says where they need not.
 """
 
 import collections
-import functools
 import json
 from pathlib import Path
 
@@ -32,7 +31,6 @@ SAME_SECTORS = ("k_ptr", "v_ptr", "x_ptr", "x_desc", "weight_ptr", "weight_desc"
 """Tensors of which each warp reads or writes whole sectors of its own."""
 
 
-@functools.cache
 def execute(gpu, *cases):
     """Figures by launch of each case."""
     texts = [msgspec.json.encode(case).decode() for case in cases]
@@ -53,41 +51,33 @@ def check_sectors(gpu, case, launches):
                 assert found["written"] >= expected.sectors_written
 
 
-def check_hot_loop(launches):
-    for launch in launches.values():
-        executed = collections.Counter()
-        for name, number in launch["figures"]["hot_loop"]["instructions"].items():
-            executed[INSPECT_CLASSES[name]] += number
-        inspected = launch["inspected"]
-        assert {name: executed[name] for name in SAME_CLASSES} == {
-            name: inspected.get(name, 0) for name in SAME_CLASSES
-        }
+def check_hot_loop(launch):
+    executed = collections.Counter()
+    for name, number in launch["figures"]["hot_loop"]["instructions"].items():
+        executed[INSPECT_CLASSES[name]] += number
+    inspected = launch["inspected"]
+    assert {name: executed[name] for name in SAME_CLASSES} == {
+        name: inspected.get(name, 0) for name in SAME_CLASSES
+    }
 
 
-def test_sectors_and_hot_loops_of_decode_attention_agree():
-    launches = execute("a100", GROUPED, ROWS)[GROUPED]
-    check_sectors("a100", GROUPED, launches)
-    check_hot_loop(launches)
-    if triton.__version__ == DOCUMENTED:
-        assert all(each["figures"]["hot_loop"]["bank_conflicts"] == 0 for each in launches.values())
-
-
-def test_sectors_and_hot_loops_of_prefill_matmul_agree():
-    launches = execute("a100", GROUPED, ROWS)[ROWS]
-    check_sectors("a100", ROWS, launches)
-    check_hot_loop({name: each for name, each in launches.items() if "reduce" not in name})
-    if triton.__version__ == DOCUMENTED:
-        assert launches["_matmul_kernel"]["figures"]["hot_loop"]["bank_conflicts"] == 0
+def test_sectors_and_hot_loops_of_both_kernels_agree():
+    for case, launches in execute("a100", GROUPED, ROWS).items():
+        check_sectors("a100", case, launches)
+        for kernel in launches.keys() - {"_split_k_reduce_kernel"}:
+            check_hot_loop(launches[kernel])
+            if triton.__version__ == DOCUMENTED:
+                assert launches[kernel]["figures"]["hot_loop"]["bank_conflicts"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["a100", "h100", "rtx5090", "b200"])
 def test_figures_of_every_case_agree(gpu):
-    cases = (GROUPED, UNGROUPED, TILES, ROWS, ODD)
-    for case, launches in execute(gpu, *cases).items():
+    for case, launches in execute(gpu, GROUPED, UNGROUPED, TILES, ROWS, ODD).items():
         check_sectors(gpu, case, launches)
         if gpu in {"a100", "rtx5090"}:
-            check_hot_loop({name: each for name, each in launches.items() if "reduce" not in name})
+            for kernel in launches.keys() - {"_split_k_reduce_kernel"}:
+                check_hot_loop(launches[kernel])
 
 
 @pytest.mark.slow
