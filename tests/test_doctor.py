@@ -19,6 +19,7 @@ from decodetax.harness.doctor import facts as facts_module
 from decodetax.harness.doctor.checks import FAILED, OK, WARNING
 from decodetax.harness.doctor.facts import Facts, shown, ways
 from fake_nvml import FakeNvml
+from fake_torch_cuda import FakeCuda
 from small_tensors import small_block
 
 __all__ = ["small_block"]
@@ -30,41 +31,9 @@ CPU = {"kind": "cpu", "name": "A CPU", "cores": 2, "memory_bytes": 8 * 10**9, "f
 CORRECT = {"reason": None, "error": 0.002, "tolerance": 0.008, "seconds": 1.25}
 
 
-class FakeCuda:
-    """`torch.cuda` with one H100, or with the reason why there is none."""
-
-    def __init__(self, *, no_gpu=None, free_bytes=79 * 2**30, **properties):
-        self._no_gpu, self._free_bytes = no_gpu, free_bytes
-        self._properties = {
-            "name": "NVIDIA H100 80GB HBM3",
-            "uuid": "1234",
-            "L2_cache_size": 50 * 2**20,
-            "total_memory": 80 * 2**30,
-            "major": 9,
-            "minor": 0,
-            "multi_processor_count": 132,
-            **properties,
-        }
-
-    def is_available(self):
-        return self._no_gpu is None
-
-    def device_count(self):
-        return 1
-
-    def init(self):
-        if self._no_gpu is not None:
-            raise RuntimeError(self._no_gpu)
-
-    def get_device_properties(self, index):
-        assert index == 0
-        return types.SimpleNamespace(**self._properties)
-
-    def set_device(self, index):
-        assert index == 0
-
-    def mem_get_info(self, _device):
-        return self._free_bytes, self._properties["total_memory"]
+def gpu(**changes):
+    """`torch.cuda` with one H100, most of whose memory is free."""
+    return FakeCuda(**{"free_bytes": 79 * 2**30, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +57,7 @@ def facts_of_gpu(*, cuda=None, nvml=None, **changes):
         triton={"version": "3.8.0"},
         numpy={"version": "2.4.6"},
         nvidia=probes.nvidia_probe(nvml=nvml),
-        device=probes.device_probe(cuda=cuda or FakeCuda(), nvml=nvml),
+        device=probes.device_probe(cuda=cuda or gpu(), nvml=nvml),
     )
     return with_forms(dataclasses.replace(facts, **changes))
 
@@ -252,7 +221,7 @@ def test_state_of_the_gpu_that_disturbs_a_run_is_named(
     monkeypatch, tmp_path, nvml, cuda, check, status, fragment
 ):
     counters_are_readable(monkeypatch, tmp_path)
-    facts = facts_of_gpu(nvml=FakeNvml(**nvml), cuda=FakeCuda(**cuda))
+    facts = facts_of_gpu(nvml=FakeNvml(**nvml), cuda=gpu(**cuda))
     found = not_ok(facts)
     assert list(found) == [check]
     assert found[check].status == status
@@ -369,7 +338,7 @@ def test_wrong_compiled_form_fails():
 
 def test_forms_of_a_gpu_are_those_that_it_has():
     def compiled(major, minor):
-        facts = facts_of_gpu(cuda=FakeCuda(major=major, minor=minor))
+        facts = facts_of_gpu(cuda=gpu(major=major, minor=minor))
         return {name for name, how in facts.forms if how == "compiled"}
 
     tma, specialized = {"matmul by TMA"}, {"matmul, warps specialized"}

@@ -20,7 +20,8 @@ from decodetax.harness.bench.device import (
 )
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.errors import UsageError
-from fakes import Clock, FakeClocks, FakeCuda
+from fake_torch_cuda import FakeCuda
+from fakes import Clock, FakeClocks
 
 
 def device_with_cuda(**options):

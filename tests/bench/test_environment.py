@@ -12,7 +12,8 @@ from decodetax.harness.bench import environment
 from decodetax.harness.bench.clocks import Clocks
 from decodetax.harness.bench.device import CudaDevice
 from decodetax.harness.bench.environment import describe
-from fakes import FakeClocks, FakeCuda, FakeDevice
+from fake_torch_cuda import FakeCuda
+from fakes import FakeClocks, FakeDevice
 
 
 def test_cpu_is_described():
