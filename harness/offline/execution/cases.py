@@ -36,10 +36,6 @@ class UserCase:
         """Dtype of the operands."""
         return self.sizes.dtype
 
-    def skip_reason(self, _sm: int) -> str | None:
-        """None: the function itself says which GPUs it supports."""
-        return None
-
 
 Case = DecodeCase | MatmulCase | MergeCase | UserCase
 _CLASSES: dict[str, Any] = {each.__name__: each for each in (DecodeCase, MatmulCase, MergeCase, UserCase)}
@@ -87,6 +83,11 @@ def user_sizes(operation: str) -> tuple[DecodeAttention | PrefillMatmul, ...]:
         )
         for rows in (130, 16, 1)
     )
+
+
+def skip_reason(case: Case, sm: int) -> str | None:
+    """Why GPUs of a compute capability do not run it; None where they do."""
+    return case.skip_reason(sm) if isinstance(case, MatmulCase) else None
 
 
 def to_json(case: Case) -> dict[str, Any]:

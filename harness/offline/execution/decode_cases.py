@@ -57,10 +57,6 @@ class DecodeCase:
     special_values: tuple[tuple[int, int, str], ...] = ()
     sm_count: int = 3
 
-    def skip_reason(self, _sm: int) -> str | None:
-        """Why GPUs of a compute capability do not run it; None where they do."""
-        return None
-
 
 @dataclass(frozen=True)
 class MergeCase:
@@ -80,10 +76,6 @@ class MergeCase:
     shape: tuple[int, ...] = (3, 5, 128)
     empty: bool = True
     sm_count: ClassVar[None] = None  # the grid does not depend on it
-
-    def skip_reason(self, _sm: int) -> str | None:
-        """Why GPUs of a compute capability do not run it; None where they do."""
-        return None
 
 
 DECODE = (

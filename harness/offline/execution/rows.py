@@ -15,7 +15,7 @@ import msgspec
 from ...core.errors import one_line
 from ...core.gpus import Gpu, find_gpu
 from ...core.worker_processes import Crash, run_jobs, serve_jobs
-from .cases import Case, UserCase, from_json, to_json
+from .cases import Case, UserCase, from_json, skip_reason, to_json
 
 _WORKER = f"{__package__}.rows"
 _CASE_LIMIT_S = 600.0
@@ -86,7 +86,7 @@ def execute_case(
     from .calls import call_of  # noqa: PLC0415
 
     row = _unrun_row(case, gpu)
-    if reason := case.skip_reason(gpu.sm):
+    if reason := skip_reason(case, gpu.sm):
         return replace(row, status="skipped", reason=reason)
     try:
         call = call_of(case, seed)
