@@ -7,8 +7,6 @@ from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.statistics import summarise
 from fakes import FakeDevice
 
-PLENTY = Budget(time_limit_s=1e6, warm_up_s=0.0, min_samples=3, enough_samples=10, max_samples=1000)
-
 
 def named_calls(count, log):
     return [lambda name=name: log.append(name) for name in range(count)]

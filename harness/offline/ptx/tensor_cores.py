@@ -13,7 +13,7 @@ import numpy as np
 
 from .lanes import Array, CtaLanes, Mask
 from .mbarriers import Arrival, Mbarriers
-from .mma import ELEMENT_BYTES, element_values
+from .mma import ACCUMULATORS, ELEMENT_BYTES, element_values
 from .shared_memory import SharedMemory
 from .tensor_memory import TENSOR_LANES, Cells, TensorMemory
 from .unsupported import UnsupportedPtxError
@@ -34,7 +34,6 @@ _SUM_TYPES = {
     "kind::f8f6f4": {0: "f16", 1: "f32"},
     "kind::i8": {2: "s32"},
 }
-_SUMS: dict[str, type[np.generic]] = {"f16": np.float16, "f32": np.float32, "s32": np.int32}
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ class TensorCores:
     ) -> None:
         self._memory.check_write(cells, warp, line, "tcgen05.mma", issuer=warp)
         result = shape.signs * (a @ b.T)
-        kind = _SUMS[shape.sum_type]
+        kind = ACCUMULATORS[shape.sum_type]
         # Float16 takes the low half of a cell.
         bits = np.uint16 if kind is np.float16 else np.uint32
         if accumulates:
