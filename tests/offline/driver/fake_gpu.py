@@ -254,6 +254,14 @@ def _map_problems(tensor_map: Mapping[str, Any], descriptor: TensorDescriptor) -
     for name, value in expected.items():
         if tensor_map[name] != value:
             yield f"tensor map has {name} {tensor_map[name]}, the tensor {value}"
+    rows = sum(
+        (size - 1) * stride
+        for size, stride in zip(tensor_map["dims"][1:], tensor_map["strides"], strict=True)
+    )
+    last = tensor_map["address"] + rows + tensor_map["dims"][0] * tensor.element_size()
+    storage = tensor.untyped_storage()
+    if last > storage.data_ptr() + storage.nbytes():
+        yield f"tensor map of {tensor_map['dims']} ends behind the memory of its tensor"
     tile = list(reversed(descriptor.block_shape))
     if any(size % box for size, box in zip(tile, tensor_map["box"], strict=True)):
         yield f"tensor map has box {tensor_map['box']}, which does not divide the tile {tile}"
