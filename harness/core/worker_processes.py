@@ -83,10 +83,9 @@ def serve_jobs(answer: Callable[[Any], Any]) -> None:
     # Compilers may write to standard output: it becomes standard error, and answers go to a copy of it.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
+        # Lines go out at once, as on standard error: the process ends by a kill.
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(
-                line_buffering=True
-            )  # as standard error is: the process is ended by a kill
+            sys.stdout.reconfigure(line_buffering=True)
         for line in sys.stdin:
             answers.write(json.dumps(answer(json.loads(line))) + "\n")
             answers.flush()
@@ -112,7 +111,7 @@ class WorkerPool:
         show_stderr: bool = False,
         limit_s: Callable[[], float] | None = None,
     ) -> None:
-        self._workers = [Worker(worker, show_stderr=show_stderr, limit_s=limit_s) for _ in range(processes)]
+        self._workers = [_Worker(worker, show_stderr=show_stderr, limit_s=limit_s) for _ in range(processes)]
         self._threads: list[threading.Thread] = []
         self._jobs: deque[tuple[Any, str]] = deque()
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
@@ -159,7 +158,7 @@ class WorkerPool:
                 worker.kill()
                 thread.join(_KILL_AGAIN_S)  # its process may have been starting
 
-    def _serve(self, worker: "Worker") -> None:
+    def _serve(self, worker: "_Worker") -> None:
         try:
             while True:
                 with self._changed:
@@ -176,7 +175,7 @@ class WorkerPool:
             worker.close()
 
 
-class Worker:
+class _Worker:
     """A worker process, started when first needed and again after it died; see `run_jobs` for the options."""
 
     def __init__(

@@ -1,13 +1,11 @@
 """Warps that run different code concurrently: brx.idx, barriers of some threads, mbarriers between them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled_program import output_of
 from decodetax.harness.offline.ptx.unsupported import UnsupportedPtxError
 from decodetax.harness.offline.ptx.violations import Kind
 from ptx_snippets import run_snippet
@@ -115,13 +113,7 @@ def test_other_barriers_are_named(barrier):
 
 @pytest.mark.slow
 def test_the_warp_specialized_matmul_of_b200_is_right_and_one_warp_multiplies():
-    script = Path(__file__).with_name("specialized_on_b200.py")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
+    row = json.loads(output_of(Path(__file__).with_name("specialized_on_b200.py")))
     assert row["specialised"]
     assert row["violations"] == []
     assert row["error"] < 4e-3
