@@ -1,6 +1,5 @@
 """Arithmetic of atomics and reductions in memory, on the bits of their elements."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,15 +58,23 @@ def atomic_result(operation: str, kind: str, old: Array, operands: list[Array]) 
     return np.asarray(function(x, y)).astype(numbers).view(old.dtype)
 
 
-def one_by_one(places: Array, apply: Callable[[Array], None]) -> None:
+def apply_atomics(
+    view: Array, places: Array, lanes: Array, what: tuple[str, str], operands: list[Array], old: Array
+) -> None:
     """Applies atomics of lanes as if one after another: lanes with distinct places at once.
 
     Args:
-        places: of each lane.
-        apply: takes indices into `places`, no two of one place.
+        view: the elements in memory.
+        places: the element of each atomic.
+        lanes: the lane of each atomic.
+        what: operation and kind, as `atomic_result` takes them.
+        operands: by lane of the CTA.
+        old: by lane of the CTA; gets what was in memory.
     """
     left = np.arange(len(places))
     while len(left):
         _, first = np.unique(places[left], return_index=True)
-        apply(left[first])
+        at, own = places[left[first]], lanes[left[first]]
+        old[own] = view[at]
+        view[at] = atomic_result(*what, view[at], [each[own] for each in operands])
         left = np.delete(left, first)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .atomics import atomic_result, one_by_one
+from .atomics import apply_atomics
 from .cta_order import SEVERAL, CtaOrder, Segments
 from .lanes import UNSIGNED, Array, CtaLanes, Mask
 from .shared_memory import Clocks
@@ -187,19 +187,8 @@ class GlobalAccess:
             index = offset[:, None] + np.arange(width)
             self.check_read(buffer, index, line, lanes, atomic=True)
             self.check_write(buffer, index, line, lanes, None, atomic=True)
-            self._apply(buffer.views[width], offset // width, lanes, (operation, kind), values, old)
+            apply_atomics(buffer.views[width], offset // width, lanes, (operation, kind), values, old)
         return old
-
-    @staticmethod
-    def _apply(
-        view: Array, at: Array, lanes: Array, what: tuple[str, str], values: list[Array], old: Array
-    ) -> None:
-        def apply(chosen: Array) -> None:
-            places, own = at[chosen], lanes[chosen]
-            old[own] = view[places]
-            view[places] = atomic_result(*what, view[places], [each[own] for each in values])
-
-        one_by_one(at, apply)
 
     def fence(self) -> None:
         """fence.acq_rel or stronger, of scope gpu or wider."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .atomics import atomic_result, one_by_one
+from .atomics import apply_atomics
 from .lanes import SHARED_BASE, UNSIGNED, Array, CtaLanes, Mask
 from .violations import Kind
 
@@ -102,15 +102,9 @@ class SharedMemory:
         lanes, offset = self.locate(address, width, self._lanes.active(mask), line, "atomic")
         if not len(lanes):
             return old
-        at, view = offset // width, self.data.view(UNSIGNED[8 * width])
         self._check_atomic(offset, width, self._lanes.warp[lanes], line)
-
-        def apply(chosen: Array) -> None:
-            places, own = at[chosen], lanes[chosen]
-            old[own] = view[places]
-            view[places] = atomic_result(operation, kind, view[places], [each[own] for each in values])
-
-        one_by_one(at, apply)
+        view = self.data.view(UNSIGNED[8 * width])
+        apply_atomics(view, offset // width, lanes, (operation, kind), values, old)
         return old
 
     def _check_atomic(self, offset: Array, size: int, warps: Array, line: int) -> None:
