@@ -22,12 +22,14 @@ from .wgmma import matrix_offsets
 
 _K_BYTES = 32  # of a row of A or B in one product
 _MAX_COLUMNS = 256
-_TYPES = {
+ELEMENT_TYPES = {
     "kind::f16": {0: "f16", 1: "bf16"},
     "kind::tf32": {2: "tf32"},
     "kind::f8f6f4": {0: "e4m3", 1: "e5m2"},
     "kind::i8": {0: "u8", 1: "s8"},
 }
+"""Types of A and B by kind of product and by their number in an instruction descriptor."""
+
 _SUM_TYPES = {
     "kind::f16": {0: "f16", 1: "f32"},
     "kind::tf32": {1: "f32"},
@@ -74,7 +76,7 @@ def shape_of(kind: str, descriptor: int) -> Shape:
     def bits(start: int, count: int) -> int:
         return descriptor >> start & ((1 << count) - 1)
 
-    types, sums = _TYPES[kind], _SUM_TYPES[kind]
+    types, sums = ELEMENT_TYPES[kind], _SUM_TYPES[kind]
     if bits(2, 2):
         raise UnsupportedPtxError("a sparse or saturating tcgen05.mma")
     if bits(4, 2) not in sums:

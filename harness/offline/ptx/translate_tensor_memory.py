@@ -3,12 +3,12 @@
 import re
 
 from .parser import Instruction
+from .tensor_cores import ELEMENT_TYPES
 from .tensor_memory import Access
 from .translator import Handler, Opcodes, Translator, vector
 from .unsupported import UnsupportedPtxError
 
 _REGISTERS_PER_REPEAT = {"32x32b": 1, "16x32bx2": 1, "16x64b": 1, "16x128b": 2, "16x256b": 4}
-_KINDS = {"kind::f16", "kind::tf32", "kind::f8f6f4", "kind::i8"}
 
 
 def _tcgen05(t: Translator, i: Instruction) -> None:
@@ -74,7 +74,7 @@ def _mma(t: Translator, i: Instruction) -> None:
     others = {
         each for each in i.modifiers[1:] if not each.startswith(("cta_group::1", "kind::", "collector::"))
     }
-    if kind not in _KINDS or others or len(i.operands) != 5:
+    if kind not in ELEMENT_TYPES or others or len(i.operands) != 5:
         raise UnsupportedPtxError(f"tcgen05.mma of {kind or 'no kind'} {' '.join(sorted(others))}".strip())
     target, a, b, descriptor, accumulates = i.operands
     in_tensor_memory = a.startswith("[")
