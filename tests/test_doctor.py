@@ -266,6 +266,10 @@ def test_cache_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
         assert found.status == FAILED
         assert str(folder) in found.text
         assert "TRITON_CACHE_DIR" in found.consequence
+        assert {how for form in probes.FORMS.values() for how in ways(form, facts_of_cpu())} == {
+            "interpreted"
+        }
+        assert not any(ways(form, facts_of_gpu()) for form in probes.FORMS.values())
 
 
 def test_full_cache_folder_is_named(monkeypatch):

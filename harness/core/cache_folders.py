@@ -24,8 +24,7 @@ def use_writable_caches() -> None:
         _set_own("MPLCONFIGDIR", "matplotlib")
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and not _user_has_a_name():
         _set_own("TORCHINDUCTOR_CACHE_DIR", "inductor")
-    folder = triton_cache_folder()
-    problem = _problem(folder)
+    folder, problem = triton_cache_folder(), triton_cache_problem()
     if problem and (os.environ.get("TRITON_CACHE_DIR") or not _set_own("TRITON_CACHE_DIR", "triton")):
         raise UsageError(
             f"TRITON_CACHE_DIR: {str(folder)!r} cannot be written ({problem}); it must be a folder that can"
@@ -39,6 +38,11 @@ def triton_cache_folder() -> Path:
         return Path(named)
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~/")  # noqa: PTH111  (may be no home: no error)
     return Path(home) / ".triton" / "cache"
+
+
+def triton_cache_problem() -> str | None:
+    """Why Triton cannot write to its cache folder, or None."""
+    return _problem(triton_cache_folder())
 
 
 def own_temporary_folder() -> Path:
@@ -65,8 +69,8 @@ def _problem(folder: Path) -> str | None:
         return "no home folder is known"
     try:
         return folder_problem(folder)
-    except OSError as error:
-        return error.strerror or type(error).__name__
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is a RuntimeError
+        return getattr(error, "strerror", None) or "a loop of symbolic links"
 
 
 def _user_has_a_name() -> bool:

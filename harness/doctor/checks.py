@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ..bench.launcher import c_compiler, launcher_problem
-from ..core.cache_folders import triton_cache_folder
-from ..core.files import folder_problem
+from ..core.cache_folders import triton_cache_folder, triton_cache_problem
 from .facts import Answer, Facts, Version, shown, version, ways
 from .probes import FORMS
 
@@ -261,14 +260,11 @@ def _compiler(facts: Facts) -> Finding:
 def _cache(_facts: Facts) -> Finding:
     folder = triton_cache_folder()
     fix = "let TRITON_CACHE_DIR name another folder"
-    try:
-        problem = folder_problem(folder)
-        nearest = next(each for each in (folder, *folder.parents) if each.exists())
-        free = shutil.disk_usage(nearest).free
-    except (OSError, RuntimeError) as error:
-        problem, free = getattr(error, "strerror", None) or str(error), 0
+    problem = triton_cache_problem()
     if problem is not None:
         return failed(f"{folder} cannot be written: {problem}", f"`run` refuses to start: {fix}")
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(nearest).free
     text = f"{folder}, {free / 1e9:.1f} GB free"
     if free < CACHE_BYTES:
         return warning(text, f"compiled kernels may not fit: {fix}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bench.launcher import launcher_problem
+from ..core.cache_folders import triton_cache_problem
 from ..core.worker_processes import Crash, run_jobs
 from .probes import FORMS, Form
 
@@ -124,8 +125,10 @@ def ways(form: Form, facts: Facts) -> tuple[str, ...]:
     """How a form is checked here: compiled on a GPU that has it; else interpreted and executed."""
     if not facts.imports or "broken" in facts.device:
         return ()
+    compiles = triton_cache_problem() is None
     if not facts.on_gpu:
-        return ("interpreted", *form.targets)
+        return ("interpreted", *(form.targets if compiles else ()))
     first, last = form.capability
     major, minor = version(facts.device["compute_capability"])
-    return ("compiled",) if first <= 10 * major + minor <= last and launcher_problem() is None else ()
+    compiles = compiles and first <= 10 * major + minor <= last
+    return ("compiled",) if compiles and launcher_problem() is None else ()

@@ -127,7 +127,7 @@ summary() {
   echo "# decodetax on ${gpu:-a machine without a GPU}"
   echo
   echo "$started UTC, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$(
-    [ -z "$(git status --porcelain 2>/dev/null)" ] || echo ", with changes that are not committed"
+    [ -z "$(git status --porcelain --untracked-files=no 2>/dev/null)" ] || echo ", with changes that are not committed"
   ), $SECONDS of at most $total_s s."
   [ -n "$gpu" ] || printf '\n**no GPU**: %s. Nothing was measured.\n' "$no_gpu_because"
   echo
