@@ -14,7 +14,7 @@ from ..core.cache_folders import triton_cache_problem
 from ..core.worker_processes import Crash, run_jobs
 from .probes import FORMS, Form
 
-PROBE_LIMIT_S, FORM_LIMIT_S, TOTAL_LIMIT_S = 20.0, 25.0, 52.0
+PROBE_LIMIT_S, FORM_LIMIT_S, TOTAL_LIMIT_S = 20.0, 25.0, 48.0
 """Seconds for an import or the device, for one form of a kernel, and for all of them."""
 
 _WORKER = f"{__package__}.probes"
