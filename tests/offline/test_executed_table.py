@@ -5,7 +5,6 @@ With DECODETAX_FULL_MATRIX=2 it executes the complete list for every GPU of the 
 
 import os
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hand_made import decodetax, strict_json
 PAGE = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"(?m)^\| (\S+) \| (\w+) \| (\d+) \| ([\d,]+) \| (0\.\d+) \| (\d+) \|$", PAGE)
 FULL = os.environ.get("DECODETAX_FULL_MATRIX") == "2"
-LIMIT_S = 300
+LIMIT_CPU_S = 2 * 300  # five minutes on two idle cores
 MATMULS = {"A100-SXM4-80GB": 58, "RTX-3090": 58, "L40S": 58, "H100-SXM5-80GB": 81, "RTX-5090": 81}
 
 
@@ -49,9 +48,9 @@ def summary(rows):
 @pytest.mark.skipif(FULL, reason="the complete list is executed")
 def test_the_page_has_the_table_of_what_was_executed(monkeypatch):
     monkeypatch.delenv("DECODETAX_FULL_MATRIX", raising=False)
-    started = time.monotonic()
+    begin_s = sum(os.times()[:4])
     found = summary(executed("a100", "h100", "rtx-5090"))
-    elapsed_s = time.monotonic() - started
+    cpu_s = sum(os.times()[:4]) - begin_s  # workers included
     assert all(cases >= 20 for _, kernel, cases, *_ in found if kernel != "merge_states")
     if triton.__version__ == "3.9.0":
         written = [
@@ -62,7 +61,7 @@ def test_the_page_has_the_table_of_what_was_executed(monkeypatch):
         for (*_, share, violations), (*_, found_share, found_violations) in zip(written, found, strict=True):
             assert violations == found_violations == 0
             assert share == pytest.approx(found_share, abs=0.01)
-    assert elapsed_s <= LIMIT_S
+    assert 60 < cpu_s <= LIMIT_CPU_S
 
 
 @pytest.mark.slow
