@@ -64,7 +64,9 @@ def _wgmma(t: Translator, i: Instruction) -> None:
         t.emit(t.call("wgmma.wait", int(i.operands[0], 0), line=i.line))
     elif form == "mma_async":
         _wgmma_product(t, i)
-    elif form != "fence":
+    elif form == "fence":
+        t.emit(t.call("wgmma.fence", line=i.line))
+    else:
         raise UnsupportedPtxError("a form of wgmma")
 
 

@@ -27,6 +27,8 @@ class Wgmma:
         self._committed = 0
         self._accumulators: dict[int, int] = {}  # register: the group of products that writes it
         self._operands: dict[int, int] = {}  # register: the group of products that reads it
+        self._fenced = False
+        self._unfenced: set[int] = set()  # registers written since the last wgmma.fence
 
     def product(
         self,
@@ -108,6 +110,9 @@ class Wgmma:
         Its own accumulators may be in flight, but not the registers that it takes its operand from.
         """
         self.accumulator_used(operands, [], line)
+        if not self._fenced or not self._unfenced.isdisjoint([*accumulators, *operands]):
+            what = "written with no wgmma.fence since" if self._fenced else "with no wgmma.fence before"
+            self._lanes.report(Kind.WGMMA_REGISTER, line, f"registers {what}")
         self._accumulators.update(dict.fromkeys(accumulators, self._committed + 1))
         self._operands.update(dict.fromkeys(operands, self._committed + 1))
 
@@ -120,14 +125,21 @@ class Wgmma:
 
     def accumulator_used(self, read: list[int], written: list[int], line: int) -> None:
         """Reports reads and writes of accumulators in flight."""
+        self._unfenced.update(written)
         for what, registers in (("read", read), ("overwritten", written)):
             if any(register in self._accumulators for register in registers):
                 self._lanes.report(Kind.WGMMA_REGISTER, line, f"accumulator {what} before its wait")
 
     def operand_written(self, registers: list[int], line: int) -> None:
         """Reports writes of registers that a product in flight reads."""
+        self._unfenced.update(registers)
         if any(register in self._operands for register in registers):
             self._lanes.report(Kind.WGMMA_REGISTER, line, "operand overwritten before its wait")
+
+    def fence(self, _mask: Mask, _line: int) -> None:
+        """wgmma.fence: orders writes of registers before the products that use them."""
+        self._fenced = True
+        self._unfenced.clear()
 
     def commit(self, _mask: Mask, _line: int) -> None:
         """wgmma.commit_group."""

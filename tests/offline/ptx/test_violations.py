@@ -382,6 +382,15 @@ def test_registers_and_operands_of_a_wgmma_in_flight_are_left_alone(statement, k
         assert (out.view(np.float32) == 16).all()
 
 
+def test_a_wgmma_needs_a_fence_after_its_registers_are_written():
+    body = PRODUCT.format(fence="fence.proxy.async.shared::cta;", before="", after="")
+    fence = "wgmma.fence.sync.aligned;\n"
+    late = body.replace(fence, fence + "mov.b32 %r23, 0x3f803f80;\n")
+    for wrong in (body.replace(fence, ""), late):
+        assert {each.kind for each in run_group(wrong)[0]} == {Kind.WGMMA_REGISTER}
+    assert run_group(late.replace("wgmma.mma_async", fence + "wgmma.mma_async"))[0] == []
+
+
 def test_a_wgmma_that_reads_plain_stores_needs_a_proxy_fence():
     found, _ = run_group(PRODUCT.format(fence="", before="", after=""))
     assert {each.kind for each in found} == {Kind.NO_PROXY_FENCE}
