@@ -122,6 +122,7 @@ def test_run_that_ignores_signals_is_killed_in_time_and_reported(begin, tmp_path
     assert (tmp_path / "results" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_script_writes_its_summary(begin, tmp_path):
     process = begin(HANGS="1")
     run = tmp_path / "results" / "run.txt"

@@ -30,7 +30,12 @@ def test_twenty_pairs_of_the_same_code_have_no_regression(machine):
 
 
 @pytest.mark.parametrize(
-    ("name", "rounds", "rows"), [("noisy", 5, 60), ("noisy", 3, 15), ("walking, little noise", 5, 15)]
+    ("name", "rounds", "rows"),
+    [
+        pytest.param("noisy", 5, 60, marks=pytest.mark.slow),
+        ("noisy", 3, 15),
+        ("walking, little noise", 5, 15),
+    ],
 )
 def test_of_two_hundred_pairs_fewer_than_5_percent_have_a_wrong_verdict(name, rounds, rows):
     pairs = (drifting_runs(seed, machine=MACHINES[name], rounds=rounds, rows=rows) for seed in range(200))

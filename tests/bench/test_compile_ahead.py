@@ -162,6 +162,7 @@ def test_compiler_that_dies_fails_its_tiling_alone(compilers, processes):
     assert ahead.problem is None
 
 
+@pytest.mark.slow
 def test_compiler_that_hangs_fails_its_tiling_alone(compilers, monkeypatch):
     monkeypatch.setattr("decodetax.harness.bench.compile_ahead.COMPILE_LIMIT_S", 3.0)
     ahead = compilers()

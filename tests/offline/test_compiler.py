@@ -287,6 +287,7 @@ def test_all_options_at_once_compile_and_fit(gpu):
     assert sum(row.variant.endswith(":combine") for row in rows) == len(feature_cases())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["rows_8192", pytest.param("rows_8192_pointers", marks=pytest.mark.slow)])
 def test_float8_on_h100_waits_for_all_products_once_in_256_of_k(variant):
     """Adding to registers of a wgmma in flight, or promoting each product at once, waits twice as often."""

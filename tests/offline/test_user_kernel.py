@@ -318,6 +318,7 @@ def inspect(*arguments, interpret="1"):
     return done.returncode, strict_json(done.stdout)["rows"]
 
 
+@pytest.mark.slow
 def test_compiles_a_user_kernel_for_each_gpu_and_shape():
     functions = ("my_kernel:my_product", "my_others:breaking", "my_others:idle", "my_others:attention")
     providers = [word for function in functions for word in ("--provider", function)]

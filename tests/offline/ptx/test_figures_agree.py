@@ -61,6 +61,7 @@ def check_hot_loop(launch):
     }
 
 
+@pytest.mark.slow
 def test_sectors_and_hot_loops_of_both_kernels_agree():
     for case, launches in execute("a100", GROUPED, ROWS).items():
         check_sectors("a100", case, launches)

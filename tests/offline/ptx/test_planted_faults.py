@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name("planted_faults.py")
 ALL = "all bar.sync"
 
 # Case: by kernel and fault, how many are planted and how many found.
-SHORT = {
+FAULTS = {
     "90 prefill_matmul weight_first int8": {
         "_matmul_kernel": {
             ALL: (1, 1),
@@ -23,9 +23,7 @@ SHORT = {
             "wgmma.wait_group + 1": (1, 1),
             "fence.proxy.async": (1, 1),
         }
-    }
-}
-LONG = {
+    },
     "80 decode_attention ragged bf16 split": {
         "_split_kv_kernel": {
             ALL: (1, 1),
@@ -72,9 +70,10 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("case", [*SHORT, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FAULTS)
 def test_planted_faults_are_found(case):
-    wanted, got = (SHORT | LONG)[case], json.loads(output_of(PROGRAM, *case.split()))
+    wanted, got = FAULTS[case], json.loads(output_of(PROGRAM, *case.split()))
     assert list(got) == list(wanted)
     for kernel, faults in wanted.items():
         for fault, (places, found) in faults.items():
