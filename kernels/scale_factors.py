@@ -78,8 +78,11 @@ def decode_factors(
         # A cap over 8e37 times the scale changes no score below 1e34, and the quotient would lose bits.
         if abs(score) >= softcap * _SMALLEST_NORMAL:
             score, softcap_log2 = score / softcap, softcap * LOG2_E
+    if softcap_log2 is None:
+        score *= LOG2_E
     return DecodeFactors(
-        score=score * LOG2_E if softcap_log2 is None else score,
+        # Triton 3.6 interprets a number below the smallest normal float32 as float64, which no kernel has.
+        score=score if abs(score) >= _SMALLEST_NORMAL else 0.0,
         softcap_log2=softcap_log2,
         value=v_number * cache_factor,
         k_scale=k_tensor,

@@ -1,7 +1,7 @@
 """Promises of the matmul chooser over the projections of language models, and the tables of the docs.
 
 By default a slice is simulated. With --slow and DECODETAX_FULL_MATRIX=1 the tables of the docs are too, which
-have the extremes of all products; with DECODETAX_FULL_MATRIX=2 each choice is compared with its set, in minutes.
+have the extremes of all products; with DECODETAX_FULL_MATRIX=2 each choice meets its set, in minutes.
 """
 
 import functools
