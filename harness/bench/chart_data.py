@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from ..core.errors import printable
-from ..core.records import Gap, Roof, Row, Run
+from ..core.gap import Gap
+from ..core.records import Roof, Row, Run
 from ..core.units import number, si
 from ..cost.break_even import measured_batch
 from ..cost.prices import TokenPrice

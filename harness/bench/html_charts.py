@@ -12,7 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..core.records import Gap, Run
+from ..core.gap import Gap
+from ..core.records import Run
 from ..core.table import html_escaped
 from ..core.units import number, seconds, si
 from .chart_data import (

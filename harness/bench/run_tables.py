@@ -11,7 +11,8 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
-from ..core.records import COUNTER_NAMES, Gap, InterpreterCheck, Row, Run
+from ..core.gap import Gap
+from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
 from ..core.units import number, seconds, si
 from ..cost.break_even import measured_batch

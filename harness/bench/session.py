@@ -15,7 +15,8 @@ from ..core.errors import UsageError, one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import CACHES_IN_FLIGHT, DTYPES, Source, memory_bytes
 from ..core.language_model import LanguageModel
-from ..core.records import Ceiling, NonNegative, Positive, Roof, Row, Run
+from ..core.record_fields import NonNegative, Positive
+from ..core.records import Ceiling, Roof, Row, Run
 from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device

@@ -8,7 +8,8 @@ from itertools import product
 
 from ..core.cases import DecoderLayer
 from ..core.errors import printable
-from ..core.records import Gap, Run
+from ..core.gap import Gap
+from ..core.records import Run
 from ..core.units import number, si
 from .run_tables import provider_name
 

@@ -19,7 +19,7 @@ from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError, schema_fault, short_repr
 from ..core.files import folder_problem, read_user_json, write_text
-from ..core.records import Count
+from ..core.record_fields import Count
 from .device import Device
 from .runner import TilingOf
 from .tilings import TUNABLE, Key

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ..core.cases import Case, DecodeAttention, Sweep, TokenCases
+from ..core.gap import Gap
 from ..core.language_model import LanguageModel
-from ..core.records import Gap, Row
+from ..core.records import Row
 
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from msgspec import Meta, to_builtins
+from msgspec import to_builtins
 
-from .cases import Case, Dtype, Length, Size
+from .cases import Case, Dtype, Length
+from .gap import Gap
+from .record_fields import Count, NonNegative, Positive, require_keys
 from .statistics import Summary, summarise
 from .work import Work
 
@@ -17,25 +19,9 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "skipped", "unsupported"]
 Provenance = Literal["measured", "datasheet"]
 
-SMALLEST, LARGEST = 1e-24, 1e24
-"""Limits of the numbers in a run file: beyond any real time, rate or size; their products do not overflow."""
-
-Positive = Annotated[float, Meta(ge=SMALLEST, le=LARGEST)]
-NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-
-
 COUNTER_NAMES = ("dram_bytes_read", "dram_bytes_written", "matrix_active_share")
 """Hardware counters of a row: DRAM bytes of all launches of a call; and the share of time with active tensor
 cores, the largest of all launches."""
-
-TOKEN_PARTS = ("projections", "attention", "rest", "lm_head")
-"""Parts of a token's time; "rest" is the time of a complete layer minus its projections and attention."""
-
-
-def _require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]) -> None:
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{field_name}: lacks {missing[0]}")
 
 
 def _check_rounds(record: "Ceiling | Row") -> None:
@@ -79,7 +65,7 @@ class Ceiling:
         if (self.kind == "matmul") != (self.dtype is not None):
             raise ValueError(f"dtype: is {self.dtype!r} on a ceiling of kind {self.kind}")
         if self.samples_s and self.rate is not None:
-            _require_keys("work", self.work or {}, ["operations" if self.kind == "matmul" else "bytes_read"])
+            require_keys("work", self.work or {}, ["operations" if self.kind == "matmul" else "bytes_read"])
 
     @property
     def rate(self) -> float | None:
@@ -173,7 +159,7 @@ class Row:
     def __post_init__(self) -> None:
         _check_rounds(self)
         if self.counters is not None:
-            _require_keys("counters", self.counters, COUNTER_NAMES)
+            require_keys("counters", self.counters, COUNTER_NAMES)
         if (self.status == "ok") != bool(self.samples_s):
             raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
         if (self.status == "ok") != (self.reason is None):
@@ -246,73 +232,6 @@ class InterpreterCheck:
     reason: str | None
     relative_error: NonNegative | None
     tolerance: NonNegative | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """What an output token costs compared with an input token, at one batch and context.
-
-    Attributes:
-        prompt: tokens of the prompt that the input token belongs to.
-        input_parts_s, output_parts_s: device seconds per token over all layers, by TOKEN_PARTS.
-        providers: the fastest provider by case id.
-        prefill_layer_over_parts, decode_layer_over_parts: time of a complete layer over that of its parts.
-        triton_gap: the gap of the Triton kernels alone; None if one of them did not run.
-        usd_per_hour: price of the device, US dollars per hour; None if unknown.
-
-    Raises:
-        ValueError: a part is missing, or the parts sum to 0.
-    """
-
-    batch: Size
-    context: Length
-    prompt: Size
-    input_parts_s: Mapping[str, NonNegative]
-    output_parts_s: Mapping[str, NonNegative]
-    providers: Mapping[str, str]
-    prefill_layer_over_parts: NonNegative | None
-    decode_layer_over_parts: NonNegative | None
-    triton_gap: NonNegative | None = None
-    usd_per_hour: NonNegative | None = None
-    provenance: Literal["measured"] = "measured"
-
-    def __post_init__(self) -> None:
-        for name, parts_s in (("input", self.input_parts_s), ("output", self.output_parts_s)):
-            _require_keys(f"{name}_parts_s", parts_s, TOKEN_PARTS)
-            if not sum(parts_s.values()) >= SMALLEST:
-                raise ValueError(f"{name}_parts_s: sum to {sum(parts_s.values())} s, must be above 0")
-
-    @property
-    def input_s_per_token(self) -> float:
-        """Device seconds of an input token."""
-        return sum(self.input_parts_s.values())
-
-    @property
-    def output_s_per_token(self) -> float:
-        """Device seconds of an output token."""
-        return sum(self.output_parts_s.values())
-
-    @property
-    def gap(self) -> float:
-        """Seconds of an output token over seconds of an input token."""
-        return self.output_s_per_token / self.input_s_per_token
-
-    def usd_per_mtok(self, s_per_token: float) -> float | None:
-        """US dollars of a million tokens of `s_per_token` seconds each; None without a price."""
-        return None if self.usd_per_hour is None else s_per_token * 1e6 * self.usd_per_hour / 3600
-
-    def to_json(self) -> dict[str, Any]:
-        """The gap as a JSON object: its fields and derived figures."""
-        entry = to_builtins(self) | {
-            "input_s_per_token": self.input_s_per_token,
-            "output_s_per_token": self.output_s_per_token,
-            "input_tokens_per_s": 1 / self.input_s_per_token,
-            "output_tokens_per_s": 1 / self.output_s_per_token,
-            "gap": self.gap,
-            "input_usd_per_mtok": self.usd_per_mtok(self.input_s_per_token),
-            "output_usd_per_mtok": self.usd_per_mtok(self.output_s_per_token),
-        }
-        return {name: value for name, value in entry.items() if "usd" not in name or value is not None}
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,8 @@ from msgspec import Meta, Struct, ValidationError, convert
 from .cases import Length, Size
 from .errors import UsageError, printable, schema_fault
 from .files import read_user_json
-from .records import LARGEST, SCHEMA_VERSION, Count, NonNegative, Positive, Run
+from .record_fields import LARGEST, Count, NonNegative, Positive
+from .records import SCHEMA_VERSION, Run
 
 _Leaf = bool | int | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] | str | None
 _Leaves = _Leaf | list[_Leaf]

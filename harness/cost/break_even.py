@@ -18,8 +18,8 @@ from ..core import options
 from ..core.errors import UsageError
 
 if TYPE_CHECKING:
+    from ..core.gap import Gap
     from ..core.language_model import LanguageModel
-    from ..core.records import Gap
     from .deployment import Deployment
 
 

@@ -5,8 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from decodetax.harness.core.gap import TOKEN_PARTS
 from decodetax.harness.core.language_model import load_language_model
-from decodetax.harness.core.records import TOKEN_PARTS
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.break_even import BreakEven, measured_batch
 from decodetax.harness.cost.deployment import deployment

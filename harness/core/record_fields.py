@@ -1,0 +1,23 @@
+"""Types of the numbers in a run file, and checks that several records share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+SMALLEST, LARGEST = 1e-24, 1e24
+"""Limits of the numbers in a run file: beyond any real time, rate or size; their products do not overflow."""
+
+Positive = Annotated[float, Meta(ge=SMALLEST, le=LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+def require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Make sure that a mapping in a record has all of these keys.
+
+    Raises:
+        ValueError: it lacks one; names the field and the first missing key.
+    """
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{field_name}: lacks {missing[0]}")
