@@ -26,7 +26,7 @@ DEFAULT_LIMIT = 0.05
 SAME_MEMORY_WITHIN = 0.01
 """Largest difference of one machine's memory size: what the system reserves varies a little."""
 
-IDENTITY = ("kind", "name", "cores", "threads", "sm_count", "compute_capability")
+IDENTITY = ("kind", "name", "cores", "cpu_quota_cores", "threads", "sm_count", "compute_capability")
 """Facts that identify a device, together with its memory."""
 
 

@@ -7,7 +7,6 @@ seconds, timing it some milliseconds.
 import contextlib
 import dataclasses
 import heapq
-import os
 import queue
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from msgspec import to_builtins
 from ...kernels import GpuLimits
 from ..core.cases import Case
 from ..core.worker_processes import Crash, WorkerPool
+from .cpu_facts import threads_allowed
 
 COMPILE_LIMIT_S = 60.0
 """A compiler that takes longer hangs; the slowest kernels take 6 s."""
@@ -76,7 +76,7 @@ class CompileAhead:
     """
 
     def __init__(self, limits: GpuLimits, *, processes: int | None = None, worker: str = _WORKER) -> None:
-        free = len(os.sched_getaffinity(0)) - 1
+        free = threads_allowed() - 1
         self.processes = processes or max(1, min(MAX_PROCESSES, free))
         self.problem: str | None = None
         self.skipped: list[str] = []

@@ -6,17 +6,16 @@ Every line that needs a CUDA GPU is in this module and in `clocks`; tests pass f
 import contextlib
 import ctypes
 import gc
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from ...kernels import use_interpreter
 from ..core.errors import UsageError, one_line
+from . import cpu_facts
 from .clocks import Clocks, NvmlClocks
 
 Call = Callable[[], object]
@@ -70,16 +69,15 @@ class CpuDevice:
     kind = "cpu"
 
     def __init__(self) -> None:
-        self.name = cpu_name()
+        self.name = cpu_facts.cpu_name()
         self.torch_device = torch.device("cpu")
         self.clocks = Clocks()
-        self.cache_bytes = last_level_cache_bytes()
-        self.memory_bytes = _meminfo_bytes("MemTotal")
+        self.cache_bytes = cpu_facts.last_level_cache_bytes() or cpu_facts.ASSUMED_CACHE_BYTES
+        self.memory_bytes = cpu_facts.memory_bytes()
 
     def free_bytes(self) -> int:
-        """Bytes available to this process: of the machine, or fewer under a cgroup limit."""
-        limits = (_meminfo_bytes("MemAvailable"), _cgroup_free_bytes())
-        return min(limit for limit in limits if limit is not None)
+        """Bytes available to this process: of the machine, or fewer under a limit of its own."""
+        return cpu_facts.free_bytes()
 
     def time_each(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls one after another; seconds of each by the wall clock."""
@@ -263,60 +261,3 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     return CudaDevice(int(index or 0), cuda=cuda)
-
-
-def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model name in /proc/cpuinfo, which a chroot may lack."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), "unknown CPU")
-
-
-def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Bytes of all last-level caches together; 32 MiB if /sys does not list them."""
-    caches: dict[tuple[int, str], int] = {}
-    for folder in root.glob("cpu[0-9]*/cache/index[0-9]*"):
-        try:
-            level, size, shared = (
-                (folder / name).read_text(encoding="ascii").strip()
-                for name in ("level", "size", "shared_cpu_list")
-            )
-            caches[int(level), shared] = int(size.removesuffix("K")) * 1024
-        except (OSError, ValueError):
-            continue
-    last = max((level for level, _ in caches), default=0)
-    return sum(size for (level, _), size in caches.items() if level == last) or 32 * 2**20
-
-
-def _meminfo_bytes(key: str, path: Path = Path("/proc/meminfo")) -> int:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except OSError:  # no /proc: the kernel's figure, without the file cache that it could give up
-        pages = os.sysconf("SC_PHYS_PAGES" if key == "MemTotal" else "SC_AVPHYS_PAGES")
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    for line in lines:
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{path}: has no line {key}")
-
-
-def _cgroup_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes left under the cgroup's limit, file cache that can be evicted included; None without a limit."""
-    old = "memory/memory."  # the files of cgroup version 1
-    for limit, usage, stat, evictable in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file "),
-        (f"{old}limit_in_bytes", f"{old}usage_in_bytes", f"{old}stat", "total_inactive_file "),
-    ):
-        try:
-            free = int((root / limit).read_text("ascii")) - int((root / usage).read_text("ascii"))
-        except (OSError, ValueError):  # not mounted, or "max"
-            continue
-        try:
-            lines = (root / stat).read_text("ascii").splitlines()
-        except OSError:
-            return free
-        return free + sum(int(line.removeprefix(evictable)) for line in lines if line.startswith(evictable))
-    return None

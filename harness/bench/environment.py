@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from . import cpu_facts
 from .device import CudaDevice, Device
 
 
@@ -40,11 +41,16 @@ def describe(device: Device) -> dict[str, Any]:
 def _kind_facts(device: Device) -> dict[str, Any]:
     if isinstance(device, CudaDevice):
         return {"compute_capability": device.compute_capability, "sm_count": device.sm_count}
-    return {
+    facts: dict[str, Any] = {
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if (quota := cpu_facts.cpu_quota_cores()) is not None:
+        facts["cpu_quota_cores"] = quota
+    if cpu_facts.last_level_cache_bytes() is None:
+        facts["last_level_cache_assumed"] = True
+    return facts
 
 
 def _version(distribution: str) -> str | None:

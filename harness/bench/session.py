@@ -155,7 +155,17 @@ def require_same_machine(run: Run, device: Device) -> None:
     here = describe(device)
     for part in ("device", "versions"):
         before, now = run.environment[part], here[part]
-        for name in ("kind", "name", "cores", "capability", "decodetax", "torch", "triton", "cuda"):
+        for name in (
+            "kind",
+            "name",
+            "cores",
+            "cpu_quota_cores",
+            "capability",
+            "decodetax",
+            "torch",
+            "triton",
+            "cuda",
+        ):
             if name in before and before[name] != now.get(name):
                 raise UsageError(
                     f"--resume: the run was begun with {name} {before[name]!r}, here it is "

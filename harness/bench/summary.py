@@ -19,10 +19,12 @@ def heading(run: Run) -> str:
     device, versions = run.environment["device"], run.environment["versions"]
     facts = [f"{device['memory_bytes'] / 2**30:.0f} GiB memory"]
     if device["kind"] == "cpu":
-        facts.append(f"{device['cores']} cores, {device['capability']}")
+        quota = f" (quota {device['cpu_quota_cores']:.3g})" if device.get("cpu_quota_cores") else ""
+        facts.append(f"{device['cores']} cores{quota}, {device['capability']}")
     else:
         facts.append(f"compute capability {device['compute_capability']}, {device['sm_count']} SMs")
-    facts.append(f"{device['last_level_cache_bytes'] / 2**20:.0f} MiB last-level cache")
+    assumed = " (assumed)" if device.get("last_level_cache_assumed") else ""
+    facts.append(f"{device['last_level_cache_bytes'] / 2**20:.0f} MiB last-level cache{assumed}")
     if "driver" in device:
         facts.append(f"driver {device['driver']}")
     if "sm_clock_hz" in device:

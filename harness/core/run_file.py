@@ -22,6 +22,8 @@ class _Cpu(Struct, tag_field="kind", tag="cpu"):
     last_level_cache_bytes: NonNegative
     cores: Length
     capability: str
+    cpu_quota_cores: Positive | None = None
+    last_level_cache_assumed: bool = False
 
 
 class _Cuda(Struct, tag_field="kind", tag="cuda"):

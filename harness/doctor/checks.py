@@ -165,9 +165,10 @@ def _device(facts: Facts) -> Finding | None:
     if "broken" in device:
         return failed(f"cannot be opened: {device['broken']}", "`run` ends with this error")
     if not facts.on_gpu:
+        quota = f" (quota {device['cpu_quota_cores']:.3g})" if device.get("cpu_quota_cores") else ""
         return Finding(
-            text=f"CPU: {device['name']}, {device['cores']} cores, {device['free_bytes'] / 1e9:.1f} of "
-            f"{device['memory_bytes'] / 1e9:.1f} GB free"
+            text=f"CPU: {device['name']}, {device['cores']} cores{quota}, "
+            f"{device['free_bytes'] / 1e9:.1f} of {device['memory_bytes'] / 1e9:.1f} GB free"
         )
     capability = device["compute_capability"]
     text = f"GPU: {device['name']}, compute capability {capability}"

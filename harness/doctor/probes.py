@@ -109,7 +109,7 @@ def device_probe(*, cuda: Any = None, nvml: Any = None) -> dict[str, Any]:
     import pynvml
     import torch
 
-    from ..bench import clocks, session  # noqa: F401  (all that a run imports)
+    from ..bench import clocks, cpu_facts, session  # noqa: F401  (all that a run imports)
     from ..bench.device import open_device
     from ..core.gpus import gpu_of_device
 
@@ -125,6 +125,7 @@ def device_probe(*, cuda: Any = None, nvml: Any = None) -> dict[str, Any]:
         "memory_bytes": opened.memory_bytes,
         "free_bytes": opened.free_bytes(),
         "cores": len(os.sched_getaffinity(0)),
+        "cpu_quota_cores": cpu_facts.cpu_quota_cores(),
         "compute_capability": getattr(opened, "compute_capability", None),
         "in_table": gpu_of_device(opened.name, opened.memory_bytes) is not None,
         "throttle_reasons": found.throttle_reasons(),

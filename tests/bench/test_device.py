@@ -14,7 +14,6 @@ from decodetax.harness.bench.clocks import Clocks
 from decodetax.harness.bench.device import (
     CpuDevice,
     CudaDevice,
-    last_level_cache_bytes,
     open_device,
     out_of_memory,
 )
@@ -336,92 +335,3 @@ def test_cpu_has_no_graphs():
     assert device.clocks.clock_hz() is None
     assert device.name
     assert 0 < device.free_bytes() <= device.memory_bytes
-
-
-def write(root, files):
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="ascii")
-    return root
-
-
-def cache_files(cpu, index, level, size, shared):
-    folder = f"cpu{cpu}/cache/index{index}"
-    return {f"{folder}/level": level, f"{folder}/size": f"{size}\n", f"{folder}/shared_cpu_list": shared}
-
-
-TWO_SOCKETS = {
-    **cache_files(0, 0, "1", "48K", "0"),
-    **cache_files(0, 2, "2", "2048K", "0"),
-    **cache_files(0, 3, "3", "30720K", "0-1"),
-    **cache_files(1, 3, "3", "30720K", "0-1"),
-    **cache_files(2, 3, "3", "30720K", "2-3"),
-    **cache_files(3, 2, "2", "2048K", "3"),
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        pytest.param(TWO_SOCKETS, 2 * 30720 * 1024, id="two sockets"),
-        pytest.param(cache_files(0, 2, "2", "512K", "0-3"), 512 * 1024, id="second level is last"),
-        pytest.param({}, 32 * 2**20, id="unknown"),
-        pytest.param(cache_files(0, 3, "3", "unknown", "0"), 32 * 2**20, id="not a size"),
-        pytest.param({"cpu0/cache/index3/level": "3"}, 32 * 2**20, id="size missing"),
-        pytest.param({**cache_files(0, 3, "3", "64K", "0"), "cpufreq/size": "9K"}, 65536, id="other folders"),
-    ],
-)
-def test_last_level_cache_is_the_sum_of_all(files, expected, tmp_path):
-    assert last_level_cache_bytes(write(tmp_path, files)) == expected
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        pytest.param({"memory.max": "1000\n", "memory.current": "400\n"}, 600, id="version 2"),
-        pytest.param({"memory.max": "max\n", "memory.current": "400\n"}, None, id="version 2, no limit"),
-        pytest.param(
-            {"memory/memory.limit_in_bytes": "1000\n", "memory/memory.usage_in_bytes": "1\n"},
-            999,
-            id="version 1",
-        ),
-        pytest.param({}, None, id="none"),
-        pytest.param({"memory.max": "1000\n"}, None, id="usage missing"),
-    ],
-)
-def test_cgroup_free_bytes_are_limit_less_usage(files, expected, tmp_path):
-    assert module._cgroup_free_bytes(write(tmp_path, files)) == expected
-
-
-def test_memory_that_only_caches_files_counts_as_free(tmp_path):
-    files = {
-        "memory.max": "1000\n",
-        "memory.current": "900\n",
-        "memory.stat": "anon 200\nfile 700\ninactive_file 650\nactive_file 50\n",
-    }
-    free = module._cgroup_free_bytes(write(tmp_path, files))
-    assert free >= 700
-
-
-@pytest.mark.parametrize(("cgroup", "expected"), [(None, 5000), (3000, 3000), (9000, 5000)])
-def test_free_memory_is_the_least_of_machine_and_cgroup(cgroup, expected, monkeypatch):
-    monkeypatch.setattr(module, "_meminfo_bytes", lambda _key: 5000)
-    monkeypatch.setattr(module, "_cgroup_free_bytes", lambda: cgroup)
-    assert CpuDevice().free_bytes() == expected
-
-
-def test_memory_is_read_in_kib(tmp_path):
-    path = tmp_path / "meminfo"
-    path.write_text("MemTotal:       100 kB\nMemFree: 1 kB\nMemAvailable:    40 kB\n", encoding="ascii")
-    assert module._meminfo_bytes("MemTotal", path) == 102_400
-    assert module._meminfo_bytes("MemAvailable", path) == 40_960
-    with pytest.raises(RuntimeError, match=r"has no line Mem$"):
-        module._meminfo_bytes("Mem", path)
-
-
-def test_machine_without_proc_has_memory_and_a_cpu_without_a_name(tmp_path):
-    assert module.cpu_name(tmp_path / "cpuinfo") == "unknown CPU"
-    total, free = (module._meminfo_bytes(key, tmp_path / "meminfo") for key in ("MemTotal", "MemAvailable"))
-    assert total == module._meminfo_bytes("MemTotal")
-    assert 0 < free < total

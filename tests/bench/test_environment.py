@@ -31,6 +31,19 @@ def test_cpu_is_described():
     assert datetime.fromisoformat(found["started"]).utcoffset().total_seconds() == 0
 
 
+@pytest.mark.parametrize(
+    ("quota", "cache", "facts"),
+    [(None, 7, {}), (1.5, None, {"cpu_quota_cores": 1.5, "last_level_cache_assumed": True})],
+    ids=["none", "quota and no cache listed"],
+)
+def test_cpu_quota_and_a_cache_that_is_assumed_are_recorded(monkeypatch, quota, cache, facts):
+    monkeypatch.setattr(environment.cpu_facts, "cpu_quota_cores", lambda: quota)
+    monkeypatch.setattr(environment.cpu_facts, "last_level_cache_bytes", lambda: cache)
+    found = describe(FakeDevice())["device"]
+    names = ("cpu_quota_cores", "last_level_cache_assumed")
+    assert {name: found[name] for name in names if name in found} == facts
+
+
 def test_gpu_is_described_with_its_clocks():
     device = CudaDevice(0, cuda=FakeCuda(), clocks=FakeClocks())
     assert describe(device)["device"] == {

@@ -5,7 +5,7 @@ import re
 import pytest
 from decodetax.harness.bench.summary import heading, sentences, workload
 from decodetax.harness.core.cases import cases_of
-from hand_made import GPU, TINY, ceilings, failed_row, gap, ok_row, run_record, sweep
+from hand_made import CPU, GPU, TINY, ceilings, failed_row, gap, ok_row, run_record, sweep
 
 
 def layers_run(balance, **changes):
@@ -21,6 +21,12 @@ def test_heading_of_a_cpu():
     assert "python 3.11" in lines[1]
     assert "cuda none" in lines[1]
     assert lines[1].endswith("commit unknown")
+
+
+def test_heading_names_a_cpu_quota_and_an_assumed_cache():
+    device = {**CPU, "cpu_quota_cores": 1.5, "last_level_cache_assumed": True}
+    [first, _] = heading(run_record(device=device)).splitlines()
+    assert "2 cores (quota 1.5), AVX2, 32 MiB last-level cache (assumed)" in first
 
 
 def test_heading_of_a_gpu_names_driver_clock_and_power_limit():
