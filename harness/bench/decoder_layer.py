@@ -1,54 +1,49 @@
-"""A decoder layer in PyTorch, so that norms, rotary embedding and activations are measured too.
+"""The one-layer case: a decoder layer, so that norms, rotary embedding and activations are measured too."""
 
-Pre-norm with a gated MLP (SiLU) and rotary embedding, as in Llama, Qwen and Mistral. Rotary pairs are
-(i, i + head_dim / 2), as in Hugging Face's implementation.
-"""
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..core.cases import DecoderLayer
 from ..core.gate import Gate, sampled_tokens, tolerance
 from ..core.inputs import DTYPES, DecoderLayerInputs
-
-ROUNDINGS = 4
-"""Roundings to the storage dtype between a layer's input and output. There are 14 in sequence (norm, QKV, two
-rotary products and their sum, probabilities, attention, O, residual; norm, gate+up, SiLU, product, down,
-residual); their errors are independent and add as a square root: sqrt(14) < 4."""
+from . import decoder
+from .decoder import LAYER_ROUNDINGS, LayerWeights, completed
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [sequences, heads, tokens, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+@dataclass(frozen=True)
+class _Cache:
+    """The KV cache of the inputs, whose last tokens are the new ones."""
+
+    inputs: DecoderLayerInputs
+
+    def store(self, k: Tensor, v: Tensor) -> None:
+        new = self.inputs.case.query_tokens
+        self.inputs.k_cache[:, :, -new:] = k
+        self.inputs.v_cache[:, :, -new:] = v
+
+    def attend(self, q: Tensor) -> Tensor:
+        k, v = self.inputs.k_cache, self.inputs.v_cache
+        if self.inputs.case.phase == "prefill":
+            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+        grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
+        return scaled_dot_product_attention(grouped, k, v).view_as(q).transpose(1, 2)
 
 
 def decoder_layer(inputs: DecoderLayerInputs) -> Tensor:
     """The layer's output, of the shape of its hidden states; writes the new keys and values to the caches."""
-    case, model, weights = inputs.case, inputs.case.model, inputs.weights
-    width = (model.hidden_size,)
-    rows = inputs.hidden.flatten(0, 1)
-    forwards = torch.split(rows, case.rows)
-    qkv = torch.cat([linear(rms_norm(x, width, inputs.norms[0], 1e-5), weights["qkv"]) for x in forwards])
-    heads = qkv.view(case.sequences, case.query_tokens, -1, model.head_dim).transpose(1, 2)
-    q, k, v = torch.split(heads, [model.q_heads, model.kv_heads, model.kv_heads], dim=1)
-    inputs.k_cache[:, :, -case.query_tokens :] = _rotate(k, inputs.cos, inputs.sin)
-    inputs.v_cache[:, :, -case.query_tokens :] = v
-    q = _rotate(q, inputs.cos, inputs.sin)
-    if case.phase == "prefill":
-        attended = scaled_dot_product_attention(
-            q, inputs.k_cache, inputs.v_cache, is_causal=True, enable_gqa=True
-        ).transpose(1, 2)
-    else:
-        grouped = q.reshape(case.sequences, model.kv_heads, model.group, model.head_dim)
-        attended = scaled_dot_product_attention(grouped, inputs.k_cache, inputs.v_cache)
-    outs = []
-    for x, mixed in zip(forwards, torch.split(attended.reshape(len(rows), -1), case.rows), strict=True):
-        residual = x + linear(mixed, weights["o"])
-        gate, up = linear(rms_norm(residual, width, inputs.norms[1], 1e-5), weights["gate_up"]).chunk(2, -1)
-        outs.append(residual + linear(silu(gate) * up, weights["down"]))
-    return torch.cat(outs).view_as(inputs.hidden)
+    return completed(
+        decoder.decoder_layer(
+            inputs.hidden,
+            LayerWeights(projections=inputs.weights, norms=inputs.norms),
+            _Cache(inputs),
+            model=inputs.case.model,
+            rotary=(inputs.cos, inputs.sin),
+            rows=inputs.case.rows,
+        )
+    )
 
 
 def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
@@ -69,7 +64,7 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
     turn = torch.complex(*(t.double()[:, : model.head_dim // 2] for t in (inputs.cos, inputs.sin)))
 
     def normed(x: Tensor, weight: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+        return x / (x.square().mean(-1, keepdim=True) + model.rms_norm_eps).sqrt() * weight
 
     def turned(x: Tensor, turns: Tensor) -> Tensor:  # [tokens, heads, head_dim]
         product = torch.complex(*x.chunk(2, dim=-1)) * turns[:, None]
@@ -109,5 +104,5 @@ def gate_of(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
     return Gate(
         select=lambda out: out[:, tokens],
         expected=oracle(inputs, tokens),
-        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=ROUNDINGS),
+        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=LAYER_ROUNDINGS),
     )

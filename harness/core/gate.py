@@ -31,7 +31,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps) / 2
 
 
-def tolerance(dtype: torch.dtype, *, reduction: float, roundings: int = 1) -> float:
+def tolerance(dtype: torch.dtype, *, reduction: float, roundings: float = 1) -> float:
     """Bound on the relative L2 error of an output row.
 
     Two sources: each of `roundings` passes through the storage dtype moves every element by at most its unit

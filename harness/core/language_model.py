@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -12,7 +12,7 @@ from typing import TypeAlias
 from .data_table import data_table
 from .errors import UsageError, short_repr
 from .model_config import read_model_config
-from .model_parts import Experts, LatentAttention, require_size
+from .model_parts import Experts, LatentAttention, Rotary, require_positive, require_size
 
 _SIZE_FIELDS = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "vocab_size")
 _TABLE_FIELDS = (*_SIZE_FIELDS[:-1], "intermediate_size", "vocab_size")
@@ -62,6 +62,9 @@ class LanguageModel:
         window_layers: number of sliding-window layers.
         experts: the mixture of experts in place of the MLP; None for a dense model.
         latent: multi-head latent attention (MLA) in place of `kv_heads` keys and values; None without.
+        rotary: frequencies of the rotary embedding; they change no time.
+        rms_norm_eps: added to the mean square in each norm.
+        qk_norm: whether each head's queries and keys pass through a norm before the rotary embedding.
 
     Raises:
         UsageError: a field is not as described; the line starts with its name.
@@ -81,10 +84,13 @@ class LanguageModel:
     window_layers: int = 0
     experts: Experts | None = None
     latent: LatentAttention | None = None
+    rotary: Rotary = field(default_factory=Rotary)
+    rms_norm_eps: float = 1e-6
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        for field in _SIZE_FIELDS:
-            require_size(field, getattr(self, field))
+        for name in _SIZE_FIELDS:
+            require_size(name, getattr(self, name))
         if self.intermediate_size is not None or self.dense_layers:
             require_size("intermediate_size", self.intermediate_size)
         if self.q_heads % self.kv_heads:
@@ -99,6 +105,7 @@ class LanguageModel:
             raise UsageError(
                 f"tied_embeddings: must be True or False, was {short_repr(self.tied_embeddings)}"
             )
+        require_positive("rms_norm_eps", self.rms_norm_eps)
         require_size("window_layers", self.window_layers, least=0)
         if self.window is not None:
             require_size("window", self.window)
@@ -293,7 +300,8 @@ def _language_model(preset: Mapping[str, str]) -> LanguageModel:
         window_layers=sizes.get("window_layers", 0),
         experts=experts,
         latent=latent,
-        **{field: sizes[field] for field in _SIZE_FIELDS},
+        qk_norm="q and k norms" in preset["notes"],
+        **{name: sizes[name] for name in _SIZE_FIELDS},
     )
 
 
@@ -304,7 +312,7 @@ def _table_row(preset: Mapping[str, str]) -> dict[str, Cell]:
         "parameters_billion": model.parameters / 1e9,
         "published_parameters_billion": float(preset["published_parameters_billion"]),
         "active_billion": model.active_parameters / 1e9,
-        **{field: getattr(model, field) for field in _TABLE_FIELDS},
+        **{name: getattr(model, name) for name in _TABLE_FIELDS},
         "can_run": f"no: {model.untimed_parts}" if model.untimed_parts else "yes",
         "source": model.source,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import UsageError, short_repr
 from .files import read_user_json
-from .model_parts import Experts, LatentAttention
+from .model_parts import Experts, LatentAttention, Rotary, is_positive
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _TIED_BY_DEFAULT = ("gemma", "cohere", "smollm3")
@@ -16,6 +16,16 @@ _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
 _EXPERT_INTERMEDIATE_SIZE = ("mixtral", "gpt_oss", "phimoe", "granitemoe", "jetmoe")
 # Families whose config.json may omit the pattern: every layer except each n-th uses a sliding window.
 _WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+
+# Families with a norm of each head's queries and keys before the rotary embedding.
+_QK_NORMS = ("qwen3", "qwen3_moe")
+# Fields of `Rotary` by their names in a config.json with Llama 3's scaling.
+_LLAMA3_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
 
 # Families that are no stack of gated decoder layers, by `model_type`, and why.
 _OTHER_FAMILIES = {
@@ -212,7 +222,27 @@ def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "window_layers": window_layers,
         "experts": experts,
         "latent": latent,
+        "rotary": _rotary(config),
+        "qk_norm": config.get("model_type") in _QK_NORMS,
+        **({"rms_norm_eps": config["rms_norm_eps"]} if config.get("rms_norm_eps") is not None else {}),
     }
+
+
+def _rotary(config: dict[str, Any]) -> Rotary:
+    """The rotary embedding: `rope_parameters`, or in older files `rope_theta` and `rope_scaling`.
+
+    Other scalings than linear and Llama 3's, and different ones by kind of layer, are read as unscaled.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    scaling = scaling if isinstance(scaling, dict) else {}
+    theta = scaling.get("rope_theta", config.get("rope_theta"))
+    fields = {"theta": theta} if is_positive(theta) else {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "llama3":
+        fields |= {field: scaling.get(name) for field, name in _LLAMA3_SCALING.items()}
+    elif kind == "linear":
+        fields |= {"factor": scaling.get("factor")}
+    return Rotary(**fields)
 
 
 def _tied_embeddings(outer: dict[str, Any], config: dict[str, Any]) -> bool:

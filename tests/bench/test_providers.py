@@ -422,7 +422,7 @@ def layer_by_hand(inputs):
         return [math.fsum(w * e for w, e in zip(row, x, strict=True)) for row in rows]
 
     def normed(x, weight):
-        root = math.sqrt(math.fsum(e * e for e in x) / len(x) + 1e-5)
+        root = math.sqrt(math.fsum(e * e for e in x) / len(x) + model.rms_norm_eps)
         return [e / root * w for e, w in zip(x, weight, strict=True)]
 
     def turned(head, position):

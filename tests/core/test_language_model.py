@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from decodetax.harness.core.language_model import (
     load_timed_model,
     preset_table,
 )
-from decodetax.harness.core.model_parts import Experts, LatentAttention
+from decodetax.harness.core.model_parts import Experts, LatentAttention, Rotary
 
 # Odd on purpose: no field equals another one or follows from it, so a mix-up shows.
 CONFIG = {
@@ -627,3 +628,82 @@ def test_hostile_values_are_shortened_to_one_line(load_config):
 )
 def test_value_is_shown_on_one_line(value, text):
     assert short_repr(value) == text
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
+    ],
+    ids=["transformers 4", "transformers 5"],
+)
+def test_rotary_embedding_of_llama_3(load_config, fields):
+    rotary = load_config(**fields).rotary
+    assert rotary == Rotary(
+        theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192
+    )
+    frequencies = rotary.frequencies(128)
+    assert frequencies[0] == 1.0  # a wavelength of 6 positions is below 8192 / 4
+    assert frequencies[-1] == pytest.approx(5e5 ** (-126 / 128) / 8)  # 2.6 M positions, above 8192 / 1
+    between = 5e5 ** (-64 / 128)  # 4443 positions
+    kept = (8192 * between / (2 * math.pi) - 1) / 3
+    assert frequencies[32] == pytest.approx(between * (kept + (1 - kept) / 8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "rotary"),
+    [
+        ({}, Rotary()),
+        ({"rope_theta": 1e6}, Rotary(theta=1e6)),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, Rotary(factor=4.0)),
+        ({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}, Rotary(theta=1e6)),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, Rotary()),
+        ({"rope_theta": None, "rope_scaling": None}, Rotary()),
+    ],
+    ids=str,
+)
+def test_rotary_embedding_of_a_config(load_config, fields, rotary):
+    assert load_config(**fields).rotary == rotary
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rms_norm_eps": 0}, "rms_norm_eps: must be a finite number above 0, was 0"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps: must be a finite number above 0, was '1e-5'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": -1}},
+            "rotary.factor: must be a finite number above 0, was -1",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}},
+            "rotary.high_freq_factor: must be above low_freq_factor, 1.0, was 0.5",
+        ),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+            "rotary: needs all of low_freq_factor, high_freq_factor and original_positions",
+        ),
+    ],
+    ids=str,
+)
+def test_invalid_numbers_of_a_config_are_named(load_config, fields, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_config(**fields)
+
+
+def test_norms_of_queries_and_keys_are_those_of_qwen3(load_config):
+    assert load_config(model_type="qwen3", rms_norm_eps=1e-5).qk_norm
+    assert load_config(rms_norm_eps=1e-5).rms_norm_eps == 1e-5
+    assert not load_config().qk_norm
+    assert load_language_model("qwen3-8b").qk_norm
+    assert not load_language_model("llama-3.1-8b").qk_norm

@@ -1,0 +1,122 @@
+"""The same model in Hugging Face transformers, on the same weights: a peer of the measured whole model."""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.language_model import LanguageModel
+from .decoder import DecoderWeights
+
+
+def require_transformers() -> None:
+    """Make sure that transformers is installed.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError(
+            "--whole-model: 'transformers' needs the package transformers, which is not installed: "
+            "pip install transformers"
+        )
+
+
+def peer_name() -> str:
+    """The package and its version."""
+    return f"transformers {importlib.metadata.version('transformers')}"
+
+
+def peer_of(model: LanguageModel, weights: DecoderWeights) -> Any:
+    """A Llama, or a Qwen3 where queries and keys have norms, with the layers of the weights; shares them."""
+    name = "Qwen3" if model.qk_norm else "Llama"
+    module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
+    config_class = getattr(module, f"{name}Config")
+    config = config_class(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=len(weights.layers),
+        num_attention_heads=model.q_heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        rms_norm_eps=model.rms_norm_eps,
+        tie_word_embeddings=model.tied_embeddings,
+        rope_parameters=_rope_parameters(model),
+        max_position_embeddings=2**17,
+        attn_implementation="sdpa",
+    )
+    with torch.device("meta"):
+        peer = getattr(module, f"{name}ForCausalLM")(config)
+    peer.load_state_dict(_state_of(model, weights), assign=True)
+    # Its frequencies are no part of the state: those on the meta device have no values.
+    peer.model.rotary_emb = getattr(module, f"{name}RotaryEmbedding")(config).to(weights.norm.device)
+    return peer.eval()
+
+
+def empty_cache() -> Any:
+    """The default KV cache of transformers, which grows by concatenation."""
+    return importlib.import_module("transformers").DynamicCache()
+
+
+def logits_of(peer: Any, token_ids: Tensor, cache: Any) -> Tensor:
+    """Logits [sequences, vocab_size] of the last token; the cache grows by the tokens."""
+    argument = _cache_argument(type(peer))
+    logits: Tensor = peer(token_ids, use_cache=True, logits_to_keep=1, **{argument: cache}).logits
+    return logits[:, -1]
+
+
+@functools.cache
+def _cache_argument(peer_class: type) -> str:
+    """The name of the argument for the cache: transformers 5 renamed it."""
+    return "cache" if "cache" in inspect.signature(peer_class.forward).parameters else "past_key_values"
+
+
+def _rope_parameters(model: LanguageModel) -> dict[str, Any]:
+    rotary = model.rotary
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    if rotary.factor != 1.0:
+        parameters |= {"rope_type": "linear", "factor": rotary.factor}
+    if rotary.low_freq_factor is not None:
+        parameters |= {
+            "rope_type": "llama3",
+            "factor": rotary.factor,
+            "low_freq_factor": rotary.low_freq_factor,
+            "high_freq_factor": rotary.high_freq_factor,
+            "original_max_position_embeddings": rotary.original_positions,
+        }
+    return parameters
+
+
+def _state_of(model: LanguageModel, weights: DecoderWeights) -> dict[str, Tensor]:
+    """The weights under the names of transformers, as views."""
+    state = {
+        "model.embed_tokens.weight": weights.embedding,
+        "model.norm.weight": weights.norm,
+        "lm_head.weight": weights.lm_head,
+    }
+    heads = [count * model.head_dim for count in (model.q_heads, model.kv_heads, model.kv_heads)]
+    for number, layer in enumerate(weights.layers):
+        q, k, v = layer.projections["qkv"].split(heads)
+        gate, up = layer.projections["gate_up"].chunk(2)
+        named = {
+            "input_layernorm": layer.norms[0],
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.o_proj": layer.projections["o"],
+            "post_attention_layernorm": layer.norms[1],
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": layer.projections["down"],
+        }
+        if layer.head_norms is not None:
+            named |= {"self_attn.q_norm": layer.head_norms[0], "self_attn.k_norm": layer.head_norms[1]}
+        state |= {f"model.layers.{number}.{name}.weight": weight for name, weight in named.items()}
+    return state
