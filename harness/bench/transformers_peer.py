@@ -1,6 +1,5 @@
 """The same model in Hugging Face transformers, on the same weights: a peer of the measured whole model."""
 
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -67,15 +66,11 @@ def empty_cache() -> Any:
 
 def logits_of(peer: Any, token_ids: Tensor, cache: Any) -> Tensor:
     """Logits [sequences, vocab_size] of the last token; the cache grows by the tokens."""
-    argument = _cache_argument(type(peer))
-    logits: Tensor = peer(token_ids, use_cache=True, logits_to_keep=1, **{argument: cache}).logits
+    # transformers 5 renamed the argument.
+    renamed = "cache" in inspect.signature(peer.forward).parameters
+    argument = {"cache" if renamed else "past_key_values": cache}
+    logits: Tensor = peer(token_ids, use_cache=True, logits_to_keep=1, **argument).logits
     return logits[:, -1]
-
-
-@functools.cache
-def _cache_argument(peer_class: type) -> str:
-    """The name of the argument for the cache: transformers 5 renamed it."""
-    return "cache" if "cache" in inspect.signature(peer_class.forward).parameters else "past_key_values"
 
 
 def _rope_parameters(model: LanguageModel) -> dict[str, Any]:
@@ -103,7 +98,7 @@ def _state_of(model: LanguageModel, weights: DecoderWeights) -> dict[str, Tensor
     }
     heads = [count * model.head_dim for count in (model.q_heads, model.kv_heads, model.kv_heads)]
     for number, layer in enumerate(weights.layers):
-        q, k, v = layer.projections["qkv"].split(heads)
+        q, k, v = torch.split(layer.projections["qkv"], heads)
         gate, up = layer.projections["gate_up"].chunk(2)
         named = {
             "input_layernorm": layer.norms[0],

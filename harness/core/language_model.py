@@ -301,7 +301,12 @@ def _language_model(preset: Mapping[str, str]) -> LanguageModel:
         experts=experts,
         latent=latent,
         qk_norm="q and k norms" in preset["notes"],
-        **{name: sizes[name] for name in _SIZE_FIELDS},
+        hidden_size=sizes["hidden_size"],
+        layers=sizes["layers"],
+        q_heads=sizes["q_heads"],
+        kv_heads=sizes["kv_heads"],
+        head_dim=sizes["head_dim"],
+        vocab_size=sizes["vocab_size"],
     )
 
 

@@ -236,7 +236,7 @@ def _rotary(config: dict[str, Any]) -> Rotary:
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
     scaling = scaling if isinstance(scaling, dict) else {}
     theta = scaling.get("rope_theta", config.get("rope_theta"))
-    fields = {"theta": theta} if is_positive(theta) else {}
+    fields: dict[str, Any] = {"theta": theta} if is_positive(theta) else {}
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "llama3":
         fields |= {field: scaling.get(name) for field, name in _LLAMA3_SCALING.items()}
