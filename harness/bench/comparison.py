@@ -8,17 +8,15 @@ from typing import Any
 from msgspec import to_builtins
 
 from ..core.records import Ceiling, Row, Run, Status
-from ..core.statistics import round_medians
+from ..core.statistics import MIN_ROUNDS, round_medians
 from .row_comparison import (
-    MAX_SPREAD,
-    MIN_ROUNDS,
     Control,
     RowChange,
     compare_row,
     round_autocorrelation,
-    sample_spread,
     with_verdicts,
 )
+from .trust import MAX_SPREAD, sample_spread
 
 DEFAULT_LIMIT = 0.05
 """A row significantly slower by more than this is a regression; times within SAME_WITHIN are the same."""

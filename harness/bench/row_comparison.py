@@ -5,7 +5,6 @@ widened by changes of the machine itself. p is the chance of such a ratio if the
 for the number of rows (Holm) it gives the verdict.
 """
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..core.records import Row
-from ..core.statistics import holm, round_medians, t_quantile, t_tail
+from ..core.statistics import MIN_ROUNDS, Level, autocorrelation, holm, level, round_medians, t_tail
 
 SAME_WITHIN = 0.02
 """Times closer than this are the same. The timer ends a warm-up when two medians differ by less than 2%, so
@@ -22,19 +21,9 @@ more samples do not determine the level of a run better than that."""
 ERROR = 0.05
 """Chance of any wrong "faster" or "slower" in a comparison, and of a ratio outside its interval."""
 
-MIN_ROUNDS = 3
-"""1 round does not show how rounds differ. With 2 per run, Student's t has 2 degrees of freedom: 2% among 30
-rows would be significant only at 24 standard errors, and drift could not be separated from noise."""
-
 STEADY_THROTTLING = frozenset({"power cap"})
 """Throttling that leaves times comparable if both runs have it: the clock settles at the power limit, and it
 is recorded. Throttling by heat or faults comes and goes between two readings."""
-
-MAX_SPREAD = 0.25
-"""Largest standard deviation of the logarithms of a row's samples, at the median row of an undisturbed run.
-Other work on the same cores at least doubles the time of a call: if it meets one call in 6, the deviation is
-log(2) sqrt(1/6 x 5/6) = 0.26. A run alone on 2 shared CPU cores had 0.1; a run beside two busy processes had
-0.5, and one of its rows was 60 times as slow."""
 
 LARGEST_LOG = 700.0
 """Largest logarithm whose exponential is taken; it is about that of the largest float."""
@@ -91,58 +80,15 @@ class RowChange:
         return self.after_s / self.before_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Level:
-    """Mean of the logarithms of round medians, its variance, and that variance's degrees of freedom."""
-
-    mean: float
-    variance: float
-    freedom: float
-
-
-def _medians(row: Row) -> list[float]:
-    return round_medians(row.samples_s, row.rounds or (0,) * len(row.samples_s))
+def _round_logs(row: Row) -> list[float]:
+    """The logarithm of each round's median, in the order of rounds."""
+    rounds = row.rounds or (0,) * len(row.samples_s)
+    return [math.log(median_s) for median_s in round_medians(row.samples_s, rounds)]
 
 
 def round_autocorrelation(rows: Iterable[Row]) -> float:
-    """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1.
-
-    It follows from the von Neumann ratio of a row: the mean square of successive differences over the
-    variance. The expected ratio is 2 for any number of independent rounds, and smaller if the machine drifts.
-    All rows share the machine's drift, so the mean ratio of the run's rows is used.
-    """
-    ratios = []
-    for row in rows:
-        logs = [math.log(median) for median in _medians(row)]
-        if len(logs) >= MIN_ROUNDS and statistics.pstdev(logs) >= 1e-12:
-            steps = [(late - early) ** 2 for early, late in itertools.pairwise(logs)]
-            ratios.append(statistics.fmean(steps) / statistics.variance(logs))
-    return min(0.99, max(0.0, 1 - statistics.fmean(ratios) / 2)) if ratios else 0.0
-
-
-def sample_spread(rows: Iterable[Row]) -> float:
-    """Standard deviation of the logarithms of samples, at the median row; 0 if no row has enough samples."""
-    spreads = [
-        statistics.stdev(map(math.log, row.samples_s)) for row in rows if len(row.samples_s) >= MIN_ROUNDS
-    ]
-    return statistics.median(spreads) if spreads else 0.0
-
-
-def _level(medians: Sequence[float], r: float) -> _Level:
-    """The level of round medians whose lag-1 autocorrelation is r.
-
-    n rounds are worth m = n / (1 + 2 sum (1 - k / n) r^k) independent ones, at least 2. The variance of the
-    mean is the population variance of the rounds over m - 1. It has (n - 1)(1 - r^2) / (1 + r^2) degrees of
-    freedom, at least 1 (Bayley and Hammersley, J. R. Stat. Soc. 8, 1946). At r = 0 these are n, s^2 / n and
-    n - 1.
-    """
-    n, logs = len(medians), [math.log(median) for median in medians]
-    inflation = 1 + 2 * math.fsum((1 - k / n) * r**k for k in range(1, n))
-    return _Level(
-        mean=statistics.fmean(logs),
-        variance=statistics.pvariance(logs) / (max(2.0, n / inflation) - 1),
-        freedom=max(1.0, (n - 1) * (1 - r**2) / (1 + r**2)),
-    )
+    """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1: the common one of its rows."""
+    return autocorrelation(_round_logs(row) for row in rows if row.samples_s)
 
 
 def compare_row(
@@ -157,34 +103,34 @@ def compare_row(
         controls: changes of the machine that affect the row.
         blocked: why no row of these runs can have a verdict; empty if rows can.
     """
-    medians = (_medians(old), _medians(new))
+    logs = (_round_logs(old), _round_logs(new))
     change = RowChange(
         case=new.case.id,
         provider=new.provider,
         before_s=statistics.median(old.samples_s),
         after_s=statistics.median(new.samples_s),
-        rounds_before=len(medians[0]),
-        rounds_after=len(medians[1]),
+        rounds_before=len(logs[0]),
+        rounds_after=len(logs[1]),
         changes=tuple(_field_changes(old, new)),
     )
-    fewest = min(map(len, medians))
+    fewest = min(map(len, logs))
     if fewest < MIN_ROUNDS:
         rounds = "1 round" if fewest == 1 else f"{fewest} rounds"
         return replace(change, reason=f"samples of {rounds}, needs {MIN_ROUNDS}: drift is not known")
-    before, after = map(_level, medians, autocorrelations)
+    before, after = map(level, logs, autocorrelations)
     change = replace(change, before_s=math.exp(before.mean), after_s=math.exp(after.mean))
     return _tested(change, before, after, controls, blocked or _throttling(old, new))
 
 
 def _tested(
-    change: RowChange, before: _Level, after: _Level, controls: Sequence[Control], blocked: str
+    change: RowChange, before: Level, after: Level, controls: Sequence[Control], blocked: str
 ) -> RowChange:
     """The change with Welch's interval of its ratio, widened by the controls, and p of "the same"."""
     shift, variance = after.mean - before.mean, before.variance + after.variance
     error, freedom = math.sqrt(variance), 1.0
     if variance > 0:
         freedom = variance**2 / (before.variance**2 / before.freedom + after.variance**2 / after.freedom)
-    half = t_quantile(ERROR / 2, freedom) * error
+    half = Level(mean=shift, variance=variance, freedom=freedom).half_width(ERROR)
     least = math.log(min([1.0, *(control.least for control in controls)]))
     most = math.log(max([1.0, *(control.most for control in controls)]))
     change = replace(change, low=_exp(shift - half - most), high=_exp(shift + half - least))

@@ -5,62 +5,112 @@ share of the prompt's single row of logits. An output token costs its share of a
 one row per sequence, and one row of logits per sequence. The rest is the time of a complete layer minus that
 of its projections and attention, all timed with LAYER_PROVIDER. Every other part has the time of its fastest
 provider that passed the gate.
+
+Intervals come from rounds: in each round in which every part was timed, the same sums of that round's medians
+of the same providers give its gap. The gap is taken round by round because an input and an output token of
+one round share the state of the machine, which then cancels.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 from ..core.cases import Case, DecodeAttention, Sweep, TokenCases
-from ..core.gap import Gap
+from ..core.gap import Gap, Interval
 from ..core.language_model import LanguageModel
+from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
+from ..core.statistics import MIN_ROUNDS, level
+from .row_comparison import ERROR, LARGEST_LOG, SAME_WITHIN, round_autocorrelation
 
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""
 
+SecondsOf = Callable[[Case, str | None], float]
+"""Seconds of a call of a case by a provider; None means the fastest."""
+
 
 class MissingRowError(LookupError):
-    """No provider has an ok row for a case that a token's cost needs."""
+    """No provider has an ok row for a case that a token's cost needs, or none in a round."""
 
 
 def gaps_of(
     rows: Sequence[Row], model: LanguageModel, sweep: Sweep, *, usd_per_hour: float | None
 ) -> list[Gap]:
     """The gap at each batch and context for which every needed case has an ok row."""
-    gaps, medians = [], _Medians(rows)
+    gaps, times = [], _Times(rows)
     for batch in sweep.batches:
         for context in sweep.contexts:
             with suppress(MissingRowError):
-                gaps.append(_gap(medians, model, sweep, batch, context, usd_per_hour))
+                gaps.append(_gap(times, model, sweep, batch, context, usd_per_hour))
     return gaps
 
 
-class _Medians:
-    """Median seconds by case and provider, of the ok rows."""
+class _Times:
+    """The times of the ok rows by case and provider, over all samples and in each round."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._by_case: dict[Case, dict[str, float]] = {}
-        for row in rows:
-            if row.status == "ok":
-                self._by_case.setdefault(row.case, {})[row.provider] = row.time_s.median
+        ok_rows = [row for row in rows if row.status == "ok"]
+        self._by_case: dict[Case, dict[str, Row]] = {}
+        for row in ok_rows:
+            self._by_case.setdefault(row.case, {})[row.provider] = row
+        self._fastest = {
+            case: min(by_provider, key=lambda name: by_provider[name].time_s.median)
+            for case, by_provider in self._by_case.items()
+        }
+        self._rounds = sorted({number for row in ok_rows for number in row.rounds_s})
+        self._autocorrelation = round_autocorrelation(ok_rows)
 
     def fastest(self, case: Case) -> str:
-        """The fastest provider of a case."""
-        if case not in self._by_case:
+        """The provider of a case with the smallest median of all samples."""
+        if case not in self._fastest:
             raise MissingRowError(case.id)
-        by_provider = self._by_case[case]
-        return min(by_provider, key=lambda provider: by_provider[provider])
+        return self._fastest[case]
 
-    def time_s(self, case: Case, provider: str | None = None) -> float:
-        """Median seconds of a case by a provider; None means the fastest."""
+    def time_s(self, case: Case, provider: str | None) -> float:
+        """Median seconds of a case over all samples."""
+        return self._row(case, provider).time_s.median
+
+    def time_in_round_s(self, number: int, case: Case, provider: str | None) -> float:
+        """Median seconds of a case over the samples of a round."""
+        found = self._row(case, provider).rounds_s.get(number)
+        if found is None:
+            raise MissingRowError(f"{case.id} in round {number}")
+        return found
+
+    def _row(self, case: Case, provider: str | None) -> Row:
         name = provider or self.fastest(case)
         if name not in self._by_case.get(case, {}):
             raise MissingRowError(case.id)
         return self._by_case[case][name]
 
+    def in_rounds(self, sum_of: Callable[[SecondsOf], float]) -> dict[int, float]:
+        """A sum of seconds by round, for each round that has all of its rows."""
+        found = {}
+        for number in self._rounds:
+            with suppress(MissingRowError):
+                found[number] = sum_of(partial(self.time_in_round_s, number))
+        return found
+
+    def interval(self, figure: float, rounds: Iterable[float]) -> Interval | None:
+        """The 95% interval of a figure, from its value in each round; None with too few rounds.
+
+        It reaches beyond the figure and the level of the rounds by Student's t of that level and by
+        SAME_WITHIN: all rounds of a run share the layout of its memory and a warm-up that settles to 2%.
+        """
+        logs = list(map(math.log, rounds))
+        if len(logs) < MIN_ROUNDS:
+            return None
+        found = level(logs, self._autocorrelation)
+        factor = math.exp(min(found.half_width(ERROR), LARGEST_LOG)) * (1 + SAME_WITHIN)
+        ends = sorted((figure, math.exp(found.mean)))
+        return Interval(low=max(SMALLEST, ends[0] / factor), high=min(LARGEST, ends[1] * factor))
+
 
 def _gap(
-    medians: _Medians,
+    times: _Times,
     model: LanguageModel,
     sweep: Sweep,
     batch: int,
@@ -70,31 +120,42 @@ def _gap(
     prompt = sweep.prompt_of(context)
     tokens = sweep.input_token(model, prompt), sweep.output_token(model, batch, context)
     (input_parts_s, prefill_ratio), (output_parts_s, decode_ratio) = (
-        _parts_s(medians, token, model.layers) for token in tokens
+        _parts_s(times.time_s, token, model.layers) for token in tokens
     )
-    triton_gap = None
-    with suppress(MissingRowError):
-        input_s, output_s = (_triton_s(medians, token, model.layers) for token in tokens)
-        triton_gap = output_s / input_s
-    return Gap(
+    input_rounds_s, output_rounds_s = (
+        times.in_rounds(partial(_token_s, token=token, layers=model.layers)) for token in tokens
+    )
+    rounds = [number for number in input_rounds_s if number in output_rounds_s]
+    triton_gap, triton_interval = _triton_gap(times, tokens, model.layers)
+    gap = Gap(
         batch=batch,
         context=context,
         prompt=prompt,
         input_parts_s=input_parts_s,
         output_parts_s=output_parts_s,
         providers={
-            case.id: medians.fastest(case)
+            case.id: times.fastest(case)
             for token in tokens
             for case in (*token.projections, token.attention, token.lm_head)
         },
         prefill_layer_over_parts=prefill_ratio,
         decode_layer_over_parts=decode_ratio,
         triton_gap=triton_gap,
+        triton_gap_interval=triton_interval,
         usd_per_hour=usd_per_hour,
+        rounds=tuple(rounds),
+        input_rounds_s=tuple(input_rounds_s[number] for number in rounds),
+        output_rounds_s=tuple(output_rounds_s[number] for number in rounds),
+    )
+    return replace(
+        gap,
+        gap_interval=times.interval(gap.gap, gap.gap_rounds),
+        input_s_per_token_interval=times.interval(gap.input_s_per_token, gap.input_rounds_s),
+        output_s_per_token_interval=times.interval(gap.output_s_per_token, gap.output_rounds_s),
     )
 
 
-def _parts_s(medians: _Medians, token: TokenCases, layers: int) -> tuple[dict[str, float], float]:
+def _parts_s(time_s: SecondsOf, token: TokenCases, layers: int) -> tuple[dict[str, float], float]:
     """Seconds per token by part, and the time of the complete layer over that of its parts.
 
     The layer and its parts are compared per token: a prefill layer may need the projections of several
@@ -102,23 +163,44 @@ def _parts_s(medians: _Medians, token: TokenCases, layers: int) -> tuple[dict[st
     """
     layer = token.layer
     layer_tokens = layer.sequences * layer.query_tokens
-    layer_s = medians.time_s(layer, LAYER_PROVIDER) / layer_tokens
-    layer_parts_s = medians.time_s(layer.attention, LAYER_PROVIDER) / layer_tokens + sum(
-        medians.time_s(projection, LAYER_PROVIDER) / layer.rows for projection in layer.projections
+    layer_s = time_s(layer, LAYER_PROVIDER) / layer_tokens
+    layer_parts_s = time_s(layer.attention, LAYER_PROVIDER) / layer_tokens + sum(
+        time_s(projection, LAYER_PROVIDER) / layer.rows for projection in layer.projections
     )
+    projections_s = sum(time_s(projection, None) for projection in token.projections)
     parts_s = {
-        "projections": layers * sum(map(medians.time_s, token.projections)) / token.projection_tokens,
-        "attention": layers * medians.time_s(token.attention) / token.attention_tokens,
+        "projections": layers * projections_s / token.projection_tokens,
+        "attention": layers * time_s(token.attention, None) / token.attention_tokens,
         "rest": layers * max(0.0, layer_s - layer_parts_s),
-        "lm_head": medians.time_s(token.lm_head) / token.lm_head_tokens,
+        "lm_head": time_s(token.lm_head, None) / token.lm_head_tokens,
     }
     return parts_s, layer_s / layer_parts_s
 
 
-def _triton_s(medians: _Medians, token: TokenCases, layers: int) -> float:
+def _token_s(time_s: SecondsOf, token: TokenCases, layers: int) -> float:
+    """Seconds per token, all parts together."""
+    return sum(_parts_s(time_s, token, layers)[0].values())
+
+
+def _triton_gap(
+    times: _Times, tokens: tuple[TokenCases, TokenCases], layers: int
+) -> tuple[float | None, Interval | None]:
+    """The gap of the Triton kernels alone and its interval; None if one of them did not run."""
+
+    def gap_of(time_s: SecondsOf) -> float:
+        input_s, output_s = (_triton_s(time_s, token, layers) for token in tokens)
+        return output_s / input_s
+
+    with suppress(MissingRowError):
+        found = gap_of(times.time_s)
+        return found, times.interval(found, times.in_rounds(gap_of).values())
+    return None, None
+
+
+def _triton_s(time_s: SecondsOf, token: TokenCases, layers: int) -> float:
     """Seconds per token of the Triton kernels alone, which include no prefill attention."""
     cases: dict[Case, int] = dict.fromkeys(token.projections, token.projection_tokens)
     if isinstance(token.attention, DecodeAttention):
         cases[token.attention] = token.attention_tokens
-    layers_s = sum(medians.time_s(case, "triton") / tokens * layers for case, tokens in cases.items())
-    return layers_s + medians.time_s(token.lm_head, "triton") / token.lm_head_tokens
+    layers_s = sum(time_s(case, "triton") / tokens * layers for case, tokens in cases.items())
+    return layers_s + time_s(token.lm_head, "triton") / token.lm_head_tokens

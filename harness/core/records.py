@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from .cases import Case, Dtype, Length
 from .gap import Gap
 from .record_fields import Count, NonNegative, Positive, require_keys
-from .statistics import Summary, summarise
+from .statistics import Summary, round_medians, summarise
 from .work import Work
 
 SCHEMA_VERSION = 1
@@ -170,6 +170,13 @@ class Row:
         """Case, provider, operations and bytes: models of the same name may differ in their sizes."""
         work = self.case.work()
         return self.case.id, self.provider, work.operations, work.bytes_total
+
+    @cached_property
+    def rounds_s(self) -> Mapping[int, float]:
+        """Median seconds of a call in each round, in the order of rounds; empty in older files."""
+        if not self.rounds:
+            return {}
+        return dict(zip(sorted(set(self.rounds)), round_medians(self.samples_s, self.rounds), strict=True))
 
     @cached_property
     def time_s(self) -> Summary:

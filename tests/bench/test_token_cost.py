@@ -15,11 +15,17 @@ decode head         12, 2 tokens                    12 / 2 = 6
                                                     an output token: 38
 """
 
+import math
+import re
+from dataclasses import replace
+
 import pytest
 from decodetax.harness.bench.token_cost import gaps_of
 from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Row
-from hand_made import TINY, failed_row, ok_row, sweep
+from drifting_runs import Machine, drifting_runs
+from hand_made import TINY, failed_row, gap, ok_row, sweep
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -231,3 +237,134 @@ def test_cases_of_a_sweep_are_all_that_its_gaps_need(batches, contexts, prompt, 
     for found in gaps:
         assert found.prompt == (prompt or found.context)
         assert min(*found.input_parts_s.values(), *found.output_parts_s.values()) >= 0
+
+
+# Deviations of 4 rounds: the von Neumann ratio of such rounds is 2 x 2^2 / (4 / 3) or more, so r is 0.
+ALTERNATING = (-1, 1, -1, 1)
+
+
+def rows_of_rounds(log_of, **kept):
+    """Rows of a sample a round; `log_of(name, number)` is the logarithm of a round's factor."""
+    return [
+        ok_row(
+            CASES[name],
+            samples_s=[value * math.exp(log_of(name, number)) for number in range(4)],
+            rounds=kept.get(name, (0, 1, 2, 3)),
+        )
+        for name, value in SECONDS.items()
+    ]
+
+
+def half_of(a):
+    """Half of the logarithmic interval of 4 alternating rounds of deviation a; t of 3 degrees is 3.182."""
+    return 3.182446 * a / math.sqrt(3) + math.log(1.02)
+
+
+def test_interval_of_seconds_per_token_by_hand():
+    found = gap_of(rows_of_rounds(lambda _name, number: 0.1 * ALTERNATING[number]), usd_per_hour=3.6)
+    for side, seconds in (("input", 4.0), ("output", 38.0)):
+        middle = seconds * math.cosh(0.1)  # the median of 4 samples is the mean of the middle two
+        assert getattr(found, f"{side}_s_per_token") == pytest.approx(middle)
+        interval = getattr(found, f"{side}_s_per_token_interval")
+        assert interval.low == pytest.approx(seconds * math.exp(-half_of(0.1)))
+        assert interval.high == pytest.approx(middle * math.exp(half_of(0.1)))
+    entry = found.to_json()
+    rate, usd = entry["output_tokens_per_s_interval"], entry["output_usd_per_mtok_interval"]
+    assert rate["high"] == pytest.approx(math.exp(half_of(0.1)) / 38)
+    assert usd["low"] == pytest.approx(38_000 * math.exp(-half_of(0.1)))
+
+
+def test_what_input_and_output_share_in_a_round_is_not_in_the_interval_of_their_ratio():
+    found = gap_of(rows_of_rounds(lambda _name, number: 0.1 * ALTERNATING[number]))
+    assert found.gap_rounds == pytest.approx([9.5] * 4)
+    assert found.gap_interval.low == pytest.approx(9.5 / 1.02)
+    assert found.gap_interval.high == pytest.approx(9.5 * 1.02)
+    opposed = gap_of(
+        rows_of_rounds(lambda name, at: 0.1 * ALTERNATING[at] * (1 if name.startswith("prefill") else -1))
+    )
+    assert opposed.gap_interval.high == pytest.approx(9.5 * math.exp(half_of(0.2)))
+
+
+def test_a_round_without_one_of_the_parts_is_left_out():
+    found = gap_of(rows_of_rounds(lambda _name, _number: 0.0, **{"decode/attention": (0, 1, 1, 3)}))
+    assert found.rounds == (0, 1, 3)
+    assert len(found.input_rounds_s) == len(found.output_rounds_s) == 3
+    assert found.gap_interval is not None
+    few = gap_of(rows_of_rounds(lambda _name, _number: 0.0, **{"decode/attention": (0, 1, 1, 1)}))
+    assert (few.rounds, few.gap_interval) == ((0, 1), None)
+
+
+def test_rows_without_rounds_give_no_interval():
+    found = gap_of(rows_of())
+    assert (found.rounds, found.gap_interval, found.triton_gap_interval) == ((), None, None)
+
+
+def test_rounds_use_the_provider_that_is_the_fastest_over_all_samples():
+    slower_once = [
+        ok_row(CASES["decode/attention"], "other", samples_s=(7.0, 7.0, 7.0, 70.0), rounds=(0, 1, 2, 3))
+    ]
+    found = gap_of(rows_of_rounds(lambda _name, _number: 0.0) + slower_once)
+    assert found.providers[CASES["decode/attention"].id] == "other"
+    assert found.output_rounds_s == pytest.approx([37.0, 37.0, 37.0, 100.0])
+
+
+def test_drift_widens_the_interval():
+    walk = (0.0, 0.1, 0.2, 0.3)
+    drifting = gap_of(rows_of_rounds(lambda name, at: walk[at] if name.startswith("decode") else 0.0))
+    shuffled = (0.0, 0.3, 0.1, 0.2)
+    steady = gap_of(rows_of_rounds(lambda name, at: shuffled[at] if name.startswith("decode") else 0.0))
+    assert drifting.gap_interval.half_width > 1.5 * steady.gap_interval.half_width
+
+
+def test_interval_of_the_triton_gap():
+    torch_rows = rows_of_rounds(lambda name, at: 0.1 * ALTERNATING[at] if name.startswith("decode") else 0.0)
+    found = gap_of([*torch_rows, *(replace(row, provider="triton") for row in torch_rows)])
+    assert found.triton_gap_interval.holds(found.triton_gap)
+    assert found.triton_gap_interval.high == pytest.approx(found.triton_gap * math.exp(half_of(0.1)))
+
+
+def shares_that_miss(machine, seeds):
+    """The share of runs of a simulated machine whose interval of the gap misses the gap."""
+    missed = 0
+    for seed in seeds:
+        [run] = drifting_runs(seed, 1, machine=machine, rows=len(SECONDS), rounds=10, samples=2)
+        rows = [
+            ok_row(
+                case,
+                samples_s=[s / 1e-3 / (at + 1) * SECONDS[name] for s in row.samples_s],
+                rounds=row.rounds,
+            )
+            for at, ((name, case), row) in enumerate(zip(CASES.items(), run.rows, strict=True))
+        ]
+        missed += not gap_of(rows).gap_interval.holds(9.5)
+    return missed / len(seeds)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [Machine(), Machine(noise=0.15, row_shift=0.05), Machine(drift_step=0.02, round_shift=0.05)],
+    ids=["noisy", "noisier", "walking"],
+)
+def test_interval_misses_the_gap_in_at_most_5_percent_of_runs(machine):
+    assert shares_that_miss(machine, range(100)) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gap_interval": Interval(low=10.1, high=11.0)}, "10.1 to 11.0 does not hold gap, 10.0"),
+        ({"input_s_per_token_interval": Interval(low=1.0, high=3.9)}, "3.9 does not hold input_s_per_token"),
+        ({"triton_gap_interval": Interval(low=1.0, high=2.0)}, "does not hold triton_gap, None"),
+        ({"rounds": (0, 1), "input_rounds_s": (1.0,)}, "input_rounds_s: 1 of 2 rounds"),
+        ({"rounds": (1, 1), "input_rounds_s": (1.0,) * 2, "output_rounds_s": (1.0,) * 2}, "repeated"),
+    ],
+    ids=["gap", "seconds", "no figure", "lengths", "a round twice"],
+)  # fmt: skip
+def test_intervals_that_contradict_the_figures_are_refused(changes, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        gap(**changes)
+
+
+def test_an_interval_with_its_bounds_reversed_is_refused():
+    with pytest.raises(ValueError, match=r"^low: 2\.0 is above high, 1\.0$"):
+        Interval(low=2.0, high=1.0)

@@ -7,7 +7,19 @@ import statistics
 from collections import Counter
 
 import pytest
-from decodetax.harness.core.statistics import Summary, holm, round_medians, summarise, t_quantile, t_tail
+from decodetax.harness.core.statistics import (
+    Level,
+    Summary,
+    autocorrelation,
+    holm,
+    level,
+    round_medians,
+    spread,
+    summarise,
+    t_quantile,
+    t_tail,
+    winsorised,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,6 +170,97 @@ def test_rounds_never_narrow_the_interval_nor_move_the_median(samples, data):
     assert found.median == plain.median
     assert 0 < min(samples) <= found.low <= plain.low
     assert found.high >= plain.high
+
+
+def test_drift_makes_rounds_count_less_by_hand():
+    # Rounds at -1.5 d to 1.5 d: steps d^2, variance 5/3 d^2, so r = 1 - 0.6 / 2 = 0.7. Then 4 rounds count as
+    # 4 / (1 + 2 (0.75 x 0.7 + 0.5 x 0.49 + 0.25 x 0.343)) = 1.48, so 2: a variance of 1.25 d^2 / (2 - 1).
+    logs = [-0.015, -0.005, 0.005, 0.015]
+    assert autocorrelation([logs]) == pytest.approx(0.7)
+    found = level(logs, 0.7)
+    assert found.variance == pytest.approx(1.25e-4)
+    assert found.freedom == pytest.approx(3 * 0.51 / 1.49)
+    # At r = 0.1 as 4 / (1 + 2 (0.075 + 0.005 + 0.00025)) = 3.4468.
+    assert level(logs, 0.1).variance == pytest.approx(1.25e-4 / 2.4468, rel=1e-4)
+    assert level(logs, 0.0).variance == pytest.approx(1.25e-4 / 3)
+
+
+def test_level_of_ten_rounds_leaves_out_the_slowest_and_the_fastest():
+    # 0 to 9 without 0 and 9: 8 rounds of mean 4.5. Winsorised 1, 1, 2 ... 7, 8, 8: squares of 3.5, 3.5, 2.5,
+    # 1.5, 0.5 twice: 43 x 2 / 2 = 2 x (12.25 x 2 + 6.25 + 2.25 + 0.25) = 66.5, over 8 x 7 (Yuen).
+    logs = [7.0, 2.0, 9.0, 4.0, 0.0, 5.0, 8.0, 1.0, 6.0, 3.0]
+    assert level(logs, 0.0) == Level(mean=4.5, variance=pytest.approx(66.5 / 56), freedom=7)
+    assert level([*logs[:2], 900.0, *logs[3:]], 0.0) == level(logs, 0.0)
+    t = 2.365
+    assert level(logs, 0.0).half_width(0.05) == pytest.approx(t * math.sqrt(66.5 / 56), rel=1e-3)
+
+
+def test_level_of_seven_rounds_leaves_out_none():
+    assert level([0.0] * 6 + [7.0], 0.0).mean == 1.0
+
+
+def shares_missed(draws, rounds=10, count=4000):
+    """The share of `count` 95% intervals of rounds of deviation 1 that miss their mean of 0."""
+    missed = 0
+    for _ in range(count):
+        found = level([draws() for _ in range(rounds)], 0.0)
+        missed += abs(found.mean) > found.half_width(0.05)
+    return missed / count
+
+
+@pytest.mark.parametrize("rounds", [3, 7, 8, 10, 20])
+def test_interval_of_a_level_misses_the_mean_of_normal_rounds_in_5_percent(rounds):
+    draw = random.Random(rounds)  # noqa: S311  (no secret)
+    # Four standard errors of a share of 5% in 4000: 4 x sqrt(0.05 x 0.95 / 4000) = 1.4%.
+    assert shares_missed(lambda: draw.gauss(0, 1), rounds) == pytest.approx(0.05, abs=0.014)
+
+
+def test_trimmed_level_is_more_precise_than_the_mean_where_one_round_in_ten_is_disturbed():
+    draw = random.Random(7)  # noqa: S311  (no secret)
+    runs = [[draw.gauss(0, 1) for _ in range(9)] + [draw.gauss(0, 20)] for _ in range(500)]
+    trimmed = statistics.pstdev(level(logs, 0.0).mean for logs in runs)
+    assert trimmed < 0.25 * statistics.pstdev(map(statistics.fmean, runs))
+    widths = [level(logs, 0.0).half_width(0.05) for logs in runs]
+    assert statistics.median(widths) < 1.1  # 0.72 without the disturbed round
+    missed = sum(abs(level(logs, 0.0).mean) > width for logs, width in zip(runs, widths, strict=True))
+    assert missed / 500 < 0.05
+
+
+def test_autocorrelation_is_the_mean_of_the_series_and_ignores_short_and_constant_ones():
+    rising, alternating = [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 0.0, 1.0]
+    # Rising: 1 over 5/3, so 0.6. Alternating: 1 over 1/3, so 3. Their mean is 1.8.
+    assert autocorrelation([rising, alternating, [0.0, 1.0], [2.0] * 5]) == pytest.approx(0.1)
+    assert autocorrelation([alternating]) == 0.0
+    assert autocorrelation([]) == 0.0
+
+
+def test_spread_is_the_deviation_of_few_samples():
+    assert spread([0.0, 1.0, 2.0]) == 1.0
+
+
+@pytest.mark.parametrize("count", [10, 20, 37])
+def test_one_outlier_does_not_change_the_spread(count):
+    draw = random.Random(count)  # noqa: S311  (no secret)
+    values = [draw.gauss(0, 1) for _ in range(count)]
+    far = max(range(count), key=values.__getitem__)
+    assert spread([value if at != far else 1e6 for at, value in enumerate(values)]) == spread(values)
+
+
+@pytest.mark.parametrize("count", [9, 10, 15, 20, 200])
+def test_spread_of_normal_values_is_their_deviation(count):
+    draw = random.Random(count)  # noqa: S311  (no secret)
+    found = [spread([draw.gauss(5, 2) for _ in range(count)]) for _ in range(2000)]
+    assert statistics.fmean(found) == pytest.approx(2, rel=0.06)  # the factor is that of many values
+
+
+def test_spread_sees_work_that_doubles_one_call_in_nine():
+    assert spread([math.log(2.0 if number % 9 == 0 else 1.0) for number in range(180)]) > 0.25
+    assert spread([math.log(2.0 if number % 11 == 0 else 1.0) for number in range(220)]) == 0
+
+
+def test_winsorised_values_keep_their_order():
+    assert winsorised([3.0, 9.0, 1.0, 4.0, 2.0], 1) == [3.0, 4.0, 2.0, 4.0, 2.0]
+    assert winsorised([3.0, 9.0], 0) == [3.0, 9.0]
 
 
 # Upper points of Student's t: NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2.
