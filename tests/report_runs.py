@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Row
 from hand_made import CPU, TINY, ceilings, check, failed_row, gap, ok_row, run_record, sweep
 from msgspec import structs
@@ -34,11 +35,14 @@ def whole_run(**changes):
     ]
     steps = {1: 1.0, 8: 0.25}
     gaps = [
-        gap(batch=batch, context=context, output_parts_s={"projections": 6.0 * part, "attention": 20.0 * part,
-            "rest": 10.0 * part, "lm_head": 4.0 * part})
+        with_intervals(
+            batch=batch,
+            context=context,
+            output_parts_s={name: seconds * part for name, seconds in gap().output_parts_s.items()},
+        )
         for batch, part in steps.items()
         for context in (16, 64)
-    ]  # fmt: skip
+    ]
     roofs = [
         *ceilings(bandwidth_bytes_per_s=1e8, flop_per_s=1e9),
         *ceilings(bandwidth_bytes_per_s=2e8, flop_per_s=4e9, provenance="datasheet"),
@@ -46,6 +50,21 @@ def whole_run(**changes):
     return run_record(
         **{"rows": rows, "gaps": gaps, "ceilings": roofs, "interpreter_checks": [check()], **changes}
     )
+
+
+def with_intervals(**changes):
+    """A gap of three rounds; its intervals reach from a tenth below its figures to a fifth above."""
+    found = gap(**changes)
+    bounds = {
+        f"{name}_interval": Interval(low=0.9 * figure, high=1.2 * figure)
+        for name in ("gap", "input_s_per_token", "output_s_per_token")
+        if (figure := getattr(found, name))
+    }
+    rounds_s = {
+        "input_rounds_s": (found.input_s_per_token,) * 3,
+        "output_rounds_s": tuple(found.output_s_per_token * factor for factor in (0.95, 1.0, 1.1)),
+    }
+    return replace(found, rounds=(0, 1, 2), **rounds_s, **bounds)
 
 
 def priced_run():
@@ -80,7 +99,7 @@ def hostile_run(texts=HOSTILE):
         replace(
             gap,
             providers={f"{texts[0]}/{texts[1]}/m1": texts[1]},
-            output_parts_s={**gap.output_parts_s, texts[1]: 1.0, texts[0]: 2.0},
+            output_parts_s={**gap.output_parts_s, texts[1]: 1e-9, texts[0]: 2e-9},
         )
         for gap in run.gaps
     ]

@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 from ..core.records import Run
 from ..core.table import Table, html_escaped
 from .chart_data import PriceRatio
-from .html_charts import Chart, charts
+from .html_charts import charts
+from .plotly_figure import Chart
 from .run_tables import run_tables
 from .summary import fastest_providers, heading, missing_from, sentences, workload
 

@@ -89,9 +89,14 @@ def _gap(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> Figure | None
             xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color=GREY,
         )  # fmt: skip
     for line, colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS), strict=False):
-        axes.plot(
-            line.batches, [gap.gap for gap in line.gaps], linestyle="-", color=colour, marker=marker,
-            label=_label(f"{line.label} (measured)"), zorder=2,
+        below_and_above = [
+            (gap.gap - gap.gap_interval.low, gap.gap_interval.high - gap.gap) if gap.gap_interval else (0, 0)
+            for gap in line.gaps
+        ]
+        axes.errorbar(
+            line.batches, [gap.gap for gap in line.gaps], list(zip(*below_and_above, strict=True)),
+            linestyle="-", color=colour, marker=marker, capsize=3, elinewidth=1,
+            label=_label(f"{line.label} (measured; bars: 95% interval)"), zorder=2,
         )  # fmt: skip
         for ratio in ratios:
             batch = line.break_even_batch(float(ratio.ratio))

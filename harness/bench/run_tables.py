@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
-from ..core.gap import Gap
+from ..core.gap import Gap, Interval
 from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
 from ..core.units import number, seconds, si
@@ -229,11 +229,17 @@ def gaps_table(runs: Runs) -> Table:
         Column("context"),
         Column("prompt", wide=True),
         Column("input tokens/s", "input_tokens_per_s", MEASURED),
+        _interval("input tokens/s", "input_tokens_per_s"),
         Column("output tokens/s", "output_tokens_per_s", MEASURED),
+        _interval("output tokens/s", "output_tokens_per_s"),
         Column("gap", "", MEASURED, _two_decimals),
+        replace(_interval("", "gap"), wide=False),
         Column("gap, Triton alone", "triton_gap", MEASURED, _two_decimals),
+        _interval("gap, Triton alone", "triton_gap"),
         Column("$ per 1M input", "input_usd_per_mtok", AT_A_PRICE),
+        _interval("$ per 1M input", "input_usd_per_mtok", AT_A_PRICE),
         Column("$ per 1M output", "output_usd_per_mtok", AT_A_PRICE),
+        _interval("$ per 1M output", "output_usd_per_mtok", AT_A_PRICE),
         Column("layer over parts, prefill", "layer_over_parts_prefill", MEASURED, _two_decimals, wide=True),
         Column("layer over parts, decode", "layer_over_parts_decode", MEASURED, _two_decimals, wide=True),
         Column("providers", wide=True),
@@ -241,16 +247,30 @@ def gaps_table(runs: Runs) -> Table:
 
     def rows(run: Run) -> Rows:
         for gap in run.gaps:
+            input_rate, output_rate = map(_bounds, gap.tokens_per_s_intervals)
+            input_usd, output_usd = map(_bounds, gap.usd_intervals)
             yield (
                 gap.batch, gap.context, gap.prompt,
-                1 / gap.input_s_per_token, 1 / gap.output_s_per_token, gap.gap, gap.triton_gap,
-                gap.usd_per_mtok(gap.input_s_per_token), gap.usd_per_mtok(gap.output_s_per_token),
+                1 / gap.input_s_per_token, input_rate, 1 / gap.output_s_per_token, output_rate,
+                gap.gap, _bounds(gap.gap_interval), gap.triton_gap, _bounds(gap.triton_gap_interval),
+                gap.usd_per_mtok(gap.input_s_per_token), input_usd,
+                gap.usd_per_mtok(gap.output_s_per_token), output_usd,
                 gap.prefill_layer_over_parts, gap.decode_layer_over_parts,
                 ", ".join(sorted(set(gap.providers.values()))),
             )  # fmt: skip
 
     title = "Gap: device seconds per output token over seconds per input token"
     return _table(runs, "gaps", title, columns, rows)
+
+
+def _interval(heading: str, name: str, provenance: str = MEASURED) -> Column:
+    """The column of the 95% interval of a figure."""
+    shown = f"95% interval, {heading}" if heading else "95% interval"
+    return Column(shown, name, provenance, _three_digits, wide=True, interval=True)
+
+
+def _bounds(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else interval.bounds
 
 
 def output_parts_table(runs: Runs) -> Table:

@@ -8,7 +8,7 @@ from itertools import product
 
 from ..core.cases import DecoderLayer
 from ..core.errors import printable
-from ..core.gap import Gap
+from ..core.gap import Gap, Interval
 from ..core.records import Run
 from ..core.units import number, si
 from .run_tables import provider_name
@@ -61,9 +61,9 @@ def sentences(run: Run) -> Iterator[str]:
         )
     if run.gaps:
         smallest, largest = (extreme(run.gaps, key=lambda gap: gap.batch) for extreme in (min, max))
-        text = f"An output token costs {number(smallest.gap, 3)} times an input token at {_at(smallest)}"
+        text = f"An output token costs {_times(smallest)} an input token at {_at(smallest)}"
         if largest.batch != smallest.batch:
-            text += f" and {number(largest.gap, 3)} times at {_at(largest)}"
+            text += f" and {_times(largest)} at {_at(largest)}"
         yield text + "."
         yield _shares(smallest)
 
@@ -82,6 +82,17 @@ def _sides(run: Run, balance: float) -> Iterator[str]:
 
 def _at(gap: Gap) -> str:
     return f"batch {gap.batch} and context {gap.context}"
+
+
+def _times(gap: Gap) -> str:
+    """The gap with its interval."""
+    interval = "" if gap.gap_interval is None else f" ({interval_text(gap.gap_interval)})"
+    return f"{number(gap.gap, 3)} times{interval}"
+
+
+def interval_text(interval: Interval) -> str:
+    """The bounds with three digits each."""
+    return " to ".join(number(bound, 3) for bound in interval.bounds)
 
 
 def _shares(gap: Gap) -> str:

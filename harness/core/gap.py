@@ -34,6 +34,11 @@ class Interval:
             raise ValueError(f"low: {self.low} is above high, {self.high}")
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The lower and the upper bound."""
+        return self.low, self.high
+
+    @property
     def half_width(self) -> float:
         """Half of the interval's width over its geometric mean; 0.1 is about +-10%."""
         return (self.high - self.low) / 2 / math.sqrt(self.low * self.high)

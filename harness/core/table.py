@@ -65,6 +65,8 @@ class Column:
         provenance: origin of its figures, such as "measured"; empty for a column that only names a row.
         show: formats a value other than None.
         wide: whether a terminal shows it only with `--wide`.
+        interval: whether its values are pairs, the lower and upper bound of an interval; CSV and JSON have a
+            column for each, whose names end in `_low` and `_high`.
     """
 
     heading: str
@@ -72,6 +74,19 @@ class Column:
     provenance: str = ""
     show: Callable[[Any], str] = _shown
     wide: bool = False
+    interval: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of its columns in CSV and JSON: one, or two of an interval."""
+        return (f"{self.key}_low", f"{self.key}_high") if self.interval else (self.key,)
+
+    def values(self, value: Any) -> tuple[Any, ...]:
+        """A value as those columns hold it."""
+        if not self.interval:
+            return (value,)
+        low, high = (None, None) if value is None else value
+        return low, high
 
     @property
     def key(self) -> str:
@@ -80,7 +95,9 @@ class Column:
 
     def text(self, value: Any) -> str:
         """A value as text in one line; a dash where there is none."""
-        return "-" if value is None else printable(self.show(value))
+        if value is None:
+            return "-"
+        return printable(" to ".join(map(self.show, self.values(value))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +168,8 @@ class Table:
         """Comma-separated values with all digits, under the keys of the columns."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_csv_value(column.key) for column in self.columns)
-        writer.writerows(map(_csv_value, row) for row in self.rows)
+        writer.writerow(_csv_value(key) for column in self.columns for key in column.keys)
+        writer.writerows(map(_csv_value, self._values(row)) for row in self.rows)
         return text.getvalue().removesuffix("\n")
 
     def markdown(self) -> str:
@@ -186,7 +203,13 @@ class Table:
 
     def json_rows(self) -> list[dict[str, Any]]:
         """The rows as JSON objects, under the keys of the columns."""
-        return [{c.key: value for c, value in zip(self.columns, row, strict=True)} for row in self.rows]
+        keys = [key for column in self.columns for key in column.keys]
+        return [dict(zip(keys, self._values(row), strict=True)) for row in self.rows]
+
+    def _values(self, row: Sequence[Any]) -> Iterator[Any]:
+        """The values of a row as CSV and JSON hold them."""
+        for column, value in zip(self.columns, row, strict=True):
+            yield from column.values(value)
 
 
 def _with_values(table: Table, columns: Sequence[Column]) -> Table:

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 from decodetax.harness.bench.chart_data import LABEL_CHARACTERS, price_ratios, shortened
-from decodetax.harness.bench.html_charts import script_safe
 from decodetax.harness.bench.html_report import html_report
+from decodetax.harness.bench.plotly_figure import script_safe
 from decodetax.harness.bench.summary import missing_from, sentences
 from decodetax.harness.cost.prices import price_list
 from hand_made import ceilings, failed_row, gap, run_record
@@ -114,6 +114,18 @@ def test_gap_figure_marks_the_break_even_batches():
         assert 10 * batch ** (-2 / 3) == pytest.approx(ratio)
     published = [trace for trace in traces if trace.get("line", {}).get("dash") == "dot"]
     assert {trace["y"][0] for trace in published} == {float(ratio.ratio) for ratio in RATIOS}
+
+
+def test_gap_figure_has_bars_of_the_intervals_and_none_without():
+    lines = [trace for trace in page(whole_run()).figures()["gap"]["data"] if "error_y" in trace]
+    assert [trace["y"] for trace in lines] == [[10.0, 2.5]] * 2
+    for trace in lines:  # from a tenth below to a fifth above
+        assert trace["error_y"]["array"] == pytest.approx([2.0, 0.5])
+        assert trace["error_y"]["arrayminus"] == pytest.approx([1.0, 0.25])
+        assert trace["customdata"] == [" (95% interval 9 to 12)", " (95% interval 2.25 to 3)"]
+    [line] = [t for t in page(whole_run(gaps=[gap()])).figures()["gap"]["data"] if "error_y" in t]
+    assert line["error_y"]["array"] == [0.0]
+    assert line["customdata"] == [""]
 
 
 def test_price_ratios_are_those_of_the_list():

@@ -10,11 +10,12 @@ from decodetax.harness.bench import run_tables
 from decodetax.harness.bench.chart_data import price_ratios
 from decodetax.harness.bench.report_command import markdown_report, run_text
 from decodetax.harness.bench.summary import failures, sentences
+from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Ceiling, Row
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.prices import price_list
 from hand_made import SMALL_MATMUL, ceilings, check, failed_row, gap, ok_row, run_record
-from report_runs import SCRIPT, hostile_run, priced_run, whole_run
+from report_runs import SCRIPT, hostile_run, priced_run, whole_run, with_intervals
 
 RATIOS = price_ratios(price_list())
 DOCS_RUN = Path(__file__).resolve().parents[2] / "docs" / "runs" / "cpu-epyc-2-cores.json"
@@ -146,14 +147,43 @@ def test_rows_that_were_not_timed_are_counted_by_reason_and_failed_ones_named():
 
 def test_gap_row_by_hand():
     [row] = gaps(gap())
-    assert list(row.values()) == [
+    assert [value for heading, value in row.items() if "95%" not in heading] == [
         "1", "16", "16", "0.25", "0.025", "10.00", "-", "-", "-", "1.25", "1.50", "torch, torch-matmul",
     ]  # fmt: skip
+    assert {value for heading, value in row.items() if "95%" in heading} == {"-"}
     [row] = gaps(gap(prefill_layer_over_parts=None, triton_gap=12.5))
     assert (row["layer over parts, prefill"], row["gap, Triton alone"]) == ("-", "12.50")
     # 3.6 $ an hour: 4 s and 40 s a token are 4000 $ and 40000 $ a million tokens.
     [row] = gaps(gap(usd_per_hour=3.6))
     assert (row["$ per 1M input"], row["$ per 1M output"]) == ("4,000", "40,000")
+
+
+def test_intervals_of_a_gap_by_hand():
+    # 10 from 9 to 12; 4 s a token from 3.6 to 4.8, so 1 / 4.8 to 1 / 3.6 tokens/s and 3,600 to 4,800 $.
+    found = with_intervals(
+        usd_per_hour=3.6, triton_gap=12.5, triton_gap_interval=Interval(low=11.0, high=13.0)
+    )
+    [row] = gaps(found)
+    assert {heading: value for heading, value in row.items() if "95%" in heading} == {
+        "95% interval": "9 to 12",
+        "95% interval, input tokens/s": "0.208 to 0.278",
+        "95% interval, output tokens/s": "0.0208 to 0.0278",
+        "95% interval, gap, Triton alone": "11 to 13",
+        "95% interval, $ per 1M input": "3,600 to 4,800",
+        "95% interval, $ per 1M output": "36,000 to 48,000",
+    }
+    table = run_tables.gaps_table({"": run_record(gaps=[found])})
+    assert "9 to 12" in table.text()
+    assert "3,600 to 4,800" not in table.text()
+    assert "3,600 to 4,800" in table.text(wide=True)
+    assert "| 9 to 12 |" in table.markdown()
+    assert ">9 to 12<" in table.html()
+    [entry] = csv.DictReader(io.StringIO(table.csv()))
+    assert (float(entry["measured_gap_low"]), float(entry["measured_gap_high"])) == (9.0, 12.0)
+    assert float(entry["measured_input_tokens_per_s_high"]) == pytest.approx(1 / 3.6)
+    assert float(entry["measured_at_the_price_of_the_device_output_usd_per_mtok_low"]) == pytest.approx(
+        36_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +215,8 @@ def test_each_figure_has_a_provenance_and_each_key_is_unique():
     assert [table.id for table in tables] == [table.id for table in run_tables.run_tables({}, ())]
     for table in tables:
         assert {column.key for column in table.columns if not column.provenance} <= names_a_row
-        assert len({column.key for column in table.columns}) == len(table.columns)
+        keys = [key for column in table.columns for key in column.keys]
+        assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize("run", [read_run(DOCS_RUN), whole_run(), priced_run(), hostile_run()])
@@ -245,4 +276,4 @@ def test_markdown_has_the_sentences_and_every_table_and_no_markup_of_a_file():
 def test_incomplete_run_is_exported(run):
     assert "Missing:" in markdown_report({"a": run}, RATIOS)
     for table in run_tables.run_tables({"a": run}, RATIOS):
-        assert table.csv().splitlines()[0].count(",") == len(table.columns) - 1
+        assert table.csv().splitlines()[0].count(",") == sum(len(c.keys) for c in table.columns) - 1

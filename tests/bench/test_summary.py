@@ -5,6 +5,7 @@ import re
 import pytest
 from decodetax.harness.bench.summary import heading, sentences, workload
 from decodetax.harness.core.cases import cases_of
+from decodetax.harness.core.gap import Interval
 from hand_made import CPU, GPU, TINY, ceilings, failed_row, gap, ok_row, run_record, sweep
 
 
@@ -76,6 +77,13 @@ def test_gap_at_the_smallest_and_the_largest_batch():
     assert "10 times an input token at batch 1 and context 16" in text
     assert "2 times at batch 32" in text
     assert "batch 8" not in text
+
+
+def test_a_gap_is_told_with_its_interval():
+    found = gap(gap_interval=Interval(low=9.512, high=10.987))
+    assert next(sentences(run_record(gaps=[found]))) == (
+        "An output token costs 10 times (9.51 to 11) an input token at batch 1 and context 16."
+    )
 
 
 def test_single_gap_and_its_shares_by_hand():

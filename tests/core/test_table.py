@@ -58,6 +58,17 @@ def test_csv_holds_no_formula(text):
     assert figure == "-1.5"
 
 
+def test_an_interval_is_one_column_to_read_and_two_of_numbers():
+    columns = (Column("case"), Column("95% interval", "time_s", "measured", "{:.1f}".format, interval=True))
+    made = Table(columns=columns, rows=(("a", (1.23, 4.56)), ("b", None)))
+    assert made.text(wide=True).splitlines()[-2:] == ["a     1.2 to 4.6", "b     -"]
+    assert made.csv() == "case,measured_time_s_low,measured_time_s_high\na,1.23,4.56\nb,,"
+    assert made.json_rows() == [
+        {"case": "a", "measured_time_s_low": 1.23, "measured_time_s_high": 4.56},
+        {"case": "b", "measured_time_s_low": None, "measured_time_s_high": None},
+    ]
+
+
 def test_csv_and_json_rows_keep_all_digits_under_name_and_provenance():
     made = table(("a", 1 / 3), ("b", None))
     assert made.csv() == "provider,measured_median_s\na,0.3333333333333333\nb,"
