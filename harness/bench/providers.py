@@ -13,10 +13,10 @@ from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
 from ..core.cases import Case, DecoderLayer, PrefillMatmul
 from ..core.gate import Gate
-from ..core.inputs import DecoderLayerInputs, Inputs, MatmulInputs
+from ..core.inputs import CacheLayout, DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
 from ..core.work import ELEMENT_BYTES
-from . import decoder_layer, library_providers, torch_providers
+from . import cpu_attention, decoder_layer, library_providers, torch_providers
 from .device import Device
 from .launcher import launcher_problem
 from .tilings import (
@@ -45,6 +45,7 @@ class Provider:
         best_of: variants this alias stands for; it resolves to the fastest correct one.
         bind: plans once for a copy of the inputs, without reading their values; the call that it returns is
             timed in place of `run`. None if there is nothing to plan.
+        layout: the order of the KV cache that it reads.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Provider:
     variant: str | None = None
     best_of: tuple[str, ...] = ()
     bind: Callable[[Any], Callable[[], Tensor]] | None = None
+    layout: CacheLayout = "heads-first"
 
     def with_tiling(self, tiling: Any) -> "Provider":
         """This provider with a tiling in place of its own choice; unchanged if `tiling` is None."""
@@ -125,6 +127,16 @@ def _library(
     )
 
 
+def _key_pages(name: str, bind: Callable[[Any], Callable[[], Tensor]]) -> Provider:
+    return Provider(
+        name=name,
+        run=lambda inputs: bind(inputs)(),
+        refuses=torch_providers.pages_on_cpu,
+        bind=bind,
+        layout="k-pages",
+    )
+
+
 PROVIDERS: Mapping[str, Sequence[Provider]] = {
     "prefill_matmul": (
         Provider(name="torch", run=torch_providers.matmul),
@@ -147,16 +159,15 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
     ),
     "decode_attention": (
         Provider(name="torch", run=torch_providers.decode_attention, refuses=torch_providers.ragged),
+        Provider(name="torch-matmul", run=cpu_attention.by_matmul, refuses=torch_providers.ragged_or_not_cpu),
         Provider(
-            name="torch-matmul",
-            run=torch_providers.decode_attention_by_matmul,
+            name="torch-v-transposed",
+            run=cpu_attention.by_matmul,
             refuses=torch_providers.ragged_or_not_cpu,
+            layout="v-transposed",
         ),
-        Provider(
-            name="torch-key-first",
-            run=torch_providers.decode_attention_key_first,
-            refuses=torch_providers.ragged_or_not_cpu,
-        ),
+        _key_pages("torch-k-pages", cpu_attention.key_pages),
+        _key_pages("torch-k-pages-v-rows", cpu_attention.key_pages_value_rows),
         Provider(
             name="triton",
             run=run_decode_attention,

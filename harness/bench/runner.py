@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.cases import Case
 from ..core.errors import one_line
 from ..core.gate import Gate, Verdict
-from ..core.inputs import Inputs, Source, copies_of, memory_bytes, poison
+from ..core.inputs import Inputs, Source, copies_of, in_layout, memory_bytes, poison
 from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
 from .launcher import launcher_error
@@ -97,7 +97,8 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
             provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
         )
         if isinstance(chosen, Provider):
-            chosen = run_provider(case, chosen, copies, gate, bench, before)
+            laid_out, own_gate = _in_its_layout(case, chosen, copies, gate)
+            chosen = run_provider(case, chosen, laid_out, own_gate, bench, before)
         rows[provider.name] = chosen
         yield chosen
     del copies, gate
@@ -157,6 +158,14 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
         return copies, gate_of(case, copies[0])
     except (MemoryError, RuntimeError) as error:
         raise Blocked(*_explain(error)) from error
+
+
+def _in_its_layout(
+    case: Case, provider: Provider, copies: Sequence[Inputs], gate: Gate
+) -> tuple[Sequence[Inputs], Gate]:
+    """Copies of the inputs in the layout that a provider reads, and the gate on the first of them."""
+    laid_out = [in_layout(inputs, provider.layout) for inputs in copies]
+    return laid_out, gate if laid_out[0] is copies[0] else gate_of(case, laid_out[0])
 
 
 def run_provider(

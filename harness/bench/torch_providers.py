@@ -5,11 +5,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..core.cases import Case, DecodeAttention, PrefillMatmul
-from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs
+from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs, page_tokens
 from .device import Device
 
 FEW_ROWS = 64
 """Above this many rows both orders of a product are equally fast on a CPU."""
+
+FEW_PAGE_TOKENS = 64
+"""Pages of fewer tokens take longer for their overheads than for their reads."""
 
 PARTS = 8
 """Parts of a weight that threads share in `matmul_batched`."""
@@ -47,20 +50,6 @@ def decode_attention(inputs: DecodeAttentionInputs) -> Tensor:
     return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
 
 
-def decode_attention_by_matmul(inputs: DecodeAttentionInputs) -> Tensor:
-    """Unfused: softmax(q @ k.T) @ v."""
-    q, k, v = _grouped(inputs)
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-    return torch.matmul(scores.softmax(-1), v).flatten(1, 2)
-
-
-def decode_attention_key_first(inputs: DecodeAttentionInputs) -> Tensor:
-    """Unfused: softmax((k @ q.T).T) @ v."""
-    q, k, v = _grouped(inputs)
-    scores = torch.matmul(k, (q * q.shape[-1] ** -0.5).transpose(-1, -2))
-    return torch.matmul(scores.transpose(-1, -2).softmax(-1), v).flatten(1, 2)
-
-
 def prefill_attention(inputs: PrefillAttentionInputs) -> Tensor:
     """PyTorch's fused causal attention."""
     return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
@@ -81,6 +70,20 @@ def cpu_only(_case: Case, device: Device) -> str | None:
 def ragged_or_not_cpu(case: Case, device: Device) -> str | None:
     """Refuses contexts of unequal lengths, and any device but a CPU."""
     return ragged(case, device) or cpu_only(case, device)
+
+
+def embeds_with_fbgemm() -> bool:
+    """Whether PyTorch has FBGEMM, whose embedding kernels are vectorised and prefetch."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def pages_on_cpu(case: Case, device: Device) -> str | None:
+    """Refuses contexts that split into small pages only, PyTorch without FBGEMM, and `ragged_or_not_cpu`."""
+    if not embeds_with_fbgemm():
+        return "PyTorch is built without FBGEMM"
+    if isinstance(case, DecodeAttention) and page_tokens(case.capacity) < min(case.capacity, FEW_PAGE_TOKENS):
+        return f"a formulation for contexts of a multiple of {FEW_PAGE_TOKENS} tokens"
+    return ragged_or_not_cpu(case, device)
 
 
 def few_rows_on_cpu(case: Case, device: Device) -> str | None:

@@ -5,6 +5,7 @@ Tolerances are derived here and nowhere else. The error of an output row is
 (`kernels.reference`), so this module imports no kernels.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ SAFETY = 2.0
 
 COLUMN_STEP = 128
 """One column in every 128 of a product is checked, so in every row a wrong tile of that width is found."""
+
+ALL_PAIRS_ELEMENTS = 2**21
+"""Elements of a key cache up to which every (sequence, KV head) pair is checked."""
 
 SAMPLED_TOKENS = 33
 """Query tokens checked in each sequence of a long prompt, the first and the last among them."""
@@ -182,12 +186,7 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
                 bound=tolerance(dtype, reduction=case.in_features),
             )
         case DecodeAttention(), DecodeAttentionInputs():
-            output, _ = oracles.decode_attention(
-                inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens
-            )
-            # Scores and probabilities may be rounded to the storage dtype; the output is.
-            bound = tolerance(dtype, reduction=case.capacity, roundings=3)
-            return Gate(select=lambda out: out, expected=output, bound=bound)
+            return _decode_attention_gate(case, inputs, oracles)
         case PrefillAttention(), PrefillAttentionInputs():
             tokens = sampled_tokens(case.prompt, inputs.q.device)
             return Gate(
@@ -196,6 +195,52 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
                 bound=tolerance(dtype, reduction=case.prompt, roundings=3),
             )
     raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")
+
+
+def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs, oracles: Oracles) -> Gate:
+    """The gate of a decode attention at its sampled pairs, each as a sequence of one KV head."""
+    sequences, heads = sampled_pairs(case, inputs.q.device)
+
+    def select(out: Tensor) -> Tensor:
+        return out.reshape(case.batch, case.kv_heads, -1, case.head_dim)[sequences, heads]
+
+    # [pairs, capacity, 1, head_dim]; keys in pages have one dimension more.
+    k_cache, v_cache = (
+        torch.movedim(cache, -2, 1)[sequences, heads].reshape(len(heads), case.capacity, 1, case.head_dim)
+        for cache in (inputs.k_cache, inputs.v_cache)
+    )
+    expected, _ = oracles.decode_attention(select(inputs.q), k_cache, v_cache, inputs.context_lens[sequences])
+    # Scores and probabilities may be rounded to the storage dtype; the output is.
+    bound = tolerance(DTYPES[case.dtype], reduction=case.capacity, roundings=3)
+    return Gate(select=select, expected=expected, bound=bound)
+
+
+def sampled_pairs(case: DecodeAttention, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences and KV heads, int64 [pairs] each, whose query heads are checked.
+
+    All of them up to `ALL_PAIRS_ELEMENTS` cached elements. Of a larger case one KV head of every sequence and
+    one sequence of every KV head, at random from a fixed seed, and the four corners. A wrong sequence, KV
+    head or query head is then always found, and so is a wrong range of 2 kv_heads - 1 neighbouring pairs,
+    such as the share of a thread or a CTA. Other n wrong pairs are missed with a probability of
+    (1 - 1 / m)^n, where m is the smaller of batch and kv_heads; but all pairs run the same code, and small
+    cases are checked whole.
+    """
+    batch, kv_heads = case.batch, case.kv_heads
+    if batch * kv_heads * case.capacity * case.head_dim <= ALL_PAIRS_ELEMENTS:
+        pairs = list(itertools.product(range(batch), range(kv_heads)))
+    else:
+        generator = torch.Generator().manual_seed(batch)
+        # Permutations of the smaller of the two, one after another, beside one of the larger.
+        every_sequence, every_head = (
+            torch.cat([torch.randperm(size, generator=generator) for _ in range(batch * kv_heads // size)])
+            for size in (batch, kv_heads)
+        )
+        count = max(batch, kv_heads)
+        spread = zip(every_sequence[:count].tolist(), every_head[:count].tolist(), strict=True)
+        corners = itertools.product((0, batch - 1), (0, kv_heads - 1))
+        pairs = sorted({*spread, *corners})
+    sequences, heads = torch.tensor(pairs, device=device).unbind(1)
+    return sequences, heads
 
 
 def sampled_tokens(count: int, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
 """Inputs of a case, drawn from a seed. Random data: GPUs compute faster on zeros than on real weights."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -82,12 +84,26 @@ class MatmulInputs:
     out: Tensor
 
 
+CacheLayout = Literal["heads-first", "v-transposed", "k-pages"]
+"""Order of a KV cache in memory, which its engine chooses:
+
+- heads-first: keys and values [batch, kv_heads, tokens, head_dim];
+- v-transposed: keys as before, values [batch, kv_heads, head_dim, tokens];
+- k-pages: keys [batch, kv_heads, pages, head_dim, page_tokens], values [batch, kv_heads, tokens, head_dim].
+"""
+
+MAX_PAGE_TOKENS = 256
+"""Most tokens of a page of keys: the scores of a GQA group read a page from memory once, and then from the
+first-level cache (32 KiB of bf16 at head_dim 64)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodeAttentionInputs:
     """q, out [batch, q_heads, head_dim], caches [batch, capacity, kv_heads, head_dim], context_lens [batch].
 
-    In memory the tokens of a KV head are contiguous (heads before tokens), the layout that PyTorch reads
-    fastest. `contexts` holds the lengths on the host for providers that need them.
+    The caches are views of memory in the order that `layout` names. Keys in pages are
+    [batch, pages, page_tokens, kv_heads, head_dim]. `contexts` holds the lengths on the host for providers
+    that need them.
     """
 
     q: Tensor
@@ -96,6 +112,7 @@ class DecodeAttentionInputs:
     context_lens: Tensor
     contexts: tuple[int, ...]
     out: Tensor
+    layout: CacheLayout = "heads-first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +208,35 @@ def _(case: DecoderLayer, source: Source) -> Inputs:
         cos=angles.cos().to(dtype),
         sin=angles.sin().to(dtype),
     )
+
+
+def page_tokens(capacity: int) -> int:
+    """Tokens of a page of keys: as many as fill whole pages of at most MAX_PAGE_TOKENS tokens."""
+    return capacity if capacity <= MAX_PAGE_TOKENS else math.gcd(capacity, MAX_PAGE_TOKENS)
+
+
+def in_layout(inputs: Inputs, layout: CacheLayout) -> Inputs:
+    """Inputs whose caches take the same memory as another layout: other keys and values, nothing copied.
+
+    Args:
+        inputs: inputs of any case, a decode attention heads-first; those of other cases have no cache to
+            lay out and are returned as they are.
+        layout: the layout. One other than heads-first needs contexts of one length.
+
+    Raises:
+        ValueError: contexts of unequal lengths: dead cache would be read as live.
+    """
+    if not isinstance(inputs, DecodeAttentionInputs) or layout == inputs.layout:
+        return inputs
+    if len(set(inputs.contexts)) > 1:
+        raise ValueError(f"contexts: must be of one length with layout {layout}, not {inputs.contexts}")
+    batch, capacity, kv_heads, head_dim = inputs.k_cache.shape
+    k_memory, v_memory = (cache.transpose(1, 2) for cache in (inputs.k_cache, inputs.v_cache))
+    if layout == "v-transposed":
+        values = v_memory.reshape(batch, kv_heads, head_dim, capacity)
+        return dataclasses.replace(inputs, v_cache=values.permute(0, 3, 1, 2), layout=layout)
+    keys = k_memory.reshape(batch, kv_heads, -1, head_dim, page_tokens(capacity))
+    return dataclasses.replace(inputs, k_cache=keys.permute(0, 2, 4, 1, 3), layout=layout)
 
 
 def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:

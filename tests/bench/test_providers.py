@@ -11,8 +11,9 @@ from decodetax.harness.bench import providers as module
 from decodetax.harness.bench import torch_providers
 from decodetax.harness.bench.decoder_layer import decoder_layer, oracle
 from decodetax.harness.bench.providers import PROVIDERS, gate_of, user_providers
+from decodetax.harness.core import gate as gate_module
 from decodetax.harness.core.gate import COLUMN_STEP, SAMPLED_TOKENS
-from decodetax.harness.core.inputs import draw
+from decodetax.harness.core.inputs import draw, in_layout, poison
 from fakes import FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ CASES = [
         for context, batch in [(1, 1), (1, 3), (17, 2), (300, 1)]
         for group, head_dim in [(1, 16), (3, 64), (4, 64)]
     ),
+    *(decode_case(context=context, batch=2, group=3, head_dim=24) for context in (192, 257, 320)),
     *(
         prompt_case(sequences=sequences, prompt=prompt, group=group, head_dim=head_dim)
         for sequences, prompt in [(1, 1), (2, 37), (1, 130)]
@@ -64,11 +66,14 @@ def gated(case):
 @each_dtype
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_torch_provider_passes_the_gate(case, dtype):
-    inputs, gate = gated(structs.replace(case, dtype=dtype))
+    case = structs.replace(case, dtype=dtype)
+    drawn = draw(case, source())
     providers = cpu_providers(case)
     assert "torch" in {provider.name for provider in providers}
     for provider in providers:
-        verdict = gate.judge(provider.run(inputs))
+        inputs = in_layout(drawn, provider.layout)
+        poison(inputs)
+        verdict = gate_of(case, inputs).judge(provider.run(inputs))
         assert verdict.passed, f"{provider.name}: {verdict.reason}"
 
 
@@ -77,6 +82,63 @@ def test_output_of_each_provider_has_the_shape_of_the_case(case):
     inputs = draw(case, source())
     for provider in cpu_providers(case):
         assert provider.run(inputs).shape == (case.rows, case.out_features)
+
+
+def decode_provider(name):
+    [provider] = [p for p in PROVIDERS["decode_attention"] if p.name == name]
+    return provider
+
+
+LAID_OUT = ["torch-v-transposed", "torch-k-pages", "torch-k-pages-v-rows"]
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_gate_rejects_a_provider_on_a_cache_of_another_layout(name):
+    case, provider = decode_case(context=128, head_dim=64, dtype="bf16"), decode_provider(name)
+    right = in_layout(draw(case, source()), provider.layout)
+    assert gate_of(case, right).judge(provider.run(right)).passed
+    of_others = gate_of(case, draw(case, source()))
+    assert not of_others.judge(provider.run(right)).passed
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_each_call_of_a_provider_reads_the_keys_and_values_anew(name):
+    case, provider = decode_case(context=64, head_dim=16), decode_provider(name)
+    inputs = in_layout(draw(case, source()), provider.layout)
+    call = provider.bind(inputs) if provider.bind else lambda: provider.run(inputs)
+    call()
+    for tensor in (inputs.q, inputs.k_cache, inputs.v_cache):
+        tensor.neg_()
+        assert gate_of(case, inputs).judge(call()).passed
+
+
+@pytest.mark.parametrize("name", ["torch-matmul", *LAID_OUT])
+@pytest.mark.parametrize(
+    ("contexts", "kind", "reason"),
+    [
+        ((64, 64), "cpu", None),
+        ((7, 64), "cpu", "takes contexts of one length"),
+        ((64,), "cuda", "a formulation for CPUs"),
+    ],
+)
+def test_cpu_attention_takes_contexts_of_one_length_on_a_cpu(name, contexts, kind, reason):
+    case = structs.replace(decode_case(), contexts=contexts)
+    assert decode_provider(name).refuses(case, FakeDevice(kind=kind)) == reason
+
+
+@pytest.mark.parametrize(
+    ("context", "runs"), [(1, True), (63, True), (256, True), (257, False), (288, False), (320, True)]
+)
+@pytest.mark.parametrize("name", ["torch-k-pages", "torch-k-pages-v-rows"])
+def test_key_pages_need_contexts_of_whole_pages(name, context, runs):
+    refusal = decode_provider(name).refuses(decode_case(context=context), FakeDevice())
+    assert refusal == (None if runs else "a formulation for contexts of a multiple of 64 tokens")
+
+
+def test_key_pages_need_the_embedding_kernels_of_fbgemm(monkeypatch):
+    monkeypatch.setattr(torch_providers, "embeds_with_fbgemm", lambda: False)
+    refusal = decode_provider("torch-k-pages").refuses(decode_case(), FakeDevice())
+    assert refusal == "PyTorch is built without FBGEMM"
 
 
 @pytest.mark.parametrize(
@@ -373,6 +435,42 @@ def test_gate_rejects_wrong_decode_attention(wrong, dtype):
     inputs, gate = gated(decode_case(context=512, batch=2, head_dim=64, dtype=dtype))
     assert gate.judge(run_attention(inputs)).passed
     assert not gate.judge(wrong(inputs)).passed
+
+
+def test_pairs_checked_in_a_large_decode_attention_reach_every_sequence_and_head(monkeypatch):
+    monkeypatch.setattr(gate_module, "ALL_PAIRS_ELEMENTS", 2**12)
+    for batch, kv_heads in itertools.product((1, 2, 5, 8, 33), (1, 3, 8)):
+        case = structs.replace(decode_case(context=64, batch=batch), kv_heads=kv_heads, q_heads=kv_heads)
+        sequences, heads = gate_module.sampled_pairs(case, torch.device("cpu"))
+        pairs = list(zip(sequences.tolist(), heads.tolist(), strict=True))
+        assert pairs == sorted(set(pairs))
+        assert {*pairs} >= {*itertools.product((0, batch - 1), (0, kv_heads - 1))}
+        assert ({*sequences.tolist()}, {*heads.tolist()}) == ({*range(batch)}, {*range(kv_heads)})
+        assert len(pairs) <= max(batch, kv_heads) + 4
+        checked = {sequence * kv_heads + head for sequence, head in pairs}
+        runs = [set(range(at, at + 2 * kv_heads - 1)) for at in range(batch * kv_heads - 2 * kv_heads + 2)]
+        assert all(run & checked for run in runs)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda out: out[3].mul_(1.05), id="sequence"),
+        pytest.param(lambda out: out[:, 1].mul_(1.05), id="query head"),
+        pytest.param(lambda out: out[:, 2:].mul_(1.05), id="KV head"),
+        pytest.param(lambda out: out.view(18, -1)[4:7].mul_(1.05), id="neighbouring pairs"),
+        pytest.param(lambda out: out[-1, -1].mul_(1.05), id="last query head"),
+        pytest.param(lambda out: out[0, 0].fill_(math.nan), id="first query head"),
+    ],
+)
+def test_gate_rejects_wrong_parts_of_a_large_decode_attention(wrong, monkeypatch):
+    monkeypatch.setattr(gate_module, "ALL_PAIRS_ELEMENTS", 2**12)
+    inputs, gate = gated(decode_case(context=65, batch=9, group=2, head_dim=64))
+    out = run_attention(inputs)
+    assert gate.judge(out).passed
+    assert len(gate.expected) < 18
+    wrong(out)
+    assert not gate.judge(out).passed
 
 
 def test_gate_rejects_one_wrong_head():
