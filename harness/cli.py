@@ -1,7 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that `--help` is fast."""
 
 import errno
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,7 +13,9 @@ from .bench.run_command import run_command
 from .bench.tune_command import tune_command
 from .core.cache_folders import use_writable_caches
 from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
+from .core.files import FULL
 from .core.options import complain
+from .core.streams import StdoutError, discard_stdout, guard_streams
 from .core.table import Column, Table, wide_option
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
@@ -30,6 +31,7 @@ USES_CACHES = {"count", "doctor", "execute", "inspect", "report", "run", "tune"}
 
 def main() -> NoReturn:
     """Run the command line; misuse becomes one line on stderr and exit code 2."""
+    guard_streams()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -42,12 +44,15 @@ def main() -> NoReturn:
     except (click.ClickException, UsageError, FailureError) as error:
         complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
         code = FAILED if isinstance(error, FailureError) else MISUSE
-    except OSError as error:
-        if error.errno not in {errno.EPIPE, errno.ENOSPC}:
-            raise
-        if error.errno == errno.ENOSPC:
+    except StdoutError as error:
+        if error.errno != errno.EPIPE:
             complain(f"stdout cannot be written: {error.strerror}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+        discard_stdout()
+        code = FAILED
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        complain(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,5 +1,6 @@
 """The command line: its help, its lists, and its messages about bad arguments."""
 
+import errno
 import functools
 import json
 import os
@@ -400,15 +401,38 @@ def test_closed_pipe_ends_without_a_traceback(listing):
         done = command(listing, capture_output=False, stdout=write, stderr=subprocess.PIPE)
     finally:
         os.close(write)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always full")
-def test_full_disk_under_stdout_ends_in_one_line():
-    with Path("/dev/full").open("w", encoding="utf-8") as full:
-        done = command("models", capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 1
-    assert done.stderr == "decodetax: stdout cannot be written: No space left on device\n"
+FULL_DISK = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always full")
+UNWRITABLE = {"> /dev/full": "No space left on device", ">&-": "Bad file descriptor"}
+
+
+def in_shell(arguments, redirection, **options):
+    """A command as a shell starts it, with a redirection of its output."""
+    line = f'exec "$0" "$@" {redirection}'
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@FULL_DISK
+@pytest.mark.parametrize("redirection", UNWRITABLE)
+@pytest.mark.parametrize("arguments", [["models"], ["--help"], ["prices", "--json"]], ids=" ".join)
+def test_stdout_that_cannot_be_written_ends_in_one_line(arguments, redirection):
+    done = in_shell(["-m", "decodetax.harness", *arguments], redirection)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"decodetax: stdout cannot be written: {UNWRITABLE[redirection]}\n"
+
+
+@FULL_DISK
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&-"])
+def test_stderr_that_cannot_be_written_changes_nothing_else(redirection):
+    done = in_shell(["-m", "decodetax.harness", "models"], redirection)
+    assert done.returncode == 0
+    assert "llama-3.1-8b" in done.stdout
+    done = in_shell(["-m", "decodetax.harness", "models", "--bogus"], redirection)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 # The rest of a run, with canned ceilings, rows and checks in place of measured ones.
@@ -478,6 +502,124 @@ def test_json_is_alone_on_stdout_and_equals_the_file_whatever_a_users_function_d
     written = (folder / "run.json").read_text(encoding="utf-8")
     assert strict_json(outcome.out) == strict_json(written)
     assert outcome.out.startswith("{")
+
+
+@pytest.mark.usefixtures("canned")
+def test_file_of_a_run_in_progress_is_refused_in_one_line_before_measuring(folder):
+    from decodetax.harness.core.own_file import locked  # noqa: PLC0415  (as another run holds it)
+
+    (folder / "run.json").write_text("so far", encoding="utf-8")
+    (folder / "link.json").symlink_to("run.json")
+    config = write_config(folder)
+    before = contents(folder)
+    with locked(folder / "run.json"):
+        refused = [
+            decodetax("run", *SMALL, "--model", config, "-o", "link.json"),
+            decodetax("run", "--resume", "run.json", "-o", "other.json"),
+        ]
+    for outcome, fragment in zip(refused, ("--output", "--resume"), strict=True):
+        assert_misuse(outcome, fragment, "another run (process", "is writing to")
+    assert contents(folder) == before
+
+
+def run_with_a_full_disk(folder, *arguments):
+    """A canned run whose file cannot be written when it ends; it goes to folder/tmp."""
+    from decodetax.harness.core import own_file  # noqa: PLC0415
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (folder / "tmp").mkdir()
+    with mock.patch.object(own_file, "write_text", full), mock.patch("tempfile.tempdir", str(folder / "tmp")):
+        return run_canned(folder, "-o", "run.json", *arguments)
+
+
+@pytest.mark.usefixtures("canned")
+def test_run_on_a_full_disk_prints_its_tables_and_names_the_file_that_it_went_to(folder):
+    outcome = run_with_a_full_disk(folder, "--markdown", "run.md")
+    [kept] = (folder / "tmp").iterdir()
+    assert outcome.code == 1
+    assert outcome.err == f"decodetax: run.json: No space left on device; the run was written to {kept}\n"
+    assert "An output token costs" in outcome.out
+    assert f"Run written to {kept} after" in outcome.out
+    strict_json(kept.read_text(encoding="utf-8"))
+    assert (folder / "run.md").exists()
+
+
+@pytest.mark.usefixtures("canned")
+def test_report_files_that_cannot_be_written_do_not_hinder_the_others(folder):
+    from decodetax.harness.bench import report_command  # noqa: PLC0415
+
+    write_bytes = report_command.write_bytes
+
+    def full(target, content):
+        if target.suffix == ".csv":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_bytes(target, content)
+
+    with mock.patch.object(report_command, "write_bytes", full):
+        outcome = run_canned(folder, "-o", "run.json", "--csv", "tables", "--html", "run.html")
+    assert outcome.code == 1
+    [line] = outcome.err.splitlines()
+    assert re.search(r"\.csv: No space left on device; it was not written; nor were \d+ more files", line)
+    assert (folder / "run.html").exists()
+    strict_json((folder / "run.json").read_text(encoding="utf-8"))
+
+
+CANNED_RUN = """
+import sys
+from unittest import mock
+from hand_made import ceilings, check, ok_row
+
+from decodetax.harness import cli
+from decodetax.harness.bench import session
+
+session.measure_ceilings = lambda *_, **__: iter([("read bandwidth", ceilings()[0])])
+session.run_case = lambda case, *_: iter([ok_row(case)])
+session.check_in_interpreter = lambda *_, **__: iter([check()])
+sys.argv = ["decodetax", "run", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@FULL_DISK
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "as_json"),
+    [("> /dev/full", False), ("> /dev/full", True), (">&-", False), ("| true", False)],
+    ids=["full disk", "full disk, JSON", "closed", "closed pipe"],
+)
+def test_run_is_written_though_stdout_cannot_be(folder, redirection, as_json):
+    arguments = [*SMALL, "--dtype", "bf16", "--model", write_config(folder), "-o", "run.json"]
+    line = f'"$0" "$@" {redirection}'
+    if redirection == "| true":  # the shell's exit code is that of the last command
+        line = f'{{ "$0" "$@"; echo "exit code $?" >&2; }} {redirection}'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, "-c", CANNED_RUN, *arguments, *["--json"] * as_json],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    lines = done.stderr.splitlines()
+    assert 1 in {done.returncode, int(lines.pop().split()[-1]) if redirection == "| true" else None}
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("decodetax: stdout cannot be written: ")
+    assert lines[0].endswith("written to run.json")
+    strict_json((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("canned")
+@pytest.mark.parametrize(("quota", "threads", "warned"), [(1.5, 3, True), (1.5, 2, False), (None, 3, False)])
+def test_more_threads_than_a_cpu_quota_allows_are_reported(folder, quota, threads, warned):
+    device = {**CPU, "threads": threads} | ({} if quota is None else {"cpu_quota_cores": quota})
+    described = {"device": device, "versions": {}, "commit": None}
+    with mock.patch(f"{SESSION}.describe", return_value=described):
+        outcome = run_canned(folder, "-o", "run.json")
+    assert outcome.code == 0
+    assert ("torch uses 3 threads, but the control group's CPU quota is 1.5 cores" in outcome.err) == warned
 
 
 @pytest.mark.usefixtures("canned")

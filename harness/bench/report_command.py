@@ -1,6 +1,7 @@
 """`decodetax report`, and the report files that `decodetax run` can also write."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import FailureError, UsageError, path_text
-from ..core.files import file_problem, folder_problem, write_bytes
+from ..core.files import FULL, file_problem, folder_problem, write_bytes
 from ..core.table import prose, wide_option
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ class Outputs:
         for name, library in LIBRARIES.items():
             if name in self.places and importlib.util.find_spec(library) is None:
                 raise UsageError(f"--{name}: needs {library}, which is not installed: pip install {library}")
-        taken = {path.resolve(): "a run" for path in kept}
+        taken = {os.path.realpath(path): "a run" for path in kept}
         for name, place in self.places.items():
             files = [place]
             if OUTPUTS[name][0] == "DIR":
                 _refuse(name, place, folder_problem)
                 files = [place / file for file in _contents(name, {}, ())]
             for file in files:
-                if (other := taken.setdefault(file.resolve(), f"--{name}")) != f"--{name}":
+                if (other := taken.setdefault(os.path.realpath(file), f"--{name}")) != f"--{name}":
                     raise UsageError(f"--{name}: {str(file)!r} is also the file of {other}; name another")
                 if file == place or file.exists():
                     _refuse(name, file, file_problem)
@@ -75,18 +76,25 @@ class Outputs:
         """Write what is asked for, and yield a line about each file.
 
         Raises:
-            FailureError: a file can no longer be written, for instance because the disk is full.
+            FailureError: after the others were written: a file can no longer be written, for instance because
+                the disk is full.
         """
         from ..cost.prices import price_list
         from .chart_data import price_ratios
 
-        ratios = price_ratios(price_list())
+        ratios, problems = price_ratios(price_list()), []
         for name, place in self.places.items():
             for file, content in _contents(name, runs, ratios).items():
                 if content is None:
                     yield f"No {file}: the run has no data for it."
-                else:
+                    continue
+                try:
                     yield _written(place / file, content)
+                except OSError as error:
+                    problems.append(f"{path_text(place / file)}: {error.strerror}")
+        if problems:
+            more = f"; nor were {len(problems) - 1} more files of the report" if len(problems) > 1 else ""
+            raise FailureError(f"{problems[0]}; it was not written{more}")
 
 
 def _contents(
@@ -118,19 +126,22 @@ def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) ->
     try:
         problem = problem_of(place)
     except OSError as error:
-        problem = error.strerror
+        problem = None if error.errno in FULL else error.strerror  # there may be room when it is written
+    except RuntimeError:  # before Python 3.13
+        problem = "a loop of symbolic links"
     if problem is not None:
         raise UsageError(f"--{name}: {str(place)!r} cannot be written ({problem}); name another place")
 
 
 def _written(target: Path, content: bytes) -> str:
-    """Write a complete file, through a symbolic link if it is one; returns the message."""
+    """Write a complete file, through a symbolic link if it is one; returns the message.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     replaced = target.exists()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target.resolve(), content)
-    except OSError as error:
-        raise FailureError(f"{path_text(target)}: {error.strerror}; it was not written") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target.resolve(), content)
     return f"Report written to {path_text(target)}{', replacing the file there' if replaced else ''}."
 
 

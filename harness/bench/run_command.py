@@ -1,8 +1,9 @@
 """`decodetax run`: measures the cost gap between an output and an input token; its options and output."""
 
+import contextlib
 import json
+import math
 import os
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ import click
 
 from ..core import options
 from ..core.errors import FAILED, INTERRUPTED, FailureError, UsageError, path_text
-from ..core.files import file_problem, folder_problem, write_text
+from ..core.files import FULL, file_problem, folder_problem
 from ..core.progress import progress_bar
+from ..core.streams import StdoutError, discard_stdout
 from ..core.table import prose
 from .report_command import Outputs, report_options, run_text
 
 if TYPE_CHECKING:
     from ..core.records import Run
     from .device import Device
+    from .run_writer import RunWriter
     from .runner import TilingOf
     from .session import Settings
 
@@ -104,44 +107,98 @@ def run_command(
     argument, 130 that Ctrl-C ended the run early (what was measured is kept).
 
     The run is saved while it is measured: to --output or, if that file exists already, to FILE.partial beside
-    it until the end.
+    it until the end. A file that another run is writing to is refused.
     """
-    settings, opened, begun = _begun(device, resume, asked)
-    from ..core.user_function import load_user_functions
-    from .resuming import RunSaver, partial_of
-    from .session import begin, check_memory, measure
-    from .summary import heading
+    from .run_writer import RunWriter, locked_run
 
-    check_memory(settings, opened)
-    with options.user_code():
-        load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
-    target, outputs = _writable(output or resume), Outputs(asked)
-    outputs.require_writable([target, *([resume] if resume else [])])
-    target.parent.mkdir(exist_ok=True)
-    result = begun or begin(settings, opened)
-    so_far = target if target == resume or not target.exists() else partial_of(target)
-    tiling_of = _tuned_tilings(result, opened)
-    if not as_json:
-        click.echo(prose(heading(result), wide=wide))
-    with progress_bar() as progress, options.user_code():
-        measure(result, settings, opened, progress, tiling_of, RunSaver(so_far, result))
-    document = json.dumps(result.to_json(), indent=1, allow_nan=False)
-    _write(target, document)
-    if so_far != target:
-        so_far.unlink(missing_ok=True)
+    with contextlib.ExitStack() as locks:
+        if resume is not None:
+            locks.enter_context(locked_run("--resume", resume))
+        settings, opened, begun = _begun(device, resume, asked)
+        from ..core.user_function import load_user_functions
+        from .session import begin, check_memory, measure
+        from .summary import heading
+
+        check_memory(settings, opened)
+        with options.user_code():
+            load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
+        target, outputs = _writable(output or resume), Outputs(asked)
+        outputs.require_writable([target, *([resume] if resume else [])])
+        target.parent.mkdir(exist_ok=True)
+        writer = RunWriter(target, resume, locks)
+        result = begun or begin(settings, opened)
+        tiling_of = _tuned_tilings(result, opened)
+        printing = _Printing()
+        if not as_json:
+            going_on = f"the run goes on and is written to {path_text(target)}"
+            printing(prose(heading(result), wide=wide), kept=going_on)
+        _warn_of_quota(result.environment["device"])
+        with progress_bar() as progress, options.user_code():
+            measure(result, settings, opened, progress, tiling_of, lambda: writer(result))
+        return _end(result, writer, outputs, printing, as_json=as_json, wide=wide)
+
+
+class _Printing:
+    """Prints on stdout; the first time that it cannot be written, says so and what is kept all the same."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def __call__(self, text: str, *, kept: str) -> None:
+        if self.failed:
+            return
+        try:
+            click.echo(text)
+        except StdoutError as error:
+            self.failed = True
+            options.complain(f"stdout cannot be written: {error.strerror}; {kept}")
+            discard_stdout()
+
+
+def _end(
+    run: "Run", writer: "RunWriter", outputs: Outputs, printing: _Printing, *, as_json: bool, wide: bool
+) -> int:
+    """Write the run, print it and write its reports; each that fails is reported, and none hinders another.
+
+    Raises:
+        FailureError: the run ended early.
+    """
+    place, problem = writer.finish(run)
+    kept = f"the run was written to {place}" if place else "the run was not written either"
     if as_json:
-        click.echo(document)
+        printing(json.dumps(run.to_json(), indent=1, allow_nan=False), kept=kept)
     else:
-        click.echo(run_text(result, wide=wide))
-        run = "Interrupted run" if result.interrupted else "Run"
-        click.echo(f"\n{run} written to {path_text(target)} after {result.elapsed_s:.0f} s.")
-    for line in outputs.write({path_text(target.stem): result}):
-        click.echo(line, err=as_json)
-    if result.interrupted:
+        kind = "Interrupted run" if run.interrupted else "Run"
+        ending = f"\n\n{kind} written to {place} after {run.elapsed_s:.0f} s." if place else ""
+        printing(run_text(run, wide=wide) + ending, kept=kept)
+    if problem or writer.unsaved:
+        options.complain(problem or str(writer.unsaved))
+    try:
+        for line in outputs.write({path_text(writer.named.stem): run}):
+            if as_json:
+                click.echo(line, err=True)
+            else:
+                printing(line, kept=kept)
+    except FailureError as error:
+        options.complain(str(error))
+        problem = str(error)
+    if problem or printing.failed:
+        return FAILED
+    if run.interrupted:
         return INTERRUPTED
-    if result.broken is not None:
-        raise FailureError(f"the run ended early: {result.broken}; what was measured is in {target}")
-    return FAILED if result.failures else 0
+    if run.broken is not None:
+        raise FailureError(f"the run ended early: {run.broken}; what was measured is in {place}")
+    return FAILED if run.failures else 0
+
+
+def _warn_of_quota(device: dict[str, Any]) -> None:
+    """Say that more threads run than a CPU quota lets run at once: the others then wait, and times vary."""
+    quota, threads = device.get("cpu_quota_cores"), device.get("threads", 1)
+    if quota is not None and threads > math.ceil(quota):
+        options.complain(
+            f"torch uses {threads} threads, but the control group's CPU quota is {quota:.3g} cores: set "
+            f"OMP_NUM_THREADS={math.ceil(quota)} for steady times"
+        )
 
 
 def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
@@ -199,15 +256,18 @@ def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
 def _writable(output: Path | None) -> Path:
     """The file that the run is written to, checked before anything is measured.
 
+    A full disk is no obstacle: there may be room at the end, and if not, the run is kept elsewhere.
+
     Raises:
         UsageError: it cannot be written.
     """
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    target = output or Path("results") / f"run-{now}-{os.getpid()}.json"
+    target = output or _dated_file()
     try:
         problem = file_problem(target) if output is not None else folder_problem(target.parent)
     except OSError as error:
-        problem = error.strerror
+        problem = None if error.errno in FULL else error.strerror
+    except RuntimeError:  # before Python 3.13
+        problem = "a loop of symbolic links"
     if problem is not None:
         raise UsageError(
             f"--output: {str(target)!r} cannot be written ({problem}); name a file in a folder that can"
@@ -215,16 +275,11 @@ def _writable(output: Path | None) -> Path:
     return target
 
 
-def _write(target: Path, text: str) -> None:
-    """Write the run; if that fails, to the system's temporary folder.
-
-    Raises:
-        FailureError: it was written to that folder.
-    """
-    target = target.resolve()  # a link is written through
-    try:
-        write_text(target, text)
-    except OSError as error:
-        fallback = Path(tempfile.gettempdir()) / f"decodetax-{os.getpid()}-{target.name}"
-        write_text(fallback, text)
-        raise FailureError(f"{target}: {error.strerror}; the run was written to {fallback}") from error
+def _dated_file() -> Path:
+    """A file in results/ that does not exist."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    number, place = 1, Path("results") / f"run-{now}-{os.getpid()}.json"
+    while os.path.lexists(place):
+        number += 1
+        place = Path("results") / f"run-{now}-{os.getpid()}-{number}.json"
+    return place

@@ -5,6 +5,7 @@ times. It is used only while the kernel would still choose that default: after a
 MIG slice of the GPU, it has no effect.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,12 +20,16 @@ from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError, schema_fault, short_repr
 from ..core.files import folder_problem, read_user_json, write_text
+from ..core.own_file import LockedError, locked
 from ..core.record_fields import Count
 from .device import Device
 from .runner import TilingOf
 from .tilings import TUNABLE, Key
 
 SCHEMA_VERSION = 1
+
+LOCK_WAIT_S = 5.0
+"""Seconds to wait for another search that writes the file."""
 
 Entry = Mapping[str, Any]
 
@@ -86,14 +91,17 @@ class TilingCache:
             UsageError: as `read`; the file is then unchanged.
             OSError: the folder cannot be written to.
         """
-        found = {**self.read(), **updates}
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "gpu": self.gpu,
-            "triton": self.triton,
-            "entries": [entry for _, entry in sorted(found.items()) if entry is not None],
-        }
-        write_text(self.path.resolve(), json.dumps(document, indent=1, allow_nan=False))
+        with contextlib.ExitStack() as lock:
+            with contextlib.suppress(LockedError):  # a process that is stopped must not lose the result
+                lock.enter_context(locked(self.path, wait_s=LOCK_WAIT_S))
+            found = {**self.read(), **updates}
+            document = {
+                "schema_version": SCHEMA_VERSION,
+                "gpu": self.gpu,
+                "triton": self.triton,
+                "entries": [entry for _, entry in sorted(found.items()) if entry is not None],
+            }
+            write_text(self.path.resolve(), json.dumps(document, indent=1, allow_nan=False))
 
     def require_writable(self) -> None:
         """Make the folder.

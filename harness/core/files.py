@@ -1,5 +1,6 @@
 """Files that the user names: reading them, whether they can be written, and writing them atomically."""
 
+import errno
 import json
 import os
 import tempfile
@@ -10,6 +11,10 @@ from .errors import UsageError
 
 OPEN_FILES = ("/dev/stdin", "/dev/fd/")
 """Paths of what a shell has opened, as for `<(command)`; opening any other pipe could wait forever."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a full disk and of a user's share of it."""
 
 
 def read_user_text(path: Path, kind: str, *, max_mib: int) -> str:

@@ -12,6 +12,8 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     from rich.progress import Progress as Bar
 
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Where no terminal shows it, rich would still print an empty line.
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda done, what: bar.update(task, completed=done, description=what)
