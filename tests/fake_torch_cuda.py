@@ -45,7 +45,11 @@ class FakeCuda:
         return types.SimpleNamespace(**self._properties)
 
     def set_device(self, index):
+        self.index = index
         self.log.append(f"set device {index}")
+
+    def current_device(self):
+        return self.index
 
     def mem_get_info(self, device):
         self.log.append(f"memory of {device}")
@@ -150,6 +154,10 @@ class FakeEvent:
     def record(self):
         self.recorded = True
         self._cuda.log.append("record")
+
+    def synchronize(self):
+        assert self.recorded
+        self._cuda.log.append("wait for event")
 
     def elapsed_time(self, end):
         assert self.recorded

@@ -17,6 +17,7 @@ from ...kernels import use_interpreter
 from ..core.errors import UsageError, one_line
 from . import cpu_facts
 from .clocks import Clocks, NvmlClocks
+from .process_state import Setting
 
 Call = Callable[[], object]
 
@@ -46,6 +47,7 @@ class Device(Protocol):
     clocks: Clocks
     cache_bytes: int
     memory_bytes: int
+    settings: Sequence[Setting]
 
     def free_bytes(self) -> int:
         """Bytes of memory that are free for inputs."""
@@ -59,6 +61,12 @@ class Device(Protocol):
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """A CUDA graph of all calls, as one call; None if they cannot be captured."""
 
+    def copy_at_once(self, rewrite: Call, output: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Rewrite the inputs, call `output`, and copy what it returns before other work can catch up."""
+
+    def busy_after_s(self, call: Call) -> float:
+        """Seconds for which the device still computes after the end of a call."""
+
     def release(self) -> None:
         """Return unused memory to the system or the driver."""
 
@@ -67,6 +75,7 @@ class CpuDevice:
     """The CPU, timed with `time.perf_counter_ns`."""
 
     kind = "cpu"
+    settings: Sequence[Setting] = ()
 
     def __init__(self) -> None:
         self.name = cpu_facts.cpu_name()
@@ -96,6 +105,16 @@ class CpuDevice:
         """None: a CPU has no graphs."""
         del calls
         return None
+
+    def copy_at_once(self, rewrite: Call, output: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Rewrite the inputs, call `output`, and copy what it returns as it is then."""
+        rewrite()
+        return torch.clone(output())
+
+    def busy_after_s(self, call: Call) -> float:
+        """0: what goes on in a thread shows in the output (see `copy_at_once`)."""
+        del call
+        return 0.0
 
     def release(self) -> None:
         """Return freed memory to the system, so that `free_bytes` counts it."""
@@ -134,6 +153,10 @@ class CudaDevice:
         self.memory_bytes = int(properties.total_memory)
         self.compute_capability = f"{properties.major}.{properties.minor}"
         self.sm_count = int(properties.multi_processor_count)
+        self.settings: Sequence[Setting] = (
+            Setting(name="the current stream", read=cuda.current_stream, write=cuda.set_stream),
+            Setting(name="the current GPU", read=cuda.current_device, write=cuda.set_device),
+        )
         self._capture_stream: Any = None
         self._highest_clock_hz = float(self.clocks.facts().get("sm_clock_max_hz", HIGHEST_CLOCK_HZ))
         self._head_start_cycles = round(MIN_HEAD_START_S * self._highest_clock_hz)
@@ -199,6 +222,28 @@ class CudaDevice:
             main.wait_stream(self._capture_stream)
         replay: Call = graph.replay
         return replay
+
+    def copy_at_once(self, rewrite: Call, output: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Rewrite the inputs, call `output` and copy what it returns, all in the current stream's order.
+
+        The rewriting waits behind a spin kernel, so that work in another stream that does not wait for the
+        current one reads the numbers of before.
+        """
+        self._cuda.synchronize()
+        self._cuda._sleep(self._head_start_cycles)  # noqa: SLF001  (as in `time_each`)
+        rewrite()
+        return torch.clone(output())
+
+    def busy_after_s(self, call: Call) -> float:
+        """Seconds from the end of a call in the current stream until the whole GPU is idle."""
+        end = self._cuda.Event(enable_timing=True)
+        self._cuda.synchronize()
+        call()
+        end.record()
+        end.synchronize()
+        start_s = self._now_s()
+        self._cuda.synchronize()
+        return self._now_s() - start_s
 
     def release(self) -> None:
         """Return cached memory to the driver."""

@@ -11,6 +11,7 @@ from ..core.inputs import Source, draw
 from ..core.language_model import LanguageModel
 from ..core.records import InterpreterCheck
 from ..core.work import ELEMENT_BYTES
+from .honesty import BoundCall
 from .providers import PROVIDERS, Provider, gate_of
 
 
@@ -56,7 +57,9 @@ def check_in_interpreter(
             relative_error = tolerance = None
             try:
                 gate = gate_of(case, inputs, all_columns=True)
-                verdict = gate.judge(provider.run(inputs))
+                call = BoundCall(provider, inputs)
+                call()
+                verdict = gate.judge(call.checked_output())
                 reason, relative_error, tolerance = verdict.reason, verdict.relative_error, verdict.tolerance
             except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
                 reason = one_line(error)

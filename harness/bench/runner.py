@@ -2,22 +2,33 @@
 
 import dataclasses
 import functools
-import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.cases import Case
-from ..core.errors import one_line
+from ..core.errors import ProviderError, one_line
 from ..core.gate import Gate, Verdict
-from ..core.inputs import Inputs, Source, copies_of, in_layout, memory_bytes, poison
+from ..core.inputs import CacheLayout, Inputs, Source, copies_of, in_layout, memory_bytes, poison
 from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
+from .honesty import (
+    LEFT_WORK,
+    BoundCall,
+    Unseen,
+    becomes_right,
+    busy_threads,
+    check_idle_after,
+    check_on_unseen,
+    unseen_of,
+)
+from .input_watch import InputWatch
 from .launcher import launcher_error
+from .process_state import ProcessState
 from .providers import PROVIDERS, Provider, gate_of
 from .timer import GRAPH_METHOD, Budget, measure
 
@@ -44,6 +55,8 @@ class Bench:
         tiling_of: the tuned tiling of a case.
         round: number of the run's round, from 0.
         user_providers: providers of the user's own functions, by operation.
+        unseen: other numbers for the inputs of the cases so far, by layout: their oracle is computed once.
+        last_round: whether this is the last round, in which providers are checked on unseen inputs again.
     """
 
     device: Device
@@ -53,6 +66,8 @@ class Bench:
     tiling_of: TilingOf = no_tiling
     round: int = 0
     user_providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+    unseen: dict[tuple[Case, CacheLayout], Unseen] = field(default_factory=dict)
+    last_round: bool = False
 
 
 class Blocked(Exception):  # noqa: N818  (not an error: it becomes the status and reason of rows)
@@ -86,6 +101,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
             for provider in providers:
                 reasons.setdefault(provider.name, (blocked.status, blocked.reason))
     rows: dict[str, Row] = {}
+    watch: InputWatch | None = None
     for provider in providers:
         if gate is None or provider.name in reasons:
             status, reason = reasons[provider.name]
@@ -97,8 +113,13 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
             provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
         )
         if isinstance(chosen, Provider):
+            watch = watch or InputWatch(copies, fully=not bench.round or bench.last_round)
             laid_out, own_gate = _in_its_layout(case, chosen, copies, gate)
-            chosen = run_provider(case, chosen, laid_out, own_gate, bench, before)
+            chosen = run_provider(case, chosen, laid_out, own_gate, bench, before, watch=watch)
+            if watch.found:
+                bench.unseen.clear()
+                copies, gate = prepare(case, bench)  # no later provider gets altered inputs
+                watch = None
         rows[provider.name] = chosen
         yield chosen
     del copies, gate
@@ -175,12 +196,56 @@ def run_provider(
     gate: Gate,
     bench: Bench,
     before: Row | None = None,
+    *,
+    watch: InputWatch | None = None,
 ) -> Row:
-    """Gate a provider on the first copy, time it on all copies in turn, and gate the last samples again.
+    """Gate a provider on the first copy, time it on all copies in turn, and find what it must not do.
 
-    `before` is its row of earlier rounds, which passed the gate: its median says how long a call takes, and
-    all rounds use its method.
+    Whatever it changes in this process is put back. The inputs are not: see `watch`.
+
+    Args:
+        case: what it computes.
+        provider: the provider.
+        copies: copies of the case's inputs.
+        gate: the gate on the first of them.
+        bench: where and how.
+        before: its row of earlier rounds, which passed the gate: its median says how long a call takes, and
+            all rounds use its method.
+        watch: what the inputs held before; None reads them here.
     """
+    watch = watch or InputWatch(copies, fully=True)
+    state, threads = ProcessState(bench.device.settings), threading.enumerate()
+    try:
+        row = _timed(case, provider, copies, gate, bench, before)
+    finally:
+        faults = state.restore()
+    faults += [f"altered its {name}" for name in watch.altered()]
+    if (fault := busy_threads(threads)) is not None:
+        faults.append(fault)
+    if not faults:
+        return row
+    reason = "; ".join([*([row.reason] if row.reason else []), *faults])
+    return Row(
+        case=case,
+        provider=provider.name,
+        tiling=row.tiling,
+        variant=row.variant,
+        status="failed",
+        reason=reason,
+        relative_error=row.relative_error,
+        tolerance=row.tolerance,
+    )
+
+
+def _timed(
+    case: Case,
+    provider: Provider,
+    copies: Sequence[Inputs],
+    gate: Gate,
+    bench: Bench,
+    before: Row | None,
+) -> Row:
+    """The row of a provider: gated, timed, gated again, and called on inputs that it has not seen."""
     for inputs in copies:
         poison(inputs)
     calls = [BoundCall(provider, inputs) for inputs in copies]
@@ -198,15 +263,14 @@ def run_provider(
     try:
         for call in calls:
             call.bind()
+        first_s = before.time_s.median if before is not None else 0.0
         if before is None:
             [first_s] = bench.device.time_each(calls[:1])
-            verdict = gate.judge(calls[0].output)
+            verdict = gate.judge(calls[0].checked_output())
             if not verdict.passed:
-                return _failed(row, verdict)
+                return _failed(row, verdict, late=becomes_right(calls[0], gate))
             if bench.device.kind != "cpu":
                 first_s = 0.0  # a GPU's first call compiles
-        else:
-            first_s = before.time_s.median
         timing = measure(
             bench.device,
             calls,
@@ -216,9 +280,11 @@ def run_provider(
             before_sampling=before_sampling,
         )
         clock_after_hz, throttle_reasons = clocks.clock_hz(), clocks.throttle_reasons()
-        verdict = gate.judge(calls[0].output)
+        verdict = gate.judge(_last_output(calls))
         if not verdict.passed:
             return _failed(row, verdict)
+        if before is None or bench.last_round:
+            _check_unseen(case, provider, calls[0], gate, bench, call_s=min(timing.samples_s))
     except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
         status, reason = _explain(error)
         return row(status=status, reason=reason)
@@ -236,34 +302,42 @@ def run_provider(
     )
 
 
-class BoundCall:
-    """A provider bound to one copy of the inputs; keeps its last output."""
+def _last_output(calls: Sequence[BoundCall]) -> Tensor:
+    """The last output on the first copy, which is computed again if all calls share one output."""
+    outputs = [call.checked_output() for call in calls if call.called]
+    if any(output.data_ptr() == outputs[0].data_ptr() for output in outputs[1:]):
+        if bool(outputs[0].isnan().all()):
+            return outputs[0]  # no sample wrote to it
+        calls[0].poison()
+        calls[0]()
+    return calls[0].checked_output()
 
-    def __init__(self, provider: Provider, inputs: Inputs) -> None:
-        self._provider, self._inputs = provider, inputs
-        self._call: Callable[[], Tensor] = functools.partial(provider.run, inputs)
-        self.output = torch.empty(0)
 
-    def bind(self) -> None:
-        """Let the provider plan; planning may run the kernel, so the outputs are poisoned again."""
-        if self._provider.bind is not None:
-            self._call = self._provider.bind(self._inputs)
-            poison(self._inputs)
+def _check_unseen(
+    case: Case, provider: Provider, call: BoundCall, gate: Gate, bench: Bench, *, call_s: float
+) -> None:
+    """Call a provider on inputs that it has not seen.
 
-    def __call__(self) -> None:  # noqa: D102  (the class says it)
-        self.output = self._call()
+    Raises:
+        ProviderError: it did not compute the result, or not in the call.
+    """
+    key = (case, provider.layout)
+    if key not in bench.unseen:
+        bench.unseen[key] = unseen_of(case, call.inputs)
+    check_on_unseen(call, bench.unseen[key], gate, bench.device)
+    check_idle_after(call, bench.device, call_s=call_s)
 
 
 def _poison_outputs(calls: Sequence[BoundCall]) -> None:
     """Fill every last output with NaN, so that the gate finds a sample that computed nothing."""
     for call in calls:
-        call.output.fill_(math.nan)
+        call.poison()
 
 
-def _failed(row: Callable[..., Row], verdict: Verdict) -> Row:
+def _failed(row: Callable[..., Row], verdict: Verdict, *, late: bool = False) -> Row:
     return row(
         status="failed",
-        reason=verdict.reason,
+        reason=LEFT_WORK if late else verdict.reason,
         relative_error=verdict.relative_error,
         tolerance=verdict.tolerance,
     )
@@ -275,6 +349,8 @@ def _explain(error: Exception) -> tuple[Status, str]:
     message = text.removeprefix(f"{type(error).__name__}: ")
     if out_of_memory(error):
         return "skipped", f"out of memory: {message}"
+    if isinstance(error, ProviderError):
+        return "failed", message
     if (problem := launcher_error(error)) is not None:
         return "unsupported", problem
     if isinstance(error, NotImplementedError) or "not implemented for" in text:

@@ -255,6 +255,7 @@ def _fill(
             tiling_of=tiling_of,
             round=number,
             user_providers=own,
+            last_round=number == ROUNDS - 1,
         )
         if (late and number >= MIN_ROUNDS) or not providers_due(case, bench, earlier):
             continue

@@ -19,6 +19,10 @@ class FailureError(RuntimeError):
     """A failure that no argument causes, such as a full disk: one line."""
 
 
+class ProviderError(RuntimeError):
+    """What a provider did that it must not do; the message is the reason of its row."""
+
+
 _SCHEMA_TYPES = {
     "array": "a list",
     "bool": "true or false",

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UsageError, one_line
+from .outputs import output_fault
 
 SIGNATURES: Mapping[str, tuple[str, ...]] = {
     "prefill_matmul": ("x", "weight"),
@@ -44,11 +45,12 @@ class UserFunction:
         """The function's result on MatmulInputs or DecodeAttentionInputs.
 
         Raises:
-            TypeError: the result is not a tensor of the dtype, shape and device of `inputs.out`.
+            TypeError: the result is not a plain tensor of the dtype, shape and device of `inputs.out`.
             RuntimeError: the function tried to end the process.
         """
         operands = [getattr(inputs, name) for name in SIGNATURES[self.operation]]
         options = {"out": inputs.out} if self.takes_out else {}
+        like = inputs.out.detach()  # of the shape before the call: the function may change that of `out`
         try:
             result: Any = self.function(*operands, **options)
         except (Exception, KeyboardInterrupt):
@@ -56,8 +58,9 @@ class UserFunction:
         except BaseException as error:  # such as sys.exit, which would end the command
             raise RuntimeError(f"raised {one_line(error)}") from error
         result = inputs.out if result is None and self.takes_out else result
-        if _kind(result) != _kind(inputs.out):
-            raise TypeError(f"returned {_kind(result)}, not {_kind(inputs.out)}")
+        fault = output_fault(result, like)
+        if fault is not None:
+            raise TypeError(fault)
         output: Tensor = result
         return output
 
@@ -162,13 +165,6 @@ def _operation(name: str, function: Callable[..., Any]) -> tuple[str, bool]:
     raise UsageError(
         f"--provider: {name} takes ({', '.join(names)[:80]}); its parameters must begin with {known}"
     )
-
-
-def _kind(value: object) -> str:
-    """The dtype, shape and device of a tensor, else the type, in words."""
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)} on {value.device.type}"
 
 
 def _has_triton_kernel(module: ModuleType) -> bool:

@@ -25,6 +25,7 @@ class FakeDevice:
     """Runs calls at once and reports `seconds_of(call)` as the time of each; the clock advances by it."""
 
     torch_device = CPU
+    settings = ()
     name = "a device of the tests"
 
     def __init__(
@@ -41,7 +42,7 @@ class FakeDevice:
         self.kind, self.cache_bytes, self.memory_bytes = kind, cache_bytes, memory_bytes
         self.clocks = clocks or Clocks()
         self.clock = Clock()
-        self.captured, self.blocks, self.released = None, [], 0
+        self.captured, self.blocks, self.released, self.left_s = None, [], 0, 0.0
         self._seconds_of, self._graphs, self._free_bytes = seconds_of, graphs, free_bytes
 
     def free_bytes(self):
@@ -71,6 +72,14 @@ class FakeDevice:
 
         replay.is_replay = True
         return replay
+
+    def copy_at_once(self, rewrite, output):
+        rewrite()
+        return output().clone()
+
+    def busy_after_s(self, call):
+        call()
+        return self.left_s
 
     def release(self):
         self.released += 1

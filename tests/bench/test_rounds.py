@@ -27,11 +27,11 @@ def turns(monkeypatch):
     seen = {"turns": [], "stop": None}
     plain = runner.run_provider
 
-    def noted(case, provider, copies, gate, bench, before=None):
+    def noted(case, provider, copies, gate, bench, before=None, **options):
         if seen["stop"] is not None and len(seen["turns"]) == seen["stop"]:
             raise KeyboardInterrupt
         seen["turns"].append((bench.round, case.id, provider.name))
-        return plain(case, provider, copies, gate, bench, before)
+        return plain(case, provider, copies, gate, bench, before, **options)
 
     monkeypatch.setattr(runner, "run_provider", noted)
     return seen
@@ -82,11 +82,11 @@ def test_rounds_end_early_once_the_time_is_over():
 def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
     plain = runner.run_provider
 
-    def later_wrong(case, provider, copies, gate, bench, before=None):
+    def later_wrong(case, provider, copies, gate, bench, before=None, **options):
         if bench.round == 2 and case.part == "o":
             wrong = dataclasses.replace(provider, run=lambda inputs: provider.run(inputs) * 1.5)
-            return plain(case, wrong, copies, gate, bench, before)
-        return plain(case, provider, copies, gate, bench, before)
+            return plain(case, wrong, copies, gate, bench, before, **options)
+        return plain(case, provider, copies, gate, bench, before, **options)
 
     monkeypatch.setattr(runner, "run_provider", later_wrong)
     result = run()
