@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from decodetax.harness.core.own_file import locked
 from decodetax.harness.core.run_file import read_run
-from hand_made import decodetax, strict_json, write_config
+from hand_made import assert_misuse, decodetax, strict_json, write_config
 
 ARGUMENTS = (
     *("--device", "cpu", "--quick", "--model", "config.json"),
@@ -75,6 +76,29 @@ def test_older_file_stays_until_the_new_run_ends(tmp_path):
     killed(tmp_path, 0.5)
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == "an older run"
     assert read_run(tmp_path / "out.json.partial").interrupted
+
+
+@pytest.mark.slow
+def test_second_run_into_the_file_of_one_that_is_stopped_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    path = tmp_path / "out.json"
+    first = command(tmp_path, *ARGUMENTS, "-o", "out.json", "--seed", "1")
+    limit_s = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < limit_s:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        before = path.read_bytes()
+        for arguments in ([*ARGUMENTS, "-o", "out.json"], ["--resume", "out.json", "-o", "other.json"]):
+            outcome = decodetax("run", *arguments)
+            assert_misuse(outcome, f"another run (process {first.pid}) is writing to 'out.json'")
+        assert path.read_bytes() == before
+    finally:
+        first.kill()
+        first.communicate()
+    with locked(path):  # a run that was killed holds nothing
+        assert read_run(path).settings["seed"] == 1
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """The tiling cache: entries are found and merged, files written atomically and used for their GPU only."""
 
+import contextlib
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
+from decodetax.harness.bench import tiling_cache
 from decodetax.harness.bench.tiling_cache import (
     TilingCache,
     default_folder,
@@ -14,6 +17,7 @@ from decodetax.harness.bench.tiling_cache import (
 )
 from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.own_file import locked
 from decodetax.kernels import gpu_limits
 from fakes import FakeDevice
 from small_cases import CPU, decode_case, matmul_case
@@ -206,6 +210,32 @@ def test_failed_write_leaves_the_file_as_it_was(cache, monkeypatch):
         cache.merge(update(OTHER))
     assert cache.path.read_bytes() == before
     assert [path.name for path in cache.path.parent.iterdir()] == [cache.path.name]
+
+
+def test_searches_that_write_at_once_keep_the_entries_of_both(cache, monkeypatch):
+    """Each reads the file, and writes it with its own entries only when the other has written."""
+    read, both_read = TilingCache.read, threading.Barrier(2)
+
+    def slow_read(self):
+        found = read(self)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_read.wait(timeout=0.2)  # breaks where one waits for the other
+        return found
+
+    monkeypatch.setattr(TilingCache, "read", slow_read)
+    threads = [threading.Thread(target=cache.merge, args=(update(case),)) for case in (CASE, OTHER)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read(cache)) == 2
+
+
+def test_result_is_kept_though_another_search_holds_the_file(cache, monkeypatch):
+    monkeypatch.setattr(tiling_cache, "LOCK_WAIT_S", 0.0)
+    with locked(cache.path):
+        cache.merge(update(CASE))
+    assert len(cache.read()) == 1
 
 
 def test_folder_is_made_and_one_that_cannot_be_is_named(tmp_path):
