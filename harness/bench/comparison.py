@@ -16,7 +16,7 @@ from .row_comparison import (
     round_autocorrelation,
     with_verdicts,
 )
-from .trust import MAX_SPREAD, sample_spread
+from .trust import disturbances
 
 DEFAULT_LIMIT = 0.05
 """A row significantly slower by more than this is a regression; times within SAME_WITHIN are the same."""
@@ -211,9 +211,8 @@ def _ceiling_name(ceiling: Ceiling) -> str:
 def _disturbance(before: Run, after: Run) -> str:
     """Why the times of a run are unreliable; empty where those of both runs are reliable."""
     for side, run in (("before", before), ("after", after)):
-        spread = sample_spread(run.rows)
-        if spread > MAX_SPREAD:
-            return f"the machine was disturbed {side}: samples scatter by {spread:.0%}"
+        for disturbance in disturbances(run):
+            return f"the machine was disturbed {side}: {disturbance}"
     return ""
 
 

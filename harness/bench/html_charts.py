@@ -132,7 +132,9 @@ def _roofline_sentences(runs: Mapping[str, Run], points: Sequence[Point]) -> Ite
             )
         for provenance, roof in (("measured", run.measured), ("datasheet", run.datasheet)):
             if roof.balance_operations_per_byte is not None:
+                low = provenance == "measured" and run.rows_above_ceilings
                 yield (
                     f"{of_run}The {provenance} roof turns from memory-bound to compute-bound at "
-                    f"{number(roof.balance_operations_per_byte, 3)} operations per byte."
+                    f"{number(roof.balance_operations_per_byte, 3)} operations per byte"
+                    + ("; points above it show that it was measured too low." if low else ".")
                 )

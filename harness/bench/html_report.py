@@ -21,6 +21,7 @@ from .html_charts import charts
 from .plotly_figure import Chart
 from .run_tables import run_tables
 from .summary import fastest_providers, heading, missing_from, sentences, workload
+from .trust import warnings_of
 
 FOLDED_TABLES = frozenset({"kernels", "not_timed", "interpreter_checks", "environment"})
 
@@ -73,9 +74,13 @@ def _answer(name: str, run: Run) -> Iterator[str]:
         yield f"<h2>{html_escaped(name)}</h2>"
     if answers := list(sentences(run)):
         yield f'<div class="answer">{"".join(f"<p>{html_escaped(line)}</p>" for line in answers)}</div>'
-    if missing := list(missing_from(run)):
-        items = "".join(f"<li>{html_escaped(line)}</li>" for line in missing)
-        yield f'<div class="missing"><b>What is missing</b><ul>{items}</ul></div>'
+    for title, lines in (
+        ("Not to be trusted", warnings_of(run)),
+        ("What is missing", list(missing_from(run))),
+    ):
+        if lines:
+            items = "".join(f"<li>{html_escaped(line)}</li>" for line in lines)
+            yield f'<div class="missing"><b>{title}</b><ul>{items}</ul></div>'
     facts = "\n".join(map(html_escaped, (*heading(run).splitlines(), workload(run))))
     yield f'<p class="facts">{facts}</p>'
     if fastest := html_escaped(fastest_providers(run)):

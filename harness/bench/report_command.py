@@ -150,6 +150,7 @@ def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -
     from ..core.table import markdown_escaped
     from .run_tables import run_tables
     from .summary import fastest_providers, heading, missing_from, sentences, workload
+    from .trust import warnings_of
 
     blocks = ["# What an output token costs"]
     for name, run in runs.items():
@@ -158,16 +159,18 @@ def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -
         facts = [*heading(run).splitlines(), workload(run), fastest_providers(run)]
         blocks.append("\n".join(f"- {markdown_escaped(fact)}" for fact in facts if fact))
         blocks += map(markdown_escaped, sentences(run))
-        if missing := "\n".join(f"- {markdown_escaped(sentence)}" for sentence in missing_from(run)):
-            blocks.append(f"Missing:\n\n{missing}")
+        for title, lines in (("Not to be trusted", warnings_of(run)), ("Missing", missing_from(run))):
+            if listed := "\n".join(f"- {markdown_escaped(line)}" for line in lines):
+                blocks.append(f"{title}:\n\n{listed}")
     for table in run_tables(runs, ratios):
         blocks += [f"## {markdown_escaped(table.title)}", table.markdown()]
     return "\n\n".join(blocks)
 
 
 def run_text(run: "Run", *, wide: bool) -> str:
-    """The tables of a run for a terminal, what they show in sentences, and what the run lacks."""
+    """The tables of a run for a terminal, what they show in sentences, what it lacks, and what to doubt."""
     from . import run_tables, summary
+    from .trust import warnings_of
 
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
@@ -183,6 +186,7 @@ def run_text(run: "Run", *, wide: bool) -> str:
         summary.fastest_providers(run) if wide else "",
         prose("\n".join(summary.sentences(run)), wide=wide),
         prose("\n".join(summary.missing_from(run)), wide=wide),
+        prose("\n".join(f"Not to be trusted: {warning}." for warning in warnings_of(run)), wide=wide),
     ]
     return "\n\n".join(filter(None, blocks))
 

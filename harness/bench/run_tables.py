@@ -74,6 +74,7 @@ def ceilings_table(runs: Runs) -> Table:
         Column("dtype"),
         Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
         Column("FLOP/s", "flop_per_s", MEASURED, si),
+        Column("rows above", "rows_above", MEASURED),
         Column("datasheet GB/s", "bytes_per_s", DATASHEET, _gigabytes),
         Column("datasheet FLOP/s", "flop_per_s", DATASHEET, si),
         Column("why not measured", "reason"),
@@ -87,6 +88,7 @@ def ceilings_table(runs: Runs) -> Table:
                 datasheet = datasheets.get((c.kind, c.dtype))
                 yield (
                     c.kind.replace("_", " "), c.dtype, c.bandwidth_bytes_per_s, c.flop_per_s,
+                    len(run.rows_above(c)) or None,
                     datasheet and datasheet.bandwidth_bytes_per_s, datasheet and datasheet.flop_per_s,
                     c.reason, c.detail,
                 )  # fmt: skip
@@ -112,6 +114,7 @@ def kernels_table(runs: Runs) -> Table:
         Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
         Column("bound", "", MEASURED, wide=True),
         Column("of roof", "share_of_ceiling", MEASURED, percent),
+        Column("above ceiling", "above_ceiling", MEASURED, lambda _: "above"),
         Column("of datasheet roof", "share", AGAINST_DATASHEET, percent, wide=True),
         Column("throttled", "", MEASURED),
         Column("DRAM read", "dram_bytes_read", COUNTERS, _bytes, wide=True),
@@ -131,7 +134,8 @@ def kernels_table(runs: Runs) -> Table:
                     work.operations, work.bytes_total, figures["operations_per_byte"],
                     time_s.median, time_s.low, time_s.high, len(row.samples_s), len(set(row.rounds)) or 1,
                     figures["flop_per_s"], figures["bandwidth_bytes_per_s"], figures["bound"],
-                    figures["share_of_measured_ceiling"], figures["share_of_datasheet_ceiling"],
+                    figures["share_of_measured_ceiling"], figures["above_measured_ceiling"] or None,
+                    figures["share_of_datasheet_ceiling"],
                     ", ".join(row.throttle_reasons) or None,
                     *_counters(row.counters, work.bytes_total),
                 )  # fmt: skip

@@ -52,13 +52,8 @@ def workload(run: Run) -> str:
 
 def sentences(run: Run) -> Iterator[str]:
     """The balance point, the gap and the parts of an output token's time, as far as the run has them."""
-    balance = run.measured.balance_operations_per_byte
-    if balance is not None:
-        sides = "; ".join(_sides(run, balance))
-        yield printable(
-            f"This device balances at {number(balance, 3)} FLOP per byte in {run.dtype} (measured)"
-            + (f": {sides}." if sides else ".")
-        )
+    if run.measured.balance_operations_per_byte is not None:
+        yield printable(_balance(run, run.measured.balance_operations_per_byte))
     if run.gaps:
         smallest, largest = (extreme(run.gaps, key=lambda gap: gap.batch) for extreme in (min, max))
         text = f"An output token costs {_times(smallest)} an input token at {_at(smallest)}"
@@ -66,6 +61,19 @@ def sentences(run: Run) -> Iterator[str]:
             text += f" and {_times(largest)} at {_at(largest)}"
         yield text + "."
         yield _shares(smallest)
+
+
+def _balance(run: Run, balance: float) -> str:
+    """The balance point, and the side of it that a layer is on; unless rows contradict its ceilings."""
+    point = f"{number(balance, 3)} FLOP per byte in {run.dtype}"
+    if above := run.rows_above_ceilings:
+        rows = "a row is" if len(above) == 1 else f"{len(above)} rows are"
+        return (
+            f"The balance point of this device is not known: its ceilings give {point}, but {rows} above "
+            "them, so a ceiling was measured too low."
+        )
+    sides = "; ".join(_sides(run, balance))
+    return f"This device balances at {point} (measured)" + (f": {sides}." if sides else ".")
 
 
 def _sides(run: Run, balance: float) -> Iterator[str]:

@@ -19,6 +19,10 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "skipped", "unsupported"]
 Provenance = Literal["measured", "datasheet"]
 
+ABOVE_CEILING = 1.05
+"""Share of a measured ceiling above which a row shows that the ceiling was measured too low. A row of 100 to
+105% was as fast as the fastest call of the ceiling, within the noise of a median."""
+
 COUNTER_NAMES = ("dram_bytes_read", "dram_bytes_written", "matrix_active_share")
 """Hardware counters of a row: DRAM bytes of all launches of a call; and the share of time with active tensor
 cores, the largest of all launches."""
@@ -213,7 +217,7 @@ class Row:
             throttle_reasons=tuple(dict.fromkeys((*self.throttle_reasons, *later.throttle_reasons))),
         )
 
-    def figures(self, measured: Roof, datasheet: Roof) -> dict[str, float | str | None] | None:
+    def figures(self, measured: Roof, datasheet: Roof) -> dict[str, float | str | bool | None] | None:
         """Rates and their shares of the roofs; None unless the row is ok. Provenance: measured."""
         if self.status != "ok":
             return None
@@ -225,6 +229,7 @@ class Row:
             "bandwidth_bytes_per_s": self.bandwidth_bytes_per_s,
             "bound": roof and roof[1],
             "share_of_measured_ceiling": roof and roof[0] / time_s,
+            "above_measured_ceiling": roof and roof[0] / time_s > ABOVE_CEILING,
             "share_of_datasheet_ceiling": sheet and sheet[0] / time_s,
         }
 
@@ -248,6 +253,8 @@ class Run:
     Attributes:
         broken: the error that ended the run early; None if there was none.
         counters_reason: why requested hardware counters are missing; None if none are.
+        other_load: share of the cores that other processes used meanwhile; None if unknown.
+        warnings: why the figures cannot be trusted, a line for each reason.
     """
 
     environment: Mapping[str, Any]
@@ -260,6 +267,9 @@ class Run:
     broken: str | None = None
     counters_reason: str | None = None
     elapsed_s: NonNegative = 0.0
+    late: str | None = None
+    other_load: NonNegative | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def dtype(self) -> str:
@@ -275,6 +285,27 @@ class Run:
     def datasheet(self) -> Roof:
         """The datasheet's roof; without figures for an unknown device."""
         return Roof.of(self.ceilings, dtype=self.dtype, provenance="datasheet")
+
+    @property
+    def rows_above_ceilings(self) -> list[Row]:
+        """Rows that reach over ABOVE_CEILING of the measured roof, so that the roof was measured too low."""
+        return [row for row in self.rows if (self.share_of_ceiling(row) or 0.0) > ABOVE_CEILING]
+
+    def rows_above(self, ceiling: Ceiling) -> list[Row]:
+        """Those of `rows_above_ceilings` that exceed this ceiling of the roof."""
+        sides = {"matmul": "compute", "read_bandwidth": "memory", "copy_bandwidth": ""}
+        if ceiling.provenance != "measured" or ceiling.dtype not in (None, self.dtype):
+            return []
+        return [row for row in self.rows_above_ceilings if self._bound(row) == sides[ceiling.kind]]
+
+    def _bound(self, row: Row) -> str | None:
+        roof = self.measured.roofline_time_s(row.case.work())
+        return roof and roof[1]
+
+    def share_of_ceiling(self, row: Row) -> float | None:
+        """Share of the measured roof that a row reaches; None if the roof is unknown or the row is not ok."""
+        roof = self.measured.roofline_time_s(row.case.work())
+        return None if roof is None or row.status != "ok" else roof[0] / row.time_s.median
 
     @property
     def failures(self) -> list[Row | InterpreterCheck]:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 from decodetax.harness.bench import run_tables, summary
+from decodetax.harness.bench.trust import warnings_of
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.core.table import prose
 from hand_made import assert_misuse, decodetax, run_record
@@ -41,6 +42,7 @@ def test_prints_the_tables_and_sentences_of_a_run(folder):
     failed = "\n".join(summary.failures(run))
     head = f"{summary.heading(run)}\n{summary.workload(run)}"
     texts = [head, "\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]
+    texts += ["\n".join(f"Not to be trusted: {warning}." for warning in warnings_of(run))]
     head, *end = (prose(text, wide=False) for text in texts)
     done = decodetax("report", "run.json")
     expected = [head, *(table.text() for table in tables), failed, gaps.text(), *end]

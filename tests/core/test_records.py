@@ -75,6 +75,7 @@ def test_figures_of_an_ok_row_by_hand():
         "bandwidth_bytes_per_s": pytest.approx(7.1e7),
         "bound": "memory",
         "share_of_measured_ceiling": pytest.approx(0.71),
+        "above_measured_ceiling": False,
         "share_of_datasheet_ceiling": pytest.approx(0.25),
     }
 
