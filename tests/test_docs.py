@@ -49,6 +49,25 @@ def test_method_page_shows_what_the_run_file_holds():
     assert block["text"].split() == "\n".join(shown).split()
 
 
+def attention_shares(run):
+    """Markdown: the share of the read bandwidth that each provider of decode attention reaches."""
+    rows = [row for row in run.rows if row.case.operation == "decode_attention" and row.status == "ok"]
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    lines = [["batch", "context", *providers], ["---"] * (2 + len(providers))]
+    for case in dict.fromkeys(row.case for row in rows):
+        shares = {row.provider: run.share_of_ceiling(row) for row in rows if row.case == case}
+        figures = [f"{shares[name]:.0%}" if name in shares else "-" for name in providers]
+        lines.append([str(case.batch), f"{case.capacity:,}", *figures])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def test_method_page_shows_the_decode_attention_of_the_run_file():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- decode attention of (\S+) -->\n((?:\|.*\n)*)", page)
+    assert block is not None
+    assert block[2] == attention_shares(read_run(ROOT / block[1]))
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
 def test_readme_gap_table_is_what_predict_and_the_run_file_give(page):
     mark = re.search(
