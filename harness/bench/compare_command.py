@@ -43,22 +43,36 @@ def _percentage(text: str) -> float:
 @click.option(
     "--across-devices", is_flag=True, help="Give verdicts also if the runs were made on different devices."
 )
+@click.option(
+    "--fail-on-missing",
+    is_flag=True,
+    help="Exit with code 1 also if a row that was ok before is missing or not ok after.",
+)
 @options.JSON
 @wide_option
 def compare_command(
-    before_file: Path, after_file: Path, limit: float, across_devices: bool, as_json: bool, wide: bool
+    before_file: Path,
+    after_file: Path,
+    limit: float,
+    across_devices: bool,
+    fail_on_missing: bool,
+    as_json: bool,
+    wide: bool,
 ) -> int:
     """Show which kernels became faster or slower between two runs.
 
     A row is one case run by one provider. Its verdict is faster, slower, same or not sure, from samples of
-    several rounds. Exit code 1 means that a row is significantly slower than the limit allows, or was correct
-    before and is wrong now; 2 means a wrong argument or file.
+    several rounds; that of a gap is lower, higher, same or not sure. Exit code 1 means that a row is
+    significantly slower than the limit allows, or was correct before and is wrong now; 2 means a wrong
+    argument or file.
     """
     from ..core.run_file import read_run
     from .comparison import compare_runs
 
     before, after = read_run(before_file), read_run(after_file)
-    comparison = compare_runs(before, after, limit=limit, across_devices=across_devices)
+    comparison = compare_runs(
+        before, after, limit=limit, across_devices=across_devices, fail_on_missing=fail_on_missing
+    )
     if comparison.empty:
         raise UsageError(
             f"AFTER.json: {str(after_file)!r} has no row to compare with {str(before_file)!r}: "
@@ -88,7 +102,7 @@ def comparison_text(
         _difference_lines(comparison),
         _row_lines(comparison, wide=wide),
         _status_lines(comparison),
-        [_gap_table(comparison).text(wide=wide)] if comparison.gaps else [],
+        _gap_lines(comparison, wide=wide),
         [prose(line, wide=wide) for line in _conclusion(comparison)],
     )
     return "\n\n".join(filter(None, map("\n".join, blocks)))
@@ -181,25 +195,43 @@ def _status_verb(change: "StatusChange") -> str:
     return f"{change.before} -> {change.after}"
 
 
-def _gap_table(comparison: "RunComparison") -> Table:
-    ratios = {
-        "ratio": "ratio",
-        "input_s_per_token_ratio": "input token",
-        "output_s_per_token_ratio": "output token",
-    }
-    columns = {
-        **{name: Column(name) for name in ("batch", "context", "prompt")},
-        "gap_before": Column("gap before", show="{:.2f}".format),
-        "gap_after": Column("gap after", show="{:.2f}".format),
-        **{name: Column(heading, show=_ratio) for name, heading in ratios.items()},
-    }
-    return Table.select("Gap, and ratios of seconds per token (no verdict)", columns, comparison.gaps)
+def _gap_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
+    if not comparison.gaps:
+        return
+    columns = (
+        Column("batch"),
+        Column("context"),
+        Column("prompt", wide=True),
+        Column("gap before", show="{:.2f}".format),
+        Column("gap after", show="{:.2f}".format),
+        Column("ratio", show=_ratio),
+        Column("95% interval"),
+        Column("input token", show=_ratio, wide=True),
+        Column("output token", show=_ratio, wide=True),
+        Column("verdict"),
+        Column("why"),
+    )
+    rows = tuple(
+        (gap.batch, gap.context, gap.prompt, gap.gap_before, gap.gap_after, gap.ratio,
+         _interval(gap.low, gap.high), gap.input_s_per_token_ratio, gap.output_s_per_token_ratio,
+         gap.verdict, gap.reason)
+        for gap in comparison.gaps
+    )  # fmt: skip
+    title = "Gap, after / before" + ("; ratios of seconds per input and output token" if wide else "")
+    yield Table(title=title, columns=columns, rows=rows).text(wide=wide)
+    for gap in comparison.gaps:
+        for change in gap.changes:
+            yield f"changed at batch {gap.batch} and context {gap.context}: {printable(change)}"
 
 
 def _conclusion(comparison: "RunComparison") -> Iterator[str]:
-    from .row_comparison import ERROR, SAME_WITHIN
+    from .changes import ERROR, SAME_WITHIN
 
     limit = f"{comparison.limit:.6%}".rstrip("0%").rstrip(".") + "%"
+    if comparison.fail_on_missing:
+        for change in comparison.lost:
+            name = printable(f"{change.case} {change.provider}")
+            yield f"ok before, {'missing' if change.after is None else change.after} now: {name}"
     if not comparison.judged:
         yield "No verdicts: the devices differ."
         return
@@ -208,7 +240,7 @@ def _conclusion(comparison: "RunComparison") -> Iterator[str]:
         yield f"slower by over {limit}: {name}: {row.ratio:.3f}, at least {row.low:.3f}"
     for change in comparison.broke:
         yield f"wrong now: {printable(f'{change.case} {change.provider}')}"
-    if not comparison.worse:
+    if not comparison.regressions and not comparison.broke:
         yield (
             f"No row is significantly slower by over {limit}, and none became wrong "
             f"(the chance of any false verdict beyond {SAME_WITHIN:.0%} is below {ERROR:.0%})."

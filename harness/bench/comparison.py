@@ -1,7 +1,7 @@
 """Compares two runs: how the times of their rows changed, which rows became wrong, and what else differs."""
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,9 @@ from msgspec import to_builtins
 
 from ..core.records import Ceiling, Row, Run, Status
 from ..core.statistics import MIN_ROUNDS, round_medians
-from .row_comparison import (
-    Control,
-    RowChange,
-    compare_row,
-    round_autocorrelation,
-    with_verdicts,
-)
+from .changes import Change, Control, with_verdicts
+from .gap_comparison import GapChange, compare_gaps
+from .row_comparison import RowChange, compare_row, round_autocorrelation
 from .trust import disturbances
 
 DEFAULT_LIMIT = 0.05
@@ -53,7 +49,8 @@ class RunComparison:
         differences: settings and facts of the environment that differ, each as name, before, after.
         controls: changes of the machine itself between the runs.
         statuses: rows whose status changed or that only one run has.
-        gaps: the gap at each batch, context and prompt of both runs, without a verdict.
+        gaps: the gap at each batch, context and prompt of both runs.
+        fail_on_missing: whether rows of `lost` make the run worse.
         unfinished: why rows may be missing.
     """
 
@@ -64,8 +61,9 @@ class RunComparison:
     controls: tuple[Control, ...]
     rows: tuple[RowChange, ...]
     statuses: tuple[StatusChange, ...]
-    gaps: tuple[Mapping[str, float], ...]
+    gaps: tuple[GapChange, ...]
     unfinished: tuple[str, ...]
+    fail_on_missing: bool = False
 
     @property
     def judged(self) -> bool:
@@ -84,13 +82,21 @@ class RunComparison:
         return tuple(change for change in self.statuses if change.broke)
 
     @property
+    def lost(self) -> tuple[StatusChange, ...]:
+        """Rows that were correct before and are missing or not ok now."""
+        return tuple(change for change in self.statuses if change.before == "ok")
+
+    @property
     def worse(self) -> bool:
-        """Whether there is a regression or a wrong result."""
-        return self.judged and bool(self.regressions or self.broke)
+        """Whether there is a regression or a wrong result; with `fail_on_missing`, or a lost row."""
+        lost = self.fail_on_missing and bool(self.lost)
+        return lost or (self.judged and bool(self.regressions or self.broke))
 
     @property
     def empty(self) -> bool:
         """Whether the runs have nothing to compare: no common row has a time or changed its status."""
+        if self.fail_on_missing and self.lost:
+            return False
         return not self.rows and all(None in {change.before, change.after} for change in self.statuses)
 
     @property
@@ -109,13 +115,20 @@ class RunComparison:
             ],
             "median_ratio": self.median_ratio,
             "rows": [to_builtins(row) | {"ratio": row.ratio} for row in self.rows],
+            "gaps": [to_builtins(gap) | {"ratio": gap.ratio} for gap in self.gaps],
             "regressions": [{"case": row.case, "provider": row.provider} for row in self.regressions],
             "broke": [{"case": change.case, "provider": change.provider} for change in self.broke],
+            "lost": [{"case": change.case, "provider": change.provider} for change in self.lost],
         }
 
 
 def compare_runs(
-    before: Run, after: Run, *, limit: float = DEFAULT_LIMIT, across_devices: bool = False
+    before: Run,
+    after: Run,
+    *,
+    limit: float = DEFAULT_LIMIT,
+    across_devices: bool = False,
+    fail_on_missing: bool = False,
 ) -> RunComparison:
     """Compare two runs.
 
@@ -125,22 +138,23 @@ def compare_runs(
         limit: a row significantly slower by more than this share is a regression.
         across_devices: whether runs of different devices get verdicts too. Ceiling differences then do not
             widen the interval.
+        fail_on_missing: whether a row that was ok before and is missing or not ok now makes the run worse.
     """
     same = same_device(before, after)
     old, new = ({row.key: row for row in run.rows} for run in (before, after))
     blocked = _disturbance(before, after) if same or across_devices else "another device"
     autocorrelations = (round_autocorrelation(before.rows), round_autocorrelation(after.rows))
+
+    def controls(was: Row, row: Row) -> Sequence[Control]:
+        return controls_of(before, after, was, row) if same else ()
+
     rows = [
-        compare_row(
-            old[key],
-            row,
-            autocorrelations,
-            controls_of(before, after, old[key], row) if same else (),
-            blocked,
-        )
+        compare_row(old[key], row, autocorrelations, controls(old[key], row), blocked)
         for key, row in new.items()
         if key in old and old[key].status == row.status == "ok"
     ]
+    gaps = compare_gaps(before, after, autocorrelations, controls, blocked)
+    changes: tuple[Change, ...] = with_verdicts((*rows, *gaps))
     statuses = [_status_change(old.get(key), new.get(key)) for key in dict.fromkeys((*old, *new))]
     return RunComparison(
         limit=limit,
@@ -148,10 +162,11 @@ def compare_runs(
         across_devices=across_devices,
         differences=tuple(_differences(before, after)),
         controls=ceiling_controls(before, after) if same else (),
-        rows=with_verdicts(rows),
+        rows=tuple(change for change in changes if isinstance(change, RowChange)),
         statuses=tuple(change for change in statuses if change.before != change.after),
-        gaps=tuple(_gap_changes(before, after)),
+        gaps=tuple(change for change in changes if isinstance(change, GapChange)),
         unfinished=tuple(_unfinished(before, after)),
+        fail_on_missing=fail_on_missing,
     )
 
 
@@ -233,23 +248,6 @@ def _unfinished(before: Run, after: Run) -> Iterator[str]:
             yield f"{side}: was interrupted, so that rows may be missing"
         if run.broken is not None:
             yield f"{side}: broke off ({run.broken}), so that rows may be missing"
-
-
-def _gap_changes(before: Run, after: Run) -> Iterator[Mapping[str, float]]:
-    old = {(gap.batch, gap.context, gap.prompt): gap for gap in before.gaps}
-    for gap in after.gaps:
-        was = old.get((gap.batch, gap.context, gap.prompt))
-        if was is not None:
-            yield {
-                "batch": gap.batch,
-                "context": gap.context,
-                "prompt": gap.prompt,
-                "gap_before": was.gap,
-                "gap_after": gap.gap,
-                "ratio": gap.gap / was.gap,
-                "input_s_per_token_ratio": gap.input_s_per_token / was.input_s_per_token,
-                "output_s_per_token_ratio": gap.output_s_per_token / was.output_s_per_token,
-            }
 
 
 def _differences(before: Run, after: Run) -> Iterator[tuple[str, Any, Any]]:

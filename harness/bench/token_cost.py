@@ -23,7 +23,8 @@ from ..core.language_model import LanguageModel
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
 from ..core.statistics import MIN_ROUNDS, level
-from .row_comparison import ERROR, LARGEST_LOG, SAME_WITHIN, round_autocorrelation
+from .changes import ERROR, SAME_WITHIN, exponential
+from .row_comparison import round_autocorrelation
 
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""
@@ -104,7 +105,7 @@ class _Times:
         if len(logs) < MIN_ROUNDS:
             return None
         found = level(logs, self._autocorrelation)
-        factor = math.exp(min(found.half_width(ERROR), LARGEST_LOG)) * (1 + SAME_WITHIN)
+        factor = exponential(found.half_width(ERROR)) * (1 + SAME_WITHIN)
         ends = sorted((figure, math.exp(found.mean)))
         return Interval(low=max(SMALLEST, ends[0] / factor), high=min(LARGEST, ends[1] * factor))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hand_made import (
     run_record,
     strict_json,
 )
+from report_runs import with_intervals
 
 QUIET = Machine(noise=0.005, row_shift=0.002, round_shift=0.002, drift_step=0.001)
 RUNS = Path(__file__).resolve().parents[2] / "docs" / "runs"
@@ -95,6 +97,41 @@ def test_names_rows_of_one_run_only(written):
     assert f"only before (ok): {case(2).id} torch" in outcome.out
 
 
+def test_fail_on_missing_fails_and_names_the_rows_that_were_ok_before(written):
+    before, after = runs()
+    del after.rows[2]
+    after.rows[0] = failed_row(after.rows[0].case, status="skipped", reason="the time was over")
+    files = written(before, after)
+    assert decodetax("compare", *files).code == 0
+    outcome = decodetax("compare", *files, "--fail-on-missing")
+    assert outcome.code == 1
+    assert f"ok before, missing now: {case(2).id} torch" in outcome.out
+    assert f"ok before, skipped now: {case(0).id} torch" in outcome.out
+    assert "none became wrong" in outcome.out
+    document = strict_json(decodetax("compare", *files, "--fail-on-missing", "--json").out)
+    assert document["worse"] is True
+    assert document["lost"] == [{"case": case(row).id, "provider": "torch"} for row in (0, 2)]
+    assert decodetax("compare", "after.json", "before.json", "--fail-on-missing").code == 0
+
+
+def test_fail_on_missing_fails_where_every_row_is_missing(written):
+    before, after = runs()
+    after.rows = []
+    outcome = decodetax("compare", *written(before, after), "--fail-on-missing")
+    assert outcome.code == 1
+    assert outcome.out.count("ok before, missing now: ") == 3
+
+
+def test_the_gap_is_shown_with_the_interval_of_its_ratio_and_a_verdict(written):
+    before, after = runs()
+    before.gaps = [with_intervals()]
+    after.gaps = [with_intervals(input_parts_s={**gap().input_parts_s, "rest": 4.5})]
+    out = decodetax("compare", *written(before, after)).out
+    # 40 s over 4 s before, over 8 s after; of three rounds at 0.95, 1 and 1.1 in both runs.
+    assert re.search(r"\n +1 +16 +10\.00 +5\.00 +0\.500 +0\.4\d\d to 0\.5\d\d +lower ", out)
+    assert max(map(len, out.partition("Gap, after / before")[2].partition("No row")[0].splitlines())) <= 80
+
+
 def test_another_device_fails_only_with_across_devices(written):
     before, after = runs({1: 1.2})
     after.environment = {**after.environment, "device": {**CPU, "name": "Another CPU"}}
@@ -124,7 +161,9 @@ def test_prints_gaps_and_ratios_of_the_ceilings(written):
     before.interrupted = True
     out = decodetax("compare", *written(before, after)).out
     # 40 s over 4 s before, over 5 s after.
-    assert " 1 16 16 10.00 8.00 0.800 1.250 1.000 " in " ".join(out.split())
+    assert " 1 16 10.00 8.00 0.800 not sure samples of 0 rounds, needs 3" in " ".join(out.split())
+    wide = " ".join(decodetax("compare", "before.json", "after.json", "--wide").out.split())
+    assert " 1 16 16 10.00 8.00 0.800 1.250 1.000 not sure samples of" in wide
     assert "before: was interrupted" in out
     assert "Ratios of the ceilings and the clock, which widen the intervals: read bandwidth" in out
 

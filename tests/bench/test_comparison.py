@@ -2,14 +2,16 @@
 
 import math
 import random
+import statistics
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 from decodetax.harness.bench import comparison as comparing
 from decodetax.harness.bench import timer
+from decodetax.harness.bench.changes import ERROR, SAME_WITHIN, with_verdicts
 from decodetax.harness.bench.comparison import compare_runs
-from decodetax.harness.bench.row_comparison import ERROR, SAME_WITHIN, RowChange, with_verdicts
+from decodetax.harness.bench.row_comparison import RowChange
 from decodetax.harness.core.cases import DecoderLayer
 from decodetax.harness.core.records import Ceiling
 from drifting_runs import case
@@ -507,25 +509,129 @@ def test_names_a_changed_variant_tiling_and_number_of_copies():
     )
 
 
-def test_compares_gaps_of_the_same_batch_context_and_prompt():
-    before, after = pair(0.0)
-    before.gaps = [gap(), gap(batch=8)]
-    # 50 s in place of 40 s an output token, 4 s an input token in both: 12.5 after 10.
-    after.gaps = [
-        gap(output_parts_s={"projections": 6.0, "attention": 20.0, "rest": 10.0, "lm_head": 14.0}),
-        gap(batch=2),
-    ]
+def gap_of_rounds(logs, **changes):
+    """The gap by hand, 10, times exp of each of these logarithms in a round, of the output token alone."""
+    factor = math.exp(statistics.fmean(logs))
+    parts_s = {name: seconds * factor for name, seconds in gap().output_parts_s.items()}
+    return gap(
+        output_parts_s=parts_s,
+        rounds=tuple(range(len(logs))),
+        input_rounds_s=(4.0,) * len(logs),
+        output_rounds_s=tuple(40.0 * math.exp(log) for log in logs),
+        **changes,
+    )
+
+
+def gap_pair(shift, a=0.01, after=None):
+    """Runs with the gap of 4 rounds alone: 10 before, 10 exp(shift) after."""
+    logs = [a * sign for sign in ALTERNATING]
+    return (
+        run_of(gaps=[gap_of_rounds(logs)]),
+        run_of(gaps=[gap_of_rounds([shift + log for log in logs], **(after or {}))]),
+    )
+
+
+def only_gap(before, after):
     [change] = compare_runs(before, after).gaps
-    assert change == {
-        "batch": 1,
-        "context": 16,
-        "prompt": 16,
-        "gap_before": 10.0,
-        "gap_after": 12.5,
-        "ratio": 1.25,
-        "input_s_per_token_ratio": 1.0,
-        "output_s_per_token_ratio": 1.25,
-    }
+    return change
+
+
+def test_gaps_of_the_same_batch_context_and_prompt_are_compared():
+    before, after = gap_pair(math.log(1.25))
+    before.gaps += [gap(batch=8)]
+    after.gaps += [gap(batch=2)]
+    change = only_gap(before, after)
+    assert (change.batch, change.context, change.prompt) == (1, 16, 16)
+    assert (change.gap_before, change.gap_after) == (pytest.approx(10.0), pytest.approx(12.5))
+    assert (change.input_s_per_token_ratio, change.output_s_per_token_ratio) == (1.0, pytest.approx(1.25))
+
+
+def test_interval_and_verdict_of_a_gap_by_hand():
+    change = only_gap(*gap_pair(math.log(1.25)))
+    half = T_6 * ERROR_OF_A * 0.01
+    assert change.ratio == pytest.approx(1.25)
+    assert change.low == pytest.approx(1.25 * math.exp(-half), rel=1e-6)
+    assert change.high == pytest.approx(1.25 * math.exp(half), rel=1e-6)
+    assert (change.verdict, change.rounds_before, change.rounds_after) == ("higher", 4, 4)
+    assert only_gap(*gap_pair(-math.log(1.25))).verdict == "lower"
+    assert only_gap(*gap_pair(0.0, 0.005)).verdict == "same"
+    assert only_gap(*gap_pair(0.02, 0.01)).verdict == "not sure"
+
+
+def test_interval_of_a_gap_holds_its_ratio_where_the_rounds_say_another():
+    before, after = gap_pair(0.0)
+    after.gaps = [replace(after.gaps[0], output_parts_s=gap_of_rounds([0.5]).output_parts_s)]
+    change = only_gap(before, after)
+    assert change.high == pytest.approx(math.exp(0.5 + T_6 * ERROR_OF_A * 0.01), rel=1e-6)
+    assert change.low == pytest.approx(math.exp(-T_6 * ERROR_OF_A * 0.01), rel=1e-6)
+    assert change.verdict == "not sure"
+
+
+def test_gaps_and_rows_are_corrected_together():
+    row, gaps = pair(math.log(1.5)), gap_pair(math.log(1.5))
+    for run, with_gap in zip(row, gaps, strict=True):
+        run.gaps = with_gap.gaps
+    found = compare_runs(*row)
+    assert found.gaps[0].corrected_p == pytest.approx(2 * found.gaps[0].p, rel=1e-6)
+    assert found.regressions == found.rows
+
+
+def test_a_higher_gap_is_no_regression():
+    found = compare_runs(*gap_pair(math.log(2)))
+    assert found.gaps[0].verdict == "higher"
+    assert not found.worse
+
+
+def test_a_gap_of_few_rounds_has_no_verdict():
+    change = only_gap(run_of(gaps=[gap()]), gap_pair(0.0)[1])
+    assert (change.verdict, change.low, change.p) == ("not sure", None, None)
+    assert change.reason.startswith("samples of 0 rounds, needs 3")
+
+
+def test_a_change_of_the_machine_may_explain_a_change_of_the_gap():
+    before, after = gap_pair(math.log(1.2))
+    name = next(iter(gap().providers))
+    rows = [rounds_row([0.0] * 4)]
+    assert (rows[0].case.id, rows[0].provider) == (name, gap().providers[name])
+    before.rows = after.rows = rows
+    before.ceilings, after.ceilings = bandwidth(1.12e8), bandwidth(1e8)
+    # The output token alone, or the input token alone, may be slower by 12%.
+    half = T_6 * ERROR_OF_A * 0.01
+    change = only_gap(before, after)
+    assert change.low == pytest.approx(1.2 / 1.12 * math.exp(-half), rel=1e-6)
+    assert change.high == pytest.approx(1.2 * 1.12 * math.exp(half), rel=1e-6)
+    after.ceilings = bandwidth(0.92e8)
+    assert only_gap(before, after).reason == "the machine changed: read bandwidth and others by up to 21.7%"
+    assert only_gap(before, after).verdict == "not sure"
+
+
+def test_a_throttled_row_leaves_its_gap_without_a_verdict():
+    before, after = gap_pair(math.log(1.5))
+    before.rows = [rounds_row([0.0] * 4)]
+    after.rows = [rounds_row([0.0] * 4, throttle_reasons=("heat",))]
+    change = only_gap(before, after)
+    assert change.verdict == "not sure"
+    assert change.reason == "the clock was throttled: nothing before; heat after"
+
+
+def test_names_another_fastest_provider_of_a_gap():
+    name = next(iter(gap().providers))
+    before, after = gap_pair(0.0, after={"providers": {**gap().providers, name: "triton"}})
+    assert only_gap(before, after).changes == (f"fastest provider of {name}: torch -> triton",)
+
+
+@pytest.mark.parametrize("lost", [None, "failed", "skipped"])
+def test_a_lost_row_makes_a_run_worse_only_where_asked(lost):
+    before, after = pair(0.0)
+    before.rows += [ok_row(case(9))]
+    if lost is not None:
+        after.rows += [failed_row(case(9), status=lost)]
+    before.rows += [failed_row(case(10))]
+    found = compare_runs(before, after)
+    assert [(change.case, change.after) for change in found.lost] == [(case(9).id, lost)]
+    assert found.worse == (lost == "failed")
+    assert compare_runs(before, after, fail_on_missing=True).worse
+    assert not compare_runs(after, after, fail_on_missing=True).worse
 
 
 def test_a_run_that_did_not_end_says_so():

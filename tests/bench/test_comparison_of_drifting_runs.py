@@ -4,8 +4,8 @@ import itertools
 from unittest import mock
 
 import pytest
+from decodetax.harness.bench import changes as judging
 from decodetax.harness.bench import comparison as comparing
-from decodetax.harness.bench import row_comparison as judging
 from decodetax.harness.bench.comparison import compare_runs
 from drifting_runs import Machine, case, drifting_runs
 
