@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.inputs import DTYPES, Source
+from ..core.arena import Arena
+from ..core.inputs import DTYPES
 from ..core.records import Ceiling
 from .device import Device, out_of_memory
 from .timer import Budget, measure
@@ -28,36 +29,24 @@ SQUARE_SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 
 MIN_LIMIT_S = 0.1
 """Matrices of up to this many seconds per call are timed even beyond the time limit: small ones are noisy."""
 
-MIN_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Minimum size of the buffer that is read; in a shorter read the ramp-up takes too large a share."""
 
-CACHE_MULTIPLE = 8
-"""The buffer is at least this many times as large as the last-level cache."""
-
-
-def measure_ceilings(device: Device, source: Source, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
+def measure_ceilings(device: Device, arena: Arena, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
     """Measure one ceiling after another; yields its name for the progress bar, and the ceiling.
 
     Args:
         device: the device to measure.
-        source: draws random numbers on that device.
+        arena: its block is read and copied; holds the matrices.
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
     budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
-    size = min(
-        max(CACHE_MULTIPLE * device.cache_bytes, MIN_BUFFER_BYTES[device.kind]), device.free_bytes() // 8
-    )
-    buffer = source.normal(size // 8 * 2, dtype=torch.float32)
-    yield "read bandwidth", _read_bandwidth(device, buffer, budget)
-    yield "copy bandwidth", _copy_bandwidth(device, buffer, budget)
-    del buffer
-    device.release()
+    arena.block(torch.float32)
+    yield "read bandwidth", _read_bandwidth(device, arena.words(), budget)
+    yield "copy bandwidth", _copy_bandwidth(device, arena, budget)
     for dtype in DTYPES:
-        yield f"{dtype} matmul", _matmul(device, source, dtype, budget)
-        device.release()
+        yield f"{dtype} matmul", _matmul(device, arena, dtype, budget)
 
 
-def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget, *, number: int) -> Ceiling:
+def time_again(ceiling: Ceiling, device: Device, arena: Arena, budget: Budget, *, number: int) -> Ceiling:
     """A measured ceiling with samples of the same call added in a later round, `number` from 1.
 
     Unchanged if it has no rate, if memory has run out, or if an old file does not name its call.
@@ -66,28 +55,45 @@ def time_again(ceiling: Ceiling, device: Device, source: Source, budget: Budget,
         return ceiling
     if ceiling.kind == "read_bandwidth" and ceiling.call not in READERS:
         return ceiling
+    call = _call_of(ceiling, arena)
+    if call is None:
+        return ceiling
     try:
-        samples_s = measure(device, [_call_of(ceiling, source)], budget).samples_s
+        samples_s = measure(device, [call], budget).samples_s
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return ceiling
+    finally:
+        arena.restore()
     return ceiling.with_round(samples_s, number)
 
 
-def _call_of(ceiling: Ceiling, source: Source) -> Callable[[], object]:
-    """The call whose samples a ceiling has."""
+def _call_of(ceiling: Ceiling, arena: Arena) -> Callable[[], object] | None:
+    """The call whose samples a ceiling has; None if the arena is too small for it."""
     work = ceiling.work or {}
+    if work.get("bytes_read", 0) + work.get("bytes_written", 0) > arena.size_bytes:
+        return None
     if ceiling.kind == "matmul":
-        size = round((work["operations"] / 2) ** (1 / 3))
-        a, b = (source.normal(size, size, dtype=DTYPES[str(ceiling.dtype)]) for _ in range(2))
-        return lambda: a @ b.t()
-    buffer = source.normal(work["bytes_read"] // 4, dtype=torch.float32)
+        return _product(arena, round((work["operations"] / 2) ** (1 / 3)), DTYPES[str(ceiling.dtype)])
     if ceiling.kind == "copy_bandwidth":
-        target = torch.ones_like(buffer)
+        target, buffer = _halves(arena, work["bytes_read"])
         return lambda: target.copy_(buffer)
-    read = READERS[ceiling.call]
-    return lambda: read(buffer)
+    words, read = arena.words()[: work["bytes_read"] // 4], READERS[ceiling.call]
+    return lambda: read(words)
+
+
+def _product(arena: Arena, size: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A product of two square matrices into a third."""
+    a, b = (arena.normal(size, size, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.matmul(a, b.t(), out=out)
+
+
+def _halves(arena: Arena, half_bytes: int) -> tuple[Tensor, Tensor]:
+    """Two parts of the arena's block; the first, which is copied to, is writable until `restore`."""
+    words, half = arena.words(), half_bytes // 4
+    return arena.writable(words[:half]), words[half : 2 * half]
 
 
 def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
@@ -101,26 +107,26 @@ def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
     return _ceiling("read_bandwidth", samples_s, detail, call=name, bytes_read=size, bytes_written=0)
 
 
-def _copy_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
-    target = torch.ones_like(buffer)
+def _copy_bandwidth(device: Device, arena: Arena, budget: Budget) -> Ceiling:
+    target, buffer = _halves(arena, arena.size_bytes // 8 * 4)
     samples_s = measure(device, [lambda: target.copy_(buffer)], budget).samples_s
+    arena.restore()
     size = buffer.nbytes
     detail = f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written"
     return _ceiling("copy_bandwidth", samples_s, detail, bytes_read=size, bytes_written=size)
 
 
-def _matmul(device: Device, source: Source, dtype: str, budget: Budget) -> Ceiling:
+def _matmul(device: Device, arena: Arena, dtype: str, budget: Budget) -> Ceiling:
     """The fastest square size; sizes grow until one would exceed the time limit or free memory."""
     best: Ceiling | None = None
     for size in SQUARE_SIZES[device.kind]:
         operations = 2 * size**3
         if best and operations / (best.flop_per_s or math.inf) > max(budget.time_limit_s, MIN_LIMIT_S):
             break
-        if 3 * size**2 * DTYPES[dtype].itemsize > device.free_bytes() // 2:
+        if 2 * size**2 * DTYPES[dtype].itemsize > arena.size_bytes:
             break
         try:
-            a, b = (source.normal(size, size, dtype=DTYPES[dtype]) for _ in range(2))
-            samples_s = measure(device, [lambda a=a, b=b: a @ b.t()], budget).samples_s  # type: ignore[misc]
+            samples_s = measure(device, [_product(arena, size, DTYPES[dtype])], budget).samples_s
         except (MemoryError, RuntimeError) as error:
             if best:
                 break

@@ -59,7 +59,7 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
         float64 [sequences, n, hidden_size].
     """
     case, model = inputs.case, inputs.case.model
-    weights = {name: weight.double() for name, weight in inputs.weights.items()}
+    weights = inputs.weights  # each is converted where it is used: all at once take much memory
     norms, old = inputs.norms.double(), case.tokens - case.query_tokens
     turn = torch.complex(*(t.double()[:, : model.head_dim // 2] for t in (inputs.cos, inputs.sin)))
 
@@ -70,11 +70,10 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
         product = torch.complex(*x.chunk(2, dim=-1)) * turns[:, None]
         return torch.cat((product.real, product.imag), dim=-1)
 
-    outs = []
+    attention = []
+    qkv = weights["qkv"].double()
+    q_rows, kv_rows = qkv.split([model.q_heads * model.head_dim, 2 * model.kv_heads * model.head_dim])
     for sequence, hidden in enumerate(inputs.hidden.double()):
-        q_rows, kv_rows = torch.split(
-            weights["qkv"], [model.q_heads * model.head_dim, 2 * model.kv_heads * model.head_dim]
-        )
         normal = normed(hidden, norms[0])
         k_new, v_new = (
             (normal @ kv_rows.T).view(case.query_tokens, 2, model.kv_heads, model.head_dim).unbind(1)
@@ -91,10 +90,10 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
             scores = torch.einsum("hgd,thd->hgt", groups, k[:seen]) * model.head_dim**-0.5
             values = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v[:seen])
             attended[row] = values.reshape(model.q_heads, model.head_dim)
-        residual = hidden[tokens] + attended.flatten(1) @ weights["o"].T
-        gate, up = (normed(residual, norms[1]) @ weights["gate_up"].T).chunk(2, -1)
-        outs.append(residual + (gate / (1 + (-gate).exp()) * up) @ weights["down"].T)
-    return torch.stack(outs)
+        attention.append(attended.flatten(1))
+    residual = inputs.hidden[:, tokens].double() + torch.stack(attention) @ weights["o"].double().T
+    gate, up = (normed(residual, norms[1]) @ weights["gate_up"].double().T).chunk(2, -1)
+    return residual + (gate / (1 + (-gate).exp()) * up) @ weights["down"].double().T
 
 
 def gate_of(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:

@@ -30,6 +30,10 @@ HEAD_START_OVER_ENQUEUE = 2
 HIGHEST_CLOCK_HZ = 3.5e9
 """Above the boost clock of any GPU; a spin is counted in cycles, so that a lower clock only lengthens it."""
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = (-1, 2**31 - 1), (-4, 0)
+"""Parameters of glibc's `mallopt`, with values: up to this size memory is kept that is freed at the end of
+the heap, and no block is mapped on its own."""
+
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; on a CPU, by CUDA and by Triton a plain RuntimeError."""
@@ -39,7 +43,11 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class Device(Protocol):
-    """A device that runs and times calls."""
+    """A device that runs and times calls.
+
+    Attributes:
+        timed_s: seconds in sampled calls so far; the timer adds to it.
+    """
 
     kind: str
     name: str
@@ -48,6 +56,7 @@ class Device(Protocol):
     cache_bytes: int
     memory_bytes: int
     settings: Sequence[Setting]
+    timed_s: float
 
     def free_bytes(self) -> int:
         """Bytes of memory that are free for inputs."""
@@ -79,7 +88,7 @@ class CpuDevice:
 
     def __init__(self) -> None:
         self.name = cpu_facts.cpu_name()
-        self.torch_device = torch.device("cpu")
+        self.torch_device, self.timed_s = torch.device("cpu"), 0.0
         self.clocks = Clocks()
         self.cache_bytes = cpu_facts.last_level_cache_bytes() or cpu_facts.ASSUMED_CACHE_BYTES
         self.memory_bytes = cpu_facts.memory_bytes()
@@ -124,6 +133,17 @@ class CpuDevice:
             trim(0)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what is freed: calls that allocate their output then cause no page faults.
+
+    By default it maps large blocks anew each time. Other C libraries stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in (M_TRIM_THRESHOLD, M_MMAP_MAX):
+            mallopt(parameter, value)
+
+
 class CudaDevice:
     """A CUDA GPU, timed with events.
 
@@ -147,7 +167,7 @@ class CudaDevice:
         self._cuda, self._now_s = cuda, now_s
         properties = cuda.get_device_properties(index)
         self.name = str(properties.name)
-        self.torch_device = torch.device("cuda", index)
+        self.torch_device, self.timed_s = torch.device("cuda", index), 0.0
         self.clocks = clocks or NvmlClocks.of(str(properties.uuid))
         self.cache_bytes = int(properties.L2_cache_size)
         self.memory_bytes = int(properties.total_memory)
@@ -295,6 +315,7 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     count = cuda.device_count() if cuda.is_available() else 0
     if argument == "cpu" or (argument == "auto" and count == 0):
         use_interpreter()
+        keep_freed_memory()
         return CpuDevice()
     if kind not in {"auto", "cuda"} or (":" in argument and not (kind == "cuda" and index.isdecimal())):
         raise UsageError(f"--device: {argument!r} is not auto, cpu, cuda or cuda:INDEX")

@@ -169,7 +169,8 @@ def _end(
         printing(json.dumps(run.to_json(), indent=1, allow_nan=False), kept=kept)
     else:
         kind = "Interrupted run" if run.interrupted else "Run"
-        ending = f"\n\n{kind} written to {place} after {run.elapsed_s:.0f} s." if place else ""
+        spent = f"{run.elapsed_s:.0f} s, {run.timed_share:.0%} of them in timed calls"
+        ending = f"\n\n{kind} written to {place} after {spent}." if place else ""
         printing(run_text(run, wide=wide) + ending, kept=kept)
     if problem or writer.unsaved:
         options.complain(problem or str(writer.unsaved))
@@ -228,9 +229,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
         prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
         dtype=asked["dtype"],
         usd_per_hour=asked["usd_per_hour"],
-        row_limit_s=0.05 if quick else 0.4,
-        ceiling_limit_s=0.05 if quick else 0.25,
-        total_limit_s=(60 if gpu else 8) if quick else (200 if gpu else 45),
+        total_limit_s=(60 if gpu else 11.8) if quick else (200 if gpu else 55),
         seed=asked["seed"],
         providers=asked["providers"],
         counters=asked["counters"],

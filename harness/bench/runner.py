@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.arena import Arena, arena_bytes, copies_needed, input_bytes, memory_bytes
 from ..core.cases import Case
 from ..core.errors import ProviderError, one_line
 from ..core.gate import Gate, Verdict
-from ..core.inputs import CacheLayout, Inputs, Source, copies_of, in_layout, memory_bytes, poison
+from ..core.inputs import CacheLayout, Inputs, in_layout, poison
 from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
 from .honesty import (
@@ -35,6 +36,10 @@ from .timer import GRAPH_METHOD, Budget, measure
 LONGEST_CALL_S = 20.0
 """A case is skipped if one call takes longer by the measured ceilings."""
 
+MIN_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Least size of the arena, which is the buffer of the bandwidth ceilings: in a shorter read the ramp-up takes
+too large a share."""
+
 TilingOf = Callable[[Case], Any]
 """The tuned tiling of a case; None leaves the choice to the provider."""
 
@@ -49,23 +54,25 @@ class Bench:
 
     Attributes:
         device: runs and times them.
-        source: draws their inputs on that device.
+        arena: holds their inputs on that device.
         budget: limits of each row's samples.
         roof: the measured roof.
         tiling_of: the tuned tiling of a case.
         round: number of the run's round, from 0.
         user_providers: providers of the user's own functions, by operation.
+        gates: the gates of the cases so far, by cache layout: an oracle is computed once.
         unseen: other numbers for the inputs of the cases so far, by layout: their oracle is computed once.
         last_round: whether this is the last round, in which providers are checked on unseen inputs again.
     """
 
     device: Device
-    source: Source
+    arena: Arena
     budget: Budget
     roof: Roof
     tiling_of: TilingOf = no_tiling
     round: int = 0
     user_providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
+    gates: dict[tuple[Case, CacheLayout], Gate] = field(default_factory=dict)
     unseen: dict[tuple[Case, CacheLayout], Unseen] = field(default_factory=dict)
     last_round: bool = False
 
@@ -114,16 +121,18 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
         )
         if isinstance(chosen, Provider):
             watch = watch or InputWatch(copies, fully=not bench.round or bench.last_round)
-            laid_out, own_gate = _in_its_layout(case, chosen, copies, gate)
+            laid_out, own_gate = _in_its_layout(case, chosen, copies, bench)
             chosen = run_provider(case, chosen, laid_out, own_gate, bench, before, watch=watch)
             if watch.found:
-                bench.unseen.clear()
-                copies, gate = prepare(case, bench)  # no later provider gets altered inputs
+                bench.arena.refill()  # no later provider gets altered inputs
+                copies, gate = prepare(case, bench)
                 watch = None
         rows[provider.name] = chosen
         yield chosen
-    del copies, gate
-    bench.device.release()
+    del copies
+    bench.arena.restore()
+    if gate is None:
+        bench.device.release()  # inputs that did not fit
 
 
 def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
@@ -158,6 +167,17 @@ def _best_of(provider: Provider, case: Case, rows: Mapping[str, Row], before: Ro
     return dataclasses.replace(provider, run=run, variant=variant)
 
 
+def arena_of(cases: Sequence[Case], device: Device, seed: int) -> Arena:
+    """The arena for cases on a device."""
+    size_bytes = arena_bytes(
+        cases,
+        cache_bytes=device.cache_bytes,
+        free_bytes=device.free_bytes(),
+        least_bytes=MIN_BUFFER_BYTES[device.kind],
+    )
+    return Arena(device.torch_device, seed, size_bytes=size_bytes)
+
+
 def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     """Copies of the inputs, and the gate on the first of them.
 
@@ -166,8 +186,8 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     """
     if bench.roof.flop_per_s is None:
         raise Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
-    needed, free = memory_bytes(case, cache_bytes=bench.device.cache_bytes), bench.device.free_bytes()
-    if needed > free:
+    needed, free = memory_bytes(case), bench.device.free_bytes() + bench.arena.size_bytes
+    if needed > free or input_bytes(case) > bench.arena.size_bytes:
         raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     roofline = bench.roof.roofline_time_s(case.work())
     if roofline is not None and roofline[0] > LONGEST_CALL_S:
@@ -175,18 +195,26 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
             "skipped", f"one call would take {roofline[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
         )
     try:
-        copies = copies_of(case, bench.source, cache_bytes=bench.device.cache_bytes)
-        return copies, gate_of(case, copies[0])
+        count = copies_needed(case, bench.roof, cache_bytes=bench.device.cache_bytes)
+        copies = bench.arena.copies_of(case, count)
+        return copies, _gate_of(case, copies[0], bench)
     except (MemoryError, RuntimeError) as error:
         raise Blocked(*_explain(error)) from error
 
 
+def _gate_of(case: Case, inputs: Inputs, bench: Bench, layout: CacheLayout = "heads-first") -> Gate:
+    """The gate on the first copy of a case's inputs in a cache layout; computed when it is first asked for."""
+    if (case, layout) not in bench.gates:
+        bench.gates[case, layout] = gate_of(case, inputs)
+    return bench.gates[case, layout]
+
+
 def _in_its_layout(
-    case: Case, provider: Provider, copies: Sequence[Inputs], gate: Gate
+    case: Case, provider: Provider, copies: Sequence[Inputs], bench: Bench
 ) -> tuple[Sequence[Inputs], Gate]:
     """Copies of the inputs in the layout that a provider reads, and the gate on the first of them."""
     laid_out = [in_layout(inputs, provider.layout) for inputs in copies]
-    return laid_out, gate if laid_out[0] is copies[0] else gate_of(case, laid_out[0])
+    return laid_out, _gate_of(case, laid_out[0], bench, provider.layout)
 
 
 def run_provider(

@@ -1,30 +1,31 @@
 """A run: ceilings, the rounds of all cases, cost gaps, interpreter checks and hardware counters."""
 
 import gc
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 from msgspec import Meta, convert
 
 from ...kernels import interpreting
+from ..core.arena import Arena, memory_bytes
 from ..core.cases import Case, Size, Sweep, cases_of
 from ..core.errors import UsageError, one_line
 from ..core.gpus import Gpu, gpu_of_device
-from ..core.inputs import CACHES_IN_FLIGHT, DTYPES, Source, memory_bytes
+from ..core.inputs import DTYPES
 from ..core.language_model import LanguageModel
 from ..core.record_fields import NonNegative, Positive
-from ..core.records import Ceiling, Roof, Row, Run
+from ..core.records import Ceiling, Roof, Row, Run, Status
+from ..core.work import ELEMENT_BYTES
 from .ceilings import measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device
 from .environment import describe
 from .interpreter_checks import check_in_interpreter
 from .providers import user_providers
-from .runner import Bench, TilingOf, no_tiling, providers_due, run_case
-from .timer import ENOUGH_SAMPLES, MAX_SAMPLES, Budget
+from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget
+from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
 from .token_cost import gaps_of
 
 Progress = Callable[[float, str], None]
@@ -33,17 +34,14 @@ Progress = Callable[[float, str], None]
 MAX_SEQUENCES = 65_536
 """Largest batch: the oracle of decode attention computes one sequence at a time."""
 
-LATE_ROW_LIMIT_S = 0.05
-"""Seconds of sampling for a row, in all of its rounds together, after the run's time limit."""
+CEILINGS_SHARE = 0.12
+"""Share of the time limit for the ceilings, which measure this many calls, if each uses its time."""
 
-CEILINGS_SHARE = 0.15
-"""Share of the progress bar for the ceilings."""
+CEILING_CALLS = 20
+"""Calls of the ceilings: readers, a copy, and products of several sizes in each dtype."""
 
-ROUNDS = 5
-"""Rounds of a run; each times every case once, because machines drift."""
-
-MIN_ROUNDS = 3
-"""Rounds that are run even after the run's time limit."""
+MAX_CEILING_LIMIT_S = 0.25
+"""Most seconds of sampling for a call of the ceilings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,8 @@ class Settings:
         dtype: dtype of weights, activations and cache; "auto" means the faster of bf16 and fp32 on a CPU,
             and bf16 on a GPU that has it.
         usd_per_hour: price of the device; None means the published price of the GPU, if there is one.
-        row_limit_s, ceiling_limit_s: seconds of sampling for a row, and for each size of a ceiling.
-        total_limit_s: seconds after which rows get fewer samples and rounds.
+        total_limit_s: seconds of wall-clock time in which the measurement should end; where it does not, rows
+            get fewer samples and there are fewer rounds.
         seed: seed of the inputs.
         providers: the user's own functions, each MODULE:FUNCTION.
         counters: whether to read hardware counters after the timing.
@@ -70,12 +68,15 @@ class Settings:
     prefill_tokens: Size
     dtype: str
     usd_per_hour: NonNegative | None
-    row_limit_s: Positive
-    ceiling_limit_s: Positive
     total_limit_s: Positive
     seed: int = 0
     providers: tuple[str, ...] = ()
     counters: bool = False
+
+    @property
+    def ceiling_limit_s(self) -> float:
+        """Seconds of sampling for each call of the ceilings."""
+        return min(MAX_CEILING_LIMIT_S, CEILINGS_SHARE * self.total_limit_s / CEILING_CALLS / 1.5)
 
     def sweep(self, dtype: str) -> Sweep:
         """The sweep in a dtype."""
@@ -98,7 +99,7 @@ def check_memory(settings: Settings, device: Device) -> None:
     sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
 
     def needs(*cases: Case) -> int:
-        return max(memory_bytes(case, cache_bytes=device.cache_bytes) for case in cases)
+        return max(map(memory_bytes, cases))
 
     one = sweep.decode_attention(model, 1, min(sweep.contexts)).work().bytes_total
     prompt_option = "--prompt" if settings.prompt else "--context"
@@ -194,10 +195,15 @@ def measure(
         tiling_of: gives the tuned tiling of a case.
         save: called at the start and after each case.
     """
-    start_s, before_s = time.perf_counter(), result.elapsed_s
+    start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
+
+    def update() -> None:
+        result.elapsed_s, result.timed_s = time.perf_counter() - start_s, device.timed_s - before_s
+        result.timed_share = result.timed_s / max(result.elapsed_s, 1e-9)
+        _derive(result, settings)
 
     def save_so_far() -> None:
-        _finish(result, settings, before_s + time.perf_counter() - start_s)
+        update()
         save()
 
     result.interrupted, result.broken = True, None
@@ -213,14 +219,13 @@ def measure(
         result.broken = one_line(error)
     finally:
         gc.unfreeze()
-    _finish(result, settings, before_s + time.perf_counter() - start_s)
+    update()
 
 
-def _finish(result: Run, settings: Settings, elapsed_s: float) -> None:
+def _derive(result: Run, settings: Settings) -> None:
     """Derive the gaps from the rows so far."""
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
-    result.elapsed_s = elapsed_s
 
 
 def _fill(
@@ -231,49 +236,41 @@ def _fill(
     tiling_of: TilingOf,
     save: Callable[[], None],
 ) -> None:
-    keep_above_bytes = max(CACHES_IN_FLIGHT * device.cache_bytes, 2**28)
-    source = Source(device.torch_device, settings.seed, keep_above_bytes=keep_above_bytes)
-    start_s = time.perf_counter()
+    deadline = Deadline(settings.total_limit_s)
+    progress(0.0, "read bandwidth")
+
+    def say(what: str) -> None:
+        progress(deadline.share, what)
+
+    first = "bf16" if settings.dtype == "auto" else settings.dtype
+    arena = arena_of(cases_of(settings.model, settings.sweep(first)), device, settings.seed)
     save()
-    _measure_ceilings(result, settings, device, source, progress)
+    _measure_ceilings(result, settings, device, arena, say)
     dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
     result.settings = {**result.settings, "dtype": dtype}
     save()
     cases = cases_of(settings.model, settings.sweep(dtype))
-    costs = [_expected_s(case, result.measured, settings) for case in cases] * ROUNDS
-    turns = [(number, case) for number in range(ROUNDS) for case in cases]
+    if ELEMENT_BYTES[dtype] > ELEMENT_BYTES[first]:
+        del arena  # its memory serves the larger one
+        device.release()
+        arena = arena_of(cases, device, settings.seed)
     own = user_providers(settings.providers)
-    latest = 0
-    for index, (number, case) in enumerate(turns):
-        late = time.perf_counter() - start_s > settings.total_limit_s
-        earlier = {row.provider: row for row in result.rows if row.case == case}
-        bench = Bench(
-            device=device,
-            source=source,
-            budget=_budget(settings, late=late),
-            roof=result.measured,
-            tiling_of=tiling_of,
-            round=number,
-            user_providers=own,
-            last_round=number == ROUNDS - 1,
-        )
-        if (late and number >= MIN_ROUNDS) or not providers_due(case, bench, earlier):
-            continue
-        if number > latest:
-            latest = number
-            _time_ceilings_again(result, settings, device, source, number)
-        share = CEILINGS_SHARE + (0.95 - CEILINGS_SHARE) * sum(costs[:index]) / sum(costs)
-        progress(share, f"{case.id}, round {number + 1} of {ROUNDS}")
-        for row in run_case(case, bench, earlier):
-            merge_row(result.rows, row)
-        save()
     if interpreting() and not result.interpreter_checks:
-        progress(0.95, "Triton kernels in the interpreter")
+        say("Triton kernels in the interpreter")
         # The user's own functions with Triton kernels, which are not timed here.
         kernels = {name: [p for p in ps if p.refuses(cases[0], device)] for name, ps in own.items()}
         result.interpreter_checks += check_in_interpreter(
             settings.model, dtype, seed=settings.seed, user_providers=kernels
         )
+    bench = Bench(
+        device=device,
+        arena=arena,
+        budget=round_budget(0.0),
+        roof=result.measured,
+        tiling_of=tiling_of,
+        user_providers=own,
+    )
+    result.late = _run_rounds(result, settings, cases, bench, deadline, say, save)
     if settings.counters:
         result.counters_reason = read_counters(
             result, device, lambda share, what: progress(0.95 + 0.05 * share, f"counters of {what}")
@@ -281,54 +278,97 @@ def _fill(
     progress(1.0, "done")
 
 
+def _run_rounds(
+    result: Run,
+    settings: Settings,
+    cases: Sequence[Case],
+    bench: Bench,
+    deadline: Deadline,
+    progress: Callable[[str], None],
+    save: Callable[[], None],
+) -> str | None:
+    """Time every case in each round, as far as the deadline allows; why there are fewer, or None."""
+    limit, overhead_s = f"the time limit of {deadline.limit_s:.0f} s", 0.0
+    for number in range(ROUNDS):
+        bench = replace(bench, round=number)
+        rows_of = {case: {row.provider: row for row in result.rows if row.case == case} for case in cases}
+        due = [case for case in cases if providers_due(case, bench, rows_of[case])]
+        if not due:
+            continue
+        calls_s = [call_s for case in due for call_s in _calls_s(case, bench, rows_of[case])]
+        if number >= MIN_ROUNDS and sum(calls_s) + overhead_s > deadline.left_s:
+            return None if number >= FEW_ROUNDS else f"{limit} allowed {number} of {ROUNDS} rounds"
+        available_s = deadline.left_s / (ROUNDS - number) - overhead_s
+        bench = replace(
+            bench,
+            budget=round_budget(equal_share_s(calls_s, available_s)),
+            last_round=number == ROUNDS - 1 or 2 * (sum(calls_s) + overhead_s) > deadline.left_s,
+        )
+        start_s, timed_s = deadline.elapsed_s, bench.device.timed_s
+        if number:
+            _time_ceilings_again(result, settings, bench)
+        for case in due:
+            if deadline.over:
+                _skip_the_rest(result, cases, bench, limit)
+                return f"{limit} was over in round {number + 1} of {ROUNDS}"
+            progress(f"{case.id}, round {number + 1}")
+            for row in run_case(case, bench, rows_of[case]):
+                merge_row(result.rows, row)
+            save()
+        if number:  # the first round also computes the oracles
+            overhead_s = max(0.0, deadline.elapsed_s - start_s - (bench.device.timed_s - timed_s))
+    return None
+
+
+def _calls_s(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> Iterator[float]:
+    """Expected seconds of a call of each provider of a case that is due: as earlier, or twice the minimum."""
+    roofline = bench.roof.roofline_time_s(case.work())
+    for provider in providers_due(case, bench, earlier):
+        if provider.name in earlier:
+            yield earlier[provider.name].time_s.median
+        elif provider.refuses(case, bench.device) is None:
+            yield 2 * roofline[0] if roofline else 0.0
+
+
+def _skip_the_rest(result: Run, cases: Sequence[Case], bench: Bench, limit: str) -> None:
+    """Give the cases without rows one that says that the time was over."""
+    for case in cases:
+        present = {row.provider: row for row in result.rows if row.case == case}
+        for provider in providers_due(case, bench, present):
+            if provider.name not in present:
+                reason = provider.refuses(case, bench.device)
+                status: Status = "skipped" if reason is None else "unsupported"
+                row = Row(
+                    case=case, provider=provider.name, status=status, reason=reason or f"{limit} was over"
+                )
+                result.rows.append(row)
+
+
 def _measure_ceilings(
-    result: Run, settings: Settings, device: Device, source: Source, progress: Progress
+    result: Run, settings: Settings, device: Device, arena: Arena, progress: Callable[[str], None]
 ) -> None:
     """Measure all ceilings, unless the run has all: a continued run never mixes two sets."""
     count = 2 + len(DTYPES)
     if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
         return
     result.ceilings = [ceiling for ceiling in result.ceilings if ceiling.provenance != "measured"]
-    progress(0.0, "read bandwidth")
-    for done, (what, ceiling) in enumerate(
-        measure_ceilings(device, source, time_limit_s=settings.ceiling_limit_s), start=1
-    ):
+    for what, ceiling in measure_ceilings(device, arena, time_limit_s=settings.ceiling_limit_s):
         result.ceilings.append(ceiling)
-        progress(CEILINGS_SHARE * done / count, f"ceilings: {what} done")
+        progress(f"ceilings: {what} done")
 
 
-def _time_ceilings_again(
-    result: Run, settings: Settings, device: Device, source: Source, number: int
-) -> None:
+def _time_ceilings_again(result: Run, settings: Settings, bench: Bench) -> None:
     """Time the ceilings of the run's dtype again in a later round; the first round measured them."""
-    budget = _round_budget(settings.ceiling_limit_s)
-    due = [
-        place
-        for place, ceiling in enumerate(result.ceilings)
-        if ceiling.provenance == "measured"
-        and ceiling.dtype in (None, result.dtype)
-        and number not in (ceiling.rounds or (0,))
-    ]
-    for place in due:
-        result.ceilings[place] = time_again(result.ceilings[place], device, source, budget, number=number)
-    if due:
-        device.release()
-
-
-def _budget(settings: Settings, *, late: bool) -> Budget:
-    """The budget of a row in one round."""
-    return _round_budget(min(LATE_ROW_LIMIT_S, settings.row_limit_s) if late else settings.row_limit_s)
-
-
-def _round_budget(limit_s: float) -> Budget:
-    """The budget of one round, given the limit for all rounds."""
-    return Budget(
-        time_limit_s=limit_s / ROUNDS,
-        warm_up_s=limit_s / 2 / ROUNDS,
-        min_samples=1,
-        enough_samples=math.ceil(ENOUGH_SAMPLES / ROUNDS),
-        max_samples=MAX_SAMPLES // ROUNDS,
-    )
+    budget = round_budget(settings.ceiling_limit_s / ROUNDS)
+    for place, ceiling in enumerate(result.ceilings):
+        if (
+            ceiling.provenance == "measured"
+            and ceiling.dtype in (None, result.dtype)
+            and bench.round not in (ceiling.rounds or (0,))
+        ):
+            result.ceilings[place] = time_again(
+                ceiling, bench.device, bench.arena, budget, number=bench.round
+            )
 
 
 def merge_row(rows: list[Row], found: Row) -> None:
@@ -338,12 +378,6 @@ def merge_row(rows: list[Row], found: Row) -> None:
             rows[place] = row.with_round(found)
             return
     rows.append(found)
-
-
-def _expected_s(case: Case, roof: Roof, settings: Settings) -> float:
-    """Expected seconds of a case, for the progress bar: five calls, or the time limit if longer."""
-    roofline = roof.roofline_time_s(case.work())
-    return max(settings.row_limit_s, 5 * roofline[0] if roofline else 0.0)
 
 
 def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:

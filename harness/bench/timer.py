@@ -87,6 +87,7 @@ def measure(
             method = f"{device.kind}: mean of {calls_a_sample} {GRAPH_METHOD}"
     before_sampling()
     samples = _sample(device, unit, budget, now_s, calls_a_sample * estimate_s)
+    device.timed_s += math.fsum(samples)
     return Timing(samples_s=tuple(s / calls_a_sample for s in samples), method=method)
 
 

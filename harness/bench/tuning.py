@@ -18,13 +18,12 @@ from msgspec import to_builtins
 from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError
-from ..core.inputs import Source
 from ..core.records import Roof, Row, Status
 from ..core.statistics import Summary, summarise
 from .compile_ahead import Ahead, InOrder
 from .device import Device, open_device
 from .providers import tunable_provider
-from .runner import Bench, Blocked, prepare, run_provider
+from .runner import Bench, Blocked, arena_of, prepare, run_provider
 from .tiling_cache import Entry, entry_name
 from .tilings import Key
 from .timer import Budget
@@ -225,7 +224,7 @@ def tune(
         ahead: compiles the tilings before they are timed; None compiles each when it is tried.
         now_s: the wall clock in seconds.
     """
-    source = Source(device.torch_device, 0)
+    arena = arena_of(cases, device, 0)
     end_s = now_s() + time_limit_s
     for index, case in enumerate(cases):
         limit_s = max(0.0, end_s - now_s()) / (len(cases) - index)
@@ -233,7 +232,7 @@ def tune(
         def report(share: float, index: int = index, case: Case = case) -> None:
             progress((index + min(share, 0.99)) / len(cases), case.id)
 
-        bench = Bench(device=device, source=source, budget=TRIAL, roof=NO_ROOF)
+        bench = Bench(device=device, arena=arena, budget=TRIAL, roof=NO_ROOF)
         yield tune_case(case, bench, time_limit_s=limit_s, report=report, ahead=ahead, now_s=now_s)
         device.release()
 

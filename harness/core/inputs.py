@@ -16,14 +16,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK = 4_194_319
 """Random numbers drawn; larger tensors repeat them. A prime, so that matrix rows differ."""
 
-CACHES_IN_FLIGHT = 5
-"""Copies of a case's inputs together are at least this many times as large as the last-level cache. Of
-inputs of r times its size, a cache that evicts at random still holds the share h = exp(-r (1 - h)) when they
-are read again: 16% at r = 2.2, and 0.7% at 5."""
-
-MAX_COPIES = 1000
-"""Most copies of the inputs of a case too small to fill the caches; the row records their number."""
-
 
 class Source:
     """Draws standard normal tensors quickly: copies one block of numbers from a random offset.
@@ -31,47 +23,40 @@ class Source:
     Args:
         device: device of the tensors.
         seed: seed of the numbers and offsets.
-        keep_above_bytes: a weight of at least this size is reused by the next inputs of its shape. Must be
-            CACHES_IN_FLIGHT last-level caches or more, so that a reused weight is never cached.
     """
 
-    def __init__(self, device: torch.device, seed: int, *, keep_above_bytes: float = math.inf) -> None:
-        self._device, self._keep_above_bytes = device, keep_above_bytes
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._device = device
         self._offsets = torch.Generator().manual_seed(seed)
-        self._block = torch.empty(BLOCK).normal_(generator=self._offsets).to(device)
-        self._blocks: dict[torch.dtype, Tensor] = {torch.float32: self._block}
-        self._kept: tuple[object, Tensor] | None = None
+        self._numbers = torch.empty(BLOCK).normal_(generator=self._offsets)
+        self._patterns: dict[torch.dtype, Tensor] = {}
 
-    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """A contiguous tensor of normal numbers with standard deviation `scale`."""
+    def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor of standard normal numbers."""
         out = torch.empty(shape, dtype=dtype, device=self._device)
-        flat, filled = out.view(-1), 0
-        if dtype not in self._blocks:
-            self._blocks[dtype] = self._block.to(dtype)
-        block = self._blocks[dtype]
+        flat, filled, pattern = out.view(-1), 0, self._pattern(dtype)
         start = int(torch.randint(BLOCK, (), generator=self._offsets))
         while filled < flat.numel():
-            piece = block[start : start + flat.numel() - filled]
+            piece = pattern[start : start + flat.numel() - filled]
             flat[filled : filled + piece.numel()] = piece
             filled, start = filled + piece.numel(), 0
-        return out if scale == 1.0 else out.mul_(scale)
+        return out
 
-    def weight(self, out_features: int, in_features: int, *, dtype: torch.dtype) -> Tensor:
-        """A weight [out_features, in_features] that maps standard normal rows to standard normal rows."""
-        key, scale = (out_features, in_features, dtype), in_features**-0.5
-        if self._kept and self._kept[0] == key:
-            return self._kept[1]
-        self._kept = None
-        drawn = self.normal(out_features, in_features, dtype=dtype, scale=scale)
-        if drawn.nbytes >= self._keep_above_bytes:
-            self._kept = (key, drawn)
-        return drawn
+    def writable(self, tensor: Tensor) -> Tensor:
+        """The tensor, which this source drew and which a case may write to."""
+        return tensor
+
+    def _pattern(self, dtype: torch.dtype) -> Tensor:
+        """The block of numbers in a dtype, on the device."""
+        if dtype not in self._patterns:
+            self._patterns[dtype] = self._numbers.to(self._device, dtype)
+        return self._patterns[dtype]
 
 
 class BlankSource(Source):
     """Uninitialised tensors, for their shapes and strides; they take no memory until they are written."""
 
-    def normal(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:  # noqa: ARG002, D102
+    def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         return torch.empty(shape, dtype=dtype, device=self._device)
 
 
@@ -155,7 +140,7 @@ def draw(case: Case, source: Source) -> Inputs:  # noqa: ARG001
 def _(case: PrefillMatmul, source: Source) -> Inputs:
     dtype = DTYPES[case.dtype]
     x = source.normal(case.rows, case.in_features, dtype=dtype)
-    weight = source.weight(case.out_features, case.in_features, dtype=dtype)
+    weight = source.normal(case.out_features, case.in_features, dtype=dtype)
     return MatmulInputs(x=x, weight=weight, out=x.new_full((case.rows, case.out_features), math.nan))
 
 
@@ -165,9 +150,11 @@ def _(case: DecodeAttention, source: Source) -> Inputs:
     q = source.normal(case.batch, case.q_heads, case.head_dim, dtype=dtype)
     shape = (case.batch, case.kv_heads, case.capacity, case.head_dim)
     k_cache, v_cache = (source.normal(*shape, dtype=dtype).transpose(1, 2) for _ in range(2))
-    for sequence, context in enumerate(case.contexts):
-        k_cache[sequence, context:] = math.nan
-        v_cache[sequence, context:] = math.nan
+    for cache in (k_cache, v_cache):
+        if min(case.contexts) < case.capacity:
+            source.writable(cache)
+        for sequence, context in enumerate(case.contexts):
+            cache[sequence, context:] = math.nan
     return DecodeAttentionInputs(
         q=q,
         k_cache=k_cache,
@@ -199,12 +186,13 @@ def _(case: DecoderLayer, source: Source) -> Inputs:
     return DecoderLayerInputs(
         case=case,
         hidden=hidden,
-        k_cache=source.normal(*cache, dtype=dtype),
-        v_cache=source.normal(*cache, dtype=dtype),
+        k_cache=source.writable(source.normal(*cache, dtype=dtype)),
+        v_cache=source.writable(source.normal(*cache, dtype=dtype)),
         weights={
-            p.name: source.weight(p.out_features, p.in_features, dtype=dtype) for p in model.projections
+            p.name: source.normal(p.out_features, p.in_features, dtype=dtype) for p in model.projections
         },
-        norms=1 + source.normal(2, model.hidden_size, dtype=dtype, scale=0.1),
+        # Unit normal weights make the sums of hidden_size products sqrt(hidden_size) times as large.
+        norms=(1 + 0.1 * source.normal(2, model.hidden_size, dtype=dtype)) * model.hidden_size**-0.5,
         cos=angles.cos().to(dtype),
         sin=angles.sin().to(dtype),
     )
@@ -237,27 +225,6 @@ def in_layout(inputs: Inputs, layout: CacheLayout) -> Inputs:
         return dataclasses.replace(inputs, v_cache=values.permute(0, 3, 1, 2), layout=layout)
     keys = k_memory.reshape(batch, kv_heads, -1, head_dim, page_tokens(capacity))
     return dataclasses.replace(inputs, k_cache=keys.permute(0, 2, 4, 1, 3), layout=layout)
-
-
-def copies_of(case: Case, source: Source, *, cache_bytes: int) -> list[Inputs]:
-    """Enough copies of a case's inputs that caches stay cold when calls use them in turn."""
-    copies = math.ceil(CACHES_IN_FLIGHT * cache_bytes / case.work().bytes_total)
-    return [draw(case, source) for _ in range(min(copies, MAX_COPIES))]
-
-
-def memory_bytes(case: Case, *, cache_bytes: int) -> int:
-    """Approximate bytes for timing a case: its copies, the providers' outputs, the oracle's float64."""
-    work = case.work()
-    match case:
-        case PrefillMatmul():
-            oracle = 8 * case.rows * case.in_features
-        case DecoderLayer():
-            oracle = 8 * (
-                sum(p.parameters for p in case.model.projections) + case.tokens * case.model.hidden_size
-            )
-        case _:
-            oracle = 0
-    return work.bytes_total + CACHES_IN_FLIGHT * cache_bytes + work.bytes_written + oracle
 
 
 def poison(inputs: Inputs) -> None:

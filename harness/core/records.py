@@ -253,6 +253,9 @@ class Run:
     Attributes:
         broken: the error that ended the run early; None if there was none.
         counters_reason: why requested hardware counters are missing; None if none are.
+        elapsed_s, timed_s, timed_share: seconds of the measurement, those of them in timed calls, and their
+            share.
+        late: how the time limit cut the run short; None if it did not.
         other_load: share of the cores that other processes used meanwhile; None if unknown.
         warnings: why the figures cannot be trusted, a line for each reason.
     """
@@ -267,6 +270,8 @@ class Run:
     broken: str | None = None
     counters_reason: str | None = None
     elapsed_s: NonNegative = 0.0
+    timed_s: NonNegative = 0.0
+    timed_share: NonNegative = 0.0
     late: str | None = None
     other_load: NonNegative | None = None
     warnings: Sequence[str] = ()

@@ -4,8 +4,9 @@ from decodetax.harness.bench.clocks import Clocks
 from decodetax.harness.bench.device import CpuDevice
 from decodetax.harness.bench.runner import Bench
 from decodetax.harness.bench.timer import Budget
+from decodetax.harness.core.arena import Arena
 from decodetax.harness.core.records import Roof
-from small_cases import CPU, source
+from small_cases import CPU
 
 BRIEF = Budget(time_limit_s=0.002, warm_up_s=0.0, enough_samples=3, max_samples=6)
 WIDE_ROOF = Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e11)
@@ -41,7 +42,7 @@ class FakeDevice:
     ):
         self.kind, self.cache_bytes, self.memory_bytes = kind, cache_bytes, memory_bytes
         self.clocks = clocks or Clocks()
-        self.clock = Clock()
+        self.clock, self.timed_s = Clock(), 0.0
         self.captured, self.blocks, self.released, self.left_s = None, [], 0, 0.0
         self._seconds_of, self._graphs, self._free_bytes = seconds_of, graphs, free_bytes
 
@@ -110,5 +111,9 @@ class FakeClocks:
         return self._facts
 
 
+def arena(size_bytes=2**18, seed=0):
+    return Arena(CPU, seed, size_bytes=size_bytes)
+
+
 def bench(device, *, budget=BRIEF, roof=WIDE_ROOF):
-    return Bench(device=device, source=source(), budget=budget, roof=roof)
+    return Bench(device=device, arena=arena(), budget=budget, roof=roof)

@@ -123,7 +123,9 @@ def run_file(tmp_path, monkeypatch):
     [
         pytest.param(lambda run: run["ceilings"][0].update(samples_s=["1"]), id="in what was measured"),
         pytest.param(lambda run: run["settings"].update(batches=[0]), id="in what reports show"),
-        pytest.param(lambda run: run["settings"].update(row_limit_s=None), id="in what only resuming needs"),
+        pytest.param(
+            lambda run: run["settings"].update(total_limit_s=None), id="in what only resuming needs"
+        ),
     ],
 )
 def test_rejects_an_invalid_run_in_one_line_and_leaves_it(run_file, spoil):

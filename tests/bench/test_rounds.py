@@ -4,8 +4,18 @@ import dataclasses
 
 import pytest
 from decodetax.harness.bench import ceilings, runner, session
-from decodetax.harness.bench.session import MIN_ROUNDS, ROUNDS, require_same_machine, settings_of
+from decodetax.harness.bench.rounds import (
+    FEW_ROUNDS,
+    GRACE,
+    MIN_ROUNDS,
+    ROUNDS,
+    Deadline,
+    equal_share_s,
+    round_budget,
+)
+from decodetax.harness.bench.session import require_same_machine, settings_of
 from decodetax.harness.core.errors import UsageError
+from fakes import Clock
 from test_session import run as run_all
 from test_session import settings, small_device
 
@@ -17,8 +27,8 @@ def _small(monkeypatch):
 
 
 def run(**changes):
-    """A short run; its ceilings take as many samples each time, whatever the time that this machine takes."""
-    return run_all(**{"batches": (2,), "contexts": (3,), "ceiling_limit_s": 60.0, **changes})
+    """A short run."""
+    return run_all(**{"batches": (2,), "contexts": (3,), **changes})
 
 
 @pytest.fixture
@@ -74,9 +84,90 @@ def test_rounds_are_interleaved(turns):
         assert [turn[1:] for turn in turns["turns"] if turn[0] == number] == first
 
 
-def test_rounds_end_early_once_the_time_is_over():
-    result = run(total_limit_s=0.0)
-    assert {number for row in result.rows for number in row.rounds} == set(range(MIN_ROUNDS))
+@pytest.fixture
+def clock(monkeypatch):
+    """The wall clock of the deadline; every case takes `clock.case_s` seconds and a row's call 1 ms."""
+    clock = Clock()
+    clock.case_s = 0.0
+    plain = session.run_case
+
+    def timed(case, bench, earlier):
+        yield from plain(case, bench, earlier)
+        clock.time_s += clock.case_s
+
+    monkeypatch.setattr(session, "run_case", timed)
+    monkeypatch.setattr(session, "Deadline", lambda limit_s: Deadline(limit_s, clock))
+    return clock
+
+
+def rounds_of(result):
+    return {number for row in result.rows for number in row.rounds}
+
+
+@pytest.mark.parametrize(
+    ("round_s", "rounds", "late"),
+    [
+        pytest.param(0.0, ROUNDS, None, id="none take time"),
+        pytest.param(9.0, 6, None, id="enough"),
+        pytest.param(13.0, 4, "the time limit of 60 s allowed 4 of 10 rounds", id="few"),
+        pytest.param(25.0, MIN_ROUNDS, "the time limit of 60 s allowed 3 of 10 rounds", id="fewest"),
+        pytest.param(40.0, 3, "the time limit of 60 s was over in round 3 of 10", id="not even those"),
+    ],
+)
+def test_rounds_are_begun_while_they_fit(clock, round_s, rounds, late):
+    cases = len({row.case for row in run(total_limit_s=60.0).rows})
+    clock.time_s, clock.case_s = 0.0, round_s / cases
+    result = run(total_limit_s=60.0)
+    assert rounds_of(result) == set(range(rounds))
+    assert result.late == late
+    assert clock.time_s <= GRACE * 60.0 + clock.case_s
+    assert (rounds < FEW_ROUNDS) == (late is not None)
+
+
+def test_cases_that_the_first_round_does_not_reach_are_skipped_with_a_reason(clock):
+    clock.case_s = 30.0
+    result = run(total_limit_s=60.0)
+    skipped = [row for row in result.rows if row.status == "skipped"]
+    assert {row.reason for row in skipped} == {"the time limit of 60 s was over"}
+    assert rounds_of(result) == {0}
+    assert len({(row.case, row.provider) for row in result.rows}) == len(run().rows)
+    assert not result.interrupted
+
+
+def test_seconds_in_timed_calls_are_part_of_the_run():
+    result = run()
+    rows = sum(sum(row.samples_s) for row in result.rows)
+    assert result.timed_s >= rows > 0
+    assert result.timed_share == pytest.approx(result.timed_s / result.elapsed_s)
+
+
+@pytest.mark.parametrize(
+    ("calls_s", "available_s", "share_s"),
+    [
+        pytest.param([1.0, 1.0], 10.0, 5.0, id="equal"),
+        pytest.param([1.0, 8.0], 10.0, 2.0, id="one long call"),
+        pytest.param([1.0, 4.0, 8.0], 12.5, 0.0, id="only the calls themselves"),
+        pytest.param([3.0], 1.0, 0.0, id="too little time"),
+        pytest.param([1.0], -5.0, 0.0, id="no time"),
+        pytest.param([], 5.0, 0.0, id="no rows"),
+    ],
+)
+def test_rows_share_the_time_of_a_round(calls_s, available_s, share_s):
+    assert equal_share_s(calls_s, available_s) == pytest.approx(share_s)
+
+
+def test_shares_and_longer_calls_fill_the_time():
+    calls_s = [0.001 * 3**n for n in range(9)]
+    for available_s in (0.5, 5.0, 9.9, 50.0):
+        share_s = equal_share_s(calls_s, available_s)
+        if share_s > 0:
+            assert sum(max(call_s, share_s) for call_s in calls_s) == pytest.approx(available_s)
+
+
+def test_budget_of_a_round_is_warm_up_and_samples():
+    budget = round_budget(2.0)
+    assert budget.time_limit_s + budget.warm_up_s == pytest.approx(2.0)
+    assert budget.min_samples == 1
 
 
 def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
@@ -97,7 +188,7 @@ def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
 
 
 def test_resumed_run_repeats_and_misses_nothing(turns):
-    complete = run()
+    run()
     whole = list(turns["turns"])
     for stop in (0, 1, 7, 30):
         turns.update(turns=[], stop=stop)
@@ -108,7 +199,6 @@ def test_resumed_run_repeats_and_misses_nothing(turns):
         assert not result.interrupted
         assert turns["turns"] == whole
         assert len(result.ceilings) == 5
-        assert len(result.ceilings[0].samples_s) == len(complete.ceilings[0].samples_s)
         for row in (result.ceilings[0], *(row for row in result.rows if row.status == "ok")):
             assert sorted(set(row.rounds)) == list(range(ROUNDS))
         assert len(result.gaps) == 1

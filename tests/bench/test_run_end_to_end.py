@@ -241,7 +241,7 @@ def quickly(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def brief(**_):
+    def brief(_share_s):
         return Budget(time_limit_s=0.005, warm_up_s=0.002)
 
     few = [
@@ -250,8 +250,8 @@ def quickly(tmp_path, monkeypatch):
     ]
     with (
         mock.patch(f"{SESSION}.measure_ceilings", return_value=iter(few)),
-        mock.patch(f"{SESSION}.Budget", brief),
-        mock.patch("decodetax.harness.core.inputs.MAX_COPIES", 2),
+        mock.patch(f"{SESSION}.round_budget", brief),
+        mock.patch("decodetax.harness.core.arena.MAX_COPIES", 2),
     ):
         yield tmp_path
     torch.set_num_threads(threads)

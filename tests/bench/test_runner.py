@@ -15,6 +15,7 @@ from decodetax.harness.bench import runner
 from decodetax.harness.bench.providers import Provider
 from decodetax.harness.bench.tilings import Tunable
 from decodetax.harness.bench.timer import Budget
+from decodetax.harness.core.arena import Arena
 from decodetax.harness.core.records import Roof
 from fakes import BRIEF, FakeClocks, FakeDevice, bench
 from small_cases import decode_case, layer_case, matmul_case, prompt_case
@@ -313,7 +314,7 @@ def test_output_of_another_shape_fails(monkeypatch):
 
 
 def test_refused_case_is_unsupported_and_draws_no_inputs(monkeypatch):
-    monkeypatch.setattr(runner, "copies_of", raising(AssertionError("inputs were drawn")))
+    monkeypatch.setattr(Arena, "copies_of", raising(AssertionError("inputs were drawn")))
     rows = rows_of(monkeypatch, fast="needs a GPU", faster="needs two")
     assert [(row.status, row.reason) for row in rows] == [
         ("unsupported", "needs a GPU"),
@@ -326,7 +327,7 @@ def test_refused_case_is_unsupported_and_draws_no_inputs(monkeypatch):
     [
         pytest.param(
             Roof(flop_per_s=1e12, bandwidth_bytes_per_s=1e12),
-            1000,
+            -(2**18),
             "skipped",
             r"needs 0\.0 GB of memory, 0\.0 GB are free",
             id="too large",
@@ -371,9 +372,9 @@ def test_case_without_a_known_bandwidth_is_run(monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "status"), [(MemoryError(), "skipped"), (RuntimeError("odd"), "failed")])
-@pytest.mark.parametrize("step", ["copies_of", "gate_of"])
-def test_inputs_that_cannot_be_made_block_every_provider(monkeypatch, step, error, status):
-    monkeypatch.setattr(runner, step, lambda *_args, **_options: raising(error)(None))
+@pytest.mark.parametrize(("owner", "step"), [(Arena, "copies_of"), (runner, "gate_of")], ids=str)
+def test_inputs_that_cannot_be_made_block_every_provider(monkeypatch, owner, step, error, status):
+    monkeypatch.setattr(owner, step, lambda *_args, **_options: raising(error)(None))
     rows = rows_of(monkeypatch, right, right)
     assert [row.status for row in rows] == [status, status]
 
@@ -386,7 +387,7 @@ def test_inputs_that_did_not_fit_are_released(monkeypatch):
         held.append(weakref.ref(partial))
         raise MemoryError
 
-    monkeypatch.setattr(runner, "copies_of", half_made)
+    monkeypatch.setattr(Arena, "copies_of", half_made)
     device = FakeDevice()
     alive = []
     monkeypatch.setattr(device, "release", lambda: alive.append(held[0]() is not None))
@@ -396,10 +397,32 @@ def test_inputs_that_did_not_fit_are_released(monkeypatch):
     assert alive == [False]
 
 
-def test_memory_is_released_after_each_case(monkeypatch):
+def test_memory_is_kept_from_case_to_case(monkeypatch):
     device = FakeDevice()
     rows_of(monkeypatch, right, wrong, device=device)
-    assert device.released == 1
+    assert device.released == 0
+
+
+def test_oracle_of_a_case_is_computed_once(monkeypatch):
+    computed, plain = [], runner.gate_of
+    monkeypatch.setattr(runner, "gate_of", lambda *given: computed.append(given) or plain(*given))
+    with_providers(monkeypatch, right)
+    of_device = bench(FakeDevice())
+    [row] = runner.run_case(CASE, of_device)
+    [later] = runner.run_case(CASE, dataclasses.replace(of_device, round=1), {row.provider: row})
+    assert (row.status, later.status) == ("ok", "ok")
+    assert len(computed) == 1
+
+
+def test_what_a_case_wrote_is_put_back(monkeypatch):
+    def writes(inputs):
+        of_device.arena.writable(inputs.weight).zero_()
+        return right(inputs)
+
+    with_providers(monkeypatch, writes)
+    of_device = bench(FakeDevice())
+    list(runner.run_case(CASE, of_device))
+    assert of_device.arena.intact()
 
 
 def test_row_keeps_clocks_and_throttle_reasons(monkeypatch):

@@ -9,7 +9,7 @@ from decodetax.harness.bench import ceilings, device, runner, session
 from decodetax.harness.bench.session import Settings, check_memory, datasheet_ceilings
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_of_device
-from decodetax.harness.core.records import SCHEMA_VERSION, Ceiling, InterpreterCheck, Row
+from decodetax.harness.core.records import SCHEMA_VERSION, Ceiling, InterpreterCheck
 from fakes import FakeDevice
 from small_cases import tiny_model
 
@@ -26,8 +26,6 @@ def settings(**changes):
         "prefill_tokens": 8,
         "dtype": "fp32",
         "usd_per_hour": None,
-        "row_limit_s": 0.01,
-        "ceiling_limit_s": 0.001,
         "total_limit_s": 1e6,
         **changes,
     }
@@ -88,7 +86,7 @@ def test_same_seed_gives_the_same_gate_errors():
 
 def test_progress_grows_from_0_to_1():
     calls = []
-    run(progress=lambda done, what: calls.append((done, what)))
+    run(progress=lambda done, what: calls.append((done, what)), total_limit_s=5.0)
     shares = [done for done, _ in calls]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
@@ -128,14 +126,11 @@ def test_interrupt_keeps_the_rows_and_marks_the_run(monkeypatch, rows_before):
 
 
 def test_broken_device_keeps_the_rows_and_the_reason(monkeypatch):
-    def broken(_device):
-        raise RuntimeError("an illegal memory\naccess was encountered")
-
     first = session.run_case
 
     def breaking(case, bench, earlier):
         yield from first(case, bench, earlier)
-        monkeypatch.setattr(type(bench.device), "release", broken)
+        raise RuntimeError("an illegal memory\naccess was encountered")
 
     monkeypatch.setattr(session, "run_case", breaking)
     result = run()
@@ -143,18 +138,6 @@ def test_broken_device_keeps_the_rows_and_the_reason(monkeypatch):
     assert result.rows
     assert not result.interrupted
     assert as_json(result)["broken"] == result.broken
-
-
-def test_weight_that_copies_share_is_five_times_the_cache(monkeypatch):
-    class Seen(Exception):  # noqa: N818  (ends the run)
-        pass
-
-    def source(_device, _seed, *, keep_above_bytes):
-        raise Seen(keep_above_bytes)
-
-    monkeypatch.setattr(session, "Source", source)
-    for cache_bytes, least in ((126 * 2**20, 630 * 2**20), (4096, 2**28)):
-        assert run(small_device(cache_bytes=cache_bytes)).broken == f"Seen: {least}"
 
 
 def test_interrupt_after_the_first_batch_keeps_its_gaps(monkeypatch):
@@ -225,31 +208,6 @@ def test_auto_dtype_is_chosen_from_measured_rates(monkeypatch, kind, flop_per_s,
 def test_given_dtype_is_used(dtype):
     result = run(dtype=dtype, batches=(1,), contexts=(3,))
     assert {row.case.dtype for row in result.rows} == {dtype}
-
-
-def test_rows_get_the_fewest_samples_after_the_time_limit(monkeypatch):
-    budgets = []
-
-    def noted(case, bench, _earlier):
-        budgets.append(bench.budget)
-        clock.time_s += 10.0
-        yield Row(case=case, provider="torch", status="skipped", reason="not run")
-
-    class Ticking:
-        time_s = 0.0
-
-        def perf_counter(self):
-            return self.time_s
-
-    clock = Ticking()
-    monkeypatch.setattr(session, "time", clock)
-    monkeypatch.setattr(session, "run_case", noted)
-    result = run(total_limit_s=35.0, row_limit_s=2.0)
-    limits = [budget.time_limit_s for budget in budgets]
-    assert limits[:4] == [2.0 / session.ROUNDS] * 4
-    assert limits[4:] == [session.LATE_ROW_LIMIT_S / session.ROUNDS] * (len(limits) - 4)
-    assert all(budget.warm_up_s <= budget.time_limit_s for budget in budgets)
-    assert result.elapsed_s == 10.0 * len(limits)
 
 
 GB = 10**9
@@ -344,7 +302,7 @@ def test_run_on_this_cpu(monkeypatch):
     processor.cache_bytes = 4096
     monkeypatch.setattr(processor, "release", lambda: None)  # collecting all garbage takes its time
     monkeypatch.setattr(processor, "free_bytes", lambda: 2**21)
-    result = run(processor, dtype="auto", row_limit_s=0.002, batches=(1,), contexts=(3,))
+    result = run(processor, dtype="auto", total_limit_s=2.0, batches=(1,), contexts=(3,))
     assert result.dtype in {"bf16", "fp32"}
     for row in result.rows:
         on_gpus = row.provider.startswith("triton") or row.provider in {

@@ -16,8 +16,9 @@ from decodetax.harness.bench.providers import PROVIDERS, Provider
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tilings import run_decode_attention
 from decodetax.harness.bench.timer import Budget, measure
+from decodetax.harness.core.arena import Arena, copies_needed
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
-from decodetax.harness.core.inputs import Source, copies_of, draw
+from decodetax.harness.core.inputs import Source, draw
 from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.records import Roof
 from decodetax.kernels import interpreting
@@ -42,7 +43,9 @@ def device():
 
 @pytest.fixture
 def bench(device):
-    return Bench(device=device, source=Source(device.torch_device, 0), budget=BUDGET, roof=ROOF)
+    return Bench(
+        device=device, arena=Arena(device.torch_device, 0, size_bytes=2**30), budget=BUDGET, roof=ROOF
+    )
 
 
 def test_kernels_are_compiled():
@@ -168,7 +171,7 @@ def rotated(device):
     def time_s(count):
         return statistics.median(device.time_each(calls[:count] * (30 // count)))
 
-    assert len(copies_of(case, source, cache_bytes=device.cache_bytes)) == 3
+    assert copies_needed(case, ROOF, cache_bytes=device.cache_bytes) == 3
     device.time_each(calls)
     return time_s
 
@@ -228,9 +231,7 @@ def test_small_run(device, own_kernel):
         prefill_tokens=1024,
         dtype="auto",
         usd_per_hour=1.0,
-        row_limit_s=0.05,
-        ceiling_limit_s=0.02,
-        total_limit_s=120,
+        total_limit_s=60,
         providers=(own_kernel,),
         counters=True,
     )

@@ -11,8 +11,8 @@ from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tiling_cache import open_cache, tuned_tilings
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.bench.tuning import NOT_TRIED, open_gpu, tune
+from decodetax.harness.core.arena import Arena
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
-from decodetax.harness.core.inputs import Source
 from decodetax.harness.core.records import Roof
 from decodetax.kernels import gpu_limits
 
@@ -45,7 +45,8 @@ def found(device, ahead):
 def bench(device, **options):
     budget = Budget(time_limit_s=0.1, warm_up_s=0.1)
     roof = Roof(flop_per_s=1e13, bandwidth_bytes_per_s=1e11)
-    return Bench(device=device, source=Source(device.torch_device, 0), budget=budget, roof=roof, **options)
+    arena = Arena(device.torch_device, 0, size_bytes=2**30)
+    return Bench(device=device, arena=arena, budget=budget, roof=roof, **options)
 
 
 def test_every_tiling_passes_the_gate(found):
