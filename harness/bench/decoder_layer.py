@@ -72,7 +72,7 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
 
     attention = []
     qkv = weights["qkv"].double()
-    q_rows, kv_rows = qkv.split([model.q_heads * model.head_dim, 2 * model.kv_heads * model.head_dim])
+    q_rows, kv_rows = torch.split(qkv, [model.q_heads * model.head_dim, 2 * model.kv_heads * model.head_dim])
     for sequence, hidden in enumerate(inputs.hidden.double()):
         normal = normed(hidden, norms[0])
         k_new, v_new = (

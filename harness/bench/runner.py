@@ -203,7 +203,7 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
 
 
 def _gate_of(case: Case, inputs: Inputs, bench: Bench, layout: CacheLayout = "heads-first") -> Gate:
-    """The gate on the first copy of a case's inputs in a cache layout; computed when it is first asked for."""
+    """The gate on the first copy of a case's inputs in a cache layout; computed when first asked for."""
     if (case, layout) not in bench.gates:
         bench.gates[case, layout] = gate_of(case, inputs)
     return bench.gates[case, layout]
