@@ -129,10 +129,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
                 watch = None
         rows[provider.name] = chosen
         yield chosen
-    del copies
     bench.arena.restore()
-    if gate is None:
-        bench.device.release()  # inputs that did not fit
 
 
 def providers_due(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> list[Provider]:
@@ -199,7 +196,9 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
         copies = bench.arena.copies_of(case, count)
         return copies, _gate_of(case, copies[0], bench)
     except (MemoryError, RuntimeError) as error:
-        raise Blocked(*_explain(error)) from error
+        explained = _explain(error)
+    bench.device.release()  # what did not fit
+    raise Blocked(*explained)
 
 
 def _gate_of(case: Case, inputs: Inputs, bench: Bench, layout: CacheLayout = "heads-first") -> Gate:
