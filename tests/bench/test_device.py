@@ -17,6 +17,7 @@ from decodetax.harness.bench.device import (
     open_device,
     out_of_memory,
 )
+from decodetax.harness.bench.process_state import ProcessState
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.errors import UsageError
 from fake_torch_cuda import FakeCuda
@@ -68,6 +69,53 @@ def test_events_bracket_each_call_behind_a_head_start():
         "elapsed",
     ]
     assert samples == pytest.approx([2.5e-3] * 2)
+
+
+def test_output_is_copied_in_the_order_of_the_stream_without_a_wait():
+    device, log = cuda_device()
+    out = torch.zeros(3)
+    found = device.copy_at_once(lambda: log.append("rewrite"), lambda: (log.append("call"), out)[1])
+    assert log == ["synchronize", "sleep", "rewrite", "call"]
+    out += 1
+    assert found.tolist() == [0, 0, 0]
+
+
+def test_gpu_is_busy_after_a_call_until_all_streams_are_idle(monkeypatch):
+    clock, cuda = Clock(), FakeCuda()
+    device, log = CudaDevice(0, cuda=cuda, clocks=Clocks(), now_s=clock), cuda.log
+    log.clear()
+    waits = iter([0.0, 0.003])
+
+    def synchronize():
+        log.append("synchronize")
+        clock.time_s += next(waits)
+
+    monkeypatch.setattr(cuda, "synchronize", synchronize)
+    assert device.busy_after_s(lambda: log.append("call")) == pytest.approx(0.003)
+    assert log == ["synchronize", "call", "record", "wait for event", "synchronize"]
+
+
+def test_stream_and_gpu_that_a_provider_leaves_current_are_put_back():
+    cuda, device = device_with_cuda()
+    main, state = cuda.current_stream(), ProcessState(device.settings)
+    cuda.set_stream(cuda.Stream())
+    cuda.set_device(1)
+    found = state.restore()
+    assert [change.partition(" from ")[0] for change in found] == [
+        "changed the current stream",
+        "changed the current GPU",
+    ]
+    assert (cuda.current_stream(), cuda.current_device()) == (main, 0)
+
+
+def test_cpu_copies_an_output_as_it_is_when_the_call_returns():
+    device, inputs = module.CpuDevice(), torch.zeros(3)
+    out = torch.zeros(3)
+    found = device.copy_at_once(lambda: inputs.fill_(2), lambda: torch.add(inputs, 1, out=out))
+    out.zero_()
+    assert found.tolist() == [3, 3, 3]
+    assert device.busy_after_s(lambda: None) == 0
+    assert device.settings == ()
 
 
 PEAK_HZ = 2e9

@@ -146,6 +146,58 @@ def test_graph_that_writes_nothing_fails(bench, monkeypatch):
     assert (row.status, row.relative_error) == ("failed", math.inf)
 
 
+class Streams:
+    """Providers whose work is not all in the stream that is timed."""
+
+    def __init__(self):
+        self.side = torch.cuda.Stream()
+
+    def left(self, inputs):
+        """In a stream of its own, which waits for nothing and for which nothing waits."""
+        with torch.cuda.stream(self.side):
+            return PROVIDERS["prefill_matmul"][0].run(inputs)
+
+    def half_left(self, inputs):
+        """After the timed stream, which does not wait for the end."""
+        self.side.wait_stream(torch.cuda.current_stream())
+        return self.left(inputs)
+
+    def more(self, inputs):
+        """The result in time, and something else afterwards."""
+        out = PROVIDERS["prefill_matmul"][0].run(inputs)
+        with torch.cuda.stream(self.side):
+            torch.cuda._sleep(10_000_000)
+        return out
+
+    def changed(self, inputs):
+        """The stream stays current."""
+        torch.cuda.set_stream(self.side)
+        return PROVIDERS["prefill_matmul"][0].run(inputs)
+
+    def joined(self, inputs):
+        """In a stream of its own, for which the timed one waits."""
+        out = self.half_left(inputs)
+        torch.cuda.current_stream().wait_stream(self.side)
+        return out
+
+
+LARGE = PrefillMatmul(phase="prefill", part="o", rows=2048, in_features=4096, out_features=4096, dtype="fp16")
+
+
+@pytest.mark.parametrize("case", [SMALL, LARGE], ids=lambda case: f"m{case.rows}")
+@pytest.mark.parametrize("name", ["left", "half_left", "more", "changed", "joined"])
+def test_work_in_another_stream_is_found(bench, monkeypatch, name, case):
+    plain, stream = PROVIDERS["prefill_matmul"][0], torch.cuda.current_stream()
+    run = getattr(Streams(), name)
+    monkeypatch.setattr(runner, "PROVIDERS", {"prefill_matmul": [Provider(name=name, run=run), plain]})
+    row, innocent = run_case(case, bench)
+    assert (row.status == "ok") == (name == "joined"), row.reason
+    if name == "changed":
+        assert "changed the current stream" in row.reason
+    assert (innocent.status, innocent.reason) == ("ok", None)
+    assert torch.cuda.current_stream() == stream
+
+
 def test_out_of_memory_gives_a_skipped_row(bench, monkeypatch):
     def greedy(inputs):
         return torch.empty(2**50, device=inputs.x.device)
