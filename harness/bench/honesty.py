@@ -42,6 +42,13 @@ something that was not timed."""
 LEFT_TRIES = 3
 """Each of so many calls must leave work behind: the host may be late for other reasons."""
 
+LONGER, LONGER_S = 2.0, 5e-6
+"""A call on new numbers that takes over so many times as long as one on numbers that it has seen, and so many
+seconds more, does work that was not done in the calls that were timed."""
+
+LONGER_TRIES = 4
+"""Each of so many calls on new numbers must take longer."""
+
 BUSY_THREAD_S = 1e-3
 """CPU seconds of a thread within `WAIT_S` from which it computes; an idle one wakes up for microseconds."""
 
@@ -241,6 +248,44 @@ def becomes_right(call: BoundCall, gate: Gate) -> bool:
         if gate.judge(call.checked_output()).passed:
             return True
     return False
+
+
+def check_time_on_new(call: BoundCall, device: Device, *, call_s: float) -> None:
+    """Make sure that calls are not short because they know their numbers, by their sum for example.
+
+    Args:
+        call: a provider.
+        device: runs and times it.
+        call_s: seconds of a call as timed.
+
+    Raises:
+        ProviderError: calls on new numbers take longer.
+    """
+    activations = _changeable(call.inputs)[0]
+    old = activations.clone()
+
+    def time_s(numbers: Tensor) -> float:
+        activations.copy_(numbers)
+        return device.time_each([call])[0]
+
+    def new(number: int) -> Tensor:
+        return old.roll(number, -1) * (1 + number / 8)  # neither their sum nor their norm is known
+
+    try:
+        new_s = time_s(new(1))
+        if new_s <= LONGER * call_s:
+            return
+        seen_s = math.inf
+        for number in range(2, LONGER_TRIES + 2):
+            seen_s = min(seen_s, time_s(old))
+            new_s = min(new_s, time_s(new(number)))
+            if new_s <= LONGER * seen_s + LONGER_S:
+                return
+    finally:
+        activations.copy_(old)
+    raise ProviderError(
+        f"keeps results: a call on new numbers took {new_s / seen_s:.3g} times as long as on known ones"
+    )
 
 
 def check_idle_after(call: BoundCall, device: Device, *, call_s: float) -> None:

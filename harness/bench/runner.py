@@ -25,6 +25,7 @@ from .honesty import (
     busy_threads,
     check_idle_after,
     check_on_unseen,
+    check_time_on_new,
     unseen_of,
 )
 from .input_watch import InputWatch
@@ -352,6 +353,7 @@ def _check_unseen(
     if key not in bench.unseen:
         bench.unseen[key] = unseen_of(case, call.inputs)
     check_on_unseen(call, bench.unseen[key], gate, bench.device)
+    check_time_on_new(call, bench.device, call_s=call_s)
     check_idle_after(call, bench.device, call_s=call_s)
 
 

@@ -128,6 +128,33 @@ def test_result_kept_by_shape_is_found(monkeypatch):
     assert_failed(rows, "returned an earlier result")
 
 
+def test_result_kept_by_the_numbers_themselves_is_found_by_its_time(monkeypatch):
+    """Without the seconds of a fake: the product takes much longer than its sum."""
+    case, results = matmul_case(rows=64, in_features=1024, out_features=1024), {}
+
+    def by_sum(inputs):
+        key = float(inputs.x.sum()), inputs.weight.data_ptr()
+        if key not in results:
+            results[key] = right(inputs)
+        return results[key].clone()
+
+    rows = rows_of(monkeypatch, by_sum, case=case, device=SmallCpu())
+    assert_failed(rows, "keeps results: a call on new numbers took")
+
+
+def test_call_that_is_late_once_is_not_taken_for_new_work():
+    inputs = draw(CASE, source())
+    call, before = BoundCall(provider(right), inputs), inputs.x.clone()
+    seconds = iter([9e-3, 1e-3, 9e-3, 9e-3, 1.9e-3])
+    device = FakeDevice(seconds_of=lambda _call: next(seconds))
+    honesty.check_time_on_new(call, device, call_s=1e-3)
+    assert next(seconds, None) is None
+    device = FakeDevice(seconds_of=lambda _call: 1e-3 if torch.equal(inputs.x, before) else 2.1e-3)
+    with pytest.raises(ProviderError, match=r"took 2\.1 times as long as on known ones"):
+        honesty.check_time_on_new(call, device, call_s=1e-3)
+    assert torch.equal(inputs.x, before)
+
+
 def kept_cache(name):
     """Attention that keeps a converted copy of one cache by its pointer."""
     copies = {}
@@ -281,10 +308,17 @@ def wrecks(inputs):
     return out
 
 
-def swaps(inputs):
-    out = right(inputs)
-    inputs.weight[[3, 17]] = inputs.weight[[17, 3]]
-    return out
+def swaps_once():
+    calls = []
+
+    def swaps(inputs):
+        out = right(inputs)
+        if not calls:
+            inputs.weight[[3, 17]] = inputs.weight[[17, 3]]
+        calls.append(inputs)
+        return out
+
+    return swaps
 
 
 def nudges(inputs):
@@ -293,7 +327,7 @@ def nudges(inputs):
     return out
 
 
-@pytest.mark.parametrize(("run", "name"), [(wrecks, "weight"), (swaps, "weight"), (nudges, "x")])
+@pytest.mark.parametrize(("run", "name"), [(wrecks, "weight"), (swaps_once(), "weight"), (nudges, "x")])
 def test_altered_input_is_named_and_the_next_provider_gets_a_whole_one(monkeypatch, run, name):
     assert_failed(rows_of(monkeypatch, run), f"altered its {name}")
 
