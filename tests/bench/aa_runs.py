@@ -1,31 +1,38 @@
-"""Runs the same code against itself on this machine: a regression that `decodetax compare` finds is wrong.
+"""Runs the same code against itself on this machine: what its runs differ by is noise.
 
     python tests/bench/aa_runs.py --pairs 20
 
-Each run is a process of its own, so that memory is laid out anew, as between two versions of a program. Exit
-code 1 means that a regression was found.
+Each run is `decodetax run --quick`, or has the options named after `--`. Each is a process of its own, so
+that memory is laid out anew, as between two versions of a program. With --folder the run files are kept, and
+those that are there are not measured again. Exit code 1 means that `decodetax compare` found a regression,
+that fewer than 95% of the gaps agree, or that their intervals are too wide.
 """
 
 import itertools
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from decodetax.harness.bench.comparison import RunComparison, compare_runs
+from decodetax.harness.core.gap import Gap
+from decodetax.harness.core.records import Run
 from decodetax.harness.core.run_file import read_run
+from msgspec import to_builtins
+from timed_process import timed_run
 
-QUICK_ROW_S = 0.05
-"""Seconds of sampling that `decodetax run --quick` gives a row."""
+MIN_AGREE = 0.95
+"""Smallest share of places at which the gaps of two runs agree within their 95% intervals."""
 
-QUICK_TOTAL_S = {"cpu": 8, "cuda": 60}
+MAX_HALF_WIDTH = 0.1
+"""Largest median of half of a gap's interval, as a share of the gap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ class Findings:
 
     pairs: int
     regressions: tuple[str, ...]
-    verdicts: Counter[str]
+    verdicts: dict[str, int]
     spread: float
     largest: float
     missed: float
@@ -60,73 +67,185 @@ def findings(comparisons: Sequence[RunComparison]) -> Findings:
             for number, comparison in enumerate(comparisons, start=1)
             for row in comparison.regressions
         ),
-        verdicts=Counter(row.verdict for row in rows),
+        verdicts=dict(Counter(row.verdict for row in rows)),
         spread=statistics.pstdev(shifts),
         largest=math.exp(max(shifts, key=abs)),
         missed=sum(not row.low <= 1 <= row.high for row in known) / max(1, len(known)),
     )
 
 
-def text_of(found: Findings) -> str:
-    """The findings in a few lines."""
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found.verdicts.items()))
-    return "\n".join(
-        (
-            *found.regressions,
-            f"{len(found.regressions)} sure regressions in {found.pairs} pairs of the same code (must be 0)",
-            f"verdicts: {verdicts}",
-            f"ratios: spread {found.spread:.1%}, farthest from 1 {found.largest:.3f}",
-            f"95% intervals that leave out 1: {found.missed:.1%}",
+@dataclass(frozen=True, kw_only=True)
+class GapFindings:
+    """How well the gaps of pairs of runs of the same code agree.
+
+    Attributes:
+        places: batches and contexts, of all pairs together.
+        agree: share of the places at which the two gaps agree: their logarithms differ by at most
+            sqrt(a^2 + b^2), where a and b are the distances, in logarithms, from each gap to the end of its
+            interval on the other's side. A place without both intervals does not agree.
+        overlap: share of the places at which the two intervals overlap, which is weaker.
+        half_width, widest: half of an interval's width as a share of the gap, the median and the largest.
+        farthest: the ratio of two gaps that is farthest from 1.
+    """
+
+    places: int
+    agree: float
+    overlap: float
+    half_width: float
+    widest: float
+    farthest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """What the runs took.
+
+    Attributes:
+        median_s, longest_s: wall-clock seconds of the process of a run.
+        timed_share, least_timed_share: share of a run's seconds in timed calls, the median and the least.
+    """
+
+    median_s: float
+    longest_s: float
+    timed_share: float
+    least_timed_share: float
+
+
+def same_places(before: Run, after: Run) -> list[tuple[Gap, Gap]]:
+    """The gaps that both runs have."""
+    old = {(gap.batch, gap.context, gap.prompt): gap for gap in before.gaps}
+    new = {(gap.batch, gap.context, gap.prompt): gap for gap in after.gaps}
+    return [(old[place], new[place]) for place in old if place in new]
+
+
+def agree(one: Gap, other: Gap) -> bool:
+    """Whether two gaps differ by no more than their 95% intervals explain."""
+    lower, upper = sorted((one, other), key=lambda gap: gap.gap)
+    if lower.gap_interval is None or upper.gap_interval is None:
+        return False
+    reach = math.hypot(
+        math.log(lower.gap_interval.high / lower.gap), math.log(upper.gap / upper.gap_interval.low)
+    )
+    return math.log(upper.gap / lower.gap) <= reach
+
+
+def overlap(one: Gap, other: Gap) -> bool:
+    """Whether the 95% intervals of two gaps overlap."""
+    a, b = one.gap_interval, other.gap_interval
+    return a is not None and b is not None and a.low <= b.high and b.low <= a.high
+
+
+def gap_findings(pairs: Sequence[tuple[Run, Run]]) -> GapFindings:
+    """The findings of pairs of runs of the same code."""
+    places = [place for pair in pairs for place in same_places(*pair)]
+    widths = [
+        (gap.gap_interval.high - gap.gap_interval.low) / 2 / gap.gap if gap.gap_interval else math.inf
+        for place in places
+        for gap in place
+    ]
+    shifts = [math.log(after.gap / before.gap) for before, after in places]
+    return GapFindings(
+        places=len(places),
+        agree=sum(agree(*place) for place in places) / len(places),
+        overlap=sum(overlap(*place) for place in places) / len(places),
+        half_width=statistics.median(widths),
+        widest=max(widths),
+        farthest=math.exp(max(shifts, key=abs)),
+    )
+
+
+def times_of(pairs: Sequence[tuple[Run, Run]], walls_s: Sequence[float]) -> Times:
+    """What the runs took, given the seconds of their processes."""
+    shares = [run.timed_share or 0.0 for pair in pairs for run in pair]
+    return Times(
+        median_s=statistics.median(walls_s),
+        longest_s=max(walls_s),
+        timed_share=statistics.median(shares),
+        least_timed_share=min(shares),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All findings of some pairs of runs."""
+
+    rows: Findings
+    gaps: GapFindings
+    times: Times
+
+    @property
+    def broken(self) -> bool:
+        """Whether a promise is broken."""
+        return bool(
+            self.rows.regressions or self.gaps.agree < MIN_AGREE or self.gaps.half_width > MAX_HALF_WIDTH
         )
+
+
+def report_of(pairs: Sequence[tuple[Run, Run]], walls_s: Sequence[float]) -> Report:
+    """The findings of pairs of runs of the same code, given the seconds of their processes."""
+    return Report(
+        rows=findings([compare_runs(*pair) for pair in pairs]),
+        gaps=gap_findings(pairs),
+        times=times_of(pairs, walls_s),
     )
 
 
-def one_run(target: Path, row_limit_s: float) -> None:
-    """Measure as `decodetax run --quick` does, with this many seconds per row, into a file."""
-    from decodetax.harness.bench.device import open_device  # noqa: PLC0415
-    from decodetax.harness.bench.session import Settings, begin, measure  # noqa: PLC0415
-    from decodetax.harness.core.language_model import load_timed_model  # noqa: PLC0415
+def text_of(report: Report) -> str:
+    """The findings in a few lines."""
+    found, gaps, times = report.rows, report.gaps, report.times
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found.verdicts.items()))
+    lines = [
+        *found.regressions,
+        f"{len(found.regressions)} sure regressions in {found.pairs} pairs of the same code (must be 0)",
+        f"verdicts: {verdicts}",
+        f"ratios: spread {found.spread:.1%}, farthest from 1 {found.largest:.3f}",
+        f"95% intervals that leave out 1: {found.missed:.1%}",
+        f"{gaps.agree:.1%} of {gaps.places} gaps agree within their 95% intervals (at least {MIN_AGREE:.0%})",
+        f"{gaps.overlap:.1%} of the intervals overlap",
+        f"half of a gap's interval: median {gaps.half_width:.1%} of the gap (at most {MAX_HALF_WIDTH:.0%})",
+        f"widest half of an interval: {gaps.widest:.1%}",
+        f"gaps of a pair: ratio farthest from 1 {gaps.farthest:.3f}",
+        f"seconds of a run: median {times.median_s:.1f}, longest {times.longest_s:.1f}",
+        f"in timed calls: median {times.timed_share:.0%}, least {times.least_timed_share:.0%}",
+    ]
+    return "\n".join(lines)
 
-    device = open_device("auto")
-    gpu = device.kind == "cuda"
-    settings = Settings(
-        model=load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
-        batches=(1, 8),
-        contexts=(256,),
-        prompt=None,
-        prefill_tokens=1024 if gpu else 256,
-        dtype="auto",
-        usd_per_hour=None,
-        row_limit_s=row_limit_s,
-        ceiling_limit_s=0.05,
-        total_limit_s=QUICK_TOTAL_S[device.kind] * row_limit_s / QUICK_ROW_S,
-    )
-    run = begin(settings, device)
-    measure(run, settings, device, lambda _done, _what: None)
-    target.write_text(json.dumps(run.to_json(), allow_nan=False), encoding="utf-8")
+
+def measured(file: Path, options: Sequence[str], walls_s: dict[str, float]) -> Run:
+    """The run of a file, measured first if the file is not there."""
+    if not file.exists() or file.name not in walls_s:
+        walls_s[file.name] = timed_run(options, file).wall_s
+        (file.parent / "seconds.txt").write_text(json.dumps(walls_s), encoding="utf-8")
+    return read_run(file)
 
 
 @click.command()
-@click.option("--pairs", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--row-limit-s", type=click.FloatRange(0.001), default=QUICK_ROW_S, show_default=True)
-@click.option("--one", type=click.Path(path_type=Path), hidden=True)
-def main(pairs: int, row_limit_s: float, one: Path | None) -> None:
-    """Compare runs of the same code, pair by pair."""
-    if one is not None:
-        one_run(one, row_limit_s)
-        return
-    comparisons = []
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("before.json", "after.json")]
-        for number in range(1, pairs + 1):
-            for file in files:
-                command = [sys.executable, __file__, "--one", str(file), "--row-limit-s", str(row_limit_s)]
-                subprocess.run(command, check=True)
-            comparisons.append(compare_runs(*map(read_run, files)))
-            click.echo(f"pair {number} of {pairs}: median ratio {comparisons[-1].median_ratio:.3f}")
-    found = findings(comparisons)
-    click.echo(text_of(found))
-    sys.exit(1 if found.regressions else 0)
+@click.option("--pairs", "count", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the run files here; go on with those.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the findings here.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def main(count: int, folder: Path | None, json_file: Path | None, options: tuple[str, ...]) -> None:
+    """Compare runs of the same code, pair by pair; OPTIONS are those of each run."""
+    pairs: list[tuple[Run, Run]] = []
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
+        place = Path(kept)
+        place.mkdir(parents=True, exist_ok=True)
+        seconds = place / "seconds.txt"
+        walls_s = json.loads(seconds.read_text(encoding="utf-8")) if seconds.exists() else {}
+        files = [
+            [place / f"{number:02}-{which}.json" for which in ("before", "after")]
+            for number in range(1, count + 1)
+        ]
+        for number, names in enumerate(files, start=1):
+            before, after = (measured(file, options or ("--quick",), walls_s) for file in names)
+            pairs.append((before, after))
+            ratio = compare_runs(before, after).median_ratio
+            click.echo(f"pair {number} of {count}: median ratio {ratio:.3f}")
+    report = report_of(pairs, [walls_s[file.name] for names in files for file in names])
+    click.echo(text_of(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(to_builtins(report), indent=1) + "\n", encoding="utf-8")
+    sys.exit(1 if report.broken else 0)
 
 
 if __name__ == "__main__":
