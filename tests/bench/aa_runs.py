@@ -82,7 +82,7 @@ class GapFindings:
         places: batches and contexts, of all pairs together.
         agree: share of the places at which the two gaps agree: their logarithms differ by at most
             sqrt(a^2 + b^2), where a and b are the distances, in logarithms, from each gap to the end of its
-            interval on the other's side. A place without both intervals does not agree.
+            interval on the other's side. Where a gap or an interval is missing they do not agree.
         overlap: share of the places at which the two intervals overlap, which is weaker.
         half_width, widest: half of an interval's width as a share of the gap, the median and the largest.
         farthest: the ratio of two gaps that is farthest from 1.
@@ -111,15 +111,18 @@ class Times:
     least_timed_share: float
 
 
-def same_places(before: Run, after: Run) -> list[tuple[Gap, Gap]]:
-    """The gaps that both runs have."""
-    old = {(gap.batch, gap.context, gap.prompt): gap for gap in before.gaps}
-    new = {(gap.batch, gap.context, gap.prompt): gap for gap in after.gaps}
-    return [(old[place], new[place]) for place in old if place in new]
+def places_of(pair: tuple[Run, Run]) -> list[tuple[Gap | None, Gap | None]]:
+    """The gaps of both runs at each batch and context that one of them has or was asked for."""
+    before, after = ({(gap.batch, gap.context): gap for gap in run.gaps} for run in pair)
+    asked = (itertools.product(run.settings["batches"], run.settings["contexts"]) for run in pair)
+    places = dict.fromkeys((*before, *after, *itertools.chain.from_iterable(asked)))
+    return [(before.get(place), after.get(place)) for place in places]
 
 
-def agree(one: Gap, other: Gap) -> bool:
+def agree(one: Gap | None, other: Gap | None) -> bool:
     """Whether two gaps differ by no more than their 95% intervals explain."""
+    if one is None or other is None:
+        return False
     lower, upper = sorted((one, other), key=lambda gap: gap.gap)
     if lower.gap_interval is None or upper.gap_interval is None:
         return False
@@ -129,28 +132,31 @@ def agree(one: Gap, other: Gap) -> bool:
     return math.log(upper.gap / lower.gap) <= reach
 
 
-def overlap(one: Gap, other: Gap) -> bool:
+def overlap(one: Gap | None, other: Gap | None) -> bool:
     """Whether the 95% intervals of two gaps overlap."""
-    a, b = one.gap_interval, other.gap_interval
+    a, b = one and one.gap_interval, other and other.gap_interval
     return a is not None and b is not None and a.low <= b.high and b.low <= a.high
+
+
+def half_width(gap: Gap | None) -> float:
+    """Half of the 95% interval of a gap, as a share of it; infinite where one of them is missing."""
+    if gap is None or gap.gap_interval is None:
+        return math.inf
+    return (gap.gap_interval.high - gap.gap_interval.low) / 2 / gap.gap
 
 
 def gap_findings(pairs: Sequence[tuple[Run, Run]]) -> GapFindings:
     """The findings of pairs of runs of the same code."""
-    places = [place for pair in pairs for place in same_places(*pair)]
-    widths = [
-        (gap.gap_interval.high - gap.gap_interval.low) / 2 / gap.gap if gap.gap_interval else math.inf
-        for place in places
-        for gap in place
-    ]
-    shifts = [math.log(after.gap / before.gap) for before, after in places]
+    places = [place for pair in pairs for place in places_of(pair)]
+    widths = [half_width(gap) for place in places for gap in place]
+    shifts = [math.log(after.gap / before.gap) for before, after in places if before and after]
     return GapFindings(
         places=len(places),
         agree=sum(agree(*place) for place in places) / len(places),
         overlap=sum(overlap(*place) for place in places) / len(places),
         half_width=statistics.median(widths),
         widest=max(widths),
-        farthest=math.exp(max(shifts, key=abs)),
+        farthest=math.exp(max(shifts, key=abs, default=0.0)),
     )
 
 

@@ -29,14 +29,17 @@ def test_twenty_pairs_of_the_same_code_show_no_regression():
     assert found.missed < 0.05
 
 
-def with_gap(factor, low, high, **changes):
+def with_gap(factor, low, high, run=None):
     """A run whose only gap is 10 times the factor, with this interval."""
     output_s = {name: factor * value for name, value in gap().output_parts_s.items()}
     interval = None if low is None else Interval(low=low, high=high)
+    run = run or drifting_runs(1, rows=3)[0]
     return replace(
-        drifting_runs(1, rows=3)[0],
+        run,
+        settings={**run.settings, "batches": (1,), "contexts": (16,)},
         gaps=[gap(output_parts_s=output_s, gap_interval=interval)],
-        **{"elapsed_s": 10.0, "timed_s": 6.0, **changes},
+        elapsed_s=10.0,
+        timed_s=6.0,
     )
 
 
@@ -69,10 +72,15 @@ def test_a_gap_without_an_interval_agrees_with_nothing():
     assert (found.agree, found.overlap, found.widest) == (0.0, 0.0, math.inf)
 
 
-def test_places_that_one_run_lacks_are_left_out():
-    before, after = with_gap(1.0, 9.0, 11.0), with_gap(1.0, 9.0, 11.0)
+def test_a_gap_that_is_missing_agrees_with_nothing():
+    before, after, empty = (with_gap(1.0, 9.5, 10.5) for _ in range(3))
     before.gaps.append(replace(before.gaps[0], batch=5))
-    assert aa_runs.gap_findings([(before, after)]).places == 1
+    found = aa_runs.gap_findings([(before, after)])
+    assert (found.places, found.agree, found.overlap) == (2, 0.5, 0.5)
+    empty.gaps = []
+    empty.settings = {**empty.settings, "batches": (3, 5), "contexts": (7,)}
+    found = aa_runs.gap_findings([(empty, empty)])
+    assert (found.places, found.agree, found.half_width, found.farthest) == (2, 0.0, math.inf, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +101,7 @@ def test_broken_promises_are_found(second, broken):
 
 
 def test_the_script_compares_runs_of_this_machine(monkeypatch, tmp_path):
-    runs = iter(
-        [replace(run, gaps=with_gap(1.0, 9.5, 10.5).gaps) for run in drifting_runs(3, count=6, rows=3)]
-    )
+    runs = iter(with_gap(1.0, 9.5, 10.5, run) for run in drifting_runs(3, count=6, rows=3))
     started = []
 
     def run_of_a_process(options, target):
