@@ -42,6 +42,7 @@ class Findings:
     Attributes:
         regressions: rows called slower by over the limit, with their pair's number from 1: all wrong.
         verdicts: how often each was given; faster and slower are wrong.
+        gap_verdicts: the same of gaps; higher and lower are wrong.
         spread: standard deviation of the logarithm of the ratios.
         largest: the ratio farthest from 1.
         missed: share of the 95% intervals that leave out 1: at most 5% where they are honest.
@@ -50,6 +51,7 @@ class Findings:
     pairs: int
     regressions: tuple[str, ...]
     verdicts: dict[str, int]
+    gap_verdicts: dict[str, int]
     spread: float
     largest: float
     missed: float
@@ -68,6 +70,7 @@ def findings(comparisons: Sequence[RunComparison]) -> Findings:
             for row in comparison.regressions
         ),
         verdicts=dict(Counter(row.verdict for row in rows)),
+        gap_verdicts=dict(Counter(gap.verdict for comparison in comparisons for gap in comparison.gaps)),
         spread=statistics.pstdev(shifts),
         largest=math.exp(max(shifts, key=abs)),
         missed=sum(not row.low <= 1 <= row.high for row in known) / max(1, len(known)),
@@ -162,7 +165,7 @@ def gap_findings(pairs: Sequence[tuple[Run, Run]]) -> GapFindings:
 
 def times_of(pairs: Sequence[tuple[Run, Run]], walls_s: Sequence[float]) -> Times:
     """What the runs took, given the seconds of their processes."""
-    shares = [run.timed_share or 0.0 for pair in pairs for run in pair]
+    shares = [run.timed_share for pair in pairs for run in pair]
     return Times(
         median_s=statistics.median(walls_s),
         longest_s=max(walls_s),
@@ -199,11 +202,14 @@ def report_of(pairs: Sequence[tuple[Run, Run]], walls_s: Sequence[float]) -> Rep
 def text_of(report: Report) -> str:
     """The findings in a few lines."""
     found, gaps, times = report.rows, report.gaps, report.times
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found.verdicts.items()))
+    verdicts, gap_verdicts = (
+        ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "none"
+        for counts in (found.verdicts, found.gap_verdicts)
+    )
     lines = [
         *found.regressions,
         f"{len(found.regressions)} sure regressions in {found.pairs} pairs of the same code (must be 0)",
-        f"verdicts: {verdicts}",
+        f"verdicts: {verdicts}; on gaps: {gap_verdicts}",
         f"ratios: spread {found.spread:.1%}, farthest from 1 {found.largest:.3f}",
         f"95% intervals that leave out 1: {found.missed:.1%}",
         f"{gaps.agree:.1%} of {gaps.places} gaps agree within their 95% intervals (at least {MIN_AGREE:.0%})",

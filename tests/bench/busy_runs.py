@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from decodetax.harness.bench.trust import MAX_SPREAD, sample_spread
+from decodetax.harness.bench.trust import warnings_of
 from decodetax.harness.core.records import Run
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.core.table import Column, Table, percent
@@ -63,8 +63,7 @@ class BusyRun:
         timed_share: share of its seconds in timed calls.
         rounds: rounds of its rows, the most.
         prefill_samples: samples of a prefill row, the fewest.
-        late: what it says about its time limit; None if nothing.
-        disturbed: whether its samples scatter as those of a disturbed run.
+        warnings: why it says that it cannot be trusted.
     """
 
     kind: str
@@ -73,8 +72,7 @@ class BusyRun:
     timed_share: float
     rounds: int
     prefill_samples: int
-    late: str | None
-    disturbed: bool
+    warnings: tuple[str, ...]
 
     @property
     def broken(self) -> list[str]:
@@ -87,7 +85,7 @@ class BusyRun:
         if process.peak_bytes > PEAK_LIMIT_BYTES:
             found.append(f"{name}: {process.peak_bytes / 1e9:.2f} GB, at most {PEAK_LIMIT_BYTES / 1e9:.0f}")
         if self.busy:
-            return found
+            return found if self.warnings else [*found, f"{name}: does not say that it was disturbed"]
         if self.timed_share < MIN_TIMED_SHARE:
             found.append(f"{name}: {self.timed_share:.0%} in timed calls, at least {MIN_TIMED_SHARE:.0%}")
         if self.kind == "default" and self.prefill_samples < MIN_PREFILL_SAMPLES:
@@ -122,11 +120,10 @@ def busy_run(kind: str, busy: int, process: TimedProcess, run: Run) -> BusyRun:
         kind=kind,
         busy=busy,
         process=process,
-        timed_share=run.timed_share or 0.0,
+        timed_share=run.timed_share,
         rounds=max((len(row.rounds_s) for row in rows), default=0),
         prefill_samples=min((len(row.samples_s) for row in rows if row.case.phase == "prefill"), default=0),
-        late=run.late,
-        disturbed=sample_spread(run.rows) > MAX_SPREAD,
+        warnings=tuple(warnings_of(run)),
     )
 
 
@@ -140,25 +137,26 @@ COLUMNS = {
     "rounds": Column("rounds"),
     "prefill_samples": Column("prefill samples"),
     "minor_faults": Column("page faults, M", show="{:.2f}".format),
-    "disturbed": Column("disturbed"),
+    "warnings": Column("warnings"),
 }
 
 
 def text_of(runs: Sequence[BusyRun]) -> str:
-    """The runs, one a line; what those say about their time limit; and the limits that they broke."""
+    """The runs, one a line; why those say that they cannot be trusted; and the limits that they broke."""
     rows = [
         {
             **vars(run),
             "wall_s": run.process.wall_s,
             "limit_s": WALL_LIMIT_S.get((run.kind, run.busy)),
             "peak_gb": run.process.peak_bytes / 1e9,
+            "warnings": len(run.warnings),
             "minor_faults": run.process.minor_faults / 1e6,
         }
         for run in runs
     ]
-    late = [f"{run.kind} beside {run.busy}: {run.late}" for run in runs if run.late is not None]
+    said = [f"{run.kind} beside {run.busy} says: {line}" for run in runs for line in run.warnings]
     broken = [f"broken: {line}" for run in runs for line in run.broken]
-    return "\n".join((Table.select("", COLUMNS, rows).text(), *late, *(broken or ["all limits kept"])))
+    return "\n".join((Table.select("", COLUMNS, rows).text(), *said, *(broken or ["all limits kept"])))
 
 
 @click.command()

@@ -38,8 +38,7 @@ def with_gap(factor, low, high, run=None):
         run,
         settings={**run.settings, "batches": (1,), "contexts": (16,)},
         gaps=[gap(output_parts_s=output_s, gap_interval=interval)],
-        elapsed_s=10.0,
-        timed_s=6.0,
+        timed_share=0.6,
     )
 
 

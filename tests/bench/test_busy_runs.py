@@ -20,13 +20,13 @@ from timed_process import TimedProcess
 DECODE_MATMUL = structs.replace(SMALL_MATMUL, phase="decode", rows=1)
 
 
-def run_of(samples=10, elapsed_s=50.0, timed_s=30.0, **changes):
+def run_of(samples=10, timed_share=0.6, **changes):
     """A run with a prefill row of so many samples, one a round, and a decode row of one."""
     rows = [
         ok_row(SMALL_MATMUL, samples_s=(1e-3,) * samples, rounds=tuple(range(samples))),
         ok_row(DECODE_MATMUL, samples_s=(1e-3,), rounds=(0,)),
     ]
-    return run_record(rows=rows, elapsed_s=elapsed_s, timed_s=timed_s, **changes)
+    return run_record(rows=rows, timed_share=timed_share, **changes)
 
 
 def process_of(wall_s=55.0, peak_bytes=2.5e9):
@@ -36,23 +36,19 @@ def process_of(wall_s=55.0, peak_bytes=2.5e9):
 def test_a_run_is_read_as_its_row():
     found = busy_runs.busy_run("default", 0, process_of(), run_of(late="4 of 10 rounds"))
     assert found.timed_share == pytest.approx(0.6)
-    assert (found.rounds, found.prefill_samples, found.late, found.disturbed) == (
-        10,
-        10,
-        "4 of 10 rounds",
-        False,
-    )
+    assert (found.rounds, found.prefill_samples) == (10, 10)
+    assert found.warnings == ("the run was cut short: 4 of 10 rounds",)
     assert found.broken == []
     text = busy_runs.text_of([found])
-    assert "default beside 0: 4 of 10 rounds" in text
+    assert "default beside 0 says: the run was cut short: 4 of 10 rounds" in text
     assert text.endswith("all limits kept")
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_scattered_samples_are_called_disturbed():
-    run = run_of()
-    run.rows = [ok_row(SMALL_MATMUL, samples_s=(1e-3, 2e-3) * 5, rounds=tuple(range(10)))]
-    assert busy_runs.busy_run("quick", 2, process_of(), run).disturbed
+def test_a_run_beside_others_that_warns_of_nothing_is_found():
+    [line] = busy_runs.busy_run("quick", 2, process_of(wall_s=20.0), run_of()).broken
+    assert line == "quick beside 2 busy processes: does not say that it was disturbed"
+    assert busy_runs.busy_run("quick", 2, process_of(wall_s=20.0), run_of(other_load=0.8)).broken == []
 
 
 @pytest.mark.parametrize(
@@ -72,17 +68,18 @@ def test_scattered_samples_are_called_disturbed():
         (
             "default",
             0,
-            {"timed_s": 24.9},
+            {"timed_share": 0.499},
             "default beside 0 busy processes: 50% in timed calls, at least 50%",
         ),
-        ("default", 2, {"timed_s": 5.0}, None),
+        ("default", 2, {"timed_share": 0.1}, None),
         ("default", 0, {"samples": 9}, "default beside 0 busy processes: 9 prefill samples, at least 10"),
         ("quick", 0, {"samples": 9, "wall_s": 14.0}, None),
     ],
 )
 def test_each_limit_is_held(kind, busy, changes, broken):
     process = {name: changes.pop(name) for name in ("wall_s", "peak_bytes") if name in changes}
-    found = busy_runs.busy_run(kind, busy, process_of(**process), run_of(**changes))
+    run = run_of(**changes, other_load=0.8 if busy else None)
+    found = busy_runs.busy_run(kind, busy, process_of(**process), run)
     assert found.broken == ([] if broken is None else [broken])
 
 
