@@ -195,6 +195,7 @@ OUTPUTS = {
     "below a file": ("config.json/run.json", make_nothing),
     "of too long a name": ("x" * 300, make_nothing),
     "that is a pipe": ("place", make_fifo),
+    "that is a loop of links": ("place", lambda place: place.symlink_to(place)),
 }
 
 
@@ -532,6 +533,18 @@ def run_with_a_full_disk(folder, *arguments):
     (folder / "tmp").mkdir()
     with mock.patch.object(own_file, "write_text", full), mock.patch("tempfile.tempdir", str(folder / "tmp")):
         return run_canned(folder, "-o", "run.json", *arguments)
+
+
+@pytest.mark.usefixtures("canned")
+def test_disk_that_is_full_when_the_run_begins_is_no_obstacle(folder):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        mock.patch("decodetax.harness.bench.run_command.file_problem", side_effect=full),
+        mock.patch("decodetax.harness.bench.report_command.file_problem", side_effect=full),
+    ):
+        outcome = run_canned(folder, "-o", "run.json", "--markdown", "run.md")
+    assert outcome.code == 0, outcome.err
+    assert (folder / "run.md").exists()
 
 
 @pytest.mark.usefixtures("canned")
