@@ -171,7 +171,8 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
         case: a PrefillMatmul, DecodeAttention or PrefillAttention.
         inputs: the inputs of that case.
         oracles: compute the expected output in float64.
-        all_columns: whether to check every column of a product; affordable for small ones only.
+        all_columns: whether to check every column of a product and every pair of a decode attention;
+            affordable for small ones only.
 
     Raises:
         TypeError: the inputs belong to another case.
@@ -186,7 +187,7 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
                 bound=tolerance(dtype, reduction=case.in_features),
             )
         case DecodeAttention(), DecodeAttentionInputs():
-            return _decode_attention_gate(case, inputs, oracles)
+            return _decode_attention_gate(case, inputs, oracles, all_pairs=all_columns)
         case PrefillAttention(), PrefillAttentionInputs():
             tokens = sampled_tokens(case.prompt, inputs.q.device)
             return Gate(
@@ -197,9 +198,11 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
     raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")
 
 
-def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs, oracles: Oracles) -> Gate:
+def _decode_attention_gate(
+    case: DecodeAttention, inputs: DecodeAttentionInputs, oracles: Oracles, *, all_pairs: bool
+) -> Gate:
     """The gate of a decode attention at its sampled pairs, each as a sequence of one KV head."""
-    sequences, heads = sampled_pairs(case, inputs.q.device)
+    sequences, heads = sampled_pairs(case, inputs.q.device, all_pairs=all_pairs)
 
     def select(out: Tensor) -> Tensor:
         return out.reshape(case.batch, case.kv_heads, -1, case.head_dim)[sequences, heads]
@@ -215,18 +218,20 @@ def _decode_attention_gate(case: DecodeAttention, inputs: DecodeAttentionInputs,
     return Gate(select=select, expected=expected, bound=bound)
 
 
-def sampled_pairs(case: DecodeAttention, device: torch.device) -> tuple[Tensor, Tensor]:
+def sampled_pairs(
+    case: DecodeAttention, device: torch.device, *, all_pairs: bool = False
+) -> tuple[Tensor, Tensor]:
     """Sequences and KV heads, int64 [pairs] each, whose query heads are checked.
 
-    All of them up to `ALL_PAIRS_ELEMENTS` cached elements. Of a larger case one KV head of every sequence and
-    one sequence of every KV head, at random from a fixed seed, and the four corners. A wrong sequence, KV
-    head or query head is then always found, and so is a wrong range of 2 kv_heads - 1 neighbouring pairs,
-    such as the share of a thread or a CTA. Other n wrong pairs are missed with a probability of
-    (1 - 1 / m)^n, where m is the smaller of batch and kv_heads; but all pairs run the same code, and small
-    cases are checked whole.
+    All of them with `all_pairs`, and up to `ALL_PAIRS_ELEMENTS` cached keys x elements. Of a larger case one
+    KV head of every sequence and one sequence of every KV head, at random from a fixed seed, and the four
+    corners. A wrong sequence, KV head or query head is then always found, and so is a wrong range of
+    2 kv_heads - 1 neighbouring pairs, such as the share of a thread or a CTA. Other n wrong pairs are missed
+    with a probability of (1 - 1 / m)^n, where m is the smaller of batch and kv_heads; but all pairs run the
+    same code, and small cases are checked whole.
     """
     batch, kv_heads = case.batch, case.kv_heads
-    if batch * kv_heads * case.capacity * case.head_dim <= ALL_PAIRS_ELEMENTS:
+    if all_pairs or batch * kv_heads * case.capacity * case.head_dim <= ALL_PAIRS_ELEMENTS:
         pairs = list(itertools.product(range(batch), range(kv_heads)))
     else:
         generator = torch.Generator().manual_seed(batch)

@@ -437,6 +437,10 @@ def test_gate_rejects_wrong_decode_attention(wrong, dtype):
     assert not gate.judge(wrong(inputs)).passed
 
 
+LARGE = decode_case(context=65, batch=9, group=2, head_dim=64)
+"""18 pairs of a sequence and one of 2 KV heads; large where the limit is 4,096 elements."""
+
+
 def test_pairs_checked_in_a_large_decode_attention_reach_every_sequence_and_head(monkeypatch):
     monkeypatch.setattr(gate_module, "ALL_PAIRS_ELEMENTS", 2**12)
     for batch, kv_heads in itertools.product((1, 2, 5, 8, 33), (1, 3, 8)):
@@ -465,10 +469,10 @@ def test_pairs_checked_in_a_large_decode_attention_reach_every_sequence_and_head
 )
 def test_gate_rejects_wrong_parts_of_a_large_decode_attention(wrong, monkeypatch):
     monkeypatch.setattr(gate_module, "ALL_PAIRS_ELEMENTS", 2**12)
-    inputs, gate = gated(decode_case(context=65, batch=9, group=2, head_dim=64))
+    inputs, gate = gated(LARGE)
     out = run_attention(inputs)
     assert gate.judge(out).passed
-    assert len(gate.expected) < 18
+    assert len(gate.expected) < len(gate_of(LARGE, inputs, all_columns=True).expected) == 18
     wrong(out)
     assert not gate.judge(out).passed
 
