@@ -209,7 +209,7 @@ def _gap_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
         Column("input token", show=_ratio, wide=True),
         Column("output token", show=_ratio, wide=True),
         Column("verdict"),
-        Column("why"),
+        Column("why", wide=True),
     )
     rows = tuple(
         (gap.batch, gap.context, gap.prompt, gap.gap_before, gap.gap_after, gap.ratio,
@@ -219,9 +219,12 @@ def _gap_lines(comparison: "RunComparison", *, wide: bool) -> Iterator[str]:
     )  # fmt: skip
     title = "Gap, after / before" + ("; ratios of seconds per input and output token" if wide else "")
     yield Table(title=title, columns=columns, rows=rows).text(wide=wide)
-    for gap in comparison.gaps:
-        for change in gap.changes:
-            yield f"changed at batch {gap.batch} and context {gap.context}: {printable(change)}"
+    if wide:
+        for gap in comparison.gaps:
+            yield from (f"  {gap.batch}, {gap.context}: {printable(change)}" for change in gap.changes)
+        return
+    for reason in dict.fromkeys(gap.reason for gap in comparison.gaps if gap.verdict == "not sure"):
+        yield prose(f"not sure: {printable(reason)}", wide=wide)
 
 
 def _conclusion(comparison: "RunComparison") -> Iterator[str]:

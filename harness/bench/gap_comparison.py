@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..core.gap import Gap
 from ..core.records import Row, Run
-from ..core.statistics import level
+from ..core.statistics import winsorised_level
 from .changes import Change, Control, Verdict, tested
 from .row_comparison import throttling, too_few_rounds
 
@@ -89,7 +89,7 @@ def _compare_gap(
     if few := too_few_rounds(min(change.rounds_before, change.rounds_after)):
         return replace(change, reason=few)
     logs = ([math.log(value) for value in gap.gap_rounds] for gap in (old, new))
-    before, after = map(level, logs, autocorrelations)
+    before, after = map(winsorised_level, logs, autocorrelations)
     return tested(change, before, after, controls, blocked, _machine_change)
 
 

@@ -23,10 +23,12 @@ from .counters import read_counters
 from .device import Device
 from .environment import describe
 from .interpreter_checks import check_in_interpreter
+from .load import load_point, other_load
 from .providers import user_providers
 from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget
 from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
 from .token_cost import gaps_of
+from .trust import warnings_of
 
 Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
@@ -196,6 +198,7 @@ def measure(
         save: called at the start and after each case.
     """
     start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
+    started = load_point()
 
     def update() -> None:
         result.elapsed_s, result.timed_s = time.perf_counter() - start_s, device.timed_s - before_s
@@ -220,6 +223,9 @@ def measure(
     finally:
         gc.unfreeze()
     update()
+    loads = (result.other_load, other_load(started, load_point()))  # the first is of the run that goes on
+    result.other_load = max((load for load in loads if load is not None), default=None)
+    result.warnings = warnings_of(result)
 
 
 def _derive(result: Run, settings: Settings) -> None:

@@ -8,7 +8,8 @@ provider that passed the gate.
 
 Intervals come from rounds: in each round in which every part was timed, the same sums of that round's medians
 of the same providers give its gap. The gap is taken round by round because an input and an output token of
-one round share the state of the machine, which then cancels.
+one round share the state of the machine, which then cancels. Outliers of a row are winsorised before, because
+the medians of all samples, of which the gap is made, do not move with them either.
 """
 
 import math
@@ -22,7 +23,7 @@ from ..core.gap import Gap, Interval
 from ..core.language_model import LanguageModel
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
-from ..core.statistics import MIN_ROUNDS, level
+from ..core.statistics import MIN_ROUNDS, winsorised_level
 from .changes import ERROR, SAME_WITHIN, exponential
 from .row_comparison import round_autocorrelation
 
@@ -75,7 +76,7 @@ class _Times:
         return self._row(case, provider).time_s.median
 
     def time_in_round_s(self, number: int, case: Case, provider: str | None) -> float:
-        """Median seconds of a case over the samples of a round."""
+        """Median seconds of a case over the samples of a round, as `Row.rounds_s` has it."""
         found = self._row(case, provider).rounds_s.get(number)
         if found is None:
             raise MissingRowError(f"{case.id} in round {number}")
@@ -104,7 +105,7 @@ class _Times:
         logs = list(map(math.log, rounds))
         if len(logs) < MIN_ROUNDS:
             return None
-        found = level(logs, self._autocorrelation)
+        found = winsorised_level(logs, self._autocorrelation)
         factor = exponential(found.half_width(ERROR)) * (1 + SAME_WITHIN)
         ends = sorted((figure, math.exp(found.mean)))
         return Interval(low=max(SMALLEST, ends[0] / factor), high=min(LARGEST, ends[1] * factor))

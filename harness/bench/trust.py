@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from ..core.errors import printable
 from ..core.gap import Gap
 from ..core.records import ABOVE_CEILING, Ceiling, Row, Run
-from ..core.statistics import MIN_ROUNDS, ROUNDS_PER_OUTLIER, spread, winsorised
+from ..core.statistics import MIN_ROUNDS, outlier_count, spread, winsorised
 from ..core.units import number
 
 MAX_SPREAD = 0.25
@@ -86,12 +86,12 @@ def sample_spread(rows: Iterable[Row]) -> float:
 def ceiling_ratio(ceiling: Ceiling) -> float:
     """The slowest over the fastest round of a ceiling, by their fastest calls; 1 if timed in few rounds.
 
-    One outlier among ROUNDS_PER_OUTLIER rounds at either end is left out.
+    As many outliers are left out as in a level of rounds.
     """
     fastest: dict[int, float] = {}
     for sample_s, round_number in zip(ceiling.samples_s, ceiling.rounds, strict=False):
         fastest[round_number] = min(sample_s, fastest.get(round_number, sample_s))
     if len(fastest) < MIN_ROUNDS:
         return 1.0
-    kept = winsorised(list(fastest.values()), len(fastest) // ROUNDS_PER_OUTLIER)
+    kept = winsorised(list(fastest.values()), outlier_count(len(fastest)))
     return max(kept) / min(kept)

@@ -72,7 +72,8 @@ class Gap:
         triton_gap: the gap of the Triton kernels alone; None if one of them did not run.
         usd_per_hour: price of the device, US dollars per hour; None if unknown.
         rounds: rounds of the run, from 0, in which every part was timed; empty in older files.
-        input_rounds_s, output_rounds_s: device seconds per token from the medians of each of these rounds.
+        input_rounds_s, output_rounds_s: device seconds per token from the medians of each of these rounds,
+            outliers of a row winsorised.
         gap_interval, triton_gap_interval, input_s_per_token_interval, output_s_per_token_interval: the 95%
             intervals of these figures; None with too few rounds, as in older files.
 

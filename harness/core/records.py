@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from .cases import Case, Dtype, Length
 from .gap import Gap
 from .record_fields import Count, NonNegative, Positive, require_keys
-from .statistics import Summary, round_medians, summarise
+from .statistics import Summary, outlier_count, round_medians, summarise, winsorised
 from .work import Work
 
 SCHEMA_VERSION = 1
@@ -177,10 +177,12 @@ class Row:
 
     @cached_property
     def rounds_s(self) -> Mapping[int, float]:
-        """Median seconds of a call in each round, in the order of rounds; empty in older files."""
+        """Median seconds of a call in each round, outliers winsorised; empty in older files."""
         if not self.rounds:
             return {}
-        return dict(zip(sorted(set(self.rounds)), round_medians(self.samples_s, self.rounds), strict=True))
+        medians_s = round_medians(self.samples_s, self.rounds)
+        kept_s = winsorised(medians_s, outlier_count(len(medians_s)))
+        return dict(zip(sorted(set(self.rounds)), kept_s, strict=True))
 
     @cached_property
     def time_s(self) -> Summary:

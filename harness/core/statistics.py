@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import special
 
@@ -12,7 +12,7 @@ MIN_ROUNDS = 3
 """1 round does not show how rounds differ. With 2 per run, Student's t has 2 degrees of freedom: 2% among 30
 rows would be significant only at 24 standard errors, and drift could not be separated from noise."""
 
-ROUNDS_PER_OUTLIER = 8
+ROUNDS_PER_OUTLIER = 6
 """One outlier at either end is expected among so many rounds: of 10 rounds the level leaves out the slowest
 and the fastest. With fewer rounds that would cost more than it gains: of 5, 3 would be left."""
 
@@ -118,15 +118,31 @@ def level(logs: Sequence[float], r: float) -> Level:
         logs: the logarithm of each round, in the order of rounds; at least 2.
         r: lag-1 autocorrelation, from 0 to below 1.
     """
-    n, g = len(logs), len(logs) // ROUNDS_PER_OUTLIER
-    kept = n - 2 * g
+    outliers = outlier_count(len(logs))
+    found = winsorised_level(winsorised(logs, outliers), r)
+    return replace(found, mean=statistics.fmean(sorted(logs)[outliers : len(logs) - outliers]))
+
+
+def winsorised_level(logs: Sequence[float], r: float) -> Level:
+    """The level of rounds whose outliers were winsorised before: of sums of winsorised rows, for instance.
+
+    The trimmed mean of a row changes with each of its rounds as the mean of its winsorised rounds does. So
+    does a sum of such means of several rows: its variance follows from the sum of their winsorised rounds,
+    round by round. Variance and degrees of freedom are those of `level`.
+    """
+    n = len(logs)
+    kept = n - 2 * outlier_count(n)
     inflation = 1 + 2 * math.fsum((1 - k / n) * r**k for k in range(1, n))
-    winsorised_variance = statistics.pvariance(winsorised(logs, g))
     return Level(
-        mean=statistics.fmean(sorted(logs)[g : n - g]),
-        variance=n / kept * winsorised_variance / (max(2.0, kept / inflation) - 1),
+        mean=statistics.fmean(logs),
+        variance=n / kept * statistics.pvariance(logs) / (max(2.0, kept / inflation) - 1),
         freedom=max(1.0, (kept - 1) * (1 - r**2) / (1 + r**2)),
     )
+
+
+def outlier_count(rounds: int) -> int:
+    """Rounds at either end that the level of so many rounds leaves out."""
+    return rounds // ROUNDS_PER_OUTLIER
 
 
 def autocorrelation(series: Iterable[Sequence[float]]) -> float:
@@ -141,7 +157,7 @@ def autocorrelation(series: Iterable[Sequence[float]]) -> float:
     """
     ratios = []
     for logs in series:
-        values = winsorised(logs, len(logs) // ROUNDS_PER_OUTLIER)
+        values = winsorised(logs, outlier_count(len(logs)))
         if len(values) >= MIN_ROUNDS and statistics.pstdev(values) >= 1e-12:
             steps = [(late - early) ** 2 for early, late in itertools.pairwise(values)]
             ratios.append(statistics.fmean(steps) / statistics.variance(values))
