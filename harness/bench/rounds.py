@@ -19,7 +19,7 @@ GRACE = 1.6
 """Nothing more begins after this multiple of the time limit."""
 
 WARM_UP_SHARE = 0.25
-"""A row's warm-up takes at most this share of its sampling time; a longer call is sampled at once."""
+"""Share of a row's time for its warm-up in the first round; a longer call is sampled at once."""
 
 ENOUGH_ROUND_SAMPLES, MAX_ROUND_SAMPLES = 5, 100
 """Samples of a row in one round: at least the first number within its time, and at most the second."""
@@ -72,11 +72,29 @@ def equal_share_s(calls_s: Sequence[float], available_s: float) -> float:
     return max(0.0, left_s) / len(ascending) if ascending else 0.0
 
 
-def round_budget(share_s: float) -> Budget:
-    """The budget of a row in one round, with `share_s` seconds for its warm-up and its samples."""
+def rounds_left(done: int, round_s: float, left_s: float) -> int:
+    """Rounds that are still begun, at least one, at most until there are ROUNDS.
+
+    Args:
+        done: rounds so far.
+        round_s: expected seconds of a round that calls each row once.
+        left_s: seconds until the limit.
+    """
+    fitting = left_s / round_s if round_s > 0 else ROUNDS
+    return max(1, min(ROUNDS - done, max(MIN_ROUNDS - done, int(fitting))))
+
+
+def round_budget(share_s: float, *, first: bool) -> Budget:
+    """The budget of a row in one round.
+
+    Args:
+        share_s: seconds for its warm-up and its samples.
+        first: whether it is the first round; in later ones code and threads are warm, and inputs are to be cold.
+    """
+    warm_up_s = WARM_UP_SHARE * share_s if first else 0.0
     return Budget(
-        time_limit_s=(1 - WARM_UP_SHARE) * share_s,
-        warm_up_s=WARM_UP_SHARE * share_s,
+        time_limit_s=share_s - warm_up_s,
+        warm_up_s=warm_up_s,
         min_samples=1,
         enough_samples=ENOUGH_ROUND_SAMPLES,
         max_samples=MAX_ROUND_SAMPLES,

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from ..core.errors import UsageError, path_text
 from ..core.files import write_text
 from ..core.own_file import LockedError, OwnFile, free_name, locked
 from ..core.records import Run
-
-SAVE_EVERY_S = 1.0
 
 
 @contextlib.contextmanager
@@ -35,7 +32,7 @@ def locked_run(option: str, path: Path) -> Iterator[None]:
 
 
 class RunWriter:
-    """When called, writes the run as measured so far, at most once per second.
+    """When called, writes the run as measured so far.
 
     Args:
         target: the file of the run. One that exists already stays until the end, and the run is saved in a
@@ -55,19 +52,13 @@ class RunWriter:
         self._so_far = self._target
         if target.exists() and not in_place:
             self._so_far = OwnFile(_locked_partial(target, locks))
-        self._saved_s = -SAVE_EVERY_S
         self._unsaved: str | None = None
 
     def __call__(self, run: Run) -> None:  # noqa: D102  (the class says it)
-        now_s = time.monotonic()
-        if now_s - self._saved_s < SAVE_EVERY_S:
-            return
         try:
             self._so_far.write(_document(run))
         except OSError as error:  # a full disk does not end the run
             self._unsaved = error.strerror
-            return
-        self._saved_s = time.monotonic()
 
     def finish(self, run: Run) -> tuple[str | None, str | None]:
         """Write the complete run.

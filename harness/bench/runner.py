@@ -37,6 +37,9 @@ from .timer import GRAPH_METHOD, Budget, measure
 LONGEST_CALL_S = 20.0
 """A case is skipped if one call takes longer by the measured ceilings."""
 
+RECHECKED_BELOW_S = 0.01
+"""Providers are called on unseen inputs after the first round, and after the last where a call is shorter."""
+
 MIN_BUFFER_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Least size of the arena, which is the buffer of the bandwidth ceilings: in a shorter read the ramp-up takes
 too large a share."""
@@ -311,7 +314,7 @@ def _timed(
         verdict = gate.judge(_last_output(calls))
         if not verdict.passed:
             return _failed(row, verdict)
-        if before is None or bench.last_round:
+        if before is None or (bench.last_round and first_s < RECHECKED_BELOW_S):
             _check_unseen(case, provider, calls[0], gate, bench, call_s=min(timing.samples_s))
     except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
         status, reason = _explain(error)

@@ -1,6 +1,7 @@
 """A run: ceilings, the rounds of all cases, cost gaps, interpreter checks and hardware counters."""
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from .environment import describe
 from .interpreter_checks import check_in_interpreter
 from .load import load_point, other_load
 from .providers import user_providers
-from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget
+from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget, rounds_left
 from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
 from .token_cost import gaps_of
 from .trust import warnings_of
@@ -35,6 +36,9 @@ Progress = Callable[[float, str], None]
 
 MAX_SEQUENCES = 65_536
 """Largest batch: the oracle of decode attention computes one sequence at a time."""
+
+SAVE_EVERY_S = 5.0
+"""Seconds after which a run is saved again while it is measured."""
 
 CEILINGS_SHARE = 0.12
 """Share of the time limit for the ceilings, which measure this many calls, if each uses its time."""
@@ -195,10 +199,12 @@ def measure(
         device: runs and times the cases.
         progress: takes the share that is done, 0 to 1, and what comes next.
         tiling_of: gives the tuned tiling of a case.
-        save: called at the start and after each case.
+        save: called at the start and then, between cases, every SAVE_EVERY_S.
     """
     start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
     started = load_point()
+
+    saved_s = -math.inf
 
     def update() -> None:
         result.elapsed_s, result.timed_s = time.perf_counter() - start_s, device.timed_s - before_s
@@ -206,8 +212,11 @@ def measure(
         _derive(result, settings)
 
     def save_so_far() -> None:
-        update()
-        save()
+        nonlocal saved_s
+        if time.perf_counter() - saved_s >= SAVE_EVERY_S:
+            update()
+            save()
+            saved_s = time.perf_counter()
 
     result.interrupted, result.broken = True, None
     gc.collect()
@@ -271,7 +280,7 @@ def _fill(
     bench = Bench(
         device=device,
         arena=arena,
-        budget=round_budget(0.0),
+        budget=round_budget(0.0, first=True),
         roof=result.measured,
         tiling_of=tiling_of,
         user_providers=own,
@@ -304,12 +313,9 @@ def _run_rounds(
         calls_s = [call_s for case in due for call_s in _calls_s(case, bench, rows_of[case])]
         if number >= MIN_ROUNDS and sum(calls_s) + overhead_s > deadline.left_s:
             return None if number >= FEW_ROUNDS else f"{limit} allowed {number} of {ROUNDS} rounds"
-        available_s = deadline.left_s / (ROUNDS - number) - overhead_s
-        bench = replace(
-            bench,
-            budget=round_budget(equal_share_s(calls_s, available_s)),
-            last_round=number == ROUNDS - 1 or 2 * (sum(calls_s) + overhead_s) > deadline.left_s,
-        )
+        left = rounds_left(number, sum(calls_s) + overhead_s, deadline.left_s)
+        share_s = equal_share_s(calls_s, deadline.left_s / left - overhead_s)
+        bench = replace(bench, budget=round_budget(share_s, first=not number), last_round=left == 1)
         start_s, timed_s = deadline.elapsed_s, bench.device.timed_s
         if number:
             _time_ceilings_again(result, settings, bench)
@@ -365,7 +371,7 @@ def _measure_ceilings(
 
 def _time_ceilings_again(result: Run, settings: Settings, bench: Bench) -> None:
     """Time the ceilings of the run's dtype again in a later round; the first round measured them."""
-    budget = round_budget(settings.ceiling_limit_s / ROUNDS)
+    budget = round_budget(settings.ceiling_limit_s / ROUNDS, first=False)
     for place, ceiling in enumerate(result.ceilings):
         if (
             ceiling.provenance == "measured"

@@ -119,16 +119,16 @@ def _sample(
     turns = itertools.cycle(unit)
     block = min(50, max(1, int(budget.time_limit_s / 10 / max(estimate_s, 1e-9))))
     samples: list[float] = []
-    start_s = now_s()
+    start_s, next_look = now_s(), budget.enough_samples
     while len(samples) < budget.max_samples:
         samples += device.time_each(
             [next(turns) for _ in range(min(block, budget.max_samples - len(samples)))]
         )
         if now_s() - start_s >= budget.time_limit_s and len(samples) >= budget.min_samples:
             break
-        summary = summarise(samples)
-        if len(samples) >= budget.enough_samples and (
-            summary.high - summary.low < 2 * budget.noise * summary.median
-        ):
-            break
+        if len(samples) >= next_look:
+            next_look = 2 * len(samples)  # each look takes as long as a short call
+            summary = summarise(samples)
+            if summary.high - summary.low < 2 * budget.noise * summary.median:
+                break
     return samples
