@@ -38,7 +38,7 @@ def measure_ceilings(device: Device, arena: Arena, *, time_limit_s: float) -> It
         arena: its block is read and copied; holds the matrices.
         time_limit_s: seconds for each buffer operation and each matmul size.
     """
-    budget = Budget(time_limit_s=time_limit_s, warm_up_s=time_limit_s / 2)
+    budget = Budget(time_limit_s=time_limit_s, warm_up_s=0.0)  # the fastest sample counts
     arena.block(torch.float32)
     yield "read bandwidth", _read_bandwidth(device, arena.words(), budget)
     yield "copy bandwidth", _copy_bandwidth(device, arena, budget)
@@ -59,7 +59,7 @@ def time_again(ceiling: Ceiling, device: Device, arena: Arena, budget: Budget, *
     if call is None:
         return ceiling
     try:
-        samples_s = measure(device, [call], budget).samples_s
+        samples_s = measure(device, [call], budget, first_s=min(ceiling.samples_s)).samples_s
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -206,7 +206,7 @@ def _one_sequence(inputs: Inputs) -> tuple[Inputs, Callable[[Tensor], Tensor]]:
     return part, lambda out: out[:1]
 
 
-def check_on_unseen(call: BoundCall, unseen: Unseen, gate: Gate, device: Device) -> None:
+def check_on_unseen(call: BoundCall, unseen: Unseen, gate: Gate, device: Device) -> float:
     """Call a provider on other numbers that were written in place.
 
     Its output is copied at once when the call returns, so that work that goes on elsewhere is not in it.
@@ -217,9 +217,13 @@ def check_on_unseen(call: BoundCall, unseen: Unseen, gate: Gate, device: Device)
         gate: the gate on the inputs before.
         device: runs the call.
 
+    Returns:
+        Seconds until the call returned.
+
     Raises:
         ProviderError: the output is not the result; says what is known of the cause.
     """
+    returned_s = 0.0
     with unseen.written(call.inputs) as write:
 
         def rewrite() -> None:
@@ -227,13 +231,16 @@ def check_on_unseen(call: BoundCall, unseen: Unseen, gate: Gate, device: Device)
             call.poison()
 
         def output() -> Tensor:
+            nonlocal returned_s
+            start_s = time.perf_counter()
             call()
+            returned_s = time.perf_counter() - start_s
             return call.checked_output()
 
         at_once = device.copy_at_once(rewrite, output)
         verdict = unseen.gate.judge(at_once)
         if verdict.passed:
-            return
+            return returned_s
         if becomes_right(call, unseen.gate):
             raise ProviderError(LEFT_WORK)
     if gate.judge(at_once).passed:

@@ -89,7 +89,7 @@ def round_budget(share_s: float, *, first: bool) -> Budget:
 
     Args:
         share_s: seconds for its warm-up and its samples.
-        first: whether it is the first round; in later ones code and threads are warm, and inputs are to be cold.
+        first: whether it is the first round; in later ones nothing is left to warm up but the inputs.
     """
     warm_up_s = WARM_UP_SHARE * share_s if first else 0.0
     return Budget(

@@ -19,6 +19,7 @@ from ..core.records import Roof, Row, Status
 from .device import Device, out_of_memory
 from .honesty import (
     LEFT_WORK,
+    LONGER,
     BoundCall,
     Unseen,
     becomes_right,
@@ -124,7 +125,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
             provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, rows, before)
         )
         if isinstance(chosen, Provider):
-            watch = watch or InputWatch(copies, fully=not bench.round or bench.last_round)
+            watch = watch or InputWatch(copies, fully=not bench.round)
             laid_out, own_gate = _in_its_layout(case, chosen, copies, bench)
             chosen = run_provider(case, chosen, laid_out, own_gate, bench, before, watch=watch)
             if watch.found:
@@ -307,6 +308,7 @@ def _timed(
             calls,
             bench.budget,
             first_s=first_s,
+            first_counts=before is None,
             graph=None if before is None else GRAPH_METHOD in (before.method or ""),
             before_sampling=before_sampling,
         )
@@ -355,8 +357,9 @@ def _check_unseen(
     key = (case, provider.layout)
     if key not in bench.unseen:
         bench.unseen[key] = unseen_of(case, call.inputs)
-    check_on_unseen(call, bench.unseen[key], gate, bench.device)
-    check_time_on_new(call, bench.device, call_s=call_s)
+    new_s = check_on_unseen(call, bench.unseen[key], gate, bench.device)
+    if bench.device.kind != "cpu" or new_s > LONGER * call_s:  # a GPU's call returns early
+        check_time_on_new(call, bench.device, call_s=call_s)
     check_idle_after(call, bench.device, call_s=call_s)
 
 

@@ -60,6 +60,7 @@ def measure(
     budget: Budget,
     *,
     first_s: float = 0.0,
+    first_counts: bool = False,
     graph: bool | None = None,
     before_sampling: Callable[[], None] = lambda: None,
     now_s: Callable[[], float] = time.perf_counter,
@@ -71,11 +72,20 @@ def measure(
         calls: each runs the work once on its own copy of the inputs.
         budget: when to stop.
         first_s: seconds of an earlier call; if it exceeds `warm_up_s`, there is no warm-up.
+        first_counts: whether that call was on the first of `calls` just now; it is the only sample if it took
+            longer than the budget.
         graph: whether to replay a CUDA graph, if the device captures one; None decides by the time of a call.
         before_sampling: called after warm-up and capture, before the first sample; poisons the outputs.
         now_s: the wall clock in seconds, for the limits only.
     """
-    estimate_s = first_s if first_s > budget.warm_up_s else _warm_up(device, calls, budget, now_s)
+    if first_counts and first_s > budget.warm_up_s + budget.time_limit_s and budget.min_samples == 1:
+        device.timed_s += first_s
+        return Timing(samples_s=(first_s,), method=f"{device.kind}: each call")
+    if first_s > budget.warm_up_s:
+        estimate_s = first_s
+        device.size_head_start(calls[0])
+    else:
+        estimate_s = _warm_up(device, calls, budget, now_s)
     unit: Sequence[Call] = calls
     calls_a_sample, method = 1, f"{device.kind}: each call"
     if estimate_s < GRAPH_BELOW_S if graph is None else graph:
