@@ -111,7 +111,7 @@ class FakeClocks:
         return self._facts
 
 
-def arena(size_bytes=2**18, seed=0):
+def arena(size_bytes=2**23, seed=0):
     return Arena(CPU, seed, size_bytes=size_bytes)
 
 

@@ -12,6 +12,7 @@ from decodetax.harness.bench.rounds import (
     Deadline,
     equal_share_s,
     round_budget,
+    rounds_left,
 )
 from decodetax.harness.bench.session import require_same_machine, settings_of
 from decodetax.harness.core.errors import UsageError
@@ -164,10 +165,27 @@ def test_shares_and_longer_calls_fill_the_time():
             assert sum(max(call_s, share_s) for call_s in calls_s) == pytest.approx(available_s)
 
 
-def test_budget_of_a_round_is_warm_up_and_samples():
-    budget = round_budget(2.0)
+@pytest.mark.parametrize("first", [True, False])
+def test_budget_of_a_round_is_samples_and_in_the_first_a_warm_up(first):
+    budget = round_budget(2.0, first=first)
     assert budget.time_limit_s + budget.warm_up_s == pytest.approx(2.0)
+    assert (budget.warm_up_s > 0) == first
     assert budget.min_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("done", "round_s", "left_s", "rounds"),
+    [
+        pytest.param(0, 0.0, 5.0, ROUNDS, id="no time known"),
+        pytest.param(0, 1.0, 100.0, ROUNDS, id="much time"),
+        pytest.param(3, 1.0, 100.0, ROUNDS - 3, id="the rest"),
+        pytest.param(3, 1.0, 2.9, 2, id="two fit"),
+        pytest.param(5, 1.0, 0.5, 1, id="none fits"),
+        pytest.param(0, 9.0, 10.0, MIN_ROUNDS, id="the fewest"),
+    ],
+)
+def test_rounds_left_are_those_that_fit(done, round_s, left_s, rounds):
+    assert rounds_left(done, round_s, left_s) == rounds
 
 
 def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
@@ -211,7 +229,8 @@ def test_incomplete_ceilings_are_measured_again():
     assert len(result.ceilings) == 5
 
 
-def test_run_is_saved_as_interrupted_after_every_case():
+def test_run_is_saved_as_interrupted_between_cases(monkeypatch):
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
     asked, device, kept = settings(batches=(2,), contexts=(3,)), small_device(), []
     result = session.begin(asked, device)
     session.measure(

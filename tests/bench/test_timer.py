@@ -52,7 +52,7 @@ def test_quiet_samples_stop_once_they_are_enough():
     assert len(timed(device, [lambda: None], budget, first_s=1e-3).samples_s) == 12
 
 
-def test_samples_stop_at_the_noise_criterion_and_not_before():
+def test_samples_stop_when_they_are_quiet_at_twice_as_many_each_time():
     turns = itertools.chain([0.9e-3, 1.1e-3] * 6, itertools.repeat(1e-3))
     device = FakeDevice(seconds_of=lambda _call: next(turns))
     budget = Budget(time_limit_s=0.01, warm_up_s=0, max_samples=1000, noise=0.005)  # a block is 1 call
@@ -60,12 +60,20 @@ def test_samples_stop_at_the_noise_criterion_and_not_before():
     samples = measure(device, [lambda: None], budget, first_s=1e-3, now_s=lambda: 0.0).samples_s
 
     def settled(taken):
-        summary = summarise(taken)
-        return len(taken) >= 10 and summary.high - summary.low < 2 * 0.005 * summary.median
+        summary = summarise(samples[:taken])
+        return summary.high - summary.low < 2 * 0.005 * summary.median
 
-    assert settled(samples)
-    assert not any(settled(samples[:n]) for n in range(1, len(samples)))
-    assert len(samples) > 12
+    looks = [10 * 2**n for n in range(10)]
+    assert len(samples) == next(look for look in looks if settled(look)) > 10
+
+
+@pytest.mark.parametrize("first_s", [1.6, 1.4], ids=["longer than the budget", "shorter"])
+def test_long_first_call_on_the_first_copy_is_the_sample(first_s):
+    device = FakeDevice(seconds_of=lambda _call: 1.0)
+    budget = Budget(time_limit_s=1.0, warm_up_s=0.5, min_samples=1, enough_samples=9, noise=0.0)
+    timing = timed(device, [lambda: None], budget, first_s=first_s, first_counts=True)
+    assert timing.samples_s == ((1.6,) if first_s == 1.6 else (1.0,))
+    assert device.timed_s == pytest.approx(sum(timing.samples_s))
 
 
 @pytest.mark.parametrize(("width", "taken"), [(0.009, 10), (0.011, 60)], ids=["within", "beyond"])

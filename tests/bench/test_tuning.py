@@ -221,7 +221,7 @@ def test_default_that_is_the_only_tiling_stays(monkeypatch):
 
 
 def test_case_that_does_not_fit_in_memory_is_skipped(monkeypatch):
-    lab = Lab(monkeypatch, [10e-3, 1e-3], free_bytes=-(2**18))
+    lab = Lab(monkeypatch, [10e-3, 1e-3], free_bytes=-(2**23))
     tuned = lab.tune()
     assert (tuned.status, lab.calls, tuned.cache_updates()) == ("skipped", [], {})
     assert "GB of memory" in tuned.reason
