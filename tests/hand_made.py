@@ -12,6 +12,7 @@ from decodetax.harness.core.cases import PrefillMatmul, Sweep
 from decodetax.harness.core.gap import Gap
 from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.records import Ceiling, InterpreterCheck, Row, Run
+from decodetax.harness.core.whole_model import WholeForward, WholeModel
 
 # Projections: qkv 64 -> 128, o 64 -> 64, gate_up 64 -> 256, down 128 -> 64; lm_head 64 -> 256.
 TINY = LanguageModel(
@@ -101,6 +102,41 @@ def gap(**changes):
             **changes,
         }
     )
+
+
+def forward(**changes):
+    """A decode step of 3 of 4 layers: 20 s composed, 40 s measured, of which attention takes 30 s."""
+    return WholeForward(
+        **{
+            "phase": "decode",
+            "by": "decodetax",
+            "sequences": 8,
+            "tokens": 16,
+            "layers": 3,
+            "limited_by": "memory",
+            "status": "ok",
+            "samples_s": (39.0, 40.0, 42.0),
+            "composed_parts_s": {"projections": 5.0, "attention": 10.0, "rest": 1.0, "lm_head": 4.0},
+            "parts_s": {"projections": 5.5, "attention": 30.0, "rest": 1.0, "lm_head": 3.5},
+            "one_layer_s": 30.0,
+            "relative_error": 0.02,
+            "tolerance": 0.1,
+            "method": "cpu: the sections of each forward",
+            **changes,
+        }
+    )
+
+
+def whole_model(**changes):
+    """A prefill and a step of 4 layers that agree with the composed rates, one that does not, and a peer."""
+    close = {"layers": 4, "limited_by": None, "one_layer_s": None}
+    forwards = (
+        forward(phase="prefill", sequences=2, samples_s=(21.0,), **close),
+        forward(sequences=1, samples_s=(20.0, 20.0, 20.0), **close),
+        forward(),
+        forward(by="transformers 5.1", samples_s=(80.0,), parts_s=None, one_layer_s=None),
+    )
+    return WholeModel(**{"layers": 4, "forwards": forwards, "elapsed_s": 99.0, **changes})
 
 
 def check(**changes):

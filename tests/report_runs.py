@@ -5,7 +5,19 @@ from dataclasses import replace
 from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Row
-from hand_made import CPU, TINY, ceilings, check, failed_row, gap, ok_row, run_record, sweep
+from hand_made import (
+    CPU,
+    TINY,
+    ceilings,
+    check,
+    failed_row,
+    forward,
+    gap,
+    ok_row,
+    run_record,
+    sweep,
+    whole_model,
+)
 from msgspec import structs
 
 SCRIPT = "<script>alert(1)</script>"
@@ -48,7 +60,14 @@ def whole_run(**changes):
         *ceilings(bandwidth_bytes_per_s=2e8, flop_per_s=4e9, provenance="datasheet"),
     ]
     return run_record(
-        **{"rows": rows, "gaps": gaps, "ceilings": roofs, "interpreter_checks": [check()], **changes}
+        **{
+            "rows": rows,
+            "gaps": gaps,
+            "ceilings": roofs,
+            "interpreter_checks": [check()],
+            "whole_model": whole_model(),
+            **changes,
+        }
     )
 
 
@@ -106,4 +125,6 @@ def hostile_run(texts=HOSTILE):
     run.ceilings = [replace(ceiling, detail=texts[1]) for ceiling in run.ceilings]
     run.ceilings.append(replace(run.ceilings[0], kind="copy_bandwidth", reason=texts[2]))
     run.interpreter_checks = [check(provider=texts[0], reason=texts[1])]
+    skipped = forward(status="skipped", samples_s=(), by=texts[2], reason=texts[1])
+    run.whole_model = whole_model(forwards=(forward(by=texts[0]), skipped), reason=texts[1])
     return run

@@ -106,6 +106,14 @@ def _pages(name: str) -> int:
     return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
 
 
+def resident_bytes(root: Path = ROOT) -> int:
+    """Bytes of memory that this process holds; the most that it ever held where /proc does not tell."""
+    pages = _text(root, "proc/self/statm").split()[1:2]
+    if pages and pages[0].isdecimal():
+        return int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _free_below_ulimit(
     root: Path = ROOT, limit_of: Callable[[int], tuple[int, int]] = resource.getrlimit
 ) -> int | None:

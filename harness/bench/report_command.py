@@ -177,12 +177,13 @@ def run_text(run: "Run", *, wide: bool) -> str:
     if not wide:  # with --wide the kernels' table has the columns of counters
         tables.append(run_tables.counters_table(run))
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
-    gaps = run_tables.gaps_table(runs)
+    gaps, whole = run_tables.gaps_table(runs), run_tables.whole_model_table(runs)
     blocks = [
         prose(summary.workload(run), wide=wide),
         *(table.text(wide=wide) for table in tables if table.rows),
         "\n".join(summary.failures(run)),
         gaps.text(wide=wide) if gaps.rows else "",
+        whole.text(wide=wide) if whole.rows else "",
         summary.fastest_providers(run) if wide else "",
         prose("\n".join(summary.sentences(run)), wide=wide),
         prose("\n".join(summary.missing_from(run)), wide=wide),

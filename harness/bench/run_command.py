@@ -70,6 +70,13 @@ if TYPE_CHECKING:
     "Price of the device, $ per hour.  [default: a published one of the GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
+@options.option(
+    "--whole-model",
+    options.one_of("measure", "none", "transformers"),
+    "NAME",
+    "All layers in one forward, measured beside the composed figures: measure, none, or transformers (the "
+    "same model in Hugging Face transformers too).  [default: measure; with --quick none]",
+)
 @options.option("--seed", options.SEED, "N", "Seed of the random inputs.", default="0")
 @click.option(
     "-o",
@@ -118,8 +125,11 @@ def run_command(
         from ..core.user_function import load_user_functions
         from .session import begin, check_memory, measure
         from .summary import heading
+        from .transformers_peer import require_transformers
 
         check_memory(settings, opened)
+        if settings.whole_model == "transformers":
+            require_transformers()
         with options.user_code():
             load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
         target, outputs = _writable(output or resume), Outputs(asked)
@@ -233,6 +243,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
         seed=asked["seed"],
         providers=asked["providers"],
         counters=asked["counters"],
+        whole_model=asked["whole_model"] or ("none" if quick else "measure"),
     )
     return settings, opened, None
 

@@ -11,12 +11,13 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
-from ..core.gap import Gap, Interval
+from ..core.gap import TOKEN_PARTS, Gap, Interval
 from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
 from ..core.units import number, seconds, si
 from ..cost.break_even import measured_batch
 from .chart_data import OUTPUT_PARTS, PriceRatio, gap_lines, output_parts
+from .whole_sentences import layers_text
 
 MEASURED, MODELLED, DATASHEET, PUBLISHED = "measured", "modelled", "datasheet", "published"
 AGAINST_DATASHEET = "measured over datasheet"
@@ -44,6 +45,7 @@ def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
     return (
         gaps_table(runs),
         output_parts_table(runs),
+        whole_model_table(runs),
         price_ratios_table(runs, ratios),
         kernels_table(runs),
         not_timed_table(runs),
@@ -292,6 +294,52 @@ def output_parts_table(runs: Runs) -> Table:
 
     title = "Where an output token's time goes"
     return _table(runs, "output_parts", title, columns, lambda run: map(row, run.gaps))
+
+
+def whole_model_table(runs: Runs) -> Table:
+    """Forwards of all layers, measured in one piece, beside the rates that the gap composes."""
+    columns = (
+        Column("forward"),
+        Column("by"),
+        Column("sequences"),
+        Column("tokens"),
+        Column("layers"),
+        Column("tokens/s", "tokens_per_s", MEASURED),
+        Column("composed tokens/s", "composed_tokens_per_s", MEASURED),
+        Column("composed over measured", "composed_over_measured", MEASURED, _two_decimals),
+        Column("why not measured", "reason"),
+        Column("median", "median_s", MEASURED, seconds, wide=True),
+        Column("95% from", "low_s", MEASURED, seconds, wide=True),
+        Column("to", "high_s", MEASURED, seconds, wide=True),
+        Column("samples", "", MEASURED, wide=True),
+        Column("one layer for all", "one_layer_s", MEASURED, seconds, wide=True),
+        *(Column(OUTPUT_PARTS[part], f"{part}_s", MEASURED, seconds, wide=True) for part in TOKEN_PARTS),
+        Column("relative error", "relative_error", MEASURED, _three_digits, wide=True),
+        Column("tolerance", "tolerance", MODELLED, _three_digits, wide=True),
+        Column("fewer layers for", "limited_by", wide=True),
+    )
+
+    def rows(run: Run) -> Rows:
+        whole = run.whole_model
+        if whole is None:
+            return
+        for forward in whole.forwards:
+            figures: tuple[Any, ...] = (None,) * 3
+            times: tuple[Any, ...] = (None,) * 4
+            if forward.status == "ok":
+                figures = (
+                    forward.tokens_per_s, forward.composed_tokens_per_s, forward.composed_over_measured
+                )  # fmt: skip
+                time_s = forward.time_s
+                times = (time_s.median, time_s.low, time_s.high, len(forward.samples_s))
+            yield (
+                forward.phase, forward.by, forward.sequences, forward.tokens,
+                layers_text(forward, whole), *figures, forward.reason, *times, forward.one_layer_s,
+                *map((forward.parts_s or {}).get, TOKEN_PARTS),
+                forward.relative_error, forward.tolerance, forward.limited_by,
+            )  # fmt: skip
+
+    return _table(runs, "whole_model", "The whole model, measured in one piece", columns, rows)
 
 
 def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:

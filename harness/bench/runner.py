@@ -180,6 +180,15 @@ def arena_of(cases: Sequence[Case], device: Device, seed: int) -> Arena:
     return Arena(device.torch_device, seed, size_bytes=size_bytes)
 
 
+def resolved(provider: Provider, case: Case, tiling_of: TilingOf, row: Row) -> Provider:
+    """A provider as it ran in a row: with the tuned tiling, or as the variant that an alias resolved to."""
+    tiling = None if provider.tunable is None else tiling_of(case)
+    chosen = provider.with_tiling(tiling) if tiling is not None else _best_of(provider, case, {}, row)
+    if not isinstance(chosen, Provider):
+        raise TypeError(f"row: {row.provider!r} has no variant")
+    return chosen
+
+
 def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
     """Copies of the inputs, and the gate on the first of them.
 

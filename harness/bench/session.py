@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, convert
 
@@ -30,9 +30,15 @@ from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, rou
 from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
 from .token_cost import gaps_of
 from .trust import warnings_of
+from .whole_model import WholeBench, measure_whole_model
 
 Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
+
+WholeModelOption = Literal["measure", "none", "transformers"]
+
+WHOLE_MODEL_SHARE = 0.25
+"""Share of a run's time limit for the whole model."""
 
 MAX_SEQUENCES = 65_536
 """Largest batch: the oracle of decode attention computes one sequence at a time."""
@@ -65,6 +71,7 @@ class Settings:
         seed: seed of the inputs.
         providers: the user's own functions, each MODULE:FUNCTION.
         counters: whether to read hardware counters after the timing.
+        whole_model: whether all layers are measured in one forward, and a peer beside them.
     """
 
     model: LanguageModel
@@ -78,6 +85,7 @@ class Settings:
     seed: int = 0
     providers: tuple[str, ...] = ()
     counters: bool = False
+    whole_model: WholeModelOption = "none"
 
     @property
     def ceiling_limit_s(self) -> float:
@@ -251,7 +259,8 @@ def _fill(
     tiling_of: TilingOf,
     save: Callable[[], None],
 ) -> None:
-    deadline = Deadline(settings.total_limit_s)
+    whole_limit_s = settings.total_limit_s * (0.0 if settings.whole_model == "none" else WHOLE_MODEL_SHARE)
+    deadline = Deadline(settings.total_limit_s - whole_limit_s)
     progress(0.0, "read bandwidth")
 
     def say(what: str) -> None:
@@ -286,6 +295,22 @@ def _fill(
         user_providers=own,
     )
     result.late = _run_rounds(result, settings, cases, bench, deadline, say, save)
+    if settings.whole_model != "none" and result.whole_model is None:
+        del arena, bench  # their memory serves the weights
+        device.release()
+        save()
+        whole = WholeBench(
+            run=result,
+            device=device,
+            limit_s=whole_limit_s,
+            peer=settings.whole_model == "transformers",
+            user_providers=own,
+            tiling_of=tiling_of,
+            seed=settings.seed,
+            progress=say,
+        )
+        result.whole_model = measure_whole_model(whole, settings.model, settings.sweep(dtype))
+        save()
     if settings.counters:
         result.counters_reason = read_counters(
             result, device, lambda share, what: progress(0.95 + 0.05 * share, f"counters of {what}")

@@ -12,6 +12,7 @@ from ..core.gap import Gap, Interval
 from ..core.records import Run
 from ..core.units import number, si
 from .run_tables import provider_name
+from .whole_sentences import whole_failures, whole_missing, whole_sentences
 
 
 def heading(run: Run) -> str:
@@ -61,6 +62,7 @@ def sentences(run: Run) -> Iterator[str]:
             text += f" and {_times(largest)} at {_at(largest)}"
         yield text + "."
         yield _shares(smallest)
+    yield from map(printable, whole_sentences(run))
 
 
 def _balance(run: Run, balance: float) -> str:
@@ -123,9 +125,10 @@ def fastest_providers(run: Run) -> str:
 
 
 def failures(run: Run) -> Iterator[str]:
-    """A line for each row with a wrong result."""
+    """A line for each row, and each forward of the whole model, with a wrong result."""
     failed = (row for row in run.rows if row.status == "failed")
-    return (printable(f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}") for row in failed)
+    rows = (f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}" for row in failed)
+    return map(printable, (*rows, *whole_failures(run)))
 
 
 def missing_from(run: Run) -> Iterator[str]:
@@ -147,6 +150,7 @@ def _missing_from(run: Run) -> Iterator[str]:
     if not any(row.status == "ok" for row in run.rows):
         yield "No kernel was timed with a correct result, so the roofline has no points."
     yield from _missing_gaps(run)
+    yield from whole_missing(run)
 
 
 def _missing_gaps(run: Run) -> Iterator[str]:

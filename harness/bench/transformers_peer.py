@@ -32,12 +32,35 @@ def peer_name() -> str:
     return f"transformers {importlib.metadata.version('transformers')}"
 
 
-def peer_of(model: LanguageModel, weights: DecoderWeights) -> Any:
+def load() -> None:
+    """Import transformers and the models that are used."""
+    for name in ("Llama", "Qwen3"):
+        _module(name)
+
+
+class Peer:
+    """A model of transformers, called with token ids [sequences, tokens] and a cache, which grows by them.
+
+    Returns the logits [sequences, vocab_size] of the last token.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        # transformers 5 renamed the argument.
+        renamed = "cache" in inspect.signature(module.forward).parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"
+
+    def __call__(self, token_ids: Tensor, cache: Any) -> Tensor:  # noqa: D102  (the class says it)
+        options = {"use_cache": True, "logits_to_keep": 1, self._cache_argument: cache}
+        logits: Tensor = self._module(token_ids, **options).logits
+        return logits[:, -1]
+
+
+def peer_of(model: LanguageModel, weights: DecoderWeights) -> Peer:
     """A Llama, or a Qwen3 where queries and keys have norms, with the layers of the weights; shares them."""
     name = "Qwen3" if model.qk_norm else "Llama"
-    module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
-    config_class = getattr(module, f"{name}Config")
-    config = config_class(
+    module = _module(name)
+    config = getattr(module, f"{name}Config")(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -53,24 +76,23 @@ def peer_of(model: LanguageModel, weights: DecoderWeights) -> Any:
     )
     with torch.device("meta"):
         peer = getattr(module, f"{name}ForCausalLM")(config)
-    peer.load_state_dict(_state_of(model, weights), assign=True)
+    state = _state_of(model, weights)
+    # An untied embedding may have fewer rows than the vocabulary, which loading a state refuses.
+    embedding = state.pop("model.embed_tokens.weight")
+    peer.load_state_dict(state, assign=True, strict=False)
+    peer.model.embed_tokens.weight = torch.nn.Parameter(embedding, requires_grad=False)
     # Its frequencies are no part of the state: those on the meta device have no values.
     peer.model.rotary_emb = getattr(module, f"{name}RotaryEmbedding")(config).to(weights.norm.device)
-    return peer.eval()
+    return Peer(peer.eval())
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
 
 
 def empty_cache() -> Any:
     """The default KV cache of transformers, which grows by concatenation."""
     return importlib.import_module("transformers").DynamicCache()
-
-
-def logits_of(peer: Any, token_ids: Tensor, cache: Any) -> Tensor:
-    """Logits [sequences, vocab_size] of the last token; the cache grows by the tokens."""
-    # transformers 5 renamed the argument.
-    renamed = "cache" in inspect.signature(peer.forward).parameters
-    argument = {"cache" if renamed else "past_key_values": cache}
-    logits: Tensor = peer(token_ids, use_cache=True, logits_to_keep=1, **argument).logits
-    return logits[:, -1]
 
 
 def _rope_parameters(model: LanguageModel) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .cases import Case, Dtype, Length
 from .gap import Gap
 from .record_fields import Count, NonNegative, Positive, require_keys
 from .statistics import Summary, outlier_count, round_medians, summarise, winsorised
+from .whole_model import WholeForward, WholeModel
 from .work import Work
 
 SCHEMA_VERSION = 1
@@ -260,6 +261,7 @@ class Run:
         late: how the time limit cut the run short; None if it did not.
         other_load: share of the cores that other processes used meanwhile; None if unknown.
         warnings: why the figures cannot be trusted, a line for each reason.
+        whole_model: forwards of all layers; None if they were not measured.
     """
 
     environment: Mapping[str, Any]
@@ -277,6 +279,7 @@ class Run:
     late: str | None = None
     other_load: NonNegative | None = None
     warnings: Sequence[str] = ()
+    whole_model: WholeModel | None = None
 
     @property
     def dtype(self) -> str:
@@ -315,9 +318,11 @@ class Run:
         return None if roof is None or row.status != "ok" else roof[0] / row.time_s.median
 
     @property
-    def failures(self) -> list[Row | InterpreterCheck]:
-        """Rows and checks with wrong results."""
-        entries: list[Row | InterpreterCheck] = [*self.rows, *self.interpreter_checks]
+    def failures(self) -> list[Row | InterpreterCheck | WholeForward]:
+        """Rows, checks and forwards of the whole model with wrong results."""
+        forwards = () if self.whole_model is None else self.whole_model.forwards
+        entries: list[Row | InterpreterCheck | WholeForward]
+        entries = [*self.rows, *self.interpreter_checks, *forwards]
         return [entry for entry in entries if entry.status == "failed"]
 
     def to_json(self) -> dict[str, Any]:
@@ -330,6 +335,7 @@ class Run:
             "rows": [_row_to_json(row, measured, datasheet) for row in self.rows],
             "gaps": [gap.to_json() for gap in self.gaps],
             "interpreter_checks": [_entry_to_json(check) for check in self.interpreter_checks],
+            "whole_model": self.whole_model and self.whole_model.to_json(),
         }
 
 

@@ -17,7 +17,7 @@ from decodetax.harness.bench.decoder import (
 )
 from decodetax.harness.bench.decoder_parts import DecodeCache, PrefillCache, matmul_by
 from decodetax.harness.bench.providers import PROVIDERS
-from decodetax.harness.bench.transformers_peer import empty_cache, logits_of
+from decodetax.harness.bench.transformers_peer import Peer, empty_cache
 from decodetax.harness.core.gate import judge
 from decodetax.harness.core.language_model import load_timed_model
 from decodetax.harness.core.model_parts import Rotary
@@ -112,6 +112,16 @@ def provider(operation, name="torch"):
     return next(p for p in PROVIDERS[operation] if p.name == name)
 
 
+def grown(cache, position, q_heads, by):
+    """A cache for a step at a position, in the layout of its provider, with the tokens of an earlier one."""
+    k, v = cache.tokens()
+    memory = torch.full((2, *k.shape[:2], position + 1, k.shape[3]), torch.nan, dtype=k.dtype)
+    later = DecodeCache(*memory, position=position, q_heads=q_heads, provider=by)
+    for token in range(position):
+        later.write(token, k[:, :, token], v[:, :, token])
+    return later
+
+
 @torch.no_grad()
 def logits_of_ours(token_ids, prompt, weights, model, *, rows=1000, matmul="torch", attention="torch"):
     """Logits after the prompt, and after each later token with the cache of those before it."""
@@ -138,12 +148,14 @@ def logits_of_ours(token_ids, prompt, weights, model, *, rows=1000, matmul="torc
             )
         )
 
-    prefill = [PrefillCache(k, v, provider("prefill_attention")) for k, v in caches]
-    logits = [forward(0, prompt, prefill)]
-    by = provider("decode_attention", attention)
+    earlier = [PrefillCache(k, v, provider("prefill_attention")) for k, v in caches]
+    logits = [forward(0, prompt, earlier)]
     for position in range(prompt, tokens):
-        decode = [DecodeCache(k, v, position=position, q_heads=model.q_heads, provider=by) for k, v in caches]
-        logits.append(forward(position, position + 1, decode))
+        earlier = [
+            grown(cache, position, model.q_heads, provider("decode_attention", attention))
+            for cache in earlier
+        ]
+        logits.append(forward(position, position + 1, earlier))
     return torch.stack(logits)
 
 
@@ -151,7 +163,8 @@ def logits_of_ours(token_ids, prompt, weights, model, *, rows=1000, matmul="torc
 def logits_of_peer(token_ids, prompt, peer):
     tokens, cache = token_ids.shape[1], empty_cache()
     spans = [(0, prompt), *((position, position + 1) for position in range(prompt, tokens))]
-    return torch.stack([logits_of(peer, token_ids[:, first:last], cache) for first, last in spans])
+    logits_of = Peer(peer)
+    return torch.stack([logits_of(token_ids[:, first:last], cache) for first, last in spans])
 
 
 def tokens_of(model, sequences=2, tokens=27):
@@ -186,7 +199,9 @@ def test_logits_equal_those_of_transformers(family, dtype, tmp_path):
     [
         {"matmul": "torch-weight-first"},
         {"attention": "torch-matmul"},
-        {"attention": "torch-key-first"},
+        {"attention": "torch-v-transposed"},
+        {"attention": "torch-k-pages"},
+        {"attention": "torch-k-pages-v-rows"},
         {"rows": 7},
         {"rows": 1},
     ],
@@ -202,8 +217,9 @@ def swapped_halves(x, rotary):
 
 
 class OffByOne(DecodeCache):
-    def __init__(self, k, v, *, position, **options):
-        super().__init__(k, v, position=position - 1, **options)
+    def store(self, k, v):
+        self.write(self._position - 1, k[:, :, 0], v[:, :, 0])
+        self.write(self._position, k[:, :, 0], v[:, :, 0])
 
 
 FAULTS = {

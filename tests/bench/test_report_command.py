@@ -14,7 +14,7 @@ from hand_made import assert_misuse, decodetax, run_record
 from report_runs import CONTROL, HOSTILE, hostile_run, whole_run
 
 SMALL = ("--device", "cpu", "--batch", "1", "--context", "16", "--prefill-tokens", "32", "--quick")
-TABLES = 8
+TABLES = 9
 
 
 @pytest.fixture
@@ -38,19 +38,27 @@ def test_prints_the_tables_and_sentences_of_a_run(folder):
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
-    gaps = run_tables.gaps_table(runs)
+    gaps, whole = run_tables.gaps_table(runs), run_tables.whole_model_table(runs)
     failed = "\n".join(summary.failures(run))
     head = f"{summary.heading(run)}\n{summary.workload(run)}"
     texts = [head, "\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]
     texts += ["\n".join(f"Not to be trusted: {warning}." for warning in warnings_of(run))]
     head, *end = (prose(text, wide=False) for text in texts)
     done = decodetax("report", "run.json")
-    expected = [head, *(table.text() for table in tables), failed, gaps.text(), *end]
+    expected = [head, *(table.text() for table in tables), failed, gaps.text(), whole.text(), *end]
     assert (done.code, done.out, done.err) == (0, "\n\n".join(expected) + "\n", "")
     wide = decodetax("report", "run.json", "--wide")
     head, *end = texts
     fastest = summary.fastest_providers(run)
-    expected = [head, *(t.text(wide=True) for t in tables), failed, gaps.text(wide=True), fastest, *end]
+    expected = [
+        head,
+        *(t.text(wide=True) for t in tables),
+        failed,
+        gaps.text(wide=True),
+        whole.text(wide=True),
+        fastest,
+        *end,
+    ]
     assert (wide.code, wide.out) == (0, "\n\n".join(expected) + "\n")
     assert "fastest correct provider" not in done.out.lower()
     assert names(folder) == {"run.json"}

@@ -210,7 +210,8 @@ def test_interpreter_check_says_whether_it_agrees_and_has_no_times(fields, row):
 def test_each_figure_has_a_provenance_and_each_key_is_unique():
     names_a_row = {
         "run", "batch", "context", "prompt", "case", "provider", "providers", "shape", "status", "reason",
-        "how", "where", "ceiling", "dtype", "field", "value",
+        "how", "where", "ceiling", "dtype", "field", "value", "forward", "by", "sequences", "tokens",
+        "layers", "limited_by",
     }  # fmt: skip
     tables = run_tables.run_tables({"a": whole_run()}, RATIOS)
     assert [table.id for table in tables] == [table.id for table in run_tables.run_tables({}, ())]

@@ -32,6 +32,7 @@ from hand_made import (
     run_record,
     strict_json,
     sweep,
+    whole_model,
 )
 from msgspec import ValidationError
 
@@ -64,6 +65,7 @@ def run_document():
         interpreter_checks=[check()],
         broken="RuntimeError: gone",
         counters_reason="no permission",
+        whole_model=whole_model(reason="out of memory"),
     )
     run.settings = {**run.settings, "batches": [1], "contexts": [16], "prompt": None}
     document = json.loads(json.dumps(run.to_json()))
@@ -184,7 +186,7 @@ def test_refuses_a_duplicate_row():
 @pytest.mark.parametrize("name", DOCUMENT)
 def test_only_fields_that_older_files_lack_may_be_missing(name):
     document = {key: value for key, value in DOCUMENT.items() if key != name}
-    newer = {"late", "other_load", "warnings", "timed_s", "timed_share"}
+    newer = {"late", "other_load", "warnings", "timed_s", "timed_share", "whole_model"}
     if name in {"broken", "counters_reason"} | newer:
         assert run_of(document)
     else:
