@@ -24,11 +24,16 @@ from ..core.language_model import LanguageModel
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
 from ..core.statistics import MIN_ROUNDS, winsorised_level
-from .changes import ERROR, SAME_WITHIN, exponential
+from .changes import ERROR, exponential
 from .row_comparison import round_autocorrelation
 
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""
+
+RUN_TO_RUN = 0.04
+"""Share of a gap for what the rounds of a run cannot show, because they share it: the layout of the run's
+memory, and the state of the machine for as long as the run takes. On 2 shared CPU cores, decode was a fifth
+slower in some whole runs than in others; `tests/bench/aa_runs.py` shows how often gaps agree."""
 
 SecondsOf = Callable[[Case, str | None], float]
 """Seconds of a call of a case by a provider; None means the fastest."""
@@ -100,13 +105,13 @@ class _Times:
         """The 95% interval of a figure, from its value in each round; None with too few rounds.
 
         It reaches beyond the figure and the level of the rounds by Student's t of that level and by
-        SAME_WITHIN: all rounds of a run share the layout of its memory and a warm-up that settles to 2%.
+        RUN_TO_RUN.
         """
         logs = list(map(math.log, rounds))
         if len(logs) < MIN_ROUNDS:
             return None
         found = winsorised_level(logs, self._autocorrelation)
-        factor = exponential(found.half_width(ERROR)) * (1 + SAME_WITHIN)
+        factor = exponential(found.half_width(ERROR)) * (1 + RUN_TO_RUN)
         ends = sorted((figure, math.exp(found.mean)))
         return Interval(low=max(SMALLEST, ends[0] / factor), high=min(LARGEST, ends[1] * factor))
 

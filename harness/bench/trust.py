@@ -27,9 +27,10 @@ MAX_OTHER_LOAD = 0.1
 """Largest share of the cores that other processes use beside an undisturbed run: what an idle system does by
 itself uses 1 to 3%. Work on a share of the cores delays every call that uses all of them."""
 
-MAX_CEILING_RATIO = 1.5
-"""Largest ratio of the slowest to the fastest round of a ceiling. Shares of it are then known to a factor of
-1.5 at best. The rounds of a ceiling differ by 1.1 to 1.2 on an idle machine."""
+MAX_CEILING_RATIO = 2.0
+"""Largest ratio of the slowest to the fastest round of a ceiling: shares of it are known to a factor of 2 at
+best then. Where a machine shares its last-level cache with others, the bandwidth of an idle one changes by a
+factor of 1.5."""
 
 
 def warnings_of(run: Run) -> list[str]:

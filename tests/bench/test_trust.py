@@ -84,10 +84,10 @@ def test_ratio_of_the_rounds_of_a_ceiling(rounds_s, ratio):
 
 
 def test_ceilings_that_change_between_rounds_are_named():
-    moved = timed_ceiling((1.0,), (1.6,), (1.0,), kind="matmul", dtype="fp32")
-    kept = timed_ceiling((1.0,), (1.5,), (1.0,))
+    moved = timed_ceiling((1.0,), (2.1,), (1.0,), kind="matmul", dtype="fp32")
+    kept = timed_ceiling((1.0,), (2.0,), (1.0,))
     assert warnings_of(run_record(ceilings=[moved, kept])) == [
-        "the machine was disturbed: the fp32 matmul changed by a factor of 1.6 between rounds"
+        "the machine was disturbed: the fp32 matmul changed by a factor of 2.1 between rounds"
     ]
 
 
