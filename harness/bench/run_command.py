@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     "X",
     "Price of the device, $ per hour.  [default: a published one of the GPU, none on a CPU]",
 )
-@click.option("--quick", is_flag=True, help="A smaller sweep and fewer samples: under 20 s on 2 CPU cores.")
+@click.option("--quick", is_flag=True, help="A smaller sweep: about 15 s on 2 idle CPU cores.")
 @options.option(
     "--whole-model",
     options.one_of("measure", "none", "transformers"),

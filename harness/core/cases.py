@@ -346,7 +346,7 @@ class Sweep:
 
 
 def cases_of(model: LanguageModel, sweep: Sweep) -> Sequence[Case]:
-    """All cases of a run, each once: prefill, decode, then the LM heads, which share a weight."""
+    """All cases of a run, each once: prefill, decode, then the LM heads, whose weight is the largest."""
     prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
     decode = [
         [sweep.output_token(model, batch, context) for context in sweep.contexts] for batch in sweep.batches
