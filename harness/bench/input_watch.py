@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..core.inputs import DecoderLayerInputs, Inputs
 
-WIDTH, ROWS = 4093, 128
-"""Memory is summed as int64 [.., ROWS, WIDTH] over its rows. The width is a prime and a sum covers 4 MB: no
-two rows of a matrix of at least 1 KB each stand at the same place of one sum."""
+WIDTH = 13
+"""int64 words of a sum: 104 bytes, so that two rows of a matrix of over 52 bytes never lie in one sum. Sums
+of fewer words take longer: these read 26 GB/s of 33."""
 
 SAMPLE_STEP = 4093
 """Where memory is sampled, one int64 in so many is compared."""
@@ -46,18 +46,10 @@ def own_views(inputs: Inputs) -> Inputs:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """An int64 checksum of a tensor's bits: 1/128 of its size, or 4 MB. Dense tensors are not copied."""
+    """An int64 checksum of a tensor's bits, 1/13 of its size. Dense tensors are not copied."""
     words, rest = _words(tensor)
-    rows = len(words) // WIDTH
-    blocks = rows // ROWS * ROWS
-    return torch.cat(
-        [
-            words[: blocks * WIDTH].view(-1, ROWS, WIDTH).sum(1).flatten(),
-            words[blocks * WIDTH : rows * WIDTH].view(-1, WIDTH).sum(0),
-            words[rows * WIDTH :],
-            rest,
-        ]
-    )
+    end = len(words) // WIDTH * WIDTH
+    return torch.cat([words[:end].view(-1, WIDTH).sum(1), words[end:], rest])
 
 
 def sample(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.arena import Arena, arena_bytes, copies_needed, input_bytes, memory_bytes
@@ -29,7 +30,7 @@ from .honesty import (
     check_time_on_new,
     unseen_of,
 )
-from .input_watch import InputWatch
+from .input_watch import InputWatch, checksum
 from .launcher import launcher_error
 from .process_state import ProcessState
 from .providers import PROVIDERS, Provider, gate_of
@@ -68,6 +69,7 @@ class Bench:
         gates: the gates of the cases so far, by cache layout: an oracle is computed once.
         unseen: other numbers for the inputs of the cases so far, by layout: their oracle is computed once.
         last_round: whether this is the last round, in which providers are checked on unseen inputs again.
+        arena_altered: whether a provider wrote to the arena outside its inputs; each is then watched for it.
     """
 
     device: Device
@@ -80,6 +82,13 @@ class Bench:
     gates: dict[tuple[Case, CacheLayout], Gate] = field(default_factory=dict)
     unseen: dict[tuple[Case, CacheLayout], Unseen] = field(default_factory=dict)
     last_round: bool = False
+    arena_altered: bool = False
+
+    def refill(self) -> None:
+        """Put back the numbers of the arena, and forget the oracles, which may be of altered ones."""
+        self.arena.refill()
+        self.gates.clear()
+        self.unseen.clear()
 
 
 class Blocked(Exception):  # noqa: N818  (not an error: it becomes the status and reason of rows)
@@ -129,7 +138,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
             laid_out, own_gate = _in_its_layout(case, chosen, copies, bench)
             chosen = run_provider(case, chosen, laid_out, own_gate, bench, before, watch=watch)
             if watch.found:
-                bench.arena.refill()  # no later provider gets altered inputs
+                bench.refill()  # no later provider gets altered inputs
                 copies, gate = prepare(case, bench)
                 watch = None
         rows[provider.name] = chosen
@@ -255,12 +264,18 @@ def run_provider(
         watch: what the inputs held before; None reads them here.
     """
     watch = watch or InputWatch(copies, fully=True)
+    # A layer writes its new keys to the arena.
+    around = [bench.arena.words()] if bench.arena_altered and case.operation != "decoder_layer" else []
+    around_before = [checksum(memory) for memory in around]
     state, threads = ProcessState(bench.device.settings), threading.enumerate()
     try:
         row = _timed(case, provider, copies, gate, bench, before)
     finally:
         faults = state.restore()
     faults += [f"altered its {name}" for name in watch.altered()]
+    if not watch.found and not all(map(torch.equal, map(checksum, around), around_before)):
+        watch.found = ["memory outside its inputs"]
+        faults.append("altered memory outside its inputs")
     if (fault := busy_threads(threads)) is not None:
         faults.append(fault)
     if not faults:

@@ -352,6 +352,10 @@ def _run_rounds(
             for row in run_case(case, bench, rows_of[case]):
                 merge_row(result.rows, row)
             save()
+        if (number == 0 or bench.last_round) and not bench.arena.intact():
+            bench.refill()
+            bench = replace(bench, arena_altered=True)
+            result.altered = f"a provider altered memory outside its inputs in round {number + 1}"
         if number:  # the first round also computes the oracles
             overhead_s = max(0.0, deadline.elapsed_s - start_s - (bench.device.timed_s - timed_s))
     return None

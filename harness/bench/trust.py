@@ -56,6 +56,8 @@ def _warnings(run: Run) -> Iterator[str]:
             f"{rows} above {ABOVE_CEILING:.0%} of a measured ceiling, which was measured too low: "
             f"{worst_row.case.id} {worst_row.provider} reaches {share:.0%}"
         )
+    if run.altered is not None:
+        yield run.altered
     if run.late is not None:
         yield f"the run was cut short: {run.late}"
 

@@ -22,6 +22,7 @@ from ..core.records import Roof, Row, Status
 from ..core.statistics import Summary, summarise
 from .compile_ahead import Ahead, InOrder
 from .device import Device, open_device
+from .input_watch import InputWatch
 from .providers import tunable_provider
 from .runner import Bench, Blocked, arena_of, prepare, run_provider
 from .tiling_cache import Entry, entry_name
@@ -260,14 +261,20 @@ def tune_case(
 
     try:
         copies, gate = prepare(case, bench)
+        watch = InputWatch(copies, fully=True)
     except Blocked as blocked:
         trials[0].status, trials[0].reason, duel = blocked.status, blocked.reason, None
     else:
 
         def run(trial: Trial, budget: Budget) -> None:
+            nonlocal copies, gate, watch
             report(elapsed())
             tiled, at = provider.with_tiling(trial.tiling), dataclasses.replace(bench, budget=budget)
-            trial.take(run_provider(case, tiled, copies, gate, at))
+            trial.take(run_provider(case, tiled, copies, gate, at, watch=watch))
+            if watch.found:
+                bench.refill()  # no later tiling gets altered inputs
+                copies, gate = prepare(case, bench)
+                watch = InputWatch(copies, fully=True)
 
         duel = _search(trials, run, elapsed, ahead, time_limit_s)
     ahead.end()

@@ -105,14 +105,13 @@ class Arena(Source):
         """Whether the block holds its pattern everywhere; written tensors count until `restore`."""
         if self._dtype is None:
             return True
-        pattern, whole = (
-            self._pattern(self._dtype).view(torch.int16),
-            self._memory[: self._filled].view(torch.int16),
-        )
-        starts = range(0, len(whole), len(pattern))
+        pattern = self._pattern(self._dtype).view(torch.uint8).repeat(8)  # whole words, compared faster
+        whole = self._memory[: self._filled]
+        parts = [whole[start : start + len(pattern)] for start in range(0, len(whole), len(pattern))]
         return all(
-            torch.equal(part, pattern[: len(part)])
-            for part in (whole[start : start + len(pattern)] for start in starts)
+            torch.equal(part[:end].view(torch.int64), pattern[:end].view(torch.int64))
+            and torch.equal(part[end:], pattern[end : len(part)])
+            for part, end in ((part, len(part) // 8 * 8) for part in parts)
         )
 
     def refill(self) -> None:

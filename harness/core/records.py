@@ -259,6 +259,7 @@ class Run:
         elapsed_s, timed_s, timed_share: seconds of the measurement, those of them in timed calls, and their
             share.
         late: how the time limit cut the run short; None if it did not.
+        altered: that memory was altered by a provider that is not known; None if none was.
         other_load: share of the cores that other processes used meanwhile; None if unknown.
         warnings: why the figures cannot be trusted, a line for each reason.
         whole_model: forwards of all layers; None if they were not measured.
@@ -277,6 +278,7 @@ class Run:
     timed_s: NonNegative = 0.0
     timed_share: NonNegative = 0.0
     late: str | None = None
+    altered: str | None = None
     other_load: NonNegative | None = None
     warnings: Sequence[str] = ()
     whole_model: WholeModel | None = None

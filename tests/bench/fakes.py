@@ -115,5 +115,5 @@ def arena(size_bytes=2**23, seed=0):
     return Arena(CPU, seed, size_bytes=size_bytes)
 
 
-def bench(device, *, budget=BRIEF, roof=WIDE_ROOF):
-    return Bench(device=device, arena=arena(), budget=budget, roof=roof)
+def bench(device, *, budget=BRIEF, roof=WIDE_ROOF, size_bytes=2**18):
+    return Bench(device=device, arena=arena(size_bytes), budget=budget, roof=roof)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from decodetax.harness.bench import ceilings, session
+from decodetax.harness.bench.trust import warnings_of
 from fakes import FakeDevice
 from hand_made import strict_json, write_config
 from test_session import run
@@ -100,6 +101,29 @@ def test_each_provider_is_named_has_no_figures_and_spoils_no_other(monkeypatch):
     assert {row.provider for row in result.rows if row.samples_s} & set(NAMES) == {NAMES[-1]}
     assert torch.get_num_threads() == 1
     assert len(result.gaps) == 1
+
+
+STRAY = """
+def stray(x, weight):
+    whole = weight.as_strided((weight.untyped_storage().nbytes() // weight.itemsize,), (1,), 0)
+    whole[0] = 7
+    return x @ weight.t()
+"""
+
+
+def test_write_outside_the_inputs_is_said_and_its_provider_is_found_in_the_next_round(folder, monkeypatch):
+    monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,), "cuda": (8,)})
+    monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
+    (folder / "dishonest_under_test.py").write_text(MODULE + STRAY, encoding="utf-8")
+    names = ["dishonest_under_test:innocent", "dishonest_under_test:stray"]
+    result = run(FakeDevice(free_bytes=2**21), batches=(2,), contexts=(3,), providers=names)
+    assert result.altered == "a provider altered memory outside its inputs in round 1"
+    assert result.altered in warnings_of(result)
+    found = reasons_by_name(result.rows)
+    assert set(found["stray"]) >= {("failed", "altered memory outside its inputs")}
+    assert {status for status, _ in found["stray"]} == {"failed"}
+    assert set(found["innocent"]) == {("ok", None)}
+    assert {row.status for row in result.rows if row.provider == "torch"} == {"ok"}
 
 
 @pytest.mark.slow

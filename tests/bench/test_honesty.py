@@ -48,12 +48,12 @@ def provider(run, name=None):
     return Provider(name=name or run.__name__, run=run)
 
 
-def rows_of(monkeypatch, *runs, case=CASE, device=None, **options):
+def rows_of(monkeypatch, *runs, case=CASE, device=None, size_bytes=2**18):
     """Rows of these providers, and of a right one after them."""
     last = {CASE.operation: right, DECODE.operation: right_attention}[case.operation]
     providers = [*map(provider, runs), provider(last, "innocent")]
     monkeypatch.setattr(runner, "PROVIDERS", {case.operation: providers})
-    return list(runner.run_case(case, dataclasses.replace(bench(device or FakeDevice()), **options)))
+    return list(runner.run_case(case, bench(device or FakeDevice(), size_bytes=size_bytes)))
 
 
 def assert_failed(rows, reason):
@@ -138,7 +138,7 @@ def test_result_kept_by_the_numbers_themselves_is_found_by_its_time(monkeypatch)
             results[key] = right(inputs)
         return results[key].clone()
 
-    rows = rows_of(monkeypatch, by_sum, case=case, device=SmallCpu())
+    rows = rows_of(monkeypatch, by_sum, case=case, device=SmallCpu(), size_bytes=2**24)
     assert_failed(rows, "keeps results: a call on new numbers took")
 
 

@@ -16,14 +16,6 @@ def copies_of(case, count=3):
     return [draw(case, source(seed)) for seed in range(count)]
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-    """Sums of 3 rows of 5 words, so that small tensors have several."""
-    monkeypatch.setattr(input_watch, "WIDTH", 5)
-    monkeypatch.setattr(input_watch, "ROWS", 3)
-
-
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int32, torch.uint8])
 @pytest.mark.parametrize("size", [1, 3, 8, 31, 64, 257])
 def test_every_element_counts(dtype, size):
@@ -37,16 +29,15 @@ def test_every_element_counts(dtype, size):
     assert torch.equal(checksum(tensor), before)
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("rows", [(0, 1), (0, 29), (13, 14), (2, 17)])
-def test_swapped_rows_are_seen(rows):
-    weight = torch.randn(30, 12)
+@pytest.mark.parametrize("width", [14, 26, 64, 1000])
+def test_swapped_rows_are_seen(rows, width):
+    weight = torch.randn(30, width)
     before = checksum(weight)
     weight[list(rows)] = weight[list(reversed(rows))]
     assert not torch.equal(checksum(weight), before)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_dense_tensors_of_any_order_are_read_in_place(monkeypatch):
     cache = torch.randn(2, 3, 7, 5).transpose(1, 2)
     before = checksum(cache)
@@ -56,7 +47,6 @@ def test_dense_tensors_of_any_order_are_read_in_place(monkeypatch):
     assert not torch.equal(checksum(cache), before)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_part_of_a_tensor_is_read_alone():
     whole = torch.randn(9, 11)
     part = whole[1:5, 2:7]

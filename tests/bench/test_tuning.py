@@ -112,6 +112,18 @@ def test_wrong_tiling_never_wins(monkeypatch):
     assert lab.calls.count(2) == 1, "it was timed"
 
 
+def zeroes_its_cache(inputs):
+    out = right(inputs)
+    inputs.v_cache.zero_()
+    return out
+
+
+def test_tiling_that_alters_the_cache_spoils_no_other(monkeypatch):
+    tuned = Lab(monkeypatch, [10e-3, 1e-3, 8e-3], {2: zeroes_its_cache}).tune()
+    assert "altered its v_cache" in trial_of(tuned, 2).reason
+    assert winner_of(tuned) == 3
+
+
 def test_only_a_wrong_tiling_leaves_the_default(monkeypatch):
     tuned = Lab(monkeypatch, [10e-3, 1e-3], {2: wrong}).tune()
     assert (tuned.status, tuned.duel, tuned.winner) == ("ok", None, None)
@@ -286,7 +298,7 @@ def test_race_and_duel_have_no_compilers_beside_them(monkeypatch):
     calls_at_end = []
     ahead.end = lambda: calls_at_end.append(len(lab.calls))
     lab.tune(ahead=ahead)
-    assert calls_at_end[0] < 30 < len(lab.calls)
+    assert calls_at_end[0] < 40 < len(lab.calls)
 
 
 @pytest.mark.parametrize("does", [wrong, broken], ids=["wrong", "broken"])
