@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,7 +270,10 @@ def _writable(output: Path | None) -> Path:
     Raises:
         UsageError: it cannot be written.
     """
-    target = output or _dated_file()
+    from ..core.own_file import free_name
+
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    target = output or free_name(Path("results") / f"run-{now}.json")
     try:
         problem = file_problem(target) if output is not None else folder_problem(target.parent)
     except OSError as error:
@@ -283,13 +285,3 @@ def _writable(output: Path | None) -> Path:
             f"--output: {str(target)!r} cannot be written ({problem}); name a file in a folder that can"
         )
     return target
-
-
-def _dated_file() -> Path:
-    """A file in results/ that does not exist."""
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    number, place = 1, Path("results") / f"run-{now}-{os.getpid()}.json"
-    while os.path.lexists(place):
-        number += 1
-        place = Path("results") / f"run-{now}-{os.getpid()}-{number}.json"
-    return place

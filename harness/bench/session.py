@@ -46,7 +46,7 @@ MAX_SEQUENCES = 65_536
 SAVE_EVERY_S = 5.0
 """Seconds after which a run is saved again while it is measured."""
 
-CEILINGS_SHARE = 0.12
+CEILINGS_SHARE = 0.08
 """Share of the time limit for the ceilings, which measure this many calls, if each uses its time."""
 
 CEILING_CALLS = 20
@@ -90,7 +90,7 @@ class Settings:
     @property
     def ceiling_limit_s(self) -> float:
         """Seconds of sampling for each call of the ceilings."""
-        return min(MAX_CEILING_LIMIT_S, CEILINGS_SHARE * self.total_limit_s / CEILING_CALLS / 1.5)
+        return min(MAX_CEILING_LIMIT_S, CEILINGS_SHARE * self.total_limit_s / CEILING_CALLS)
 
     def sweep(self, dtype: str) -> Sweep:
         """The sweep in a dtype."""
@@ -121,9 +121,8 @@ def check_memory(settings: Settings, device: Device) -> None:
         ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
         *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
         *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
-        *(
-            ("--batch", size, size * one) for size in sweep.batches
-        ),  # a case holds the length of each sequence
+        # A case of many sequences would hold the length of each.
+        *(("--batch", size, size * one) for size in sweep.batches),
     ]
     for option, value, needed in named:
         if needed > free:
