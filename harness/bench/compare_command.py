@@ -116,6 +116,7 @@ def _heading(side: str, name: str, run: "Run") -> str:
 
 def _notes(comparison: "RunComparison") -> Iterator[str]:
     yield from map(printable, comparison.unfinished)
+    yield from (f"No verdicts: {reason}." for reason in comparison.disturbed)
     if not comparison.same_device:
         yield "The devices differ" + (
             "; rows get verdicts because of --across-devices."

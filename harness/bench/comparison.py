@@ -47,6 +47,7 @@ class RunComparison:
     Attributes:
         limit: a row significantly slower by more than this share is a regression.
         differences: settings and facts of the environment that differ, each as name, before, after.
+        disturbed: what other work on the machine a run shows, so that nothing has a verdict.
         controls: changes of the machine itself between the runs.
         statuses: rows whose status changed or that only one run has.
         gaps: the gap at each batch, context and prompt of both runs.
@@ -58,6 +59,7 @@ class RunComparison:
     same_device: bool
     across_devices: bool
     differences: tuple[tuple[str, Any, Any], ...]
+    disturbed: tuple[str, ...]
     controls: tuple[Control, ...]
     rows: tuple[RowChange, ...]
     statuses: tuple[StatusChange, ...]
@@ -142,7 +144,8 @@ def compare_runs(
     """
     same = same_device(before, after)
     old, new = ({row.key: row for row in run.rows} for run in (before, after))
-    blocked = _disturbance(before, after) if same or across_devices else "another device"
+    disturbed = tuple(_disturbances(before, after))
+    blocked = next(iter(disturbed), "") if same or across_devices else "another device"
     autocorrelations = (round_autocorrelation(before.rows), round_autocorrelation(after.rows))
 
     def controls(was: Row, row: Row) -> Sequence[Control]:
@@ -161,6 +164,7 @@ def compare_runs(
         same_device=same,
         across_devices=across_devices,
         differences=tuple(_differences(before, after)),
+        disturbed=disturbed,
         controls=ceiling_controls(before, after) if same else (),
         rows=tuple(change for change in changes if isinstance(change, RowChange)),
         statuses=tuple(change for change in statuses if change.before != change.after),
@@ -223,12 +227,11 @@ def _ceiling_name(ceiling: Ceiling) -> str:
     return " ".join(filter(None, (ceiling.dtype, ceiling.kind.replace("_", " "))))
 
 
-def _disturbance(before: Run, after: Run) -> str:
-    """Why the times of a run are unreliable; empty where those of both runs are reliable."""
+def _disturbances(before: Run, after: Run) -> Iterator[str]:
+    """Why the times of each run are unreliable."""
     for side, run in (("before", before), ("after", after)):
         for disturbance in disturbances(run):
-            return f"the machine was disturbed {side}: {disturbance}"
-    return ""
+            yield f"the machine was disturbed {side}: {disturbance}"
 
 
 def _status_change(old: Row | None, new: Row | None) -> StatusChange:

@@ -4,13 +4,15 @@ The numbers come from a run if one is given, and are modelled otherwise; prices 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.cases import DecoderLayer
 from ..core.errors import UsageError
+from ..core.gap import Interval
 from ..core.language_model import LanguageModel
 from ..core.records import Run
+from ..core.units import number
 from .deployment import Deployment
 from .forward import STORED_BYTES, Forward, decode_forward, prefill_forward
 from .prediction import PREFILL_TOKENS, input_split_s, largest_batch, output_split_s
@@ -72,6 +74,8 @@ class Facts:
         prefill_flop_share: share of the FLOP/s that a prefill reaches.
         input_s_per_token: seconds of an input token.
         output_s_per_token: seconds of an output token, by batch.
+        gap_intervals: 95% interval of the gap by batch, where it is known.
+        roof_doubt: why the roof, and so the balance point and shares of it, is not known; empty if it is.
     """
 
     where: str
@@ -86,6 +90,8 @@ class Facts:
     prefill_flop_share: float
     input_s_per_token: float
     output_s_per_token: Mapping[int, float]
+    gap_intervals: Mapping[int, Interval] = field(default_factory=dict)
+    roof_doubt: str = ""
 
     @property
     def batch(self) -> int:
@@ -171,7 +177,17 @@ def measured_facts(run: Run) -> Facts:
         prefill_flop_share=prefill_row.flop_per_s / roof.flop_per_s,
         input_s_per_token=next(iter(gaps.values())).input_s_per_token,
         output_s_per_token={batch: gap.output_s_per_token for batch, gap in gaps.items()},
+        gap_intervals={batch: gap.gap_interval for batch, gap in sorted(gaps.items()) if gap.gap_interval},
+        roof_doubt=_roof_doubt(run),
     )
+
+
+def _roof_doubt(run: Run) -> str:
+    above = len(run.rows_above_ceilings)
+    if not above:
+        return ""
+    rows = "1 row is" if above == 1 else f"{above} rows are"
+    return f" {rows} above a ceiling, which was measured too low: the roof is not known."
 
 
 def check_claims(facts: Facts, prices: Mapping[str, TokenPrice]) -> tuple[Claim, ...]:
@@ -245,7 +261,7 @@ def _balance_point(facts: Facts) -> Claim:
         3,
         "There is a balance point of operations per byte; prefill lies above it, decode below.",
         _verdict(holds=prefill_above and not above, in_part=prefill_above and bool(below)),
-        f"Decode lies below it at batch {_listed(below)}{lifted}.",
+        f"Decode lies below it at batch {_listed(below)}{lifted}.{facts.roof_doubt}",
         (
             facts.figure("balance point", balance, "ops/byte"),
             Figure("prefill", facts.prefill_ops_per_byte, "ops/byte"),
@@ -261,7 +277,7 @@ def _data_movement(facts: Facts) -> Claim:
         "Data movement is the limit of decode: bandwidth is high while FLOP/s is a few per cent.",
         _verdict(holds=bandwidth >= HIGH_BANDWIDTH and flop <= FEW_PER_CENT, in_part=bandwidth > flop),
         f"At batch {facts.batch}. High is at least {HIGH_BANDWIDTH:.0%} of the bandwidth, a few per cent at "
-        f"most {FEW_PER_CENT:.0%} of the FLOP/s.",
+        f"most {FEW_PER_CENT:.0%} of the FLOP/s.{facts.roof_doubt}",
         (
             facts.figure("achieved bandwidth", bandwidth, "of the roof"),
             facts.figure("achieved FLOP/s", flop, "of the roof"),
@@ -276,7 +292,7 @@ def _prefill_utilisation(facts: Facts) -> Claim:
         5,
         "Prefill's utilisation comes near that of training, where an MFU of 50 to 60% is excellent.",
         _verdict(holds=share >= EXCELLENT_MFU, in_part=share >= EXCELLENT_MFU / 2),
-        f"Prompts of {facts.context} tokens that fill a forward; the roof is {roof}.",
+        f"Prompts of {facts.context} tokens that fill a forward; the roof is {roof}.{facts.roof_doubt}",
         (facts.figure("MFU of prefill", share, "of the roof"),),
     )
 
@@ -311,9 +327,18 @@ def _cost_per_token(facts: Facts) -> Claim:
         7,
         "So an output token costs more than an input token; batching closes the gap.",
         _verdict(holds=smallest > 1 and largest < smallest, in_part=smallest > 1),
-        f"At {facts.context} cached tokens; {end}.",
+        f"At {facts.context} cached tokens; {end}.{_intervals_text(facts)}",
         tuple(facts.figure(f"gap, batch {batch}", gap, "ratio") for batch, gap in gaps.items()),
     )
+
+
+def _intervals_text(facts: Facts) -> str:
+    """The 95% intervals of the measured gaps; empty where none is known."""
+    listed = "; ".join(
+        f"batch {batch}: {' to '.join(number(bound, 3) for bound in interval.bounds)}"
+        for batch, interval in facts.gap_intervals.items()
+    )
+    return f" 95% intervals: {listed}." if listed else ""
 
 
 def _prices_moved(prices: Mapping[str, TokenPrice]) -> Claim:

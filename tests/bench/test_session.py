@@ -140,6 +140,27 @@ def test_broken_device_keeps_the_rows_and_the_reason(monkeypatch):
     assert as_json(result)["broken"] == result.broken
 
 
+@pytest.mark.parametrize(
+    ("earlier", "measured", "kept"), [(None, 0.4, 0.4), (0.5, 0.4, 0.5), (0.3, None, 0.3), (None, None, None)]
+)
+def test_run_records_the_load_of_other_processes_and_warns(monkeypatch, earlier, measured, kept):
+    monkeypatch.setattr(session, "other_load", lambda _before, _after: measured)
+    asked, device = settings(batches=(1,), contexts=(3,)), small_device()
+    result = session.begin(asked, device)
+    result.other_load = earlier  # of the run that goes on
+    session.measure(result, asked, device, lambda _done, _what: None)
+    assert result.other_load == kept
+    told = kept and f"the machine was disturbed: other processes used {kept:.0%} of the cores"
+    assert (told in as_json(result)["warnings"]) == (kept is not None)
+
+
+def test_gaps_have_intervals_from_the_rounds_of_the_run():
+    [found] = run(batches=(1,), contexts=(3,)).gaps
+    assert len(found.rounds) >= 3
+    assert found.gap_interval.holds(found.gap)
+    assert found.input_s_per_token_interval.holds(found.input_s_per_token)
+
+
 def test_interrupt_after_the_first_batch_keeps_its_gaps(monkeypatch):
     # The LM heads come last, so that a gap needs them measured before.
     plain = session.run_case

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from decodetax.harness.bench.compare_command import comparison_text
 from decodetax.harness.bench.comparison import compare_runs
 from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.bench.report_command import markdown_report, run_text
@@ -160,6 +161,9 @@ def test_compare_gives_no_verdict_beside_other_processes(side):
     }
     assert compare_runs(*runs.values()).regressions
     runs[side].other_load = 0.5
-    [row] = compare_runs(*runs.values()).rows
-    assert row.verdict == "not sure"
-    assert row.reason == f"the machine was disturbed {side}: other processes used 50% of the cores"
+    found = compare_runs(*runs.values())
+    told = f"the machine was disturbed {side}: other processes used 50% of the cores"
+    assert (found.rows[0].verdict, found.rows[0].reason) == ("not sure", told)
+    assert found.disturbed == (told,)
+    text = comparison_text(found, tuple(runs.values()), ("a", "b"))
+    assert f"No verdicts: {told}." in " ".join(text.split())

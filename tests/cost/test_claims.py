@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.language_model import load_language_model
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.claims import Facts, check_claims, measured_facts, modelled_facts
@@ -120,6 +121,22 @@ def test_rejects_a_run_without_a_gap_ceiling_or_layer(lost):
     setattr(run, lost, [])
     with pytest.raises(UsageError, match=r"^run file: lacks a measured gap, ceiling or decoder layer"):
         measured_facts(run)
+
+
+def test_intervals_of_measured_gaps_and_a_roof_that_rows_exceed_are_told():
+    run = read_run(RUN)
+    assert measured_facts(run).roof_doubt == ""
+    assert "interval" not in check_claims(measured_facts(run), price_list())[6].condition
+    run.gaps = [
+        dataclasses.replace(gap, gap_interval=Interval(low=0.9 * gap.gap, high=1.1 * gap.gap))
+        for gap in run.gaps
+    ]
+    run.rows[0] = dataclasses.replace(run.rows[0], samples_s=(1e-9,), rounds=())
+    claims = check_claims(measured_facts(run), price_list())
+    assert "95% intervals: batch 1: 30.2 to 37; batch 8: 3.67 to 4.49; batch 32: " in claims[6].condition
+    for claim in claims[2:5]:
+        told = " 1 row is above a ceiling, which was measured too low: the roof is not known."
+        assert claim.condition.endswith(told)
 
 
 def test_command_prints_each_claim_with_verdict_and_provenance():
