@@ -29,7 +29,7 @@ def whole_missing(run: Run) -> Iterator[str]:
         return
     for forward in run.whole_model.forwards:
         if forward.status == "skipped":
-            yield f"{forward_name(forward)} was not measured: {forward.reason}."
+            yield f"{forward_name(forward)}, was not measured: {forward.reason}."
     if run.whole_model.reason is not None:
         yield f"The whole model was not measured in full: {run.whole_model.reason}."
 
@@ -45,7 +45,7 @@ def whole_failures(run: Run) -> Iterator[str]:
 def forward_name(forward: WholeForward) -> str:
     """A forward in words."""
     by = "" if forward.by == "decodetax" else f" in {forward.by}"
-    return f"The whole model{by}, {_place(forward)},"
+    return f"The whole model{by}, {_place(forward)}"
 
 
 def layers_text(forward: WholeForward, whole: WholeModel) -> str:

@@ -20,7 +20,7 @@ from hand_made import CONFIG, ceilings, decodetax, strict_json, write_config
 BATCH, CONTEXTS, PREFILL_TOKENS = 3, (16, 40), 32
 ARGUMENTS = (
     *("--device", "cpu", "--quick", "--model", "config.json", "-o", "out.json"),
-    *("--batch", "3", "--context", "16,40", "--prefill-tokens", "32"),
+    *("--batch", "3", "--context", "16,40", "--prefill-tokens", "32", "--whole-model", "measure"),
 )
 SMALLEST = (
     *("--device", "cpu", "--quick", "--model", "config.json", "-o", "out.json"),
@@ -208,6 +208,21 @@ def test_gap_recomputes_from_rows(document, context):
     assert found["gap"] == pytest.approx(output_s / input_s)
     assert found["prompt"] == prompt
     assert found["triton_gap"] is None
+
+
+def test_whole_model_recomputes_from_samples_and_gaps(document, outcome):
+    gap = next(gap for gap in document["gaps"] if gap["context"] == 16)
+    prefill, step = document["whole_model"]["forwards"]
+    places = [(f["phase"], f["sequences"], f["tokens"], f["status"]) for f in (prefill, step)]
+    assert places == [("prefill", 2, 16, "ok"), ("decode", 3, 16, "ok")]
+    for forward, tokens, per_token in ((prefill, 32, "input"), (step, 3, "output")):
+        assert (forward["layers"], forward["limited_by"]) == (CONFIG["num_hidden_layers"], None)
+        assert forward["tokens_per_s"] == pytest.approx(tokens / statistics.median(forward["samples_s"]))
+        assert forward["composed_tokens_per_s"] == pytest.approx(gap[f"{per_token}_tokens_per_s"])
+        ratio = forward["composed_tokens_per_s"] / forward["tokens_per_s"]
+        assert forward["composed_over_measured"] == pytest.approx(ratio)
+        assert forward["relative_error"] <= forward["tolerance"]
+    assert "The whole model, measured" in outcome["out"]
 
 
 def test_both_kernels_agree_in_the_interpreter(document):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from decodetax.harness.bench import ceilings, device, runner, session
+from decodetax.harness.bench.rounds import Deadline
 from decodetax.harness.bench.session import Settings, check_memory, datasheet_ceilings
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_of_device
@@ -375,3 +376,33 @@ def test_garbage_collector_is_frozen_during_a_run_only():
     run(batches=(1,), contexts=(3,), progress=lambda *_: frozen.append(gc.get_freeze_count()))
     assert min(frozen) > 0
     assert gc.get_freeze_count() == 0
+
+
+def test_whole_model_is_measured_after_the_rounds_unless_left_out():
+    assert run().whole_model is None
+    result = run(whole_model="measure")
+    assert [f.status for f in result.whole_model.forwards] == ["ok"] * 3
+    assert result.whole_model.elapsed_s >= 0
+    assert as_json(result)["whole_model"]["layers"] == MODEL.layers
+
+
+def test_whole_model_takes_its_share_of_the_time_limit(monkeypatch):
+    limits = []
+    monkeypatch.setattr(session, "measure_whole_model", lambda bench, *_: limits.append(bench.limit_s))
+    deadlines = []
+    monkeypatch.setattr(session, "Deadline", lambda limit_s: deadlines.append(limit_s) or Deadline(limit_s))
+    run(whole_model="transformers", total_limit_s=1000.0)
+    assert (limits, deadlines) == ([250.0], [750.0])
+
+
+def test_a_continued_run_measures_a_whole_model_that_it_lacks():
+    asked, device = settings(whole_model="measure"), small_device()
+    result = session.begin(asked, device)
+    session.measure(result, asked, device, lambda *_: None)
+    rows, found = list(result.rows), result.whole_model
+    session.measure(result, asked, device, lambda *_: None)
+    assert result.whole_model is found
+    result.whole_model = None
+    session.measure(result, asked, device, lambda *_: None)
+    assert [f.status for f in result.whole_model.forwards] == ["ok"] * 3
+    assert result.rows == rows

@@ -1,6 +1,7 @@
 """The whole model is measured beside its composed time, within limits of time and memory, and checked."""
 
 import dataclasses
+import importlib.util
 import re
 
 import pytest
@@ -15,7 +16,7 @@ from decodetax.harness.core.cases import Sweep, cases_of
 from decodetax.harness.core.gap import TOKEN_PARTS
 from decodetax.harness.core.inputs import Source
 from fakes import FakeDevice
-from hand_made import ok_row, run_record
+from hand_made import assert_misuse, decodetax, ok_row, run_record, write_config
 from small_cases import CPU, tiny_model
 
 MODEL = dataclasses.replace(tiny_model(vocab_size=40), layers=3)
@@ -289,3 +290,25 @@ def test_transformers_agrees_on_the_same_weights(changes, dtype):
     for forward in whole.forwards:
         assert (forward.status, forward.reason) == ("ok", None)
         assert set(forward.composed_parts_s) == set(TOKEN_PARTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (("--whole-model", "transformers"), ["--whole-model", "pip install transformers"]),
+        (("--whole-model", "all"), ["--whole-model", "'all'", "measure, none, transformers"]),
+    ],
+    ids=str,
+)
+def test_misuse_of_the_option_is_one_line_before_anything_is_measured(
+    arguments, fragments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "transformers" else find_spec(name, *a)
+    )
+    options = ("--device", "cpu", "--quick", "--model", "config.json", "-o", "out.json")
+    assert_misuse(decodetax("run", *options, *arguments), *fragments)
+    assert not (tmp_path / "out.json").exists()
