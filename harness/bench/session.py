@@ -297,7 +297,7 @@ def _fill(
     if settings.whole_model != "none" and result.whole_model is None:
         del arena, bench  # their memory serves the weights
         device.release()
-        save()
+        _derive(result, settings)
         whole = WholeBench(
             run=result,
             device=device,
