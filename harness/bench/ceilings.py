@@ -69,6 +69,13 @@ def time_again(ceiling: Ceiling, device: Device, arena: Arena, budget: Budget, *
     return ceiling.with_round(samples_s, number)
 
 
+def _samples_s(device: Device, call: Callable[[], object], budget: Budget) -> tuple[float, ...]:
+    """Seconds of each call. The fastest counts, so a CPU needs no warm-up; on a GPU it decides on a graph."""
+    return measure(
+        device, [call], budget, first_s=budget.time_limit_s if device.kind == "cpu" else 0.0
+    ).samples_s
+
+
 def _call_of(ceiling: Ceiling, arena: Arena) -> Callable[[], object] | None:
     """The call whose samples a ceiling has; None if the arena is too small for it."""
     work = ceiling.work or {}
@@ -98,7 +105,7 @@ def _halves(arena: Arena, half_bytes: int) -> tuple[Tensor, Tensor]:
 
 def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
     timings = {
-        name: measure(device, [lambda read=read: read(buffer)], budget).samples_s  # type: ignore[misc]
+        name: _samples_s(device, lambda read=read: read(buffer), budget)  # type: ignore[misc]
         for name, read in READERS.items()
     }
     name, samples_s = min(timings.items(), key=lambda item: min(item[1]))
@@ -109,7 +116,7 @@ def _read_bandwidth(device: Device, buffer: Tensor, budget: Budget) -> Ceiling:
 
 def _copy_bandwidth(device: Device, arena: Arena, budget: Budget) -> Ceiling:
     target, buffer = _halves(arena, arena.size_bytes // 8 * 4)
-    samples_s = measure(device, [lambda: target.copy_(buffer)], budget).samples_s
+    samples_s = _samples_s(device, lambda: target.copy_(buffer), budget)
     arena.restore()
     size = buffer.nbytes
     detail = f"fastest copy of {size / 2**20:.0f} MiB, bytes read and written"
@@ -126,7 +133,7 @@ def _matmul(device: Device, arena: Arena, dtype: str, budget: Budget) -> Ceiling
         if 2 * size**2 * DTYPES[dtype].itemsize > arena.size_bytes:
             break
         try:
-            samples_s = measure(device, [_product(arena, size, DTYPES[dtype])], budget).samples_s
+            samples_s = _samples_s(device, _product(arena, size, DTYPES[dtype]), budget)
         except (MemoryError, RuntimeError) as error:
             if best:
                 break

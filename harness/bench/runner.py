@@ -39,6 +39,10 @@ from .timer import GRAPH_METHOD, Budget, measure
 LONGEST_CALL_S = 20.0
 """A case is skipped if one call takes longer by the measured ceilings."""
 
+MAX_CPU_COPIES = 128
+"""Most copies on a CPU: a round makes about as many calls, and between two rounds the inputs of all other
+cases pass through the caches. On a GPU a graph replays all copies over and over."""
+
 RECHECKED_BELOW_S = 0.01
 """Providers are called on unseen inputs after the first round, and after the last where a call is shorter."""
 
@@ -198,12 +202,8 @@ def resolved(provider: Provider, case: Case, tiling_of: TilingOf, row: Row) -> P
     return chosen
 
 
-def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
-    """Copies of the inputs, and the gate on the first of them.
-
-    Raises:
-        Blocked: the case cannot run here.
-    """
+def _check_possible(case: Case, bench: Bench) -> None:
+    """Raise Blocked if the dtype, the memory or the time of a call does not allow a case."""
     if bench.roof.flop_per_s is None:
         raise Blocked("unsupported", f"no {case.dtype} matmul runs on this device")
     needed, free = memory_bytes(case), bench.device.free_bytes() + bench.arena.size_bytes
@@ -214,8 +214,20 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
         raise Blocked(
             "skipped", f"one call would take {roofline[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
         )
+
+
+def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
+    """Copies of the inputs, and the gate on the first of them.
+
+    Raises:
+        Blocked: the case cannot run here.
+    """
+    if (case, "heads-first") not in bench.gates:
+        _check_possible(case, bench)
     try:
         count = copies_needed(case, bench.roof, cache_bytes=bench.device.cache_bytes)
+        if bench.device.kind == "cpu":
+            count = min(count, MAX_CPU_COPIES)
         copies = bench.arena.copies_of(case, count)
         return copies, _gate_of(case, copies[0], bench)
     except (MemoryError, RuntimeError) as error:

@@ -103,10 +103,10 @@ def measure(
 
 def _warm_up(device: Device, calls: Sequence[Call], budget: Budget, now_s: Callable[[], float]) -> float:
     """Call until the time of a call settles or the warm-up is over; returns the last median in seconds."""
-    turns = itertools.cycle(calls)
+    turns = itertools.cycle(reversed(calls))  # the samples begin with the first copies, which stay cold
     start_s = now_s()
     median_s = device.time_each([next(turns)])[0]  # compiles, allocates, starts threads
-    device.size_head_start(calls[0])
+    device.size_head_start(calls[-1])
     while now_s() - start_s < budget.warm_up_s:
         before_s = median_s
         samples: list[float] = []

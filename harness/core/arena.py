@@ -200,12 +200,11 @@ def arena_bytes(cases: Sequence[Case], *, cache_bytes: int, free_bytes: int, lea
     """Size of the arena for a run of these cases.
 
     It holds the largest case that fits in the free memory. Where FREE_SHARE of the free memory allows, it
-    also fills the last-level cache CACHES_IN_FLIGHT times, with room for one more copy, and has at least
-    `least_bytes`.
+    also fills the last-level cache CACHES_IN_FLIGHT times and has at least `least_bytes`.
     """
     fitting = [input_bytes(case) for case in cases if memory_bytes(case) <= free_bytes]
     largest = max(fitting, default=0)
-    cold = max(CACHES_IN_FLIGHT * cache_bytes + min(largest, cache_bytes), least_bytes)
+    cold = max(CACHES_IN_FLIGHT * cache_bytes, least_bytes)
     return max(largest, min(cold, int(FREE_SHARE * free_bytes)), 2 * ALIGNMENT_BYTES)
 
 

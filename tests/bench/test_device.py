@@ -1,9 +1,12 @@
 """Devices: CudaDevice on a fake of `torch.cuda`, CpuDevice on this CPU."""
 
+import ast
 import contextlib
 import gc
 import inspect
 import re
+import subprocess
+import sys
 import time
 import types
 
@@ -383,3 +386,28 @@ def test_cpu_has_no_graphs():
     assert device.clocks.clock_hz() is None
     assert device.name
     assert 0 < device.free_bytes() <= device.memory_bytes
+
+
+FAULTS = """
+import resource, torch
+from decodetax.harness.bench.device import keep_freed_memory
+
+keep_freed_memory()
+a, b = torch.ones(700, 300), torch.ones(300, 40_000)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    (a @ b).relu()  # two outputs of 112 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print([faults() for _ in range(10)])
+"""
+
+
+def test_calls_that_allocate_their_output_cause_no_page_faults_in_steady_state():
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=60, check=True
+    )
+    faults = ast.literal_eval(done.stdout)
+    assert faults[0] > 10_000  # pages of 4 KiB
+    assert max(faults[-3:]) < 100  # the heap has grown to what aligned blocks need

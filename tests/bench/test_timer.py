@@ -67,6 +67,16 @@ def test_samples_stop_when_they_are_quiet_at_twice_as_many_each_time():
     assert len(samples) == next(look for look in looks if settled(look)) > 10
 
 
+def test_warm_up_uses_the_last_copies_so_that_the_first_samples_are_cold():
+    log, device = [], FakeDevice(seconds_of=noisy())
+    budget = Budget(time_limit_s=0.005, warm_up_s=0.005, enough_samples=3)
+    timing = timed(device, named_calls(50, log), budget)
+    warm_up, samples = log[: -len(timing.samples_s)], log[-len(timing.samples_s) :]
+    assert warm_up == [49 - place for place in range(len(warm_up))]
+    assert samples == list(range(len(samples)))
+    assert len(warm_up) > 3
+
+
 @pytest.mark.parametrize("first_s", [1.6, 1.4], ids=["longer than the budget", "shorter"])
 def test_long_first_call_on_the_first_copy_is_the_sample(first_s):
     device = FakeDevice(seconds_of=lambda _call: 1.0)
