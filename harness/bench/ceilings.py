@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.arena import Arena
+from ..core.gpus import Gpu
 from ..core.inputs import DTYPES
 from ..core.records import Ceiling
 from .device import Device, out_of_memory
@@ -44,6 +45,37 @@ def measure_ceilings(device: Device, arena: Arena, *, time_limit_s: float) -> It
     yield "copy bandwidth", _copy_bandwidth(device, arena, budget)
     for dtype in DTYPES:
         yield f"{dtype} matmul", _matmul(device, arena, dtype, budget)
+
+
+def datasheet_ceilings(gpu: Gpu | None) -> list[Ceiling]:
+    """The datasheet's ceilings; none for an unknown device."""
+    if gpu is None:
+        return []
+
+    def detail(field: str) -> str:
+        mark = gpu.marks.get(field)
+        return f"{gpu.name}, {gpu.source}" + (f" ({mark})" if mark else "")
+
+    bandwidth = Ceiling(
+        kind="read_bandwidth",
+        provenance="datasheet",
+        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
+        detail=detail("bandwidth_bytes_per_s"),
+    )
+    return [
+        bandwidth,
+        *(
+            Ceiling(
+                kind="matmul",
+                provenance="datasheet",
+                dtype=dtype,
+                flop_per_s=rate,
+                detail=detail(f"flop_per_s.{dtype}"),
+            )
+            for dtype in DTYPES
+            if (rate := gpu.flop_per_s[dtype]) is not None
+        ),
+    ]
 
 
 def time_again(ceiling: Ceiling, device: Device, arena: Arena, budget: Budget, *, number: int) -> Ceiling:

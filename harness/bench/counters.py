@@ -21,7 +21,7 @@ import torch
 
 from ...kernels import DecodeTiling, MatmulTiling
 from ..core.errors import one_line
-from ..core.inputs import Source, draw
+from ..core.inputs import Source, draw, in_layout
 from ..core.records import Row, Run
 from ..core.run_file import run_of
 from ..core.worker_processes import safe_environment
@@ -147,7 +147,7 @@ def provider_of(row: Row, own: Mapping[str, Sequence[Provider]]) -> Provider:
 
 
 def _counters(row: Row, provider: Provider, source: Source, profile: Profile) -> Counters:
-    inputs = draw(row.case, source)
+    inputs = in_layout(draw(row.case, source), provider.layout)
     call = provider.bind(inputs) if provider.bind is not None else partial(provider.run, inputs)
     call()  # compiles, and allocates what it keeps
     # Over several launches bytes add up; of the tensor-core shares the largest counts.

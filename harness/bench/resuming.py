@@ -8,7 +8,9 @@ from ..core import options
 from ..core.errors import UsageError
 from ..core.records import Run
 from ..core.run_file import fault_of, read_run
-from .session import Settings, settings_of
+from .device import Device
+from .environment import describe
+from .run_settings import Settings, settings_of
 
 WITH_RESUME = {"device", "output", "resume", "as_json", "wide", "html", "markdown", "csv", "png"}
 """Options that may be given with --resume; all others are fixed by the run."""
@@ -30,3 +32,30 @@ def read_unfinished(run_file: Path) -> tuple[Run, Settings]:
         return run, settings_of(run)
     except ValidationError as error:
         raise UsageError(f"{str(run_file)!r}: is not a valid run: {fault_of(error, 'settings')}") from error
+
+
+def require_same_machine(run: Run, device: Device) -> None:
+    """Make sure that a run continues on the device and with the versions that it began with.
+
+    Raises:
+        UsageError: the device or a version differs.
+    """
+    here = describe(device)
+    for part in ("device", "versions"):
+        before, now = run.environment[part], here[part]
+        for name in (
+            "kind",
+            "name",
+            "cores",
+            "cpu_quota_cores",
+            "capability",
+            "decodetax",
+            "torch",
+            "triton",
+            "cuda",
+        ):
+            if name in before and before[name] != now.get(name):
+                raise UsageError(
+                    f"--resume: the run was begun with {name} {before[name]!r}, here it is "
+                    f"{now.get(name)!r}; begin a new one"
+                )

@@ -20,9 +20,9 @@ from .report_command import Outputs, report_options, run_text
 if TYPE_CHECKING:
     from ..core.records import Run
     from .device import Device
+    from .run_settings import Settings
     from .run_writer import RunWriter
     from .runner import TilingOf
-    from .session import Settings
 
 
 @click.command("run")
@@ -122,7 +122,8 @@ def run_command(
             locks.enter_context(locked_run("--resume", resume))
         settings, opened, begun = _begun(device, resume, asked)
         from ..core.user_function import load_user_functions
-        from .session import begin, check_memory, measure
+        from .run_settings import check_memory
+        from .session import begin, measure
         from .summary import heading
         from .transformers_peer import require_transformers
 
@@ -215,8 +216,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
     """The settings, the device, and with --resume the run to continue."""
     if resume is not None:
         from .device import open_device
-        from .resuming import read_unfinished
-        from .session import require_same_machine
+        from .resuming import read_unfinished, require_same_machine
 
         run, settings = read_unfinished(resume)
         opened = open_device(device)
@@ -226,7 +226,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
 
     model = load_timed_model(asked["model"]) if asked["model"] is not None else None
     from .device import open_device
-    from .session import Settings
+    from .run_settings import Settings
 
     opened = open_device(device)
     gpu, quick = opened.kind == "cuda", asked["quick"]

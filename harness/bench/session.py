@@ -4,22 +4,17 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal
-
-from msgspec import Meta, convert
+from dataclasses import asdict, replace
 
 from ...kernels import interpreting
-from ..core.arena import Arena, memory_bytes
-from ..core.cases import Case, Size, Sweep, cases_of
-from ..core.errors import UsageError, one_line
+from ..core.arena import Arena
+from ..core.cases import Case, cases_of
+from ..core.errors import one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES
-from ..core.language_model import LanguageModel
-from ..core.record_fields import NonNegative, Positive
 from ..core.records import Ceiling, Roof, Row, Run, Status
 from ..core.work import ELEMENT_BYTES
-from .ceilings import measure_ceilings, time_again
+from .ceilings import datasheet_ceilings, measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device
 from .environment import describe
@@ -27,6 +22,7 @@ from .interpreter_checks import check_in_interpreter
 from .load import load_point, other_load
 from .providers import user_providers
 from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget, rounds_left
+from .run_settings import Settings
 from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
 from .token_cost import gaps_of
 from .trust import warnings_of
@@ -35,103 +31,11 @@ from .whole_model import WholeBench, measure_whole_model
 Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
 
-WholeModelOption = Literal["measure", "none", "transformers"]
-
 WHOLE_MODEL_SHARE = 0.25
 """Share of a run's time limit for the whole model."""
 
-MAX_SEQUENCES = 65_536
-"""Largest batch: the oracle of decode attention computes one sequence at a time."""
-
 SAVE_EVERY_S = 5.0
 """Seconds after which a run is saved again while it is measured."""
-
-CEILINGS_SHARE = 0.08
-"""Share of the time limit for the ceilings, which measure this many calls, if each uses its time."""
-
-CEILING_CALLS = 20
-"""Calls of the ceilings: readers, a copy, and products of several sizes in each dtype."""
-
-MAX_CEILING_LIMIT_S = 0.25
-"""Most seconds of sampling for a call of the ceilings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options of a run.
-
-    Attributes:
-        model: the language model whose shapes are timed.
-        batches, contexts, prompt, prefill_tokens: as in `Sweep`.
-        dtype: dtype of weights, activations and cache; "auto" means the faster of bf16 and fp32 on a CPU,
-            and bf16 on a GPU that has it.
-        usd_per_hour: price of the device; None means the published price of the GPU, if there is one.
-        total_limit_s: seconds of wall-clock time in which the measurement should end; where it does not, rows
-            get fewer samples and there are fewer rounds.
-        seed: seed of the inputs.
-        providers: the user's own functions, each MODULE:FUNCTION.
-        counters: whether to read hardware counters after the timing.
-        whole_model: whether all layers are measured in one forward, and a peer beside them.
-    """
-
-    model: LanguageModel
-    batches: Annotated[tuple[Size, ...], Meta(min_length=1)]
-    contexts: Annotated[tuple[Size, ...], Meta(min_length=1)]
-    prompt: Size | None
-    prefill_tokens: Size
-    dtype: str
-    usd_per_hour: NonNegative | None
-    total_limit_s: Positive
-    seed: int = 0
-    providers: tuple[str, ...] = ()
-    counters: bool = False
-    whole_model: WholeModelOption = "none"
-
-    @property
-    def ceiling_limit_s(self) -> float:
-        """Seconds of sampling for each call of the ceilings."""
-        return min(MAX_CEILING_LIMIT_S, CEILINGS_SHARE * self.total_limit_s / CEILING_CALLS)
-
-    def sweep(self, dtype: str) -> Sweep:
-        """The sweep in a dtype."""
-        return Sweep(
-            batches=self.batches,
-            contexts=self.contexts,
-            prompt=self.prompt,
-            prefill_tokens=self.prefill_tokens,
-            dtype=dtype,
-        )
-
-
-def check_memory(settings: Settings, device: Device) -> None:
-    """Reject a sweep whose smallest case does not fit in memory.
-
-    Raises:
-        UsageError: a case does not fit; names the option, the bytes needed and the bytes free.
-    """
-    model, free = settings.model, device.free_bytes()
-    sweep = settings.sweep("fp32" if settings.dtype == "fp32" else "bf16")
-
-    def needs(*cases: Case) -> int:
-        return max(map(memory_bytes, cases))
-
-    one = sweep.decode_attention(model, 1, min(sweep.contexts)).work().bytes_total
-    prompt_option = "--prompt" if settings.prompt else "--context"
-    named = [
-        ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
-        *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
-        *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
-        # A case of many sequences would hold the length of each.
-        *(("--batch", size, size * one) for size in sweep.batches),
-    ]
-    for option, value, needed in named:
-        if needed > free:
-            raise UsageError(
-                f"{option}: {value} needs {needed / 1e9:.1f} GB of memory for {model.name}, "
-                f"{free / 1e9:.1f} GB are free on {device.name}"
-            )
-    if max(sweep.batches) > MAX_SEQUENCES:
-        raise UsageError(f"--batch: {max(sweep.batches)} is over {MAX_SEQUENCES}, the most sequences timed")
 
 
 def begin(settings: Settings, device: Device) -> Run:
@@ -149,42 +53,6 @@ def begin(settings: Settings, device: Device) -> Run:
         },
         ceilings=datasheet_ceilings(gpu),
     )
-
-
-def settings_of(run: Run) -> Settings:
-    """The settings of a run, read back from it; in place of dtype "auto", the dtype that was chosen.
-
-    Raises:
-        ValidationError: a setting is missing or has a wrong type.
-    """
-    return convert(run.settings, Settings)
-
-
-def require_same_machine(run: Run, device: Device) -> None:
-    """Make sure that a run continues on the device and with the versions that it began with.
-
-    Raises:
-        UsageError: the device or a version differs.
-    """
-    here = describe(device)
-    for part in ("device", "versions"):
-        before, now = run.environment[part], here[part]
-        for name in (
-            "kind",
-            "name",
-            "cores",
-            "cpu_quota_cores",
-            "capability",
-            "decodetax",
-            "torch",
-            "triton",
-            "cuda",
-        ):
-            if name in before and before[name] != now.get(name):
-                raise UsageError(
-                    f"--resume: the run was begun with {name} {before[name]!r}, here it is "
-                    f"{now.get(name)!r}; begin a new one"
-                )
 
 
 def measure(
@@ -435,34 +303,3 @@ def _price(settings: Settings, gpu: Gpu | None) -> tuple[float | None, str | Non
     if gpu is None or gpu.usd_per_hour is None:
         return None, None
     return gpu.usd_per_hour, gpu.usd_source
-
-
-def datasheet_ceilings(gpu: Gpu | None) -> list[Ceiling]:
-    """The datasheet's ceilings; none for an unknown device."""
-    if gpu is None:
-        return []
-
-    def detail(field: str) -> str:
-        mark = gpu.marks.get(field)
-        return f"{gpu.name}, {gpu.source}" + (f" ({mark})" if mark else "")
-
-    bandwidth = Ceiling(
-        kind="read_bandwidth",
-        provenance="datasheet",
-        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
-        detail=detail("bandwidth_bytes_per_s"),
-    )
-    return [
-        bandwidth,
-        *(
-            Ceiling(
-                kind="matmul",
-                provenance="datasheet",
-                dtype=dtype,
-                flop_per_s=rate,
-                detail=detail(f"flop_per_s.{dtype}"),
-            )
-            for dtype in DTYPES
-            if (rate := gpu.flop_per_s[dtype]) is not None
-        ),
-    ]

@@ -232,7 +232,7 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     except UsageError as error:
         field, _, problem = str(error).partition(":")
         raise UsageError(f"--{field.replace('_', '-')}:{problem}") from error
-    from .session import MAX_SEQUENCES
+    from .run_settings import MAX_SEQUENCES
     from .tilings import TUNABLE
 
     if max(asked["batch"]) > MAX_SEQUENCES:

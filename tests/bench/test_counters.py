@@ -9,6 +9,7 @@ import pytest
 from decodetax.harness.bench import ceilings, counters, session
 from decodetax.harness.bench.counters import OPERATIONS, provider_of, read_counters
 from decodetax.harness.bench.providers import user_providers
+from decodetax.harness.bench.run_settings import settings_of
 from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import run_of
 from fakes import FakeDevice
@@ -182,7 +183,7 @@ def test_run_reads_counters_only_if_asked(monkeypatch):
     asked = small_run(counters=True)
     assert asked.counters_reason == "not here"
     assert run_of(as_json(asked)).counters_reason == "not here"
-    assert session.settings_of(asked).counters
+    assert settings_of(asked).counters
 
 
 def test_row_is_profiled_with_its_variant_and_tiling(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from decodetax.harness.bench import ceilings, runner, session
+from decodetax.harness.bench.resuming import require_same_machine
 from decodetax.harness.bench.rounds import (
     FEW_ROUNDS,
     GRACE,
@@ -14,7 +15,7 @@ from decodetax.harness.bench.rounds import (
     round_budget,
     rounds_left,
 )
-from decodetax.harness.bench.session import require_same_machine, settings_of
+from decodetax.harness.bench.run_settings import settings_of
 from decodetax.harness.core.errors import UsageError
 from fakes import Clock
 from test_session import run as run_all

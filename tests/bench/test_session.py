@@ -6,8 +6,9 @@ import json
 
 import pytest
 from decodetax.harness.bench import ceilings, device, runner, session
+from decodetax.harness.bench.ceilings import datasheet_ceilings
 from decodetax.harness.bench.rounds import Deadline
-from decodetax.harness.bench.session import Settings, check_memory, datasheet_ceilings
+from decodetax.harness.bench.run_settings import Settings, check_memory, settings_of
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_of_device
 from decodetax.harness.core.records import SCHEMA_VERSION, Ceiling, InterpreterCheck
@@ -368,7 +369,7 @@ def test_run_gates_and_times_user_functions(monkeypatch, tmp_path):
     statuses = {(row.case.operation, row.provider, row.status) for row in result.rows}
     assert ("prefill_matmul", names[0], "ok") in statuses
     assert ("prefill_matmul", names[1], "failed") in statuses
-    assert session.settings_of(result).providers == names
+    assert settings_of(result).providers == names
 
 
 def test_garbage_collector_is_frozen_during_a_run_only():

@@ -13,6 +13,7 @@ import torch
 from decodetax.harness.bench import runner, session
 from decodetax.harness.bench.device import open_device
 from decodetax.harness.bench.providers import PROVIDERS, Provider
+from decodetax.harness.bench.run_settings import Settings
 from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tilings import run_decode_attention
 from decodetax.harness.bench.timer import Budget, measure
@@ -275,7 +276,7 @@ def test_small_run(device, own_kernel):
         vocab_size=1000,
         tied_embeddings=True,
     )
-    settings = session.Settings(
+    settings = Settings(
         model=model,
         batches=(1, 3),
         contexts=(100, 1000),
