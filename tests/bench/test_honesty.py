@@ -10,9 +10,10 @@ import torch
 from decodetax.harness.bench import honesty, runner
 from decodetax.harness.bench.honesty import BoundCall, unseen_of
 from decodetax.harness.bench.providers import PROVIDERS, Provider, gate_of
+from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.errors import ProviderError
 from decodetax.harness.core.inputs import draw
-from fakes import FakeDevice, SmallCpu, bench
+from fakes import BRIEF, FakeDevice, SmallCpu, bench
 from small_cases import decode_case, layer_case, matmul_case, prompt_case, source
 
 CASE, DECODE = matmul_case(), decode_case()
@@ -48,12 +49,12 @@ def provider(run, name=None):
     return Provider(name=name or run.__name__, run=run)
 
 
-def rows_of(monkeypatch, *runs, case=CASE, device=None, size_bytes=2**18):
+def rows_of(monkeypatch, *runs, case=CASE, device=None, size_bytes=2**18, budget=BRIEF):
     """Rows of these providers, and of a right one after them."""
     last = {CASE.operation: right, DECODE.operation: right_attention}[case.operation]
     providers = [*map(provider, runs), provider(last, "innocent")]
     monkeypatch.setattr(runner, "PROVIDERS", {case.operation: providers})
-    return list(runner.run_case(case, bench(device or FakeDevice(), size_bytes=size_bytes)))
+    return list(runner.run_case(case, bench(device or FakeDevice(), size_bytes=size_bytes, budget=budget)))
 
 
 def assert_failed(rows, reason):
@@ -187,7 +188,9 @@ def test_weight_that_is_packed_once_is_allowed(monkeypatch):
 
 def test_one_output_that_all_calls_share_is_allowed(monkeypatch):
     shared = torch.empty(CASE.rows, CASE.out_features)
-    rows = rows_of(monkeypatch, lambda inputs: torch.matmul(inputs.x, inputs.weight.t(), out=shared))
+    even = Budget(time_limit_s=60, warm_up_s=0.0, enough_samples=4, max_samples=4)  # the second copy is last
+    run = lambda inputs: torch.matmul(inputs.x, inputs.weight.t(), out=shared)  # noqa: E731
+    rows = rows_of(monkeypatch, run, budget=even)
     assert rows[0].input_copies > 1
     assert [row.status for row in rows] == ["ok", "ok"]
 
@@ -220,10 +223,12 @@ def late_thread(inputs):
 
 
 def test_output_that_a_thread_still_writes_is_found(monkeypatch):
+    monkeypatch.setattr(honesty, "WAITS", 500)
     assert_failed(rows_of(monkeypatch, late_thread), honesty.LEFT_WORK)
 
 
-def test_output_that_a_thread_still_writes_is_found_on_unseen_inputs():
+def test_output_that_a_thread_still_writes_is_found_on_unseen_inputs(monkeypatch):
+    monkeypatch.setattr(honesty, "WAITS", 500)
     inputs = draw(CASE, source())
     gate, unseen = gate_of(CASE, inputs), unseen_of(CASE, inputs)
     with pytest.raises(ProviderError, match=honesty.LEFT_WORK):
