@@ -308,6 +308,26 @@ def test_rounds_use_the_provider_that_is_the_fastest_over_all_samples():
     assert found.output_rounds_s == pytest.approx([37.0, 37.0, 37.0, 100.0])
 
 
+def test_one_disturbed_round_of_a_row_widens_nothing():
+    def rows(**disturbed):
+        numbers = (0, 1, 2, 3, 4, 5)
+        logs = {name: [0.01 * (-1) ** number for number in numbers] for name in SECONDS}
+        for name, number in disturbed.items():
+            logs[name.replace("_", "/", 1)][number] = 2.0
+        return [
+            ok_row(
+                CASES[name], samples_s=[value * math.exp(log) for log in logs[name]], rounds=tuple(numbers)
+            )
+            for name, value in SECONDS.items()
+        ]
+
+    plain, found = gap_of(rows()), gap_of(rows(decode_down=0, decode_attention=4, prefill_qkv=2))
+    assert found.gap == plain.gap
+    assert found.gap_rounds == pytest.approx(plain.gap_rounds)
+    assert found.gap_interval.bounds == pytest.approx(plain.gap_interval.bounds)
+    assert found.gap_interval.half_width < 0.07
+
+
 def test_drift_widens_the_interval():
     walk = (0.0, 0.1, 0.2, 0.3)
     drifting = gap_of(rows_of_rounds(lambda name, at: walk[at] if name.startswith("decode") else 0.0))
