@@ -26,7 +26,7 @@ def read_unfinished(run_file: Path) -> tuple[Run, Settings]:
         if name not in WITH_RESUME:
             raise UsageError(f"{option}: is fixed by the run; leave it out with --resume")
     run = read_run(run_file)
-    if not run.interrupted and run.broken is None:
+    if not run.interrupted and run.broken is None and run.late is None:
         raise UsageError(f"--resume: {str(run_file)!r} is a complete run; nothing is left to measure")
     try:
         return run, settings_of(run)

@@ -99,7 +99,8 @@ if TYPE_CHECKING:
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN.json",
-    help="Continue a run that was interrupted or killed or that failed, in its own file or in --output.",
+    help="Continue a run that was interrupted, killed, cut short by its time limit or that failed, in its "
+    "own file or in --output.",
 )
 @options.JSON
 @report_options

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,9 +37,6 @@ from .process_state import ProcessState
 from .providers import PROVIDERS, Provider, gate_of
 from .timer import GRAPH_METHOD, Budget, measure
 
-LONGEST_CALL_S = 20.0
-"""A case is skipped if one call takes longer by the measured ceilings."""
-
 MAX_CPU_COPIES = 128
 """Most copies on a CPU: a round makes about as many calls, and between two rounds the inputs of all other
 cases pass through the caches. On a GPU a graph replays all copies over and over."""
@@ -67,6 +65,7 @@ class Bench:
         arena: holds their inputs on that device.
         budget: limits of each row's samples.
         roof: the measured roof.
+        longest_call_s: a case is skipped if one call takes longer by the measured ceilings.
         tiling_of: the tuned tiling of a case.
         round: number of the run's round, from 0.
         user_providers: providers of the user's own functions, by operation.
@@ -80,6 +79,7 @@ class Bench:
     arena: Arena
     budget: Budget
     roof: Roof
+    longest_call_s: float = math.inf
     tiling_of: TilingOf = no_tiling
     round: int = 0
     user_providers: Mapping[str, Sequence[Provider]] = field(default_factory=dict)
@@ -210,9 +210,9 @@ def _check_possible(case: Case, bench: Bench) -> None:
     if needed > free or input_bytes(case) > bench.arena.size_bytes:
         raise Blocked("skipped", f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     roofline = bench.roof.roofline_time_s(case.work())
-    if roofline is not None and roofline[0] > LONGEST_CALL_S:
+    if roofline is not None and roofline[0] > bench.longest_call_s:
         raise Blocked(
-            "skipped", f"one call would take {roofline[0]:.0f} s or more, over {LONGEST_CALL_S:.0f} s"
+            "skipped", f"one call would take {roofline[0]:.0f} s or more, over {bench.longest_call_s:.3g} s"
         )
 
 

@@ -34,6 +34,12 @@ Progress = Callable[[float, str], None]
 WHOLE_MODEL_SHARE = 0.25
 """Share of a run's time limit for the whole model."""
 
+LONGEST_CALL_S, LONGEST_CALL_SHARE = 20.0, 0.1
+"""A case is skipped if one call takes longer than either: in seconds, and as a share of the time limit."""
+
+TIME_OVER = " was over"
+"""End of the reason of a row that the time limit left out; a run that continues measures such rows."""
+
 SAVE_EVERY_S = 5.0
 """Seconds after which a run is saved again while it is measured."""
 
@@ -93,7 +99,8 @@ def measure(
             save()
             saved_s = time.perf_counter()
 
-    result.interrupted, result.broken = True, None
+    result.interrupted, result.broken, result.late = True, None, None
+    result.rows = [row for row in result.rows if not (row.reason or "").endswith(TIME_OVER)]
     gc.collect()
     gc.freeze()  # collections after each case then skip what is loaded by now
     try:
@@ -158,6 +165,7 @@ def _fill(
         arena=arena,
         budget=round_budget(0.0, first=True),
         roof=result.measured,
+        longest_call_s=min(LONGEST_CALL_S, LONGEST_CALL_SHARE * settings.total_limit_s),
         tiling_of=tiling_of,
         user_providers=own,
     )
@@ -247,7 +255,7 @@ def _skip_the_rest(result: Run, cases: Sequence[Case], bench: Bench, limit: str)
                 reason = provider.refuses(case, bench.device)
                 status: Status = "skipped" if reason is None else "unsupported"
                 row = Row(
-                    case=case, provider=provider.name, status=status, reason=reason or f"{limit} was over"
+                    case=case, provider=provider.name, status=status, reason=reason or f"{limit}{TIME_OVER}"
                 )
                 result.rows.append(row)
 

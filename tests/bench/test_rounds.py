@@ -136,6 +136,31 @@ def test_cases_that_the_first_round_does_not_reach_are_skipped_with_a_reason(clo
     assert not result.interrupted
 
 
+def test_run_that_was_cut_short_can_continue(clock):
+    clock.case_s = 30.0
+    result = run(total_limit_s=60.0)
+    assert result.gaps == []
+    clock.time_s, clock.case_s = 0.0, 0.0
+    resume(result)
+    assert result.late is None
+    assert {row.status for row in result.rows} == {"ok", "unsupported"}
+    assert rounds_of(result) == set(range(ROUNDS))
+    assert len(result.gaps) == 1
+
+
+@pytest.mark.parametrize(("limit_s", "longest_s"), [(60.0, 6.0), (1000.0, 20.0)])
+def test_longest_call_is_a_tenth_of_the_limit_at_most(monkeypatch, limit_s, longest_s):
+    seen, plain = set(), session.run_case
+
+    def noted(case, bench, earlier):
+        seen.add(bench.longest_call_s)
+        return plain(case, bench, earlier)
+
+    monkeypatch.setattr(session, "run_case", noted)
+    run(total_limit_s=limit_s)
+    assert seen == {longest_s}
+
+
 def test_seconds_in_timed_calls_are_part_of_the_run():
     result = run()
     rows = sum(sum(row.samples_s) for row in result.rows)
