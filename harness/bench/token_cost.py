@@ -30,11 +30,6 @@ from .row_comparison import round_autocorrelation
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""
 
-RUN_TO_RUN = 0.04
-"""Share of a gap for what the rounds of a run cannot show, because they share it: the layout of the run's
-memory, and the state of the machine for as long as the run takes. On 2 shared CPU cores, decode was a fifth
-slower in some whole runs than in others; `tests/bench/aa_runs.py` shows how often gaps agree."""
-
 SecondsOf = Callable[[Case, str | None], float]
 """Seconds of a call of a case by a provider; None means the fastest."""
 
@@ -104,14 +99,14 @@ class _Times:
     def interval(self, figure: float, rounds: Iterable[float]) -> Interval | None:
         """The 95% interval of a figure, from its value in each round; None with too few rounds.
 
-        It reaches beyond the figure and the level of the rounds by Student's t of that level and by
-        RUN_TO_RUN.
+        It reaches beyond the figure and the level of the rounds by Student's t of that level. What all
+        rounds of a run share is not in it (docs/method.md, "The gap").
         """
         logs = list(map(math.log, rounds))
         if len(logs) < MIN_ROUNDS:
             return None
         found = winsorised_level(logs, self._autocorrelation)
-        factor = exponential(found.half_width(ERROR)) * (1 + RUN_TO_RUN)
+        factor = exponential(found.half_width(ERROR))
         ends = sorted((figure, math.exp(found.mean)))
         return Interval(low=max(SMALLEST, ends[0] / factor), high=min(LARGEST, ends[1] * factor))
 
