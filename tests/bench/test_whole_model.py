@@ -133,6 +133,15 @@ def test_time_limit_leaves_fewer_layers_and_is_kept():
     assert len(skipped) == 2  # the first had begun
 
 
+def test_layers_in_a_time_are_those_of_the_composed_forward():
+    plan = plans_of(MODEL, SWEEP, run_of().gaps)[0]
+    parts_s = plan.composed_parts_s(2)
+    for forwards, layers in ((1, 2), (3, 2)):
+        limit_s = forwards * (sum(parts_s.values()) * 1.001)
+        assert plan.layers_in_s(limit_s, forwards=forwards) == layers
+        assert plan.layers_in_s(0.99 * limit_s, forwards=forwards) == layers - 1
+
+
 def test_memory_holds_fewer_layers_or_none():
     layers = [
         measured(device=FakeDevice(free_bytes=free)).forwards[1].layers for free in (130_000, 10**6, 2**30)
