@@ -31,7 +31,7 @@ from .whole_model import WholeBench, measure_whole_model
 Progress = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and what comes next."""
 
-WHOLE_MODEL_SHARE = 0.25
+WHOLE_MODEL_SHARE = 0.18
 """Share of a run's time limit for the whole model."""
 
 LONGEST_CALL_S, LONGEST_CALL_SHARE = 20.0, 0.1
