@@ -14,7 +14,7 @@ import click
 import pytest
 import torch
 from decodetax.harness import cli
-from decodetax.harness.bench import ceilings, device, session
+from decodetax.harness.bench import ceilings, device, runner, session
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core import inputs, language_model
 from decodetax.harness.offline import variants
@@ -125,10 +125,10 @@ class SmallCpu(device.CpuDevice):
 def _small(monkeypatch):
     """Runs of a tiny model with one sample a round; few cases to compile."""
     monkeypatch.setattr(language_model, "load_timed_model", lambda _name: TINY)
-    monkeypatch.setattr(session, "_round_budget", lambda _limit_s: Budget(
-        time_limit_s=1e-4, warm_up_s=1e-4, min_samples=1, enough_samples=1))  # fmt: skip
+    budget = Budget(time_limit_s=1e-4, warm_up_s=1e-4, min_samples=1, enough_samples=1)
+    monkeypatch.setattr(session, "round_budget", lambda _share_s, **_options: budget)
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})
-    monkeypatch.setattr(ceilings, "MIN_BUFFER_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(runner, "MIN_BUFFER_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(device, "open_device", lambda _name: SmallCpu())
     monkeypatch.setattr(inputs, "BLOCK", 65_537)
     few = variants.default_cases()

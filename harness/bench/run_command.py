@@ -239,7 +239,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
         prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
         dtype=asked["dtype"],
         usd_per_hour=asked["usd_per_hour"],
-        total_limit_s=(60 if gpu else 11.8) if quick else (200 if gpu else 56.5),
+        total_limit_s=(60 if gpu else 12.3) if quick else (200 if gpu else 56.5),
         seed=asked["seed"],
         providers=asked["providers"],
         counters=asked["counters"],
