@@ -393,7 +393,7 @@ def test_whole_model_takes_its_share_of_the_time_limit(monkeypatch):
     deadlines = []
     monkeypatch.setattr(session, "Deadline", lambda limit_s: deadlines.append(limit_s) or Deadline(limit_s))
     run(whole_model="transformers", total_limit_s=1000.0)
-    assert (limits, deadlines) == ([250.0], [750.0])
+    assert (limits, deadlines) == ([180.0], [820.0])
 
 
 def test_a_continued_run_measures_a_whole_model_that_it_lacks():
