@@ -5,7 +5,7 @@ import gc
 import json
 
 import pytest
-from decodetax.harness.bench import ceilings, device, runner, session
+from decodetax.harness.bench import ceilings, device, rounds, runner, session
 from decodetax.harness.bench.ceilings import datasheet_ceilings
 from decodetax.harness.bench.rounds import Deadline
 from decodetax.harness.bench.run_settings import Settings, check_memory, settings_of
@@ -39,6 +39,8 @@ def _small(monkeypatch):
     """Ceilings of small matrices, and no interpreter: its checks have tests of their own."""
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,), "cuda": (8,)})
     monkeypatch.setattr(session, "check_in_interpreter", lambda *_args, **_options: iter(()))
+    for module in (session, rounds):
+        monkeypatch.setattr(module, "ROUNDS", 4)
 
 
 def small_device(**options):

@@ -1,5 +1,6 @@
 """Loading a user's own function, and calling it on inputs."""
 
+import colorsys
 import sys
 
 import pytest
@@ -185,7 +186,8 @@ def test_module_of_the_current_folder_is_found_before_others_of_its_name(at_own_
     monkeypatch.delitem(sys.modules, name)
 
 
-def test_package_of_the_current_folder_is_found(at_own_folder):
+def test_package_of_the_current_folder_is_found(at_own_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "colorsys", colorsys)  # what was loaded comes back
     (at_own_folder / "colorsys").mkdir()
     (at_own_folder / "colorsys" / "__init__.py").write_text("", encoding="utf-8")
     (at_own_folder / "colorsys" / "inner.py").write_text(
