@@ -404,7 +404,7 @@ def test_unseen_numbers_give_another_result_and_are_taken_back(case):
 
 def test_later_rounds_check_again_in_the_last_one(monkeypatch):
     checked = []
-    monkeypatch.setattr(runner, "check_work", lambda *_args, **_options: checked.append(True))
+    monkeypatch.setattr(runner, "_check_unseen", lambda *_args, **_options: checked.append(True))
     rows = {row.provider: row for row in rows_of(monkeypatch)}
     for number, last in ((1, False), (2, True)):
         at = dataclasses.replace(bench(FakeDevice()), round=number, last_round=last)
