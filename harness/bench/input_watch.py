@@ -88,11 +88,17 @@ class InputWatch:
             if tensor.numel()
         ]
         self._before = [read(tensor) for _, tensor, read in self._watched]
+        self._sizes = [tensor.untyped_storage().nbytes() for _, tensor, _ in self._watched]
         self.found: list[str] = []
 
     def altered(self) -> list[str]:
-        """Names of the inputs that hold other numbers now."""
-        names = [
+        """Names of the inputs that hold other numbers now; a storage that was resized gets its size back."""
+        names = []
+        for (_, tensor, _), size_bytes in zip(self._watched, self._sizes, strict=True):
+            if tensor.untyped_storage().nbytes() != size_bytes:
+                tensor.untyped_storage().resize_(size_bytes)  # it may hold anything, also the old numbers
+                names.append("storage")  # of all inputs, so it is not known by which
+        names += [
             name
             for (name, tensor, read), before in zip(self._watched, self._before, strict=True)
             if not torch.equal(read(tensor), before)

@@ -114,6 +114,7 @@ KEYS = {
     "pointers": lambda inputs: (inputs.x.data_ptr(), inputs.weight.data_ptr()),
     "objects": lambda inputs: (id(inputs.x), id(inputs.weight)),
     "first number": lambda inputs: (inputs.x.data_ptr(), float(inputs.weight[0, 0])),
+    "pointer and version": lambda inputs: (inputs.x.data_ptr(), inputs.x._version),
 }
 
 
@@ -335,6 +336,15 @@ def nudges(inputs):
 @pytest.mark.parametrize(("run", "name"), [(wrecks, "weight"), (swaps_once(), "weight"), (nudges, "x")])
 def test_altered_input_is_named_and_the_next_provider_gets_a_whole_one(monkeypatch, run, name):
     assert_failed(rows_of(monkeypatch, run), f"altered its {name}")
+
+
+def test_storage_that_is_resized_fails_its_provider_and_the_next_one_gets_a_whole_one(monkeypatch):
+    def resizes(inputs):
+        out = right(inputs)
+        inputs.weight.untyped_storage().resize_(0)
+        return out
+
+    assert_failed(rows_of(monkeypatch, resizes), "altered its storage")
 
 
 def test_altered_cache_is_named(monkeypatch):
