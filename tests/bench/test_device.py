@@ -400,7 +400,7 @@ def faults():
     (a @ b).relu()  # two outputs of 112 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print([faults() for _ in range(10)])
+print([faults() for _ in range(30)])
 """
 
 
@@ -410,4 +410,4 @@ def test_calls_that_allocate_their_output_cause_no_page_faults_in_steady_state()
     )
     faults = ast.literal_eval(done.stdout)
     assert faults[0] > 10_000  # pages of 4 KiB
-    assert max(faults[-3:]) < 100  # the heap has grown to what aligned blocks need
+    assert max(faults[-10:]) < 100  # it takes up to 8 calls until the heap has what aligned blocks need
