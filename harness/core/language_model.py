@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
+from . import layers
 from .data_table import data_table
 from .errors import UsageError, short_repr
+from .formats import ALL_BF16, Formats
 from .model_config import read_model_config
 from .model_parts import Experts, LatentAttention, Rotary, require_positive, require_size
 
@@ -117,6 +119,50 @@ class LanguageModel:
                 f"experts.dense_layers: must be at most layers, {self.layers}, "
                 f"was {self.experts.dense_layers}"
             )
+
+    @property
+    def layer_groups(self) -> tuple[layers.LayerGroup, ...]:
+        """The layers by shape."""
+        mlps: list[tuple[int, layers.Mlp | layers.Experts]] = []
+        if self.dense_layers and self.intermediate_size is not None:
+            mlps.append((self.dense_layers, layers.Mlp(intermediate_size=self.intermediate_size)))
+        if self.experts is not None and self.layers > self.dense_layers:
+            size, shared = self.experts.intermediate_size, self.experts.shared
+            experts = layers.Experts(
+                count=self.experts.count,
+                per_token=self.experts.per_token,
+                expert=layers.Mlp(intermediate_size=size),
+                shared=layers.Mlp(intermediate_size=shared * size) if shared else None,
+            )
+            mlps.append((self.layers - self.dense_layers, experts))
+        left, groups = self.window_layers, []
+        for count, mlp in mlps:
+            windowed = min(left, count)
+            left -= windowed
+            for times, window in ((windowed, self.window), (count - windowed, None)):
+                if times:
+                    groups.append(layers.LayerGroup(count=times, attention=self._attention(window), mlp=mlp))
+        return tuple(groups)
+
+    def _attention(self, window: int | None) -> layers.Attention:
+        latent = self.latent
+        if latent is None:
+            return layers.GroupedQueryAttention(
+                q_heads=self.q_heads, kv_heads=self.kv_heads, head_dim=self.head_dim, window=window
+            )
+        return layers.LatentAttention(
+            q_heads=self.q_heads,
+            q_rank=latent.q_rank,
+            kv_rank=latent.kv_rank,
+            nope_head_dim=latent.nope_head_dim,
+            rope_head_dim=latent.rope_head_dim,
+            v_head_dim=latent.v_head_dim,
+        )
+
+    @property
+    def formats(self) -> Formats:
+        """The formats of the embedding and of lm_head."""
+        return ALL_BF16
 
     @property
     def dense_layers(self) -> int:
