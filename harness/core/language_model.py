@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from . import layers
+from . import layers as shapes
 from .data_table import data_table
 from .errors import UsageError, short_repr
 from .formats import ALL_BF16, Formats
@@ -121,18 +121,18 @@ class LanguageModel:
             )
 
     @property
-    def layer_groups(self) -> tuple[layers.LayerGroup, ...]:
+    def layer_groups(self) -> tuple[shapes.LayerGroup, ...]:
         """The layers by shape."""
-        mlps: list[tuple[int, layers.Mlp | layers.Experts]] = []
+        mlps: list[tuple[int, shapes.Mlp | shapes.Experts]] = []
         if self.dense_layers and self.intermediate_size is not None:
-            mlps.append((self.dense_layers, layers.Mlp(intermediate_size=self.intermediate_size)))
+            mlps.append((self.dense_layers, shapes.Mlp(intermediate_size=self.intermediate_size)))
         if self.experts is not None and self.layers > self.dense_layers:
             size, shared = self.experts.intermediate_size, self.experts.shared
-            experts = layers.Experts(
+            experts = shapes.Experts(
                 count=self.experts.count,
                 per_token=self.experts.per_token,
-                expert=layers.Mlp(intermediate_size=size),
-                shared=layers.Mlp(intermediate_size=shared * size) if shared else None,
+                expert=shapes.Mlp(intermediate_size=size),
+                shared=shapes.Mlp(intermediate_size=shared * size) if shared else None,
             )
             mlps.append((self.layers - self.dense_layers, experts))
         left, groups = self.window_layers, []
@@ -141,16 +141,16 @@ class LanguageModel:
             left -= windowed
             for times, window in ((windowed, self.window), (count - windowed, None)):
                 if times:
-                    groups.append(layers.LayerGroup(count=times, attention=self._attention(window), mlp=mlp))
+                    groups.append(shapes.LayerGroup(count=times, attention=self._attention(window), mlp=mlp))
         return tuple(groups)
 
-    def _attention(self, window: int | None) -> layers.Attention:
+    def _attention(self, window: int | None) -> shapes.Attention:
         latent = self.latent
         if latent is None:
-            return layers.GroupedQueryAttention(
+            return shapes.GroupedQueryAttention(
                 q_heads=self.q_heads, kv_heads=self.kv_heads, head_dim=self.head_dim, window=window
             )
-        return layers.LatentAttention(
+        return shapes.LatentAttention(
             q_heads=self.q_heads,
             q_rank=latent.q_rank,
             kv_rank=latent.kv_rank,
