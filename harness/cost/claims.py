@@ -3,6 +3,7 @@
 The numbers come from a run if one is given, and are modelled otherwise; prices come from the price list.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,10 +12,11 @@ from ..core.cases import DecoderLayer
 from ..core.errors import UsageError
 from ..core.gap import Interval
 from ..core.language_model import LanguageModel
+from ..core.layers import Attention, GroupedQueryAttention, LatentAttention, LinearAttention
 from ..core.records import Run
 from ..core.units import number
 from .deployment import Deployment
-from .forward import STORED_BYTES, Forward, decode_forward, prefill_forward
+from .forward import STORED_BYTES, Forward, cache_bytes_per_sequence, decode_forward, prefill_forward
 from .prediction import PREFILL_TOKENS, input_split_s, largest_batch, output_split_s
 from .prices import TokenPrice, price_changes
 
@@ -211,7 +213,7 @@ def _verdict(*, holds: bool, in_part: bool) -> Verdict:
 
 def _equal_operations(facts: Facts) -> Claim:
     model, context = facts.model, facts.context
-    embedding = 0 if model.tied_embeddings else model.lm_head.parameters
+    embedding = 0 if model.tied_embeddings else model.vocab_size * model.hidden_size
     two_n = 2.0 * (model.active_parameters - embedding)
     prefill = prefill_forward(model, sequences=1, prompt=context, rows=context)
     per_input = prefill.operations / context / two_n
@@ -232,23 +234,47 @@ def _equal_operations(facts: Facts) -> Claim:
 
 def _equal_vectors(facts: Facts) -> Claim:
     model, size = facts.model, STORED_BYTES["bf16"]
-    cache = model.kv_elements_per_token * size * facts.context
-    latent = "" if model.latent is None else ", here as one latent that keys and values are made of"
+    vectors: Counter[tuple[float, float]] = Counter()
+    for group in model.layer_groups:
+        if isinstance(group.attention, GroupedQueryAttention | LatentAttention):
+            vectors[_query_elements(group.attention), group.attention.cached_elements] += group.count
+    figures = []
+    for (query, cached), layers in vectors.items():
+        layer = "layer" if len(vectors) == 1 else f"layer of {layers}"
+        figures += [
+            Figure(f"query of a token and {layer}", query * size, "bytes"),
+            Figure(f"keys and values of a token and {layer}", cached * size, "bytes"),
+        ]
+    others = {_other_than_keys(group.attention) for group in model.layer_groups} - {""}
+    cache = cache_bytes_per_sequence(model, context=facts.context, dtype="bf16")
     return Claim(
         2,
         "Q, K and V are the same size for both; the cache adds memory to outputs.",
-        _verdict(holds=model.latent is None, in_part=True),
+        _verdict(holds=not others, in_part=True),
         "Every token has the same vectors in both phases; an output token also reads those of all tokens "
-        f"before it{latent}. In 16 bits, at {facts.context} cached tokens.",
+        f"before it{''.join(sorted(others))}. In 16 bits, at {facts.context} cached tokens.",
         (
-            Figure("query of a token and layer", model.q_heads * model.head_dim * size, "bytes"),
-            Figure(
-                "keys and values of a token and layer", model.kv_elements_per_token_and_layer * size, "bytes"
-            ),
+            *figures,
             Figure("cache of one sequence", cache, "bytes"),
             Figure("the cache over the weights", cache / (model.parameters * size), "ratio"),
         ),
     )
+
+
+def _query_elements(attention: GroupedQueryAttention | LatentAttention) -> int:
+    """Elements of a token's query, all heads."""
+    if isinstance(attention, LatentAttention):
+        return attention.q_heads * (attention.nope_head_dim + attention.rope_head_dim)
+    return attention.q_heads * attention.head_dim
+
+
+def _other_than_keys(attention: Attention | None) -> str:
+    """What a layer keeps in place of all tokens' keys and values, in words; empty if it keeps those."""
+    if isinstance(attention, LatentAttention):
+        return ", here as one latent that keys and values are made of"
+    if isinstance(attention, LinearAttention):
+        return f", in layers of {attention.kind} as one state of constant size"
+    return ""
 
 
 def _balance_point(facts: Facts) -> Claim:

@@ -73,6 +73,24 @@ def test_verdict_follows_its_figures(number, changes, verdict):
     assert verdicts(**changes)[number] == verdict
 
 
+def test_cache_of_a_model_with_windows_holds_only_the_tokens_within_them():
+    model, context = load_language_model("gpt-oss-20b"), 1024
+    claim = check_claims(dataclasses.replace(FACTS, model=model, context=context), price_list())[1]
+    values = {figure.what: figure.value for figure in claim.figures}
+    key_and_value = 2 * 8 * 64 * 2  # 8 KV heads of 64 elements of 2 bytes
+    assert values["keys and values of a token and layer"] == key_and_value
+    assert values["cache of one sequence"] == key_and_value * (12 * 128 + 12 * context)
+
+
+def test_query_of_latent_attention_has_both_parts_of_its_heads():
+    claim = check_claims(dataclasses.replace(FACTS, model=load_language_model("deepseek-v3")), price_list())[
+        1
+    ]
+    values = {figure.what: figure.value for figure in claim.figures}
+    assert values["query of a token and layer"] == 128 * (128 + 64) * 2
+    assert values["keys and values of a token and layer"] == (512 + 64) * 2
+
+
 def test_claim_on_prices_fails_with_other_changes():
     prices = dict(price_list())
     new = prices["gpt-4o-2024-08-06"]
