@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..core.gpus import Gpu, find_gpu
 from .forward import ACTIVATION_BYTES, STORED_BYTES, Attention, Elementwise, Forward, Matmul, Part
 from .kernel_time import KernelTime, decode_attention_time, gemm_time, prefill_attention_time
+from .parallelism import ONE_GPU, Parallelism
 
 ELEMENTWISE_LAUNCH_S = 2e-6
 """Launch cost of one small kernel in a CUDA graph; assumed, not measured."""
@@ -28,30 +29,40 @@ class Deployment:
 
     Attributes:
         gpu: the GPU, with its link to the others.
-        tensor_parallel: number of GPUs that share each layer.
+        parallelism: how many GPUs there are, and what each has.
         dtype: dtype of weights; "fp8" is multiplied in fp8 where the GPU can, "int8" and "int4" in bf16.
         cache_dtype: dtype of the KV cache.
         usd_per_hour: price of one GPU, US dollars per hour; None if unknown.
     """
 
     gpu: Gpu
-    tensor_parallel: int
+    parallelism: Parallelism
     dtype: str
     cache_dtype: str
     usd_per_hour: float | None
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs that share each layer."""
+        return self.parallelism.tensor_parallel
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs."""
+        return self.parallelism.gpus
 
     def usd_per_mtok(self, s_per_token: float) -> float | None:
         """US dollars of 1M tokens that each occupy all GPUs for `s_per_token`; None without a price."""
         if self.usd_per_hour is None:
             return None
-        return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.tensor_parallel
+        return s_per_token * 1e6 / 3600 * self.usd_per_hour * self.gpus
 
 
 def deployment(gpu: str, *, dtype: str = "bf16", cache_dtype: str = "bf16") -> Deployment:
     """One GPU without a price."""
     return Deployment(
         gpu=find_gpu(gpu),
-        tensor_parallel=1,
+        parallelism=ONE_GPU,
         dtype=dtype,
         cache_dtype=cache_dtype,
         usd_per_hour=None,

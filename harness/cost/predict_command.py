@@ -15,6 +15,7 @@ from ..core.language_model import LanguageModel, load_language_model
 from ..core.table import TERMINAL_COLUMNS, Column, Table, percent, wide_option
 from ..core.units import seconds
 from .deployment import Deployment
+from .parallelism import Parallelism
 from .prediction import largest_batch, predict, request_cost
 from .prices import price_list, price_of
 from .published import published_checks
@@ -212,7 +213,7 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
     return [
         Deployment(
             gpu=replace(gpu, **link),
-            tensor_parallel=asked["tensor_parallel"],
+            parallelism=Parallelism(tensor_parallel=asked["tensor_parallel"]),
             dtype=asked["dtype"],
             cache_dtype=asked["cache_dtype"],
             usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,

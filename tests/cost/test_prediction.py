@@ -17,6 +17,7 @@ from decodetax.harness.cost.deployment import (
 )
 from decodetax.harness.cost.forward import Attention, Elementwise, decode_forward, prefill_forward
 from decodetax.harness.cost.kernel_time import decode_attention_time, prefill_attention_time
+from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.prediction import (
     break_even_batch,
     largest_batch,
@@ -35,12 +36,12 @@ DTYPES = ["bf16", "fp8", "int8", "int4"]
 PRESETS = [row["model"] for row in preset_table()]
 
 
-def deployed(gpu="h100", *, datasheet=None, **changes):
+def deployed(gpu="h100", *, datasheet=None, tensor_parallel=1, **changes):
     """On one GPU in bf16; `datasheet` changes figures of the GPU."""
     return Deployment(
         **{
             "gpu": dataclasses.replace(find_gpu(gpu), **(datasheet or {})),
-            "tensor_parallel": 1,
+            "parallelism": Parallelism(tensor_parallel=tensor_parallel),
             "dtype": "bf16",
             "cache_dtype": "bf16",
             "usd_per_hour": None,
