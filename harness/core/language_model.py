@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -12,7 +12,7 @@ from typing import TypeAlias
 from . import layers as shapes
 from .data_table import data_table
 from .errors import UsageError, short_repr
-from .formats import ALL_BF16, Formats
+from .formats import BF16, Format, Formats
 from .model_config import read_model_config
 from .model_parts import Experts, LatentAttention, Rotary, require_positive, require_size
 
@@ -67,6 +67,9 @@ class LanguageModel:
         rotary: frequencies of the rotary embedding; they change no time.
         rms_norm_eps: added to the mean square in each norm.
         qk_norm: whether each head's queries and keys pass through a norm before the rotary embedding.
+        max_position_embeddings: longest context the model is made for; None if unknown.
+        assumed: lines that say what was assumed where the config says nothing.
+        weights: format of all weights.
 
     Raises:
         UsageError: a field is not as described; the line starts with its name.
@@ -89,6 +92,9 @@ class LanguageModel:
     rotary: Rotary = field(default_factory=Rotary)
     rms_norm_eps: float = 1e-6
     qk_norm: bool = False
+    max_position_embeddings: int | None = None
+    assumed: tuple[str, ...] = ()
+    weights: Format = BF16
 
     def __post_init__(self) -> None:
         for name in _SIZE_FIELDS:
@@ -141,7 +147,11 @@ class LanguageModel:
             left -= windowed
             for times, window in ((windowed, self.window), (count - windowed, None)):
                 if times:
-                    groups.append(shapes.LayerGroup(count=times, attention=self._attention(window), mlp=mlp))
+                    groups.append(
+                        shapes.LayerGroup(
+                            count=times, attention=self._attention(window), mlp=mlp, formats=self.formats
+                        )
+                    )
         return tuple(groups)
 
     def _attention(self, window: int | None) -> shapes.Attention:
@@ -161,8 +171,13 @@ class LanguageModel:
 
     @property
     def formats(self) -> Formats:
-        """The formats of the embedding and of lm_head."""
-        return ALL_BF16
+        """The formats of all parts."""
+        each = self.weights
+        return Formats(**{part.name: each for part in fields(Formats)})
+
+    def with_formats(self, weights: Format) -> "LanguageModel":
+        """The model with all weights stored in one format."""
+        return replace(self, weights=weights)
 
     @property
     def dense_layers(self) -> int:

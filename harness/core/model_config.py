@@ -224,6 +224,7 @@ def _shapes(outer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "latent": latent,
         "rotary": _rotary(config),
         "qk_norm": config.get("model_type") in _QK_NORMS,
+        "max_position_embeddings": _first_size(config, "max_position_embeddings"),
         **({"rms_norm_eps": config["rms_norm_eps"]} if config.get("rms_norm_eps") is not None else {}),
     }
 
