@@ -17,7 +17,7 @@ from ..core.units import seconds
 from .deployment import Deployment
 from .parallelism import Parallelism
 from .prediction import largest_batch, predict, request_cost
-from .prices import price_list, price_of
+from .price_ratio import price_ratio
 from .published import published_checks
 
 DTYPES = ("bf16", "fp8", "int8", "int4")
@@ -120,11 +120,9 @@ _PUBLISHED_COLUMNS = {
 )
 @click.option(
     "--price-ratio",
-    default="4",
-    show_default=True,
     metavar="X|MODEL",
     help="Output price over input price, for the break-even batch: a number, or a model of "
-    "`decodetax prices`.",
+    "`decodetax prices`.  [default: that of the served model's listed price; 4 if none is listed]",
 )
 @options.option("--output", options.SIZE, "N", "Also model the cost of a request with N output tokens.")
 @options.option(
@@ -154,13 +152,13 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
     if asked["cache_hits"] is not None and asked["output"] is None:
         raise UsageError("--cache-hits: applies to a request; give --output too")
     model = load_language_model(asked["model"])
-    ratio = _price_ratio(asked["price_ratio"])
+    ratio = price_ratio(asked["price_ratio"], model.name)
     rows: list[dict[str, Any]] = []
     for on in _deployments(asked):
         for context, batch in _sweep(model, on, asked):
             prompt = asked["prompt"] or context
-            found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio)
-            rows.append(found.to_json())
+            found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio.value)
+            rows.append(found.to_json() | {"price_ratio_source": ratio.source})
             if asked["output"] is not None:
                 request = request_cost(
                     model,
@@ -222,26 +220,6 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
     ]
 
 
-def _price_ratio(text: str) -> float:
-    """A number above 0, or the output:input price ratio of a model of the price list.
-
-    Raises:
-        UsageError: it is neither, or input is free for that model.
-    """
-    try:
-        return options.positive_number(text, most=1_000_000)
-    except ValueError:
-        pass
-    try:
-        ratio = price_of(text, price_list(None)).output_over_input
-    except UsageError as error:
-        problem = str(error).removeprefix("--model: ")
-        raise UsageError(f"--price-ratio: is not a number above 0, at most 1000000, and {problem}") from error
-    if ratio is None:
-        raise UsageError(f"--price-ratio: the input of {text} is free, so it has no ratio")
-    return float(ratio)
-
-
 def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
     """Tables of tokens and their cost, of the components of an output token's time, and of requests.
 
@@ -255,7 +233,8 @@ def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
         f"Modelled, not measured: {first['model']}, weights in {first['dtype']}, KV cache in "
         f"{first['cache_dtype']}, prompt {'as long as the context' if as_context else first['prompt']}. "
         "The break-even batch is the smallest batch that fits and has a gap of at most "
-        f"{first['price_ratio']:g}, the price ratio; - where there is none."
+        f"{first['price_ratio']:.4g}, the price ratio; - where there is none. Price ratio: "
+        f"{first['price_ratio_source']}."
     )
     several = first["tensor_parallel"] > 1
     rows = [

@@ -15,6 +15,7 @@ from ..core.errors import UsageError
 from ..core.table import Column, Table, wide_option
 from . import prices
 from .break_even import BreakEven, break_even_options
+from .price_names import PriceMatch, find_price
 
 MAX_USD = 1_000_000
 MAX_DECIMALS = 12  # from 1e-12 per 1e9 tokens to MAX_USD per token: within the bounds of the price list
@@ -139,13 +140,14 @@ def price_command(against: BreakEven, as_json: bool, **asked: Any) -> None:
     of --served-model falls to the price ratio, output over input. In JSON, money is text with all its digits,
     such as "2.50".
     """
-    price = _asked_price(asked)
+    price, note = _asked_price(asked)
     counts = (asked[name] for name in ("input_tokens", "output_tokens", "cached_input_tokens"))
     charges = prices.request_charges(price, *counts)
     if not as_json:
-        click.echo("\n".join(_request_text(price, charges, against, int(asked["per"]))))
+        click.echo("\n".join(_request_text(price, note, charges, against, int(asked["per"]))))
         return
     _print_json(
+        asked_model=asked["model"],
         price=price.to_json() | ({"model": None} if price.effective is None else {}),
         terms=[charge._asdict() for charge in charges],
         usd=prices.total_usd(charges),
@@ -158,14 +160,14 @@ def _print_json(**document: Any) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False, default=prices.exact_text))
 
 
-def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:
+def _asked_price(asked: Mapping[str, Any]) -> PriceMatch:
     """The price of --model, or the one that the options give; UsageError if the options contradict."""
     given = options.given()
     if asked["model"] is not None:
         for name in ("input_price", "output_price", "cached_input_price", "per"):
             if name in given:
                 raise UsageError(f"{given[name]}: cannot be combined with --model")
-        return prices.price_of(asked["model"], prices.price_list(asked["price_file"]))
+        return find_price(asked["model"], prices.price_list(asked["price_file"]))
     for name in ("input_price", "output_price", "cached_input_price"):
         if asked[name] is None and (name != "cached_input_price" or asked["cached_input_tokens"]):
             option = f"--{name.replace('_', '-')}"
@@ -177,15 +179,22 @@ def _asked_price(asked: Mapping[str, Any]) -> prices.TokenPrice:
         for kind in ("input", "cached_input", "output")
         if asked[f"{kind}_price"] is not None
     }
-    return prices.TokenPrice(
+    given_price = prices.TokenPrice(
         model="prices as given", effective=None, source="the command line", **usd_per_mtok
     )
+    return PriceMatch(given_price, "")
 
 
 def _request_text(
-    price: prices.TokenPrice, charges: Sequence[prices.Charge], against: BreakEven, per_tokens: int
+    price: prices.TokenPrice,
+    note: str,
+    charges: Sequence[prices.Charge],
+    against: BreakEven,
+    per_tokens: int,
 ) -> Iterator[str]:
     """The cost of one request, charge by charge with all digits; prices are per `per_tokens` tokens."""
+    if note:
+        yield fill(note, 80) + "\n"
     name = price.model if price.effective is None else f"{price.model}, effective {price.effective}"
     unit = {1: "token", 1000: "1K", prices.MTOK: "1M"}.get(per_tokens, str(per_tokens))
     money = (Column(f"$ per {unit}", show=prices.exact_text), Column("$", show=prices.exact_text))

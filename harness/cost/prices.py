@@ -4,7 +4,6 @@ Money is `Decimal`. Sums and products are exact: an operation that would round r
 """
 
 import datetime as dt
-import difflib
 import itertools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -150,23 +149,6 @@ def price_list(path: Path | None = None) -> Mapping[str, TokenPrice]:
         except UsageError as error:
             raise UsageError(f"--prices: {short_repr(str(path))}: {error}") from None
     return MappingProxyType({price.model: price for price in prices.values()})
-
-
-def price_of(model: str, prices: Mapping[str, TokenPrice]) -> TokenPrice:
-    """The price of a model, named in any case.
-
-    Raises:
-        UsageError: the list has no such model; one line that starts with `--model:` and names the nearest.
-    """
-    by_name = {name.casefold(): price for name, price in prices.items()}
-    asked = model.casefold()
-    if asked in by_name:
-        return by_name[asked]
-    prefixed = [name for name in by_name if asked and name.startswith(asked)]
-    similar = difflib.get_close_matches(asked, by_name, n=5, cutoff=0.3)
-    nearest = [by_name[name].model for name in dict.fromkeys([*prefixed, *similar])][:5]
-    hint = f"the nearest are {', '.join(nearest)}; `decodetax prices`" if nearest else "`decodetax prices`"
-    raise UsageError(f"--model: {short_repr(model)} is not in the price list; {hint} shows all")
 
 
 def price_changes(prices: Mapping[str, TokenPrice]) -> Iterator[PriceChange]:

@@ -292,7 +292,7 @@ BAD_ARGUMENTS = {
     ),
     "model and per": ([*TOKENS, *MODEL, "--per", "1"], ["--per:", "--model"]),
     "prices given and a file": ([*TOKENS, *GIVEN, "--prices", "x"], ["--prices:", "--input-price"]),
-    "unknown model": ([*TOKENS, "--model", "gpt-4o"], ["--model:", "'gpt-4o'", "gpt-4o-2024-08-06"]),
+    "unknown model": ([*TOKENS, "--model", "gpt-4o-min"], ["--model:", "'gpt-4o-min'", "gpt-4o-mini"]),
     "model of nothing": ([*TOKENS, "--model", ""], ["--model:", "''"]),
     "model over two lines": ([*TOKENS, "--model", "gpt\n4"], ["--model:"]),
     "model of ten thousand letters": ([*TOKENS, "--model", "x" * 10_000], ["--model:"]),

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 from decodetax.harness.core.errors import UsageError
+from decodetax.harness.cost.price_names import find_price
 from decodetax.harness.cost.prices import (
     MAX_DECIMALS,
     MAX_TOKENS,
@@ -14,7 +15,6 @@ from decodetax.harness.cost.prices import (
     exact_text,
     price_changes,
     price_list,
-    price_of,
     request_charges,
     tokens_usd,
     total_usd,
@@ -61,7 +61,7 @@ def cost_usd(at, *counts):
 def test_listed_model_in_any_case_has_its_published_price(
     model, effective, input_usd, cached_usd, output_usd, ratio
 ):
-    found = price_of(model, price_list())
+    found = find_price(model, price_list()).price
     assert (found.model, found.effective) == (model.lower(), effective)
     assert (found.input_usd_per_mtok, found.output_usd_per_mtok) == (Decimal(input_usd), Decimal(output_usd))
     assert found.cached_input_usd_per_mtok == (None if cached_usd is None else Decimal(cached_usd))
@@ -74,26 +74,6 @@ def test_list_is_complete_and_cannot_be_changed():
     assert all(name == found.model and found.effective and found.source for name, found in prices.items())
     with pytest.raises(TypeError):
         prices["gpt-4"] = price()
-
-
-@pytest.mark.parametrize(
-    ("asked", "nearest"),
-    [
-        pytest.param("gpt-4o", ["gpt-4o-2024-05-13", "gpt-4o-2024-08-06", "gpt-4o-mini"], id="beginning"),
-        pytest.param("claude-haku-4.5", ["claude-haiku-4.5"], id="misspelt"),
-        pytest.param("llama-3.1-8b", ["together llama-3.1-8b"], id="end"),
-        pytest.param("", [], id="empty"),
-        pytest.param("x" * 100_000, [], id="long"),
-        pytest.param("\n", [], id="line break"),
-    ],
-)
-def test_rejects_unknown_model_and_names_the_nearest(asked, nearest):
-    with pytest.raises(UsageError, match=r"^--model: ") as caught:
-        price_of(asked, price_list())
-    message = str(caught.value)
-    assert ("nearest" in message) == bool(nearest)
-    assert all(name in message for name in nearest)
-    assert len(message) < 300
 
 
 # A price.
@@ -216,7 +196,7 @@ def test_rejects_a_count_by_name(counts, message):
 
 def test_rejects_cached_tokens_without_a_price():
     with pytest.raises(UsageError, match=r"^--cached-input: must be 0, as 'gpt-4' lists no price for cached"):
-        request_charges(price_of("gpt-4", price_list()), 5, 5, 1)
+        request_charges(price_list()["gpt-4"], 5, 5, 1)
 
 
 # Amounts as text, and prices per other numbers of tokens.
