@@ -1,8 +1,10 @@
 """The commands. Each imports what it needs when it runs, so that `--help` is fast."""
 
 import errno
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
@@ -14,8 +16,9 @@ from .bench.tune_command import tune_command
 from .core.cache_folders import use_writable_caches
 from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
 from .core.files import FULL
-from .core.options import complain
+from .core.options import JSON, complain
 from .core.streams import StdoutError, discard_stdout, guard_streams
+from .core.suggestions import meant_command, meant_option
 from .core.table import Column, Table, wide_option
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
@@ -42,7 +45,7 @@ def main() -> NoReturn:
         complain(f"name a command: {', '.join(sorted(cli.commands))}; --help describes them")
         code = MISUSE
     except (click.ClickException, UsageError, FailureError) as error:
-        complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        complain(_message(error) if isinstance(error, click.ClickException) else str(error))
         code = FAILED if isinstance(error, FailureError) else MISUSE
     except StdoutError as error:
         if error.errno != errno.EPIPE:
@@ -57,7 +60,30 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _message(error: click.ClickException) -> str:
+    """The message of an error; a wrong option gets the one that is meant, where it is known."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        meant = meant_option(error.option_name, error.ctx.command)
+        if meant is not None:
+            return f"{error.message} Did you mean {meant}?"
+    return error.format_message()
+
+
+class _Commands(click.Group):
+    """The commands; a wrong name gets the one that is meant, where it is known."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        meant = None if args[0] in self.commands else meant_command(args[0], self.commands)
+        if meant is not None:
+            raise UsageError(f"no such command {args[0]!r}; did you mean {meant}?")
+        return super().resolve_command(context, args)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="decodetax")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -90,7 +116,8 @@ for command in (
 
 @cli.command("models")
 @wide_option
-def models_command(wide: bool) -> None:
+@JSON
+def models_command(wide: bool, as_json: bool) -> None:
     """List the preset language models.
 
     A value of "can run" other than yes names the parts that `decodetax run` cannot time; `decodetax predict`
@@ -107,17 +134,21 @@ def models_command(wide: bool) -> None:
         "kv_heads": "KV heads",
         "can_run": "can run",
     }
-    click.echo(_listing(preset_table(), shown, wide=wide))
+    if as_json:
+        _print_json(models=preset_table())
+    else:
+        click.echo(_listing(preset_table(), shown, wide=wide))
 
 
 @cli.command("devices")
 @wide_option
-def devices_command(wide: bool) -> None:
+@JSON
+def devices_command(wide: bool, as_json: bool) -> None:
     """List the GPUs with known datasheet peaks (dense rates).
 
-    --wide shows all peaks and sources.
+    --wide shows all peaks and sources; --json has them in base units, with links and rental prices.
     """
-    from .core.gpus import datasheet_rows
+    from .core.gpus import datasheet_rows, gpu_table
 
     shown = {
         "gpu": "GPU",
@@ -126,7 +157,14 @@ def devices_command(wide: bool) -> None:
         "memory_gb_per_s": "memory GB/s",
         "memory_gb": "memory GB",
     }
-    click.echo(_listing(datasheet_rows(), shown, wide=wide))
+    if as_json:
+        _print_json(devices=[{"provenance": "datasheet", **asdict(gpu)} for gpu in gpu_table().values()])
+    else:
+        click.echo(_listing(datasheet_rows(), shown, wide=wide))
+
+
+def _print_json(**document: Any) -> None:
+    click.echo(json.dumps({"schema_version": 1, **document}, indent=1, allow_nan=False))
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, str], *, wide: bool) -> str:

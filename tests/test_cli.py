@@ -394,6 +394,23 @@ def test_listing_fits_80_columns(listing, texts):
     assert [text for text in texts if text not in outcome.out] == []
 
 
+def test_devices_json_has_every_gpu_in_base_units():
+    document = strict_json(decodetax("devices", "--json").out)
+    gpus = {gpu["name"]: gpu for gpu in document["devices"]}
+    assert list(gpus) == [row["gpu"] for row in datasheet_rows()]
+    h100 = gpus["H100-SXM5-80GB"]
+    assert (h100["provenance"], h100["memory_bytes"]) == ("datasheet", 80 * 2**30)
+    assert h100["bandwidth_bytes_per_s"] == 3.35e12
+    assert h100["flop_per_s"]["fp8"] == 1979e12
+    assert gpus["T4"]["flop_per_s"]["bf16"] is None
+    assert all(gpu["source"] for gpu in gpus.values())
+
+
+def test_models_json_has_every_preset():
+    document = strict_json(decodetax("models", "--json").out)
+    assert [model["model"] for model in document["models"]] == [row["model"] for row in preset_table()]
+
+
 @pytest.mark.parametrize("listing", ["models", "devices"])
 def test_closed_pipe_ends_without_a_traceback(listing):
     read, write = os.pipe()

@@ -72,8 +72,12 @@ def file_problem(target: Path) -> str | None:
     Raises:
         OSError: its folder does not exist or cannot be written to.
     """
+    if target.is_dir():
+        return "is a folder"
     if target.exists() and not target.is_file():
         return "is not a regular file"
+    if not target.is_symlink() and not target.parent.exists():
+        return f"its folder {str(target.parent)!r} does not exist"
     if target.exists() and not os.access(target, os.W_OK):
         return "is write-protected"
     with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=".decodetax-"):

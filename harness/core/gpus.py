@@ -3,11 +3,12 @@
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .data_table import data_table
 from .errors import UsageError
+from .suggestions import counted, did_you_mean, option_of_command, vendor
 
 # A cell of the data is a number, or two of which the lower is taken, and the mark that qualifies it:
 # "989", "80 (unverified)", "58 or 60 (sources differ)".
@@ -152,24 +153,69 @@ def find_gpu(name: str, *, with_limits: bool = False) -> Gpu:
 
     Args:
         name: a name of the table ("H100-SXM5-80GB"), the driver's ("NVIDIA H100 80GB HBM3"), the start of a
-            name ("h100", "rtx4090", "4090") or a compiler target ("sm_90"). Where several GPUs share it, the
-            first with SM limits is meant, else the first.
+            name ("h100", "rtx4090", "4090"), some of its words ("h100-sxm", "a100 80gb") or a compiler target
+            ("sm_90"). Where several GPUs share it, the first with SM limits is meant, else the first.
         with_limits: whether its SM limits are needed.
 
     Raises:
         UsageError: no GPU has that name, or its SM limits are needed and not known; names `--gpu`, what it
             was and what it may be.
     """
-    by_name = _by_name()
-    key = _key(name)
-    found = by_name.get(key) or gpu_of_device(name.strip())
+    found = _named(name)
     if found is None:
-        near = dict.fromkeys(by_name[each].name for each in difflib.get_close_matches(key[:80], by_name, n=3))
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UsageError(f"--gpu: {name[:40]!r} is not a known GPU; {hint}see `decodetax devices`")
+        raise UsageError(f"--gpu: {name[:40]!r} {_problem(name)}")
     if with_limits:
         _ = found.limits
     return found
+
+
+def _named(name: str) -> Gpu | None:
+    return _by_name().get(_key(name)) or gpu_of_device(name.strip()) or _in_part(name)
+
+
+def _in_part(name: str) -> Gpu | None:
+    """The first GPU with these words in its name: its short name, then starts of others in order."""
+    words = [word for word in re.split(r"[\s_-]+", name.lower().strip()) if word != "nvidia"]
+    for gpu in gpu_table().values():
+        short = _short_name(gpu).split("-")
+        rest = iter(gpu.name.lower().split("-")[len(short) :])
+        if words[: len(short)] == short and all(
+            len(word) > 1 and any(other.startswith(word) for other in rest) for word in words[len(short) :]
+        ):
+            return gpu
+    return None
+
+
+def _problem(name: str) -> str:
+    """Why a name is no GPU's, and what it may be."""
+    several = counted(name)
+    if several is not None and (gpu := _named(several[0])) is not None:
+        split = f" --tensor-parallel {several[1]}" if option_of_command("--tensor-parallel") else ""
+        return f"is a number of GPUs; give --gpu {_short_name(gpu)}{split}"
+    words = name.split()
+    if len(words) > 1 and all(map(_named, words)):
+        return f"names {len(words)} GPUs; separate them by commas: {','.join(words)}"
+    if what := vendor(name):
+        return f"is {what}; the table has NVIDIA GPUs: {', '.join(_short_names())}"
+    by_name = _by_name()
+    close = difflib.get_close_matches(_key(name)[:80], by_name, n=3)
+    if near := did_you_mean(by_name[each].name for each in close):
+        return f"is not a known GPU; {near} see `decodetax devices`"
+    return f"is not a known GPU; `decodetax devices` lists {', '.join(_short_names())}"
+
+
+def _short_names() -> Iterable[str]:
+    return dict.fromkeys(map(_short_name, gpu_table().values()))
+
+
+def _short_name(gpu: Gpu) -> str:
+    """The name without memory and form factor: h100, rtx-4090.
+
+    Of an RTX card the number alone is not its name: an RTX 6000 is Turing, Ada or a PRO.
+    """
+    words = gpu.name.lower().split("-")
+    count = 1 if words[0] != "rtx" else 3 if words[1:3] == ["pro", "6000"] else len(words)
+    return "-".join(words[:count])
 
 
 @functools.cache
@@ -177,12 +223,9 @@ def _by_name() -> Mapping[str, Gpu]:
     """GPUs by each of their names, normalised by `_key`."""
     names: dict[str, Gpu] = {}
     for gpu in sorted(gpu_table().values(), key=lambda each: each.sm_limits is None):
-        words = gpu.name.split("-")
-        # Of an RTX card the number alone is not its name: an RTX 6000 is Turing, Ada or a PRO.
-        count = 1 if words[0] != "RTX" else 3 if words[1:3] == ["PRO", "6000"] else len(words)
-        short = "-".join(words[:count])
-        second = "-".join(words[: max(2, count)])
-        for name in (gpu.name, short, second, short.removeprefix("RTX-"), f"sm_{gpu.sm}"):
+        short = _short_name(gpu)
+        second = "-".join(gpu.name.split("-")[: max(2, short.count("-") + 1)])
+        for name in (gpu.name, short, second, short.removeprefix("rtx-"), f"sm_{gpu.sm}"):
             names.setdefault(_key(name), gpu)
     return names
 

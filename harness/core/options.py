@@ -1,6 +1,7 @@
 """Command-line options that commands share, and parsers that turn a bad value into a one-line error."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Any
 import click
 
 from .errors import UsageError, printable
+from .suggestions import meant_word
+
+MAX_SIZE = 2**31 - 1
+"""Largest size: an int32's."""
 
 Parser = Callable[[click.Context, click.Parameter, str | None], Any]
+
+
+class UnclearError(ValueError):
+    """A value that may mean several things: what it may mean, and what to write, without the value."""
 
 
 def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
@@ -21,6 +30,8 @@ def parsed(parse: Callable[[str], Any], expected: str) -> Parser:
             return None
         try:
             return parse(value)
+        except UnclearError as error:
+            raise UsageError(f"{param.opts[-1]}: {value[:40]!r} {error}") from None
         except ValueError as error:
             raise UsageError(f"{param.opts[-1]}: {value[:40]!r} is not {expected}") from error
 
@@ -64,8 +75,18 @@ def given() -> dict[str, str]:
 
 
 def _size(text: str) -> int:
-    """A whole number of at least 1 that an int32 holds."""
-    return _whole(text, least=1, most=2**31 - 1)
+    """A whole number of at least 1 that an int32 holds; 8k is 8 x 1024, 1M is 1024 x 1024."""
+    _refuse_thousands_separator(text)
+    return _scaled(text, least=1)
+
+
+def _scaled(text: str, *, least: int) -> int:
+    """A whole number up to an int32's largest, with k, K, Ki for 1024 or M, Mi for 1024 x 1024 after it."""
+    split = re.fullmatch(r"([0-9]+)(k|K|Ki|M|Mi)", text)
+    if split is None:
+        return _whole(text, least=least, most=MAX_SIZE)
+    unit = 2**10 if split[2].lower().startswith("k") else 2**20
+    return _whole(split[1], least=least, most=MAX_SIZE // unit) * unit
 
 
 def _whole(text: str, *, least: int, most: int) -> int:
@@ -75,14 +96,63 @@ def _whole(text: str, *, least: int, most: int) -> int:
     return int(digits)
 
 
+def _refuse_thousands_separator(text: str) -> None:
+    """Refuses digits whose commas can only stand between thousands.
+
+    Raises:
+        UnclearError: they are such digits.
+    """
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
+        raise UnclearError(f"has a thousands separator; write {text.replace(',', '')}")
+
+
+def _refuse_unclear_list(text: str) -> None:
+    """Refuses a list that reads as one number: 1,024, whose 024 is no size, or 16,384, a power of two.
+
+    Raises:
+        UnclearError: it is such a list.
+    """
+    if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", text):
+        return
+    number = int(text.replace(",", ""))
+    if ",0" in text:
+        raise UnclearError(f"has a thousands separator, but a comma separates sizes; write {number}")
+    if number.bit_count() == 1:
+        sizes = text.replace(",", ", ")
+        raise UnclearError(f"is a list or a thousands separator; write {number}, or '{sizes}' for the list")
+
+
 def _sizes(text: str) -> tuple[int, ...]:
-    """Sizes separated by commas; sorted, without duplicates."""
-    return tuple(sorted({_size(part.strip()) for part in text.split(",")}))
+    """Sizes and ranges of them separated by commas; sorted, without duplicates.
+
+    A range has its first size, its doublings and its last: 1-100 is 1, 2, 4, 8, 16, 32, 64, 100.
+    """
+    _refuse_unclear_list(text)
+    sizes: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        size, end = _scaled(first.strip(), least=1), _scaled((last or first).strip(), least=1)
+        if size > end or part.strip().endswith("-"):
+            raise ValueError(text)
+        while size < end:
+            sizes.add(size)
+            size *= 2
+        sizes.add(end)
+    return tuple(sorted(sizes))
 
 
 def _lengths(text: str) -> tuple[int, ...]:
     """Whole numbers from 0 separated by commas, in the order given."""
-    return tuple(_whole(part.strip(), least=0, most=2**31 - 1) for part in text.split(","))
+    _refuse_unclear_list(text)
+    return tuple(_scaled(part.strip(), least=0) for part in text.split(","))
+
+
+def _tokens(text: str) -> int:
+    """A whole number of tokens from 0; no suffix, as prices count tokens by 1000 and contexts by 1024."""
+    _refuse_thousands_separator(text)
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?(k|K|Ki|M|Mi)", text):
+        raise UnclearError("may count by 1000 or by 1024; write all digits")
+    return _whole(text, least=0, most=2**53)
 
 
 def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
@@ -113,13 +183,15 @@ def _share(text: str) -> float:
 
 def one_of(*words: str) -> Parser:
     """A callback that accepts one of a few words."""
+    expected = f"one of {', '.join(words)}"
 
     def parse(text: str) -> str:
         if text not in words:
-            raise ValueError(text)
+            hint = meant_word(text, words)
+            raise UnclearError(f"is not {expected}" + (f"; {hint}" if hint else ""))
         return text
 
-    return parsed(parse, f"one of {', '.join(words)}")
+    return parsed(parse, expected)
 
 
 MAX_USD_PER_HOUR = 1_000_000
@@ -129,10 +201,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdou
 SEED = parsed(
     lambda text: _whole(text, least=0, most=2**63 - 1), "a whole number from 0 to 9223372036854775807"
 )
-SIZE = parsed(_size, "a whole number from 1 to 2147483647")
-SIZES = parsed(_sizes, "a list of whole numbers from 1 to 2147483647, such as 1,8,32")
-LENGTHS = parsed(_lengths, "a list of whole numbers from 0 to 2147483647, such as 1000,37")
-TOKENS = parsed(lambda text: _whole(text, least=0, most=2**53), f"a whole number of tokens from 0 to {2**53}")
+SIZE = parsed(_size, f"a whole number from 1 to {MAX_SIZE}, such as 1024 or 8k")
+SIZES = parsed(_sizes, f"a list of whole numbers from 1 to {MAX_SIZE}, such as 1,8,32 or 1-64 or 8k")
+LENGTHS = parsed(_lengths, f"a list of whole numbers from 0 to {MAX_SIZE}, such as 1000,37")
+TOKENS = parsed(_tokens, f"a whole number of tokens from 0 to {2**53}")
 GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
 SECONDS = parsed(
     lambda text: _whole(text, least=1, most=MAX_SECONDS),
