@@ -6,7 +6,7 @@ The commands that print price ratios are decorated with `break_even_options`.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache, wraps
 from pathlib import Path
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import options
-from ..core.errors import UsageError
+from ..core.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from ..core.gap import Gap
     from ..core.language_model import LanguageModel
     from .deployment import Deployment
+
+DTYPES = ("bf16", "fp8", "int8", "int4")
+DEFAULT_SERVED_MODEL = "llama-3.1-8b"
+_GPUS_OF_A_NODE = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class BreakEven:
 
     Attributes:
         model: the modelled language model.
-        on: the GPU that serves it.
+        on: the GPUs that serve it, and the dtypes.
         context: cached tokens of a sequence, and tokens of a prompt.
         gaps: the measured gaps of a run; empty without a run.
     """
@@ -40,20 +44,37 @@ class BreakEven:
     gaps: "tuple[Gap, ...]" = ()
 
     @property
+    def gpus(self) -> str:
+        """The GPUs, in words."""
+        return f"{self.on.gpus} x {self.on.gpu.name}" if self.on.gpus > 1 else self.on.gpu.name
+
+    @property
     def where(self) -> str:
         """The modelled case, in words."""
-        return f"{self.model.name} on {self.on.gpu.name} ({self.context} cached tokens)"
+        cache = "" if self.on.cache_dtype == "bf16" else f", cache in {self.on.cache_dtype}"
+        return (
+            f"{printable(self.model.name)} in {self.on.dtype} on {self.gpus} "
+            f"({self.context} cached tokens{cache})"
+        )
 
     @property
     def fits(self) -> bool:
-        """Whether the GPU holds the model and one sequence."""
+        """Whether the GPUs hold the model and one sequence."""
         from .prediction import largest_batch
 
         return largest_batch(self.model, self.on, context=self.context) > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Model, GPU and context of the modelled batches."""
-        return {"model": self.model.name, "gpu": self.on.gpu.name, "context": self.context}
+        """Model, GPUs, dtypes and context of the modelled batches."""
+        return {
+            "provenance": "modelled",
+            "model": self.model.name,
+            "gpu": self.on.gpu.name,
+            "tensor_parallel": self.on.tensor_parallel,
+            "dtype": self.on.dtype,
+            "cache_dtype": self.on.cache_dtype,
+            "context": self.context,
+        }
 
     def batches(self, ratio: Decimal | None) -> dict[str, float | None]:
         """The modelled and the measured batch of a price ratio; both None if there is no ratio."""
@@ -94,18 +115,111 @@ def measured_batch(gaps: "Sequence[Gap]", ratio: float) -> float | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BreakEvenOptions:
+    """The options of `break_even_options`; None where one was not given.
+
+    Attributes:
+        served_model: a preset or the path of a `config.json`.
+        gpu: name of the GPU.
+        dtype: dtype of weights.
+        cache_dtype: dtype of the KV cache.
+        tensor_parallel: number of GPUs that share each layer.
+        context: cached tokens of a sequence, and tokens of a prompt.
+        run_file: a file of `decodetax run`.
+    """
+
+    served_model: str | None
+    gpu: str
+    dtype: str | None
+    cache_dtype: str
+    tensor_parallel: int | None
+    context: int
+    run_file: Path | None
+
+    def break_even(self, priced_preset: str | None = None) -> BreakEven:
+        """The gaps that the options select; without --served-model those of the preset whose price is asked.
+
+        Raises:
+            UsageError: there is no such model or GPU, the GPUs cannot share the model, or the run cannot be
+                read or has no gap.
+        """
+        from ..core.language_model import load_language_model
+
+        name = self.served_model
+        if name is None:
+            name = priced_preset or DEFAULT_SERVED_MODEL
+        try:
+            model = load_language_model(name)
+        except UsageError as error:
+            raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
+        on = self._deployment(model)
+        return BreakEven(model=model, on=on, context=self.context, gaps=self._measured_gaps())
+
+    def _deployment(self, model: "LanguageModel") -> "Deployment":
+        """The GPUs: as many as --tensor-parallel says, else the fewest that hold the model, at most 8."""
+        from .deployment import deployment
+        from .parallelism import Parallelism
+        from .prediction import largest_batch
+
+        one = deployment(self.gpu, dtype=self.dtype or "bf16", cache_dtype=self.cache_dtype)
+        if self.tensor_parallel is not None:
+            on = replace(one, parallelism=Parallelism(tensor_parallel=self.tensor_parallel))
+            largest_batch(model, on, context=self.context)  # raises where the GPUs cannot share the model
+            return on
+        on = one
+        for gpus in _GPUS_OF_A_NODE:
+            more = replace(one, parallelism=Parallelism(tensor_parallel=gpus))
+            try:
+                fits = largest_batch(model, more, context=self.context)
+            except UsageError:  # so many GPUs cannot share the model
+                break
+            on = more
+            if fits:
+                break
+        return on
+
+    def _measured_gaps(self) -> "tuple[Gap, ...]":
+        if self.run_file is None:
+            return ()
+        from ..core.run_file import read_run
+
+        gaps = tuple(read_run(self.run_file).gaps)
+        if not gaps:
+            raise UsageError(
+                f"--run: {str(self.run_file)!r} has no gap; it must be a run of at least one batch"
+            )
+        return gaps
+
+
 def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of a `BreakEven` to a command, which receives it as its argument `against`."""
+    """Adds the options of a `BreakEven` to a command, which receives them as its argument `against`."""
 
     @click.option(
         "--served-model",
-        default="llama-3.1-8b",
-        show_default=True,
         metavar="NAME",
-        help="Model whose gap is compared with the price ratio: a preset or the path of a config.json.",
+        help="Model whose gap is compared with the price ratio: a preset or the path of a config.json.  "
+        f"[default: the preset that is priced, else {DEFAULT_SERVED_MODEL}]",
     )
-    @click.option(
-        "--gpu", default="h100", show_default=True, metavar="NAME", help="GPU that serves it in bf16."
+    @click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="GPU that serves it.")
+    @options.option(
+        "--dtype",
+        options.one_of(*DTYPES),
+        "NAME",
+        f"Dtype of its weights: {', '.join(DTYPES)}.  [default: bf16]",
+    )
+    @options.option(
+        "--cache-dtype",
+        options.one_of(*DTYPES),
+        "NAME",
+        f"Dtype of its KV cache: {', '.join(DTYPES)}.",
+        default="bf16",
+    )
+    @options.option(
+        "--tensor-parallel",
+        options.GPUS,
+        "N",
+        "GPUs that share each layer.  [default: the fewest of 1, 2, 4 and 8 that hold the model]",
     )
     @click.option(
         "--context",
@@ -123,32 +237,8 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
         help="A file of `decodetax run`, whose measured gap is compared too.",
     )
     @wraps(command)
-    def with_break_even(
-        served_model: str, gpu: str, context: int, run_file: Path | None, **others: Any
-    ) -> None:
-        command(against=_break_even(served_model, gpu, context, run_file), **others)
+    def with_break_even(**asked: Any) -> None:
+        own = {field.name: asked.pop(field.name) for field in fields(BreakEvenOptions)}
+        command(against=BreakEvenOptions(**own), **asked)
 
     return with_break_even
-
-
-def _break_even(served_model: str, gpu: str, context: int, run_file: Path | None) -> BreakEven:
-    """The gaps that the options select.
-
-    Raises:
-        UsageError: there is no such model or GPU, or the run cannot be read or has no gap.
-    """
-    from ..core.language_model import load_language_model
-    from .deployment import deployment
-
-    try:
-        model = load_language_model(served_model)
-    except UsageError as error:
-        raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
-    gaps: tuple[Gap, ...] = ()
-    if run_file is not None:
-        from ..core.run_file import read_run
-
-        gaps = tuple(read_run(run_file).gaps)
-        if not gaps:
-            raise UsageError(f"--run: {str(run_file)!r} has no gap; it must be a run of at least one batch")
-    return BreakEven(model=model, on=deployment(gpu), context=context, gaps=gaps)

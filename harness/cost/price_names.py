@@ -1,6 +1,7 @@
 """Names of models as users type them, and the entries of the price list that they mean."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -130,6 +131,7 @@ def _spellings(name: str) -> Iterator[_Spelling]:
         yield from (_Spelling(_DATE.sub("", text), dated) for text in spelt)
 
 
+@functools.lru_cache(maxsize=1024)
 def _name(text: str) -> _Name:
     words = []
     for match in _WORD.findall(text.casefold()[:200]):

@@ -137,7 +137,8 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
     against = BreakEven(model=load_language_model("llama-3.2-1b"), on=deployment("b200"), context=500)
     assert line_of(plain, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}"]
     assert "measured" not in plain
-    assert "for llama-3.2-1b on B200 (500 cached tokens)" in " ".join(plain.split())
+    where = "llama-3.2-1b in bf16 on B200 (500 cached tokens)"
+    assert f"modelled batch: the smallest at which {where} has a gap of" in " ".join(plain.split())
     measured = printed("prices", *served, "--run", RUN)
     batch = measured_batch(read_run(RUN).gaps, 4.0)
     assert line_of(measured, "gpt-4o-2024-08-06")[5:] == [f"{against.modelled_batch(4.0):,}", f"{batch:.4g}"]
@@ -146,9 +147,8 @@ def test_prices_show_the_batch_at_which_a_gap_equals_each_ratio():
 def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
     out = printed("price", *TOKENS, *MODEL, "--run", RUN)
     batch = AGAINST.modelled_batch(4.0)
-    assert f"The modelled gap of {AGAINST.where} falls to this ratio at batch {batch}." in " ".join(
-        out.split()
-    )
+    gap = f"The modelled gap of {AGAINST.where}, another model than the priced, falls to this ratio at batch"
+    assert f"{gap} {batch}." in " ".join(out.split())
     measured = measured_batch(read_run(RUN).gaps, 4.0)
     assert f"The measured gap of the run falls to this ratio at batch {measured:.3g}." in out
     dear = printed("price", *TOKENS, "--input-price", "1", "--output-price", "1", "--run", RUN)
@@ -159,9 +159,70 @@ def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
 
 
 @pytest.mark.parametrize("command", [("prices",), ("price", *TOKENS, *MODEL)])
-def test_says_that_the_served_model_does_not_fit_the_gpu(command):
-    out = printed(*command, "--served-model", "llama-3.1-70b")
-    assert "o modelled batch: llama-3.1-70b does not fit one H100-SXM5-80GB" in " ".join(out.split())
+@pytest.mark.parametrize(
+    ("served", "what"),
+    [
+        (["llama-3.1-70b", "--tensor-parallel", "1"], "llama-3.1-70b in bf16 does not fit H100-SXM5-80GB;"),
+        (["llama-3.1-405b"], "llama-3.1-405b in bf16 does not fit 8 x H100-SXM5-80GB;"),
+        (
+            ["qwen3-32b", "--gpu", "rtx4090", "--tensor-parallel", "2"],
+            "does not fit 2 x RTX",
+        ),
+    ],
+)
+def test_says_that_the_served_model_does_not_fit_the_gpus(command, served, what):
+    out = printed(*command, "--served-model", *served)
+    assert "o modelled batch: " in out
+    assert what in " ".join(out.split())
+
+
+def test_fewest_gpus_that_hold_the_served_model_serve_it():
+    found = [
+        document("prices", "--served-model", "llama-3.1-70b", *more)["break_even"]
+        for more in ([], ["--dtype", "fp8"], ["--dtype", "int4", "--gpu", "rtx4090"])
+    ]
+    assert [each["tensor_parallel"] for each in found] == [2, 1, 2]
+    assert [each["dtype"] for each in found] == ["bf16", "fp8", "int4"]
+    [more] = [document("prices", "--served-model", "llama-3.1-70b", "--tensor-parallel", "4")["break_even"]]
+    assert more["tensor_parallel"] == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "where"),
+    [
+        ("--dtype", "fp8", "llama-3.1-8b in fp8 on H100-SXM5-80GB (1024 cached tokens)"),
+        ("--cache-dtype", "fp8", "llama-3.1-8b in bf16 on H100-SXM5-80GB (1024 cached tokens, cache in fp8)"),
+        ("--tensor-parallel", "2", "llama-3.1-8b in bf16 on 2 x H100-SXM5-80GB (1024 cached tokens)"),
+    ],
+)
+def test_dtypes_and_tensor_parallelism_change_the_break_even_and_are_said(option, value, where):
+    for command in (("prices",), ("price", *TOKENS, *MODEL)):
+        assert where in " ".join(printed(*command, option, value).split())
+    changed = document("price", *TOKENS, *MODEL, option, value)["break_even"]
+    plain = document("price", *TOKENS, *MODEL)["break_even"]
+    field = option.removeprefix("--").replace("-", "_")
+    assert str(changed[field]) == value
+    assert changed["modelled_batch"] != plain["modelled_batch"]
+    expected = predict_row("llama-3.1-8b", option, value, "--price-ratio", "4")
+    assert changed["modelled_batch"] == expected["break_even_batch"]
+
+
+def predict_row(model, *arguments):
+    asked = ("predict", "--model", model, "--batch", "1", "--context", "1024", *arguments)
+    [row] = document(*asked)["predictions"]
+    return row
+
+
+def test_price_of_a_preset_is_compared_with_its_own_gap():
+    found = document("price", *TOKENS, "--model", "groq llama-3.3-70b")["break_even"]
+    assert (found["model"], found["tensor_parallel"]) == ("llama-3.3-70b", 2)
+    assert "another model" not in printed("price", *TOKENS, "--model", "groq llama-3.3-70b")
+    assert "another model" in printed("price", *TOKENS, "--model", "gpt-4o")
+    assert "another model" not in printed("price", *TOKENS, *GIVEN)
+    other = printed("price", *TOKENS, "--model", "groq llama-3.3-70b", "--served-model", "llama-3.1-8b")
+    assert "llama-3.1-8b in bf16 on H100-SXM5-80GB (1024 cached tokens), another model than" in " ".join(
+        other.split()
+    )
 
 
 @pytest.mark.parametrize("command", [("prices",), ("price", "--input", "1", "--model", "gpt-4o-mini")])
@@ -171,6 +232,10 @@ def test_says_that_the_served_model_does_not_fit_the_gpu(command):
         (["--served-model", "llama-3.1-8"], ["--served-model", "llama-3.1-8b"]),
         (["--gpu", "h101"], ["--gpu", "H100"]),
         (["--context", "0"], ["--context", "'0'"]),
+        (["--dtype", "fp9"], ["--dtype", "'fp9'", "bf16"]),
+        (["--cache-dtype", "x"], ["--cache-dtype", "'x'", "bf16"]),
+        (["--tensor-parallel", "0"], ["--tensor-parallel", "'0'"]),
+        (["--tensor-parallel", "3"], ["--tensor-parallel", "3", "llama-3.1-8b"]),
         (["--run", "nothing.json"], ["nothing.json"]),
     ],
     ids=lambda value: value[0],
@@ -194,6 +259,22 @@ def test_price_shows_each_charge_and_the_exact_total():
     assert line_of(per_token, "input") == ["input", "500", "0.01", "5.00"]
     assert line_of(per_token, "kind")[2:] == ["$", "per", "$"]
     assert line_of(per_token, " ")[0] == "token"
+
+
+@pytest.mark.parametrize(
+    ("hits", "cached"), [("0.9", 450), ("0", 0), ("1", 500), ("0.001", 0), ("0.333", 166), (".5", 250)]
+)
+def test_cache_hits_are_whole_tokens_at_the_cached_price(hits, cached):
+    found = document("price", *TOKENS, *MODEL, "--cache-hits", hits)
+    assert found["usd"] == document("price", *TOKENS, *MODEL, "--cached-input", str(cached))["usd"]
+    terms = {term["kind"]: term["tokens"] for term in found["terms"]}
+    assert (terms["input"], terms.get("cached input", 0)) == (500 - cached, cached)
+
+
+def test_cache_hits_of_the_most_tokens_are_exact():
+    asked = ("price", "--input", "9007199254740992", *MODEL, "--cache-hits", "0.999999999999")
+    [_, cached, _] = document(*asked)["terms"]
+    assert cached["tokens"] == 9007199254740992 * 999999999999 // 10**12
 
 
 @pytest.mark.parametrize(
@@ -274,6 +355,20 @@ BAD_ARGUMENTS = {
     "output past 2^53": ([*MODEL, "--output", "9007199254740993"], ["--output:", WHOLE]),
     "cached input below 0": ([*MODEL, *TOKENS, "--cached-input", "-1"], ["--cached-input:", WHOLE]),
     "more cached than input": ([*MODEL, *TOKENS, "--cached-input", "501"], ["--cached-input:", "501", "500"]),
+    "cache hits above 1": ([*MODEL, *TOKENS, "--cache-hits", "90"], ["--cache-hits:", "'90'", "0 to 1"]),
+    "cache hits in percent": ([*MODEL, *TOKENS, "--cache-hits", "90%"], ["--cache-hits:", "'90%'"]),
+    "cache hits and cached input": (
+        [*MODEL, *TOKENS, "--cache-hits", "0.5", "--cached-input", "0"],
+        ["--cache-hits:", "--cached-input"],
+    ),
+    "cache hits without a price": (
+        [*TOKENS, "--model", "gpt-4", "--cache-hits", "0.9"],
+        ["--cache-hits:", "'gpt-4'", "no price"],
+    ),
+    "cache hits without a price given": (
+        [*TOKENS, *GIVEN, "--cache-hits", "0.9"],
+        ["--cached-input-price:", "missing"],
+    ),
     "no tokens": ([*MODEL], ["--input:", "0"]),
     "0 tokens": ([*MODEL, "--input", "0", "--output", "0"], ["--input:", "0"]),
     "no cached price": (
