@@ -234,7 +234,7 @@ def test_wrong_result_in_a_later_round_fails_the_row(monkeypatch):
 def test_resumed_run_repeats_and_misses_nothing(turns):
     run()
     whole = list(turns["turns"])
-    for stop in (0, 1, 7, 30):
+    for stop in (1, 30):  # among the ceilings, among the rows
         turns.update(turns=[], stop=stop)
         result = run()
         assert result.interrupted
