@@ -255,6 +255,7 @@ def _gpu(row: Mapping[str, str]) -> Gpu:
         "sm_count": _scaled(row["sm_count"], 1),
         "shared_bytes_per_sm": _scaled(row["shared_kb_per_sm"], 2**10),
     }
+    rental = _lowest_on_demand_rental(row["gpu"])
     marked = sizes | {f"flop_per_s.{dtype}": rate for dtype, rate in rates.items()}
     return Gpu(
         name=row["gpu"],
@@ -268,12 +269,22 @@ def _gpu(row: Mapping[str, str]) -> Gpu:
         sm_limits=_sm_limits(row) if row["sm_limits_source"] else None,
         link_bytes_per_s=float(row["link_gb_per_s"]) * 1e9,
         link_latency_s=float(row["link_latency_us"]) * 1e-6,
-        usd_per_hour=float(row["usd_per_hour"]) if row["usd_per_hour"] else None,
-        usd_source=row["usd_source"],
+        usd_per_hour=float(rental["usd_per_gpu_hour"]) if rental else None,
+        usd_source=f"{rental['basis']}, {rental['source']}" if rental else "",
         marks={name: figure.mark for name, figure in marked.items() if figure.mark},
         note=row["note"],
         source=row["source"],
     )
+
+
+def rental_rows() -> tuple[Mapping[str, str], ...]:
+    """What an hour of a GPU costs, by each source: on demand, at the operator's cost, or as it assumes."""
+    return data_table("gpu_rental.csv")
+
+
+def _lowest_on_demand_rental(gpu: str) -> Mapping[str, str] | None:
+    listed = (row for row in rental_rows() if row["gpu"] == gpu and row["basis"].startswith("on demand"))
+    return min(listed, key=lambda row: float(row["usd_per_gpu_hour"]), default=None)
 
 
 def _sm_limits(row: Mapping[str, str]) -> SmLimits:

@@ -12,6 +12,7 @@ import click
 
 from ..core import options
 from ..core.errors import UsageError, printable, short_repr
+from ..core.gpus import rental_rows
 from ..core.table import Column, Table, wide_option
 from . import prices
 from .break_even import BreakEven, BreakEvenOptions, break_even_options
@@ -48,6 +49,12 @@ _CHANGE_COLUMNS = {
     "earlier_ratio": Column("ratio before", show="{:.2f}".format),
     "later_ratio": Column("ratio after", show="{:.2f}".format),
 }
+_RENTAL_COLUMNS = {
+    "gpu": Column("GPU"),
+    "usd_per_gpu_hour": Column("$ per hour"),
+    "basis": Column("basis"),
+    "source": Column("source", wide=True),
+}
 
 
 def _usd(text: str) -> Decimal:
@@ -81,7 +88,7 @@ def _tokens_option(name: str, parameter: str, help_text: str) -> Callable[..., A
 @wide_option
 @options.JSON
 def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: bool, as_json: bool) -> None:
-    """List published API prices of tokens, and how they changed.
+    """List published API prices of tokens, how they changed, and rental prices of GPUs.
 
     Prices are in US dollars per million tokens; --wide adds date and source. "snapshot" after a date means
     that the price was read on that day and its first day is unknown. A family is a line of models that
@@ -93,7 +100,8 @@ def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: boo
     rows = [price.to_json() | gap.batches(price.output_over_input) for price in listed.values()]
     changes = [change._asdict() for change in prices.price_changes(listed)]
     if as_json:
-        _print_json(break_even=gap.to_json(), prices=rows, changes=changes)
+        rentals = [{"provenance": "published", **rental} for rental in rental_rows()]
+        _print_json(break_even=gap.to_json(), prices=rows, changes=changes, gpu_rentals=rentals)
         return
     click.echo(Table.select("Published prices, $ per 1M tokens", _PRICE_COLUMNS, rows).text(wide=wide))
     if changes:
@@ -103,6 +111,8 @@ def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: boo
             }
         title = "Changes from one model of a family to the next"
         click.echo(f"\n{Table.select(title, _CHANGE_COLUMNS, changes).text(wide=wide)}")
+    title = "Prices of an hour of one GPU; predict takes the lowest on demand"
+    click.echo(f"\n{Table.select(title, _RENTAL_COLUMNS, rental_rows()).text(wide=wide)}")
     modelled = f"modelled batch: the smallest at which {gap.where} has a gap of at most the price ratio"
     notes = [f"{modelled}, whichever model the row is of"]
     if not gap.fits:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.language_model import load_language_model
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.break_even import BreakEven, measured_batch
@@ -244,6 +245,30 @@ def test_rejects_a_bad_served_model_gpu_context_or_run(command, arguments, fragm
     assert_misuse(decodetax(*command, *arguments), *fragments)
 
 
+def test_prices_list_what_an_hour_of_a_gpu_costs_on_which_basis():
+    words, rentals = " ".join(printed("prices", "--wide").split()), document("prices")["gpu_rentals"]
+    assert {rental["provenance"] for rental in rentals} == {"published"}
+    for rental in rentals:
+        find_gpu(rental["gpu"])
+        cells = " ".join((rental["gpu"], rental["usd_per_gpu_hour"], rental["basis"], rental["source"]))
+        assert cells in words
+
+
+@pytest.mark.parametrize(
+    ("gpu", "usd"),
+    [
+        pytest.param("H100-SXM5-80GB", 2.95, id="the lowest on demand, below which is a cost of ownership"),
+        pytest.param("B200", 5.50, id="on demand, not the cost of ownership"),
+        pytest.param("GB200", None, id="a cost of ownership alone"),
+        pytest.param("H800-SXM", None, id="an assumed price alone"),
+        pytest.param("L4", None, id="none"),
+    ],
+)
+def test_a_gpu_hour_has_its_lowest_price_on_demand(gpu, usd):
+    assert find_gpu(gpu).usd_per_hour == usd
+    assert find_gpu(gpu).usd_source.startswith("on demand") == (usd is not None)
+
+
 # The cost of a request.
 
 
@@ -407,7 +432,7 @@ BAD_ARGUMENTS = {
     ),
     "per 0": ([*TOKENS, *GIVEN, "--per", "0"], ["--per:", "'0'", "one of 1, 10, 100, "]),
     "per 3": ([*TOKENS, *GIVEN, "--per", "3"], ["--per:", "'3'", "one of 1, 10, 100, "]),
-    "per too many": ([*TOKENS, *GIVEN, "--per", "10000000000"], ["--per:", ", 1000000000\n"]),
+    "per too many": ([*TOKENS, *GIVEN, "--per", "10000000000"], ["--per:", ", 1000000000;"]),
     "unknown option": ([*TOKENS, *MODEL, "--inptu", "1"], ["--inptu"]),
     "unexpected argument": ([*TOKENS, *MODEL, "extra"], ["extra"]),
 }
