@@ -1,4 +1,4 @@
-"""Formats in which weights and caches are stored: bytes per element with scales, and the dtype of products."""
+"""Formats of stored weights and caches: bytes per element with scales, and the dtype of products."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ FP8_BLOCKS = grouped_format("fp8 blocks", "fp8", bits=8, group=128 * 128, scale_
 MXFP8 = grouped_format("mxfp8", "fp8", bits=8, group=32, scale_bits=8)
 INT8 = grouped_format("int8", bits=8)
 INT8_W8A8 = grouped_format("int8 w8a8", "fp8", bits=8)
-"""Products of int8 count as those of fp8, whose rate most GPUs with both have in int8 too; as bf16 elsewhere."""
+"""Products of int8 count as those of fp8, whose rate most GPUs have in int8 too; elsewhere as bf16."""
 INT4 = grouped_format("int4", bits=4, group=128, scale_bits=16)
 MXFP4 = grouped_format("mxfp4", bits=4, group=32, scale_bits=8)
 NVFP4 = grouped_format("nvfp4", "fp4", bits=4, group=16, scale_bits=8)

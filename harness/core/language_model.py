@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -12,7 +12,7 @@ from typing import TypeAlias
 from . import layers as shapes
 from .data_table import data_table
 from .errors import UsageError, short_repr
-from .formats import BF16, Format, Formats
+from .formats import BF16, Format, Formats, layers_in
 from .model_config import read_model_config
 from .model_parts import Experts, LatentAttention, Rotary, require_positive, require_size
 
@@ -172,8 +172,7 @@ class LanguageModel:
     @property
     def formats(self) -> Formats:
         """The formats of all parts."""
-        each = self.weights
-        return Formats(**{part.name: each for part in fields(Formats)})
+        return layers_in(self.weights)
 
     def with_formats(self, weights: Format) -> "LanguageModel":
         """The model with all weights stored in one format."""
