@@ -192,7 +192,7 @@ def gemm_time(
         activation_bytes_per_element: bytes per element of x and the result. An fp8 GEMM quantises wider
             activations in a separate pass.
     """
-    sizes = _positive(
+    sizes = positive(
         rows=rows,
         out_features=out_features,
         in_features=in_features,
@@ -227,7 +227,7 @@ def decode_attention_time(
         dtype: dtype of the cache, "bf16" or "fp8"; a GPU without fp8 multiplies in bf16.
         group: query heads per KV head (GQA group); calibrated up to 16.
     """
-    sizes = _positive(
+    sizes = positive(
         sequences=sequences, kv_heads=kv_heads, kv_bytes=kv_bytes, operations=operations, group=group
     )
     dtype = multiplied_in(gpu, dtype)
@@ -249,7 +249,7 @@ def prefill_attention_time(
 
     Calibrated in bf16 with head dimension 128; fp8 has the same shares of its own rate and bytes.
     """
-    sizes = _positive(
+    sizes = positive(
         sequences=sequences, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, prompt=prompt
     )
     constants, dtype = constants_for(gpu).prefill_attention, multiplied_in(gpu, dtype)
@@ -282,15 +282,15 @@ def gemm_terms(
     for tile_rows, tile_columns in _TILES:
         area = tile_rows * tile_columns
         tile_s = 2 * area * in_features / (sm_rate * (area / _LARGEST_TILE) ** constants.tile_exponent)
-        tiles = _ceil_div(rows, tile_rows) * _ceil_div(out_features, tile_columns)
+        tiles = ceil_div(rows, tile_rows) * ceil_div(out_features, tile_columns)
         for parts in _SPLITS:
-            way_s = _ceil_div(tiles * parts, gpu.sm_count) * tile_s / parts
+            way_s = ceil_div(tiles * parts, gpu.sm_count) * tile_s / parts
             if parts > 1:
                 exchanged = _PARTIAL_BYTES * parts * rows * out_features
                 way_s = way_s + exchanged / (bandwidth * constants.split_bandwidth_share) + constants.split_s
             ways.append(way_s)
     compute_s = least(ways)
-    time_s = _smooth_maximum(memory_s, compute_s) + pass_s + constants.fixed_s
+    time_s = smooth_maximum(memory_s, compute_s) + pass_s + constants.fixed_s
     return KernelTime(time_s, memory_s + pass_s, compute_s, constants.fixed_s)
 
 
@@ -314,7 +314,7 @@ def decode_attention_terms(
     if constants.unsplit_share is not None:
         overlapping.append(kv_bytes / items / (bandwidth / sm_count * constants.unsplit_share))
     ramp_s = constants.ramp_s * memory_s / (memory_s + constants.ramp_half_s)
-    time_s = _smooth_maximum(*overlapping) + ramp_s + constants.fixed_s
+    time_s = smooth_maximum(*overlapping) + ramp_s + constants.fixed_s
     return KernelTime(time_s, memory_s, compute_s, constants.fixed_s + ramp_s + items_s)
 
 
@@ -334,13 +334,13 @@ def prefill_attention_terms(
     moved = 2 * size * sequences * prompt * head_dim * (q_heads + kv_heads)
     memory_s = moved / (gpu.bandwidth_bytes_per_s * constants.memory_share)
     rate = rate_of(gpu, dtype) * constants.compute_share
-    tiles = _ceil_div(prompt, _PREFILL_TILE)
+    tiles = ceil_div(prompt, _PREFILL_TILE)
     step = 4 * _PREFILL_TILE**2 * head_dim
     all_s = sequences * q_heads * tiles * (tiles + 1) / 2 * step / rate
     last_s = tiles * step / (rate / gpu.sm_count)
     programs_s = sequences * q_heads * tiles / gpu.sm_count * constants.tile_s
-    time_s = memory_s + _smooth_maximum(all_s + programs_s, last_s) + constants.fixed_s
-    return KernelTime(time_s, memory_s, _smooth_maximum(all_s, last_s), constants.fixed_s + programs_s)
+    time_s = memory_s + smooth_maximum(all_s + programs_s, last_s) + constants.fixed_s
+    return KernelTime(time_s, memory_s, smooth_maximum(all_s, last_s), constants.fixed_s + programs_s)
 
 
 def multiplied_in(gpu: Gpu, dtype: str) -> str:
@@ -376,17 +376,22 @@ def calibrated() -> Mapping[tuple[str, str, str], Any]:
     }
 
 
-def _smooth_maximum(*terms_s: Quantity) -> Quantity:
+def smooth_maximum(*terms_s: Quantity) -> Quantity:
     """The largest term, and more if others are near it, because they overlap imperfectly."""
     return sum(term_s**_SHARPNESS for term_s in terms_s) ** (1 / _SHARPNESS)
 
 
-def _ceil_div(size: Quantity, by: int) -> Quantity:
+def ceil_div(size: Quantity, by: int) -> Quantity:
+    """Size / by, rounded up."""
     return -(-size // by)
 
 
-def _positive(**sizes: float) -> dict[str, Quantity]:
-    """The sizes as floats, whose products do not overflow."""
+def positive(**sizes: float) -> dict[str, Quantity]:
+    """The sizes as floats, whose products do not overflow.
+
+    Raises:
+        UsageError: a size is not positive and finite; names it.
+    """
     for name, size in sizes.items():
         if not (math.isfinite(size) and size > 0):
             raise UsageError(f"{name}: {size} is not positive and finite")
