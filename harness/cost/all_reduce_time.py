@@ -1,7 +1,7 @@
 """Modelled time of collectives: the all-reduce of tensor parallelism, the all-to-all of expert parallelism.
 
-`docs/accuracy.md` has the formulas, their constants and their error. What crosses nodes or PCIe has no measured
-basis.
+`docs/accuracy.md` has the formulas, their constants and their error. What crosses nodes or PCIe has no
+measured basis.
 """
 
 from collections.abc import Callable, Mapping, Sequence

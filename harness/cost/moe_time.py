@@ -1,7 +1,8 @@
 """Modelled time of a mixture of experts (MoE): the routed experts of one layer on one GPU.
 
-The call is what an engine runs after the router's GEMM: selection of experts, permutation of tokens, grouped GEMM
-of gate and up, activation function, grouped GEMM of down, and the weighted sum of each token's experts. `docs/accuracy.md` has the formula, its constants and their error.
+The call is what an engine runs after the router's GEMM: selection of experts, permutation of tokens, grouped
+GEMM of gate and up, activation function, grouped GEMM of down, and the weighted sum of each token's experts.
+`docs/accuracy.md` has the formula, its constants and their error.
 """
 
 import math
