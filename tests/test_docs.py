@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 from decodetax.harness.bench import run_tables, summary
 from decodetax.harness.cli import cli
 from decodetax.harness.core.run_file import read_run
+from decodetax.harness.cost.price_names import prices_of_served_model
+from decodetax.harness.cost.prices import price_list
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -183,3 +186,22 @@ def test_the_counted_figures_of_the_page_are_what_the_command_prints():
         f"is {asked / needed:.3f} times the minimum",
     ]
     assert [figure for figure in figures if figure not in page] == []
+
+
+def test_questions_page_states_what_price_computes():
+    page = " ".join((ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split())
+    [(request, hits, cached, plain)] = re.findall(
+        r"`decodetax (price [^`]*?) --cache-hits (\S+)` charges 9,000 tokens at the cached price: "
+        r"\$(\S+), and \$(\S+) without",
+        page,
+    )
+
+    def usd(*arguments):
+        outcome = CliRunner().invoke(cli, [*request.split(), *arguments, "--json"])
+        return Decimal(json.loads(outcome.stdout)["usd"])
+
+    assert usd("--cache-hits", hits) == Decimal(cached)
+    assert usd() == Decimal(plain)
+    assert "a ratio of 1 for llama-3.1-8b, by one provider" in page
+    [own] = prices_of_served_model("llama-3.1-8b", price_list())
+    assert own.output_over_input == 1
