@@ -16,7 +16,7 @@ from ..core.gpus import rental_rows
 from ..core.table import Column, Table, wide_option
 from . import prices
 from .break_even import BreakEven, BreakEvenOptions, break_even_options
-from .price_names import PriceMatch, find_price, prices_of_served_model
+from .price_names import PriceMatch, find_price, is_price_of
 
 MAX_USD = 1_000_000
 MAX_DECIMALS = 12  # from 1e-12 per 1e9 tokens to MAX_USD per token: within the bounds of the price list
@@ -126,8 +126,8 @@ def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: boo
 
 def _too_large(against: BreakEven) -> str:
     return (
-        f"{printable(against.model.name)} in {against.on.dtype} does not fit {against.gpus}; "
-        "another --gpu, --dtype or --tensor-parallel may"
+        f"{printable(against.model.name)} in {against.on.dtype} with one sequence of {against.context} tokens "
+        f"does not fit {against.gpus}; another --gpu, --dtype, --tensor-parallel or --context may"
     )
 
 
@@ -176,9 +176,9 @@ def price_command(against: BreakEvenOptions, as_json: bool, **asked: Any) -> Non
         raise UsageError(f"--cache-hits: must be 0, as {name} lists no price for cached input")
     counts = (asked["input_tokens"], asked["output_tokens"], _cached_input_tokens(asked))
     charges = prices.request_charges(price, *counts)
-    gap = against.break_even(_preset_of(price, listed))
+    gap = against.break_even(_preset_of(price) if listed else None)
     if not as_json:
-        of_another = bool(listed) and price not in prices_of_served_model(gap.model.name, listed)
+        of_another = bool(listed) and not is_price_of(price, gap.model.name)
         click.echo(
             "\n".join(
                 [
@@ -237,12 +237,12 @@ def _cached_input_tokens(asked: Mapping[str, Any]) -> int:
     return int(asked["cache_hits"] * asked["input_tokens"])
 
 
-def _preset_of(price: prices.TokenPrice, listed: Mapping[str, prices.TokenPrice]) -> str | None:
-    """The preset that is priced; None if the price is of another model or was given."""
+def _preset_of(price: prices.TokenPrice) -> str | None:
+    """The preset that is priced; None if the price is of another model."""
     from ..core.language_model import preset_table
 
     names = (str(row["model"]) for row in preset_table())
-    return next((name for name in names if price in prices_of_served_model(name, listed)), None)
+    return next((name for name in names if is_price_of(price, name)), None)
 
 
 def _request_text(

@@ -83,21 +83,23 @@ def prices_of_served_model(name: str, prices: Mapping[str, TokenPrice]) -> tuple
 
     The entry of the same name comes first, then the others from the newest to the oldest.
     """
-    for spelling in _spellings(name):
+    found = [
+        price for price in prices.values() if is_price_of(price, name) and not _is_outdated(price, prices)
+    ]
+    same = [price for price in found if _name(price.model).words == _name(name).words]
+    return (*same, *sorted((price for price in found if price not in same), key=_date, reverse=True))
+
+
+def is_price_of(price: TokenPrice, served_model: str) -> bool:
+    """Whether an entry is a price of a model that anybody may serve, whoever the provider is."""
+    for spelling in _spellings(served_model):
         asked, forms = (
             _name(spelling.text),
             _short_names if spelling.has_own_date else _short_and_family_names,
         )
-        found = [
-            price
-            for price in prices.values()
-            if any(asked.words == form.words for form in (_name(price.model), *forms(price)) if form.words)
-            and not _is_outdated(price, prices)
-        ]
-        if found:
-            same = [price for price in found if _name(price.model).words == asked.words]
-            return (*same, *sorted((p for p in found if p not in same), key=_date, reverse=True))
-    return ()
+        if any(asked.words == form.words for form in (_name(price.model), *forms(price)) if form.words):
+            return True
+    return False
 
 
 def _is_outdated(price: TokenPrice, prices: Mapping[str, TokenPrice]) -> bool:

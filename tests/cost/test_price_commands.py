@@ -19,6 +19,7 @@ AGAINST = BreakEven(model=load_language_model("llama-3.1-8b"), on=deployment("h1
 
 MODEL = ("--model", "gpt-4o-2024-08-06")
 TOKENS = ("--input", "500", "--output", "700")
+SEQUENCE = " with one sequence of 1024 tokens does not fit"
 GIVEN = ("--input-price", "0.01", "--output-price", "0.02")
 
 OWN = {
@@ -163,8 +164,8 @@ def test_price_shows_the_batch_at_which_the_gap_equals_its_ratio():
 @pytest.mark.parametrize(
     ("served", "what"),
     [
-        (["llama-3.1-70b", "--tensor-parallel", "1"], "llama-3.1-70b in bf16 does not fit H100-SXM5-80GB;"),
-        (["llama-3.1-405b"], "llama-3.1-405b in bf16 does not fit 8 x H100-SXM5-80GB;"),
+        (["llama-3.1-70b", "--tensor-parallel", "1"], f"llama-3.1-70b in bf16{SEQUENCE} H100-SXM5-80GB;"),
+        (["llama-3.1-405b"], f"llama-3.1-405b in bf16{SEQUENCE} 8 x H100-SXM5-80GB;"),
         (
             ["qwen3-32b", "--gpu", "rtx4090", "--tensor-parallel", "2"],
             "does not fit 2 x RTX",
@@ -218,6 +219,8 @@ def test_price_of_a_preset_is_compared_with_its_own_gap():
     found = document("price", *TOKENS, "--model", "groq llama-3.3-70b")["break_even"]
     assert (found["model"], found["tensor_parallel"]) == ("llama-3.3-70b", 2)
     assert "another model" not in printed("price", *TOKENS, "--model", "groq llama-3.3-70b")
+    old = document("price", *TOKENS, "--model", "deepseek-v3 (until 2025-02-08)")["break_even"]
+    assert old["model"] == "deepseek-v3"
     assert "another model" in printed("price", *TOKENS, "--model", "gpt-4o")
     assert "another model" not in printed("price", *TOKENS, *GIVEN)
     other = printed("price", *TOKENS, "--model", "groq llama-3.3-70b", "--served-model", "llama-3.1-8b")
