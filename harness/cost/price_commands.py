@@ -126,8 +126,8 @@ def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: boo
 
 def _too_large(against: BreakEven) -> str:
     return (
-        f"{printable(against.model.name)} in {against.on.dtype} with one sequence of {against.context} tokens "
-        f"does not fit {against.gpus}; another --gpu, --dtype, --tensor-parallel or --context may"
+        f"{printable(against.model.name)} in {against.on.dtype} with one sequence of {against.context} "
+        f"tokens does not fit {against.gpus}; another --gpu, --dtype, --tensor-parallel or --context may"
     )
 
 
