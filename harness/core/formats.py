@@ -87,9 +87,9 @@ bits; fp4 is nvfp4; mxfp4 is weight-only, as engines run it."""
 _CACHE_GROUP = 128
 """Elements of a head that share a scale and a zero point in an integer cache; heads usually have 128."""
 
-CACHE_BYTES: Mapping[str, float] = MappingProxyType(
+CACHE_FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        each.name: each.bytes_per_element
+        each.name: each
         for each in (
             BF16,
             FP16,
@@ -100,8 +100,8 @@ CACHE_BYTES: Mapping[str, float] = MappingProxyType(
         )
     }
 )
-"""Bytes of a cached element by the names of `--cache-dtype`, scales and zero points included: fp8 has a scale
-per tensor, which costs nothing; int8 and int4 a scale and a zero point of 16 bits per token and head."""
+"""The formats that `--cache-dtype` names: fp8 has a scale per tensor, which costs nothing; int8 and int4 have
+a scale and a zero point of 16 bits per token and head."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,11 +55,7 @@ _BLOCKS: Mapping[str, tuple[tuple[str, ...], Mapping[str, tuple[str, ...]]]] = M
             {"gate_up": _UP, "down": _DOWN},
         ),
         "shared": (
-            tuple(
-                f"{mlp}.{shared}"
-                for mlp in _MLPS
-                for shared in ("shared_experts", "shared_expert", "shared_mlp")
-            ),
+            tuple(f"{mlp}.{shared}" for mlp in _MLPS for shared in ("shared_experts", "shared_expert")),
             {"gate_up": _UP, "down": _DOWN},
         ),
         "router": (

@@ -51,7 +51,7 @@ class Quantization:
     Attributes:
         method: its `quant_method`; None where weights are not quantised.
         rest: the format of all that no rule covers.
-        cache_format: the format of the KV cache by its name in `core.formats.CACHE_BYTES`; None if the file
+        cache_format: the format of the KV cache by its name in `core.formats.CACHE_FORMATS`; None if the file
             names none.
         rules: modules and their formats.
     """
