@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
-from decodetax.harness.core.formats import BF16, FORMATS, FP8, MXFP4, Format, Formats, layers_in
+from decodetax.harness.core.formats import ALL_BF16, BF16, FORMATS, FP8, MXFP4, Format, Formats, layers_in
 from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.layers import Experts, GroupedQueryAttention, LayerGroup, Mlp
 from decodetax.harness.core.stored_weights import stored_weights, weights_sentence
@@ -15,7 +15,7 @@ class Small:
     """What the functions read of a model: 64 hidden, 10 tokens, two layers with experts and one without."""
 
     layer_groups: tuple[LayerGroup, ...]
-    formats: Formats = Formats()
+    formats: Formats = ALL_BF16
     tied_embeddings: bool = False
     hidden_size: int = 64
     vocab_size: int = 10
