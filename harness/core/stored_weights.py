@@ -63,10 +63,8 @@ def weights_sentence(model: LanguageModel) -> str:
         parts[each.part] = parts.get(each.part, 0.0) + each.parameters
     if len(by_name) == 1:
         return next(iter(by_name))
-    # The 16-bit format is "the rest" if any has it; what remains may be the format of the most parts.
-    rest = next((name for name in ("bf16", "fp16") if name in by_name), None)
-    if rest is None:
-        rest = max(by_name, key=lambda name: len(by_name[name]))
+    in_16_bits = [name for name in ("bf16", "fp16") if name in by_name]
+    rest = in_16_bits[0] if in_16_bits else max(by_name, key=lambda name: len(by_name[name]))
     named = [f"{_joined(parts, by_name)} {name}" for name, parts in by_name.items() if name != rest]
     return f"{', '.join(named)}, the rest {rest}"
 
