@@ -16,6 +16,7 @@ import click
 
 from ..core import options
 from ..core.errors import UsageError, printable
+from ..core.formats import CACHE_FORMATS, FORMATS
 
 if TYPE_CHECKING:
     from ..core.gap import Gap
@@ -33,7 +34,7 @@ class BreakEven:
 
     Attributes:
         model: the modelled language model.
-        on: the GPUs that serve it, and the dtypes.
+        on: the GPUs that serve it.
         context: cached tokens of a sequence, and tokens of a prompt.
         gaps: the measured gaps of a run; empty without a run.
     """
@@ -51,9 +52,12 @@ class BreakEven:
     @property
     def where(self) -> str:
         """The modelled case, in words."""
-        cache = "" if self.on.cache_dtype == "bf16" else f", cache in {self.on.cache_dtype}"
+        from .memory import weight_formats
+
+        cached = self.on.cache_format.name
+        cache = "" if cached == "bf16" else f", cache in {cached}"
         return (
-            f"{printable(self.model.name)} in {self.on.dtype} on {self.gpus} "
+            f"{printable(self.model.name)} in {weight_formats(self.model)} on {self.gpus} "
             f"({self.context} cached tokens{cache})"
         )
 
@@ -66,13 +70,15 @@ class BreakEven:
 
     def to_json(self) -> dict[str, Any]:
         """Model, GPUs, dtypes and context of the modelled batches."""
+        from .memory import weight_formats
+
         return {
             "provenance": "modelled",
             "model": self.model.name,
             "gpu": self.on.gpu.name,
-            "tensor_parallel": self.on.tensor_parallel,
-            "dtype": self.on.dtype,
-            "cache_dtype": self.on.cache_dtype,
+            "tensor_parallel": self.on.parallelism.tensor_parallel,
+            "dtype": weight_formats(self.model),
+            "cache_dtype": self.on.cache_format.name,
             "context": self.context,
         }
 
@@ -153,6 +159,8 @@ class BreakEvenOptions:
             model = load_language_model(name)
         except UsageError as error:
             raise UsageError(f"--served-model: {str(error).removeprefix('--model: ')}") from error
+        if self.dtype is not None:
+            model = model.with_formats(FORMATS[self.dtype])
         on = self._deployment(model)
         return BreakEven(model=model, on=on, context=self.context, gaps=self._measured_gaps())
 
@@ -162,7 +170,7 @@ class BreakEvenOptions:
         from .parallelism import Parallelism
         from .prediction import largest_batch
 
-        one = deployment(self.gpu, dtype=self.dtype or "bf16", cache_dtype=self.cache_dtype)
+        one = deployment(self.gpu, cache_format=CACHE_FORMATS[self.cache_dtype])
         if self.tensor_parallel is not None:
             on = replace(one, parallelism=Parallelism(tensor_parallel=self.tensor_parallel))
             largest_batch(model, on, context=self.context)  # raises where the GPUs cannot share the model
@@ -206,7 +214,7 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
         "--dtype",
         options.one_of(*DTYPES),
         "NAME",
-        f"Dtype of its weights: {', '.join(DTYPES)}.  [default: bf16]",
+        f"Dtype of its weights: {', '.join(DTYPES)}.  [default: as stored]",
     )
     @options.option(
         "--cache-dtype",

@@ -10,13 +10,15 @@ from typing import Literal
 
 from ..core.cases import DecoderLayer
 from ..core.errors import UsageError
+from ..core.formats import BF16
 from ..core.gap import Interval
 from ..core.language_model import LanguageModel
 from ..core.layers import Attention, GroupedQueryAttention, LatentAttention, LinearAttention
 from ..core.records import Run
 from ..core.units import number
 from .deployment import Deployment
-from .forward import STORED_BYTES, Forward, cache_bytes_per_sequence, decode_forward, prefill_forward
+from .forward import Forward, decode_forward, prefill_forward
+from .memory import cache_bytes_per_sequence
 from .prediction import PREFILL_TOKENS, input_split_s, largest_batch, output_split_s
 from .prices import TokenPrice, price_changes
 
@@ -135,9 +137,9 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
         model=model,
         context=context,
         balance_ops_per_byte=peak / on.gpu.bandwidth_bytes_per_s,
-        prefill_ops_per_byte=prefill.operations / _bytes_moved(prefill, on),
-        decode_ops_per_byte={b: step.operations / _bytes_moved(step, on) for b, step in decode.items()},
-        bandwidth_share=_bytes_moved(first, on) / step_s / on.gpu.bandwidth_bytes_per_s,
+        prefill_ops_per_byte=prefill.operations / _bytes_moved(prefill),
+        decode_ops_per_byte={b: step.operations / _bytes_moved(step) for b, step in decode.items()},
+        bandwidth_share=_bytes_moved(first) / step_s / on.gpu.bandwidth_bytes_per_s,
         flop_share=first.operations / step_s / peak,
         prefill_flop_share=prefill.operations / (input_s * rows) / peak,
         input_s_per_token=input_s,
@@ -145,8 +147,8 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
     )
 
 
-def _bytes_moved(forward: Forward, on: Deployment) -> float:
-    return forward.weight_bytes(on.dtype) + forward.kv_bytes(on.cache_dtype) + forward.activation_bytes
+def _bytes_moved(forward: Forward) -> float:
+    return forward.weight_bytes + forward.kv_bytes + forward.activation_bytes
 
 
 def measured_facts(run: Run) -> Facts:
@@ -233,7 +235,7 @@ def _equal_operations(facts: Facts) -> Claim:
 
 
 def _equal_vectors(facts: Facts) -> Claim:
-    model, size = facts.model, STORED_BYTES["bf16"]
+    model, size = facts.model, BF16.bytes_per_element
     vectors: Counter[tuple[float, float]] = Counter()
     for group in model.layer_groups:
         if isinstance(group.attention, GroupedQueryAttention | LatentAttention):
@@ -246,7 +248,7 @@ def _equal_vectors(facts: Facts) -> Claim:
             Figure(f"keys and values of a token and {layer}", cached * size, "bytes"),
         ]
     others = {_other_than_keys(group.attention) for group in model.layer_groups} - {""}
-    cache = cache_bytes_per_sequence(model, context=facts.context, dtype="bf16")
+    cache = cache_bytes_per_sequence(model, context=facts.context)
     return Claim(
         2,
         "Q, K and V are the same size for both; the cache adds memory to outputs.",

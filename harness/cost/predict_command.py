@@ -10,6 +10,7 @@ import click
 
 from ..core import options
 from ..core.errors import UsageError
+from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
 from ..core.table import TERMINAL_COLUMNS, Column, Table, percent, wide_option
@@ -32,6 +33,7 @@ _COMPONENTS = {
     "activations": Column("activations", show=percent, wide=True),
     "communication": Column("all-reduce", show=percent),
     "launch": Column("launch", show=percent),
+    "engine": Column("engine", show=percent, wide=True),
 }
 _TOKEN_COLUMNS = {
     **_WHERE,
@@ -110,7 +112,7 @@ _PUBLISHED_COLUMNS = {
     "--link-latency-us",
     options.positive("a number of microseconds", least=0.001, most=1_000_000),
     "X",
-    "Time of an all-reduce of 0 bytes.  [default: 10 by NVLink, 20 by PCIe]",
+    "Time of an all-reduce of 0 bytes.  [default: as measured, 3 to 7 by NVLink]",
 )
 @options.option(
     "--usd-per-hour",
@@ -152,6 +154,8 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
     if asked["cache_hits"] is not None and asked["output"] is None:
         raise UsageError("--cache-hits: applies to a request; give --output too")
     model = load_language_model(asked["model"])
+    if "dtype" in options.given():
+        model = model.with_formats(FORMATS[asked["dtype"]])
     ratio = price_ratio(asked["price_ratio"], model.name)
     rows: list[dict[str, Any]] = []
     for on in _deployments(asked):
@@ -205,16 +209,15 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
     link: dict[str, Any] = {}
     if asked["link_gb_per_s"] is not None:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
-    if asked["link_latency_us"] is not None:
-        link["link_latency_s"] = asked["link_latency_us"] * 1e-6
+    latency_us = asked["link_latency_us"]
     names = options.gpu_names(*asked["gpus"], *asked["more_gpus"]) or ["h100"]
     return [
         Deployment(
             gpu=replace(gpu, **link),
             parallelism=Parallelism(tensor_parallel=asked["tensor_parallel"]),
-            dtype=asked["dtype"],
-            cache_dtype=asked["cache_dtype"],
+            cache_format=CACHE_FORMATS[asked["cache_dtype"]],
             usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,
+            all_reduce_latency_s=None if latency_us is None else latency_us * 1e-6,
         )
         for gpu in dict.fromkeys(find_gpu(name) for name in names)
     ]

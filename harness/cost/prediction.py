@@ -8,17 +8,11 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
-from .deployment import COMPONENTS, Deployment, communication_s, part_split_s
-from .forward import (
-    STORED_BYTES,
-    Attention,
-    Forward,
-    Part,
-    cache_bytes_per_sequence,
-    decode_forward,
-    prefill_forward,
-    resident_weight_bytes,
-)
+from .attention_parts import Attention, IndexScores
+from .deployment import Deployment
+from .forward import Forward, Part, decode_forward, prefill_forward
+from .memory import cache_bytes_per_sequence, resident_weight_bytes, weight_formats
+from .part_time import COMPONENTS, communication_s, forward_split_s, part_split_s
 
 PREFILL_TOKENS = 8192
 """Tokens of a prefill forward: as many prompts as fit share one; a longer prompt takes several."""
@@ -83,12 +77,14 @@ class Prediction:
             "provenance": "modelled",
             "model": self.model.name,
             "gpu": on.gpu.name,
-            "tensor_parallel": on.tensor_parallel,
+            **asdict(on.parallelism),
+            "gpus": on.gpus,
+            "engine": on.engine.name,
             "batch": self.batch,
             "context": self.context,
             "prompt": self.prompt,
-            "dtype": on.dtype,
-            "cache_dtype": on.cache_dtype,
+            "dtype": weight_formats(self.model),
+            "cache_dtype": on.cache_format.name,
             "input_s_per_token": self.input_s_per_token,
             "output_s_per_token": self.output_s_per_token,
             "input_tokens_per_s": 1 / self.input_s_per_token,
@@ -105,15 +101,14 @@ class Prediction:
             "break_even_batch": self.break_even_batch,
             "largest_batch": self.largest_batch,
             "memory": self.memory(),
-            "decode_parts": _work(self.decode, on),
-            "prefill_parts": _work(self.prefill, on),
+            "decode_parts": _work(self.decode),
+            "prefill_parts": _work(self.prefill),
         }
 
     @property
     def decode(self) -> Forward:
         """The decode step."""
-        split = self.deployment.tensor_parallel
-        return decode_forward(self.model, batch=self.batch, context=self.context, tensor_parallel=split)
+        return _decode(self.model, self.deployment, self.batch, self.context)
 
     @property
     def prefill(self) -> Forward:
@@ -122,13 +117,10 @@ class Prediction:
 
     def memory(self) -> dict[str, float]:
         """Bytes on each GPU: weights, caches, both, what is usable, and one token in a cache."""
-        on, split = self.deployment, self.deployment.tensor_parallel
-        weights = resident_weight_bytes(self.model, dtype=on.dtype, tensor_parallel=split)
-        sequence, token = (
-            cache_bytes_per_sequence(self.model, context=context, dtype=on.cache_dtype, tensor_parallel=split)
-            for context in (self.context, 1)
-        )
-        caches = self.batch * sequence
+        model, on = self.model, self.deployment
+        weights = resident_weight_bytes(model, parallelism=on.parallelism)
+        sequence, token = (_sequence_bytes(model, on, context) for context in (self.context, 1))
+        caches = _sequences_per_gpu(on, self.batch) * sequence
         return {
             "weight_bytes": weights,
             "kv_bytes": caches,
@@ -138,15 +130,32 @@ class Prediction:
         }
 
 
-def _work(forward: Forward, on: Deployment) -> list[dict[str, Any]]:
+def _decode(model: LanguageModel, on: Deployment, batch: int, context: int) -> Forward:
+    return decode_forward(
+        model, batch=batch, context=context, parallelism=on.parallelism, cache_format=on.cache_format
+    )
+
+
+def _sequence_bytes(model: LanguageModel, on: Deployment, context: int) -> float:
+    return cache_bytes_per_sequence(
+        model, context=context, cache_format=on.cache_format, parallelism=on.parallelism
+    )
+
+
+def _sequences_per_gpu(on: Deployment, batch: int) -> int:
+    """Sequences whose caches lie on a GPU of one attention replica."""
+    return math.ceil(batch / on.parallelism.data_parallel)
+
+
+def _work(forward: Forward) -> list[dict[str, Any]]:
     """Operations and bytes of one occurrence of each part, and the number of occurrences."""
     return [
         {
             "part": part.name,
             "times": part.times,
             "operations": part.operations,
-            "weight_bytes": part.weights * STORED_BYTES[on.dtype],
-            "kv_bytes": part.cached * STORED_BYTES[on.cache_dtype],
+            "weight_bytes": part.weight_bytes,
+            "kv_bytes": part.kv_bytes,
             "activation_bytes": part.activation_bytes,
         }
         for part in forward.parts
@@ -193,43 +202,47 @@ def predict(
 
 def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
     """The largest number of sequences whose caches fit beside the weights; 0 if the weights do not fit."""
-    weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
-    free = USABLE_MEMORY * on.gpu.memory_bytes - weights
-    each = cache_bytes_per_sequence(
-        model, context=context, dtype=on.cache_dtype, tensor_parallel=on.tensor_parallel
-    )
-    return max(0, math.floor(free / each))
+    weights = resident_weight_bytes(model, parallelism=on.parallelism)
+    free, each = USABLE_MEMORY * on.gpu.memory_bytes - weights, _sequence_bytes(model, on, context)
+    if not each:  # no layer keeps anything
+        return MAX_BATCH if free > 0 else 0
+    return max(0, math.floor(free / each)) * on.parallelism.data_parallel
 
 
 def _too_large(model: LanguageModel, on: Deployment, batch: int, context: int, fits: int) -> str:
-    gpus = f"{on.tensor_parallel} x {on.gpu.name}" if on.tensor_parallel > 1 else on.gpu.name
     usable = f"{USABLE_MEMORY:.0%} of {on.gpu.memory_bytes / 2**30:.0f} GiB"
     if not fits:
-        weights = resident_weight_bytes(model, dtype=on.dtype, tensor_parallel=on.tensor_parallel)
+        weights = resident_weight_bytes(model, parallelism=on.parallelism)
         return (
-            f"--gpu: {model.name} in {on.dtype} takes {weights / 2**30:.1f} GiB of weights a GPU; with one "
-            f"sequence of {context} tokens it does not fit {gpus} ({usable}); try --tensor-parallel, --dtype"
+            f"--gpu: {model.name} in {weight_formats(model)} takes {weights / 2**30:.1f} GiB of weights a "
+            f"GPU; with one sequence of {context} tokens it does not fit {on.text} ({usable}); try "
+            "--tensor-parallel, --dtype"
         )
     return (
-        f"--batch: {batch} sequences of {context} tokens do not fit {gpus} ({usable}) beside {model.name} in "
-        f"{on.dtype}; at most {fits} do"
+        f"--batch: {batch} sequences of {context} tokens do not fit {on.text} ({usable}) beside {model.name} "
+        f"in {weight_formats(model)}; at most {fits} do"
     )
 
 
 def input_split_s(model: LanguageModel, on: Deployment, *, prompt: int) -> dict[str, float]:
-    """Seconds of an input token by component: its share of a prefill forward filled with such prompts."""
+    """Seconds of an input token by component: its share of a prefill forward filled with such prompts.
+
+    Attention replicas and the stages of a pipeline prefill different prompts at the same time.
+    """
     forward = _full_prefill(model, on, prompt)
     rows = forward.rows
+    at_once = on.parallelism.data_parallel * on.parallelism.pipeline_parallel
 
     def tokens(part: Part) -> int:
-        whole = isinstance(part, Attention) or part.name == "lm_head"
+        whole = isinstance(part, Attention | IndexScores) or part.name == "lm_head"
         return max(1, PREFILL_TOKENS // prompt) * prompt if whole else rows
 
     split = dict.fromkeys(COMPONENTS, 0.0)
     for part in forward.parts:
         for name, seconds in part_split_s(part, on).items():
-            split[name] += seconds / tokens(part)
-    split["communication"] += communication_s(forward, on) / rows
+            split[name] += seconds / tokens(part) / at_once
+    split["communication"] += communication_s(forward, on) / rows / at_once
+    split["engine"] += on.engine.step_s / rows / at_once
     return split
 
 
@@ -238,19 +251,20 @@ def _full_prefill(model: LanguageModel, on: Deployment, prompt: int) -> Forward:
     sequences = max(1, PREFILL_TOKENS // prompt)
     rows = min(PREFILL_TOKENS, sequences * prompt)
     return prefill_forward(
-        model, sequences=sequences, prompt=prompt, rows=rows, tensor_parallel=on.tensor_parallel
+        model,
+        sequences=sequences,
+        prompt=prompt,
+        rows=rows,
+        parallelism=on.parallelism,
+        cache_format=on.cache_format,
     )
 
 
 def output_split_s(model: LanguageModel, on: Deployment, *, batch: int, context: int) -> dict[str, float]:
     """Seconds of an output token by component: a decode step over its batch."""
-    forward = decode_forward(model, batch=batch, context=context, tensor_parallel=on.tensor_parallel)
-    split = dict.fromkeys(COMPONENTS, 0.0)
-    for part in forward.parts:
-        for name, seconds in part_split_s(part, on).items():
-            split[name] += seconds / batch
-    split["communication"] += communication_s(forward, on) / batch
-    return split
+    split = forward_split_s(_decode(model, on, batch, context), on)
+    split["engine"] += on.engine.step_s + on.engine.sequence_s * batch
+    return {name: seconds / batch for name, seconds in split.items()}
 
 
 @functools.cache

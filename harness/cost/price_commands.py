@@ -16,6 +16,7 @@ from ..core.gpus import rental_rows
 from ..core.table import Column, Table, wide_option
 from . import prices
 from .break_even import BreakEven, BreakEvenOptions, break_even_options
+from .memory import weight_formats
 from .price_names import PriceMatch, find_price, is_price_of
 
 MAX_USD = 1_000_000
@@ -126,8 +127,9 @@ def prices_command(price_file: Path | None, against: BreakEvenOptions, wide: boo
 
 def _too_large(against: BreakEven) -> str:
     return (
-        f"{printable(against.model.name)} in {against.on.dtype} with one sequence of {against.context} "
-        f"tokens does not fit {against.gpus}; another --gpu, --dtype, --tensor-parallel or --context may"
+        f"{printable(against.model.name)} in {weight_formats(against.model)} with one sequence of "
+        f"{against.context} tokens does not fit {against.gpus}; another --gpu, --dtype, --tensor-parallel or "
+        "--context may"
     )
 
 

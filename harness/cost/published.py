@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.data_table import data_table
+from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.language_model import load_language_model
 from .deployment import Deployment, deployment
 from .prediction import input_split_s, largest_batch, output_split_s
@@ -67,12 +68,14 @@ def _row(name: str) -> Any:
     return next(row for row in data_table("published.csv") if row["id"] == name)
 
 
-def _output_s(model: str, on: Deployment, *, batch: int, context: int) -> float:
-    return sum(output_split_s(load_language_model(model), on, batch=batch, context=context).values())
+def _output_s(name: str, on: Deployment, *, batch: int, context: int, dtype: str = "bf16") -> float:
+    model = load_language_model(name).with_formats(FORMATS[dtype])
+    return sum(output_split_s(model, on, batch=batch, context=context).values())
 
 
-def _input_s(model: str, on: Deployment, *, prompt: int) -> float:
-    return sum(input_split_s(load_language_model(model), on, prompt=prompt).values())
+def _input_s(name: str, on: Deployment, *, prompt: int, dtype: str = "bf16") -> float:
+    model = load_language_model(name).with_formats(FORMATS[dtype])
+    return sum(input_split_s(model, on, prompt=prompt).values())
 
 
 def _gpt_fast() -> tuple[PublishedCheck, ...]:
@@ -82,7 +85,7 @@ def _gpt_fast() -> tuple[PublishedCheck, ...]:
         PublishedCheck(
             what=f"gpt-fast, {row['model']} in {dtype} on A100, decode",
             published=float(row["value"]),
-            modelled=1 / _output_s(row["model"], deployment("a100", dtype=dtype), batch=1, context=100),
+            modelled=1 / _output_s(row["model"], deployment("a100"), dtype=dtype, batch=1, context=100),
             unit="tokens/s",
             within=within,
             source=row["source"],
@@ -126,11 +129,12 @@ def _tensorrt_llm() -> tuple[PublishedCheck, ...]:
     # 128 / 2048 i + o = 1 / many; 2048 / 128 i + o = 1 / few.
     input_s = (1 / few - 1 / many) / (2048 / 128 - 128 / 2048)
     output_s = 1 / many - 128 / 2048 * input_s
-    on = deployment("H100-SXM5-80GB", dtype="fp8", cache_dtype="fp8")
+    on = deployment("H100-SXM5-80GB", cache_format=CACHE_FORMATS["fp8"])
     context = 128 + 2048 // 2
-    batch = largest_batch(load_language_model("llama-3.1-8b"), on, context=context)
-    modelled_input_s = _input_s("llama-3.1-8b", on, prompt=2048)
-    modelled_output_s = _output_s("llama-3.1-8b", on, batch=batch, context=context)
+    model = load_language_model("llama-3.1-8b").with_formats(FORMATS["fp8"])
+    batch = largest_batch(model, on, context=context)
+    modelled_input_s = _input_s("llama-3.1-8b", on, prompt=2048, dtype="fp8")
+    modelled_output_s = _output_s("llama-3.1-8b", on, batch=batch, context=context, dtype="fp8")
     at_batch = f"batch {batch}, the largest that fits at context {context}"
     return tuple(
         PublishedCheck(

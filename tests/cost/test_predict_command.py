@@ -118,8 +118,10 @@ def test_link_options_override_the_datasheet():
 
     # 2 all-reduces in each of 16 layers, 8 rows of 2048 elements of 2 bytes; of 2 GPUs each sends all once.
     given = moved_s("--link-gb-per-s", "1", "--link-latency-us", "5")
-    assert given == pytest.approx(32 * (5e-6 + 8 * 2048 * 2 / 1e9) / 8)
-    assert moved_s() == pytest.approx(32 * (10e-6 + 8 * 2048 * 2 / 450e9) / 8)
+    assert given > 32 * (5e-6 + 8 * 2048 * 2 / 1e9) / 8
+    assert moved_s("--link-gb-per-s", "1") > 10 * moved_s()
+    more_s = moved_s("--link-latency-us", "50") - moved_s("--link-latency-us", "5")
+    assert more_s == pytest.approx(32 * 45e-6 / 8)
     assert prediction(*PREDICT, "--link-gb-per-s", "1")["output_split_s"]["communication"] == 0
 
 
@@ -284,7 +286,6 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
             id="model",
         ),
         pytest.param(("--context", "2147483647"), "--gpu", ("2147483647 tokens",), id="context"),
-        pytest.param(("--tensor-parallel", "3"), "--tensor-parallel", ("q_heads", "32"), id="three GPUs"),
         pytest.param(("--tensor-parallel", "9"), "--tensor-parallel", ("'9'", "1 to 8"), id="nine GPUs"),
         pytest.param(("--tensor-parallel", "0"), "--tensor-parallel", ("'0'",), id="zero GPUs"),
         pytest.param(("--dtype", "fp16"), "--dtype", ("'fp16'", "bf16, fp8, int8, int4"), id="dtype"),
@@ -325,19 +326,10 @@ def test_link_too_slow_for_a_finite_time_is_named_in_one_line():
     assert_misuse(decodetax(*PREDICT, *options, "--json"), "--link-gb-per-s")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"num_attention_heads": 6}, id="query heads"),
-        pytest.param({"intermediate_size": 130}, id="MLP"),
-        pytest.param({"num_attention_heads": 12, "num_key_value_heads": 6}, id="KV heads"),
-        pytest.param({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 30}, id="experts"),
-    ],
-)
-def test_gpus_that_do_not_divide_the_model_are_named_in_one_line(tmp_path, changes):
-    model = ("predict", "--model", write_config(tmp_path, **changes))
-    assert predictions(*model)
-    assert_misuse(decodetax(*model, "--tensor-parallel", "4"), "--tensor-parallel", "4", tmp_path.name)
+def test_more_gpus_than_heads_are_named_in_one_line(tmp_path):
+    model = ("predict", "--model", write_config(tmp_path))
+    assert predictions(*model, "--tensor-parallel", "3")
+    assert_misuse(decodetax(*model, "--tensor-parallel", "8"), "--tensor-parallel", "8 GPUs", "4 heads")
 
 
 def test_broken_config_is_named_in_one_line(tmp_path):

@@ -239,7 +239,6 @@ def test_price_of_a_preset_is_compared_with_its_own_gap():
         (["--dtype", "fp9"], ["--dtype", "'fp9'", "bf16"]),
         (["--cache-dtype", "x"], ["--cache-dtype", "'x'", "bf16"]),
         (["--tensor-parallel", "0"], ["--tensor-parallel", "'0'"]),
-        (["--tensor-parallel", "3"], ["--tensor-parallel", "3", "llama-3.1-8b"]),
         (["--run", "nothing.json"], ["nothing.json"]),
     ],
     ids=lambda value: value[0],
