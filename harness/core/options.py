@@ -15,6 +15,9 @@ from .suggestions import meant_word
 MAX_SIZE = 2**31 - 1
 """Largest size: an int32's."""
 
+MAX_GPUS = 4096
+"""Most GPUs of a deployment."""
+
 Parser = Callable[[click.Context, click.Parameter, str | None], Any]
 
 
@@ -155,6 +158,19 @@ def _tokens(text: str) -> int:
     return _whole(text, least=0, most=2**53)
 
 
+def _requests(text: str) -> tuple[int, int]:
+    """Input and output tokens of a request, separated by a slash."""
+    sizes, texts = [], text.split("/")
+    for part in texts:
+        try:
+            sizes.append(_size(part.strip()))
+        except UnclearError as error:
+            raise UnclearError(f"{error}, not {part.strip()}") from None
+    if len(sizes) != 2:
+        raise ValueError(text)
+    return sizes[0], sizes[1]
+
+
 def positive_number(text: str, *, most: float, least: float = 0.0) -> float:
     """A number above 0, at least `least` and at most `most`.
 
@@ -205,7 +221,10 @@ SIZE = parsed(_size, f"a whole number from 1 to {MAX_SIZE}, such as 1024 or 8k")
 SIZES = parsed(_sizes, f"a list of whole numbers from 1 to {MAX_SIZE}, such as 1,8,32 or 1-64 or 8k")
 LENGTHS = parsed(_lengths, f"a list of whole numbers from 0 to {MAX_SIZE}, such as 1000,37")
 TOKENS = parsed(_tokens, f"a whole number of tokens from 0 to {2**53}")
-GPUS = parsed(lambda text: _whole(text, least=1, most=8), "a whole number from 1 to 8")
+GPUS = parsed(lambda text: _whole(text, least=1, most=MAX_GPUS), f"a whole number from 1 to {MAX_GPUS}")
+REQUESTS = parsed(
+    _requests, f"INPUT/OUTPUT, two whole numbers of tokens from 1 to {MAX_SIZE}, such as 1024/1024 or 8k/1k"
+)
 SECONDS = parsed(
     lambda text: _whole(text, least=1, most=MAX_SECONDS),
     f"a whole number of seconds from 1 to {MAX_SECONDS}",

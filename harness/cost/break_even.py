@@ -64,7 +64,7 @@ class BreakEven:
     @property
     def fits(self) -> bool:
         """Whether the GPUs hold the model and one sequence."""
-        from .prediction import largest_batch
+        from .memory_fit import largest_batch
 
         return largest_batch(self.model, self.on, context=self.context) > 0
 
@@ -96,7 +96,8 @@ class BreakEven:
 
 @cache
 def _modelled_batch(model: "LanguageModel", on: "Deployment", context: int, ratio: float) -> int | None:
-    from .prediction import break_even_batch, largest_batch
+    from .memory_fit import largest_batch
+    from .prediction import break_even_batch
 
     fits = largest_batch(model, on, context=context)
     return break_even_batch(model, on, context=context, prompt=context, price_ratio=ratio, largest=fits)
@@ -167,8 +168,8 @@ class BreakEvenOptions:
     def _deployment(self, model: "LanguageModel") -> "Deployment":
         """The GPUs: as many as --tensor-parallel says, else the fewest that hold the model, at most 8."""
         from .deployment import deployment
+        from .memory_fit import largest_batch
         from .parallelism import Parallelism
-        from .prediction import largest_batch
 
         one = deployment(self.gpu, cache_format=CACHE_FORMATS[self.cache_dtype])
         if self.tensor_parallel is not None:

@@ -19,7 +19,8 @@ from ..core.units import number
 from .deployment import Deployment
 from .forward import Forward, decode_forward, prefill_forward
 from .memory import cache_bytes_per_sequence
-from .prediction import PREFILL_TOKENS, input_split_s, largest_batch, output_split_s
+from .memory_fit import largest_batch
+from .prediction import PREFILL_TOKENS, input_split_s, output_split_s
 from .prices import TokenPrice, price_changes
 
 Verdict = Literal["holds", "holds in part", "does not hold"]

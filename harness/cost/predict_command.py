@@ -1,9 +1,9 @@
-"""`decodetax predict`: the modelled cost of tokens on a GPU; options and text."""
+"""`decodetax predict`: the modelled cost of tokens and of requests on GPUs; options and their rows."""
 
+import itertools
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import click
@@ -13,52 +13,20 @@ from ..core.errors import UsageError
 from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
-from ..core.table import TERMINAL_COLUMNS, Column, Table, percent, wide_option
-from ..core.units import seconds
+from ..core.table import Column, Table, wide_option
 from .deployment import Deployment
+from .memory import weight_formats
+from .memory_fit import largest_batch, memory_fit
+from .model_facts import model_json, warnings_of
 from .parallelism import Parallelism
-from .prediction import largest_batch, predict, request_cost
+from .predict_text import document_text
+from .prediction import predict
 from .price_ratio import price_ratio
 from .published import published_checks
+from .request_rows import Requests
 
-DTYPES = ("bf16", "fp8", "int8", "int4")
+DEFAULT_CONCURRENCIES = (1, 8, 32, 128)
 
-_SHOW_USD = "{:.4g}".format
-_WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
-_COMPONENTS = {
-    "weights": Column("weights", show=percent),
-    "matmul_arithmetic": Column("GEMM compute", show=percent),
-    "kv_cache": Column("KV cache", show=percent),
-    "attention_arithmetic": Column("attention compute", show=percent),
-    "activations": Column("activations", show=percent, wide=True),
-    "communication": Column("all-reduce", show=percent),
-    "launch": Column("launch", show=percent),
-    "engine": Column("engine", show=percent, wide=True),
-}
-_TOKEN_COLUMNS = {
-    **_WHERE,
-    "input_s_per_token": Column("s/input token", show=seconds, wide=True),
-    "output_s_per_token": Column("s/output token", show=seconds, wide=True),
-    "input_tokens_per_s": Column("input tokens/s"),
-    "output_tokens_per_s": Column("output tokens/s"),
-    "gap": Column("gap", show="{:.2f}".format),
-    "input_usd_per_mtok": Column("$/1M input", show=_SHOW_USD),
-    "output_usd_per_mtok": Column("$/1M output", show=_SHOW_USD),
-    "input_bound": Column("input bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
-    "bound": Column("output bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
-    "break_even_batch": Column("break-even batch"),
-    "largest_batch": Column("largest batch", wide=True),
-}
-_REQUEST_COLUMNS = {
-    "gpus": Column("gpu"),
-    "batch": Column("batch"),
-    "prompt": Column("prompt"),
-    "cache_hits": Column("cached", show=percent),
-    "output": Column("output"),
-    "input_s": Column("input time", show=seconds),
-    "output_s": Column("output time", show=seconds),
-    "usd": Column("$/request", show=_SHOW_USD),
-}
 _PUBLISHED_COLUMNS = {
     "what": Column("figure"),
     "unit": Column("unit"),
@@ -69,6 +37,11 @@ _PUBLISHED_COLUMNS = {
     "kept": Column("met", show=lambda kept: "yes" if kept else "MISSED"),
     "remark": Column("remark", wide=True),
 }
+
+
+_MILLISECONDS = options.positive("a number of milliseconds", most=1_000_000_000)
+_OF_TOKENS = ("batch", "context", "prompt", "price_ratio")
+_OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
 
 
 @click.command("predict")
@@ -89,19 +62,36 @@ _PUBLISHED_COLUMNS = {
 @options.option("--prompt", options.SIZE, "N", "Tokens of a prompt.  [default: the context]")
 @options.option(
     "--dtype",
-    options.one_of(*DTYPES),
+    options.one_of(*FORMATS),
     "NAME",
-    "Dtype of weights: bf16; fp8, multiplied in fp8 if the GPU can; int8 or int4, multiplied in bf16.",
-    default="bf16",
+    f"Format of the layers' weights: {', '.join(FORMATS)}. fp8 and nvfp4 are multiplied so if the GPU can, "
+    "others in bf16.  [default: as the config says, else bf16]",
 )
 @options.option(
     "--cache-dtype",
-    options.one_of(*DTYPES),
+    options.one_of(*CACHE_FORMATS),
     "NAME",
-    "Dtype of the KV cache: bf16, fp8, int8, int4.",
+    f"Format of the KV cache: {', '.join(CACHE_FORMATS)}.",
     default="bf16",
 )
-@options.option("--tensor-parallel", options.GPUS, "N", "GPUs that share each layer, 1 to 8.", default="1")
+@options.option("--tensor-parallel", options.GPUS, "N", "GPUs that share each layer.", default="1")
+@options.option(
+    "--data-parallel",
+    options.GPUS,
+    "N",
+    "Groups of that many GPUs, each with a copy of attention and dense MLPs.",
+    default="1",
+)
+@options.option(
+    "--expert-parallel",
+    options.GPUS,
+    "N",
+    "GPUs that the routed experts are divided among; a divisor of tensor x data parallelism.",
+    default="1",
+)
+@options.option(
+    "--pipeline-parallel", options.GPUS, "N", "Stages with equal shares of the layers.", default="1"
+)
 @options.option(
     "--link-gb-per-s",
     options.positive("a bandwidth in GB/s", least=0.001, most=1_000_000),
@@ -126,12 +116,29 @@ _PUBLISHED_COLUMNS = {
     help="Output price over input price, for the break-even batch: a number, or a model of "
     "`decodetax prices`.  [default: that of the served model's listed price; 4 if none is listed]",
 )
-@options.option("--output", options.SIZE, "N", "Also model the cost of a request with N output tokens.")
+@options.option(
+    "--requests",
+    options.REQUESTS,
+    "IN/OUT",
+    "Instead of single tokens, model requests of IN input and OUT output tokens in a steady state.",
+)
+@options.option(
+    "--concurrency", options.SIZES, "N,...", "With --requests: requests in the system.  [default: 1,8,32,128]"
+)
 @options.option(
     "--cache-hits",
     options.SHARE,
     "X",
-    "With --output: share of the prompt found in a prefix cache, 0 to 1.  [default: 0]",
+    "With --requests: share of the prompt in a prefix cache.  [default: 0]",
+)
+@options.option(
+    "--slo-ttft",
+    _MILLISECONDS,
+    "MS",
+    "With --requests: longest time to first token, for the largest concurrency that meets it.",
+)
+@options.option(
+    "--slo-tpot", _MILLISECONDS, "MS", "With --requests: longest time per output token, for the same."
 )
 @click.option(
     "--published",
@@ -151,41 +158,127 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
     if published:
         _show_published(wide=wide, as_json=as_json)
         return
-    if asked["cache_hits"] is not None and asked["output"] is None:
-        raise UsageError("--cache-hits: applies to a request; give --output too")
+    _require_one_kind(asked)
     model = load_language_model(asked["model"])
-    if "dtype" in options.given():
+    if asked["dtype"] is not None:
         model = model.with_formats(FORMATS[asked["dtype"]])
+    document = _document(model, _deployments(asked), asked)
+    if as_json:
+        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        click.echo(document_text(document, wide=wide))
+
+
+def _require_one_kind(asked: Mapping[str, Any]) -> None:
+    """Refuse options of single tokens beside --requests, and those of requests without it.
+
+    Raises:
+        UsageError: there are such options.
+    """
+    given = options.given()
+    for name in _OF_TOKENS if asked["requests"] else _OF_REQUESTS:
+        if name in given:
+            if asked["requests"]:
+                raise UsageError(f"{given[name]}: does not go with --requests and --concurrency")
+            raise UsageError(f"{given[name]}: applies to requests; give --requests INPUT/OUTPUT too")
+
+
+def _document(
+    model: LanguageModel, deployments: Sequence[Deployment], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """What is printed: predictions or requests of each deployment, and what is left out as it does not fit.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    if asked["requests"]:
+        found = _requests(model, deployments, asked)
+        contexts = [sum(asked["requests"])]
+    else:
+        found = _predictions(model, deployments, asked)
+        contexts = sorted({*asked["context"], *filter(None, [asked["prompt"]])})
+    return {
+        "schema_version": 1,
+        "model": model_json(model, asked["cache_dtype"]),
+        "warnings": list(warnings_of(model, contexts)),
+        **found,
+    }
+
+
+def _predictions(
+    model: LanguageModel, deployments: Sequence[Deployment], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Tokens on each deployment at each context and batch that fits."""
     ratio = price_ratio(asked["price_ratio"], model.name)
-    rows: list[dict[str, Any]] = []
-    for on in _deployments(asked):
-        for context, batch in _sweep(model, on, asked):
+    rows, left_out = [], _LeftOut(model)
+    for on, context, batch in itertools.product(deployments, asked["context"], asked["batch"]):
+        if left_out.fits(on, batch, context):
             prompt = asked["prompt"] or context
             found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio.value)
-            rows.append(found.to_json() | {"price_ratio_source": ratio.source})
-            if asked["output"] is not None:
-                request = request_cost(
-                    model,
-                    on,
-                    prompt=prompt,
-                    output=asked["output"],
-                    batch=batch,
-                    cache_hits=asked["cache_hits"] or 0.0,
-                )
-                rows[-1]["request"] = request.to_json()
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, "predictions": rows}, indent=1, allow_nan=False))
-    else:
-        click.echo(_predictions_text(rows, wide=wide))
+            rows.append({**_place(model, on), **found.to_json(), "price_ratio_source": ratio.source})
+    left_out.require_some(rows)
+    return {"predictions": rows, "does_not_fit": left_out.rows}
 
 
-def _sweep(model: LanguageModel, on: Deployment, asked: dict[str, Any]) -> list[tuple[int, int]]:
-    """Contexts and batches; of the defaults, only those that fit into memory, if any does."""
-    pairs = [(context, batch) for context in asked["context"] for batch in asked["batch"]]
-    if {"batch", "context"} & set(options.given()):
-        return pairs
-    fit = [(context, batch) for context, batch in pairs if batch <= largest_batch(model, on, context=context)]
-    return fit or pairs[:1]
+def _requests(
+    model: LanguageModel, deployments: Sequence[Deployment], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Requests on each deployment that one fits, at each concurrency."""
+    input_tokens, output_tokens = asked["requests"]
+    requests = Requests(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cache_hits=asked["cache_hits"] or 0.0,
+        slo_ttft_s=_in_seconds(asked["slo_ttft"]),
+        slo_tpot_s=_in_seconds(asked["slo_tpot"]),
+    )
+    rows, limits, left_out = [], [], _LeftOut(model)
+    for on in deployments:
+        if left_out.fits(on, 1, requests.context):
+            states = requests.states(model, on, asked["concurrency"] or DEFAULT_CONCURRENCIES)
+            rows += [{**_place(model, on), **state} for state in states]
+            limits.append({**_place(model, on), **requests.limits(model, on)})
+    left_out.require_some(rows)
+    return {"requests": rows, "limits": limits, "does_not_fit": left_out.rows}
+
+
+def _in_seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _place(model: LanguageModel, on: Deployment) -> dict[str, Any]:
+    """The GPUs of a row, and how weights and caches are stored there."""
+    return {
+        "gpu": on.gpu.name,
+        "gpus": on.gpus,
+        **asdict(on.parallelism),
+        "dtype": weight_formats(model),
+        "cache_dtype": on.cache_format.name,
+        "usd_per_hour": on.usd_per_hour,
+    }
+
+
+class _LeftOut:
+    """What does not fit the memory: a row for each, with the reason."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self.rows: list[dict[str, Any]] = []
+
+    def fits(self, on: Deployment, batch: int, context: int) -> bool:
+        """Whether a batch fits; one that does not is kept."""
+        if batch <= largest_batch(self._model, on, context=context):
+            return True
+        fit = memory_fit(self._model, on, batch=batch, context=context)
+        self.rows.append({**_place(self._model, on), "reason": fit.refusal(self._model, on), **fit.to_json()})
+        return False
+
+    def require_some(self, rows: Sequence[Any]) -> None:
+        """Raise UsageError if all is left out."""
+        if not rows:
+            count = len(self.rows)
+            others = f"; of the {count} combinations asked for, none fits" if count > 1 else ""
+            raise UsageError(f"{self.rows[0]['reason']}{others}")
 
 
 def _show_published(*, wide: bool, as_json: bool) -> None:
@@ -210,56 +303,15 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
     if asked["link_gb_per_s"] is not None:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
     latency_us = asked["link_latency_us"]
+    parallelism = Parallelism(**{part.name: asked[part.name] for part in fields(Parallelism)})
     names = options.gpu_names(*asked["gpus"], *asked["more_gpus"]) or ["h100"]
     return [
         Deployment(
             gpu=replace(gpu, **link),
-            parallelism=Parallelism(tensor_parallel=asked["tensor_parallel"]),
+            parallelism=parallelism,
             cache_format=CACHE_FORMATS[asked["cache_dtype"]],
             usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,
             all_reduce_latency_s=None if latency_us is None else latency_us * 1e-6,
         )
         for gpu in dict.fromkeys(find_gpu(name) for name in names)
     ]
-
-
-def _predictions_text(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
-    """Tables of tokens and their cost, of the components of an output token's time, and of requests.
-
-    Args:
-        rows: `Prediction.to_json`, with its "request" where one was asked for.
-        wide: whether all columns are shown.
-    """
-    first = rows[0]
-    as_context = all(row["prompt"] == row["context"] for row in rows)
-    heading = (
-        f"Modelled, not measured: {first['model']}, weights in {first['dtype']}, KV cache in "
-        f"{first['cache_dtype']}, prompt {'as long as the context' if as_context else first['prompt']}. "
-        "The break-even batch is the smallest batch that fits and has a gap of at most "
-        f"{first['price_ratio']:.4g}, the price ratio; - where there is none. Price ratio: "
-        f"{first['price_ratio_source']}."
-    )
-    several = first["tensor_parallel"] > 1
-    rows = [
-        {**row, "gpus": f"{row['tensor_parallel']} x {row['gpu']}" if several else row["gpu"]} for row in rows
-    ]
-    shares = [
-        {**row, **{name: s / row["output_s_per_token"] for name, s in row["output_split_s"].items()}}
-        | ({} if several else {"communication": None})
-        for row in rows
-    ]
-    tables = [
-        Table.select("Tokens and their cost", _TOKEN_COLUMNS, rows),
-        Table.select(
-            f"Shares of an output token's time{'' if wide else '; --wide adds activations'}",
-            _WHERE | _COMPONENTS,
-            shares,
-        ),
-    ]
-    if "request" in first:
-        requests = [{**row, **row["request"]} for row in rows]
-        tables.append(
-            Table.select("One request, device seconds of all its tokens", _REQUEST_COLUMNS, requests)
-        )
-    blocks = [textwrap.fill(heading, TERMINAL_COLUMNS), *(table.text(wide=wide) for table in tables)]
-    return "\n\n".join(blocks)

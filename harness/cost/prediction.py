@@ -11,7 +11,8 @@ from ..core.language_model import LanguageModel
 from .attention_parts import Attention, IndexScores
 from .deployment import Deployment
 from .forward import Forward, Part, decode_forward, prefill_forward
-from .memory import cache_bytes_per_sequence, resident_weight_bytes, weight_formats
+from .memory import resident_weight_bytes, weight_formats
+from .memory_fit import USABLE_MEMORY, largest_batch, memory_fit, sequence_bytes, sequences_per_gpu
 from .part_time import COMPONENTS, communication_s, forward_split_s, part_split_s
 
 PREFILL_TOKENS = 8192
@@ -22,9 +23,6 @@ TILE_ROWS = 16
 
 MAX_BATCH = 65_536
 """Largest batch in the search for the break-even batch."""
-
-USABLE_MEMORY = 0.9
-"""Share of a GPU's memory for weights and cache; the rest is for the driver, activations and workspaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,11 @@ class Prediction:
         return math.fsum(self.output_split_s.values())
 
     @property
+    def tpot_s(self) -> float:
+        """Time per output token of each user: that of a decode step."""
+        return self.output_s_per_token * self.batch
+
+    @property
     def gap(self) -> float:
         """Cost of an output token over the cost of an input token."""
         return self.output_s_per_token / self.input_s_per_token
@@ -89,6 +92,7 @@ class Prediction:
             "output_s_per_token": self.output_s_per_token,
             "input_tokens_per_s": 1 / self.input_s_per_token,
             "output_tokens_per_s": 1 / self.output_s_per_token,
+            "tpot_s": self.tpot_s,
             "gap": self.gap,
             "usd_per_hour": on.usd_per_hour,
             "input_usd_per_mtok": on.usd_per_mtok(self.input_s_per_token),
@@ -119,8 +123,8 @@ class Prediction:
         """Bytes on each GPU: weights, caches, both, what is usable, and one token in a cache."""
         model, on = self.model, self.deployment
         weights = resident_weight_bytes(model, parallelism=on.parallelism)
-        sequence, token = (_sequence_bytes(model, on, context) for context in (self.context, 1))
-        caches = _sequences_per_gpu(on, self.batch) * sequence
+        sequence, token = (sequence_bytes(model, on, context) for context in (self.context, 1))
+        caches = sequences_per_gpu(on, self.batch) * sequence
         return {
             "weight_bytes": weights,
             "kv_bytes": caches,
@@ -134,17 +138,6 @@ def _decode(model: LanguageModel, on: Deployment, batch: int, context: int) -> F
     return decode_forward(
         model, batch=batch, context=context, parallelism=on.parallelism, cache_format=on.cache_format
     )
-
-
-def _sequence_bytes(model: LanguageModel, on: Deployment, context: int) -> float:
-    return cache_bytes_per_sequence(
-        model, context=context, cache_format=on.cache_format, parallelism=on.parallelism
-    )
-
-
-def _sequences_per_gpu(on: Deployment, batch: int) -> int:
-    """Sequences whose caches lie on a GPU of one attention replica."""
-    return math.ceil(batch / on.parallelism.data_parallel)
 
 
 def _work(forward: Forward) -> list[dict[str, Any]]:
@@ -183,7 +176,7 @@ def predict(
     """
     fits = largest_batch(model, on, context=context)
     if batch > fits:
-        raise UsageError(_too_large(model, on, batch, context, fits))
+        raise UsageError(memory_fit(model, on, batch=batch, context=context).refusal(model, on))
     return Prediction(
         model=model,
         deployment=on,
@@ -197,30 +190,6 @@ def predict(
             model, on, context=context, prompt=prompt, price_ratio=price_ratio, largest=fits
         ),
         largest_batch=fits,
-    )
-
-
-def largest_batch(model: LanguageModel, on: Deployment, *, context: int) -> int:
-    """The largest number of sequences whose caches fit beside the weights; 0 if the weights do not fit."""
-    weights = resident_weight_bytes(model, parallelism=on.parallelism)
-    free, each = USABLE_MEMORY * on.gpu.memory_bytes - weights, _sequence_bytes(model, on, context)
-    if not each:  # no layer keeps anything
-        return MAX_BATCH if free > 0 else 0
-    return max(0, math.floor(free / each)) * on.parallelism.data_parallel
-
-
-def _too_large(model: LanguageModel, on: Deployment, batch: int, context: int, fits: int) -> str:
-    usable = f"{USABLE_MEMORY:.0%} of {on.gpu.memory_bytes / 2**30:.0f} GiB"
-    if not fits:
-        weights = resident_weight_bytes(model, parallelism=on.parallelism)
-        return (
-            f"--gpu: {model.name} in {weight_formats(model)} takes {weights / 2**30:.1f} GiB of weights a "
-            f"GPU; with one sequence of {context} tokens it does not fit {on.text} ({usable}); try "
-            "--tensor-parallel, --dtype"
-        )
-    return (
-        f"--batch: {batch} sequences of {context} tokens do not fit {on.text} ({usable}) beside {model.name} "
-        f"in {weight_formats(model)}; at most {fits} do"
     )
 
 
@@ -294,51 +263,3 @@ def break_even_batch(
         middle = (below + at) // 2
         below, at = (below, middle) if closes(middle) else (middle, at)
     return at
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestCost:
-    """The modelled cost of one request.
-
-    Attributes:
-        prompt: input tokens.
-        output: output tokens.
-        cache_hits: share of the prompt found in a prefix cache, which costs nothing.
-        input_s: device seconds of all input tokens.
-        output_s: device seconds of all output tokens.
-        usd: cost of both; None without a price of the GPU.
-    """
-
-    prompt: int
-    output: int
-    cache_hits: float
-    input_s: float
-    output_s: float
-    usd: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields by their names, and their provenance."""
-        return {"provenance": "modelled", **asdict(self)}
-
-
-def request_cost(
-    model: LanguageModel, on: Deployment, *, prompt: int, output: int, batch: int, cache_hits: float
-) -> RequestCost:
-    """Models a request whose output is decoded at a batch.
-
-    The context grows from the prompt to prompt + output; every output token has the cost of the middle one.
-
-    Raises:
-        UsageError: the batch does not fit the memory at the end of the output.
-    """
-    fits = largest_batch(model, on, context=prompt + output)
-    if batch > fits:
-        problem = _too_large(model, on, batch, prompt + output, fits)
-        raise UsageError(f"--output: {output} after a prompt of {prompt}: {problem.partition(': ')[2]}")
-    context = prompt + output // 2
-    input_s = math.fsum(input_split_s(model, on, prompt=prompt).values()) * prompt * (1 - cache_hits)
-    output_s = math.fsum(output_split_s(model, on, batch=batch, context=context).values()) * output
-    usd = on.usd_per_mtok((input_s + output_s) / 1e6)
-    return RequestCost(
-        prompt=prompt, output=output, cache_hits=cache_hits, input_s=input_s, output_s=output_s, usd=usd
-    )

@@ -7,7 +7,8 @@ from ..core.data_table import data_table
 from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.language_model import load_language_model
 from .deployment import Deployment, deployment
-from .prediction import input_split_s, largest_batch, output_split_s
+from .memory_fit import largest_batch
+from .prediction import input_split_s, output_split_s
 
 BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
 """Largest relative error allowed, by kind of figure; arithmetic on published figures is off by rounding."""

@@ -9,7 +9,8 @@ from typing import Any
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
 from .deployment import Deployment
-from .prediction import MAX_BATCH, input_split_s, largest_batch, output_split_s
+from .memory_fit import largest_batch
+from .prediction import MAX_BATCH, input_split_s, output_split_s
 
 SATURATED_WITHIN = 0.95
 """Share of the throughput of the largest concurrency from which on a deployment counts as saturated."""

@@ -2,9 +2,14 @@
 
 import itertools
 import math
+import re
+from dataclasses import replace
 
 import pytest
 from decodetax.harness.core.gpus import find_gpu, gpu_table
+from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.cost.deployment import deployment
+from decodetax.harness.cost.steady_state import steady_state
 from hand_made import assert_misuse, decodetax, strict_json, write_config
 
 PREDICT = ("predict", "--model", "llama-3.2-1b", "--batch", "8", "--context", "1024")
@@ -45,7 +50,7 @@ def test_json_has_the_figures_of_a_prediction():
     assert row["gap"] == pytest.approx(row["output_s_per_token"] / row["input_s_per_token"])
     assert row["output_s_per_token"] == pytest.approx(sum(row["output_split_s"].values()))
     assert row["input_s_per_token"] == pytest.approx(sum(row["input_split_s"].values()))
-    assert "request" not in row
+    assert row["tpot_s"] == pytest.approx(8 * row["output_s_per_token"])
 
 
 def test_without_options_llama_31_8b_is_predicted_on_an_h100():
@@ -187,45 +192,231 @@ def test_higher_price_ratio_needs_a_smaller_batch():
     assert prediction(*PREDICT, "--price-ratio", "0.001")["break_even_batch"] is None
 
 
-@pytest.mark.parametrize(("hits", "share"), [(None, 1.0), ("0", 1.0), ("0.5", 0.5), ("1", 0.0)])
-def test_request_costs_its_output_and_the_uncached_prompt(hits, share):
-    options = () if hits is None else ("--cache-hits", hits)
-    row = prediction(*PREDICT, "--usd-per-hour", "3.6", "--output", "200", *options)
-    request = row["request"]
-    assert (request["provenance"], request["prompt"], request["output"]) == ("modelled", 1024, 200)
-    assert request["cache_hits"] == 1 - share
-    assert request["input_s"] == pytest.approx(1024 * share * row["input_s_per_token"])
-    middle = prediction("predict", "--model", "llama-3.2-1b", "--batch", "8", "--context", "1124")
-    assert request["output_s"] == pytest.approx(200 * middle["output_s_per_token"])
-    assert request["usd"] == pytest.approx((request["input_s"] + request["output_s"]) * 0.001)
+# Requests.
+
+REQUESTS = ("predict", "--model", "llama-3.2-1b", "--requests", "1k/200")
 
 
-def test_rejects_request_that_outgrows_the_memory():
-    # 32 caches of 1024 tokens fit; in the middle of the output each has 51024.
-    asked = ("predict", "--model", "llama-3.1-8b", "--batch", "32", "--context", "1024")
-    assert predictions(*asked)
-    assert_misuse(decodetax(*asked, "--output", "100000"), "--output")
+def requests(*arguments):
+    outcome = decodetax(*arguments, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    document = strict_json(outcome.out)
+    assert "predictions" not in document
+    return document
+
+
+def test_requests_give_latency_throughput_and_cost_at_each_concurrency():
+    document = requests(*REQUESTS, "--concurrency", "4,1", "--gpu", "h100,a100", "--usd-per-hour", "3.6")
+    rows = document["requests"]
+    assert [(row["gpu"], row["concurrency"]) for row in rows] == list(
+        itertools.product(("H100-SXM5-80GB", "A100-SXM4-80GB"), (1, 4))
+    )
+    model = load_language_model("llama-3.2-1b")
+    for row in rows:
+        assert (row["input_tokens"], row["output_tokens"], row["cache_hits"]) == (1024, 200, 0.0)
+        on = replace(deployment(row["gpu"]), usd_per_hour=3.6)
+        size = {"input_tokens": 1024, "output_tokens": 200, "concurrency": row["concurrency"]}
+        expected = steady_state(model, on, **size).to_json()
+        assert {name: row[name] for name in expected} == expected
+        assert row["usd_per_request"] == pytest.approx(0.001 / row["requests_per_s"])
+        assert row["ttft_s"] >= row["ttft_alone_s"]
+    alone, four = rows[:2]
+    assert four["tpot_s"] > alone["tpot_s"]  # of one user: never divided by the batch
+    assert four["output_tokens_per_s"] < 4 / four["tpot_s"]
+
+
+def test_cache_hits_shorten_the_time_to_the_first_token():
+    cold, warm = (
+        requests(*REQUESTS, "--cache-hits", hits, "--concurrency", "8")["requests"][0]
+        for hits in ("0", "0.5")
+    )
+    assert warm["ttft_alone_s"] < cold["ttft_alone_s"]
+    assert warm["cache_hits"] == 0.5
+
+
+def test_largest_concurrency_meets_the_bounds_and_one_more_does_not():
+    document = requests(*REQUESTS, "--slo-tpot", "3", "--slo-ttft", "100")
+    [limits] = document["limits"]
+    most = limits["slo_concurrency"]
+    assert (limits["slo_tpot_s"], limits["slo_ttft_s"]) == (0.003, 0.1)
+    assert 1 < most < limits["memory_concurrency"]
+    at, beyond = requests(*REQUESTS, "--concurrency", f"{most},{most + 1}")["requests"]
+    assert limits["slo"] == {name: at[name] for name in limits["slo"]}
+    assert at["tpot_s"] <= 0.003
+    assert beyond["tpot_s"] > 0.003 or beyond["ttft_s"] > 0.1
+
+
+def test_bounds_that_no_concurrency_meets_are_told_in_one_line():
+    asked = (*REQUESTS, "--slo-tpot", "0.001", "--slo-ttft", "5")
+    [limits] = requests(*asked)["limits"]
+    assert (limits["slo_concurrency"], limits["slo"]) == (0, None)
+    assert printed(*asked).splitlines()[-1] == (
+        "H100-SXM5-80GB: no concurrency meets TTFT 5 ms and TPOT 0.001 ms."
+    )
+
+
+def test_saturation_is_where_more_requests_hardly_add_throughput():
+    [limits] = requests(*REQUESTS)["limits"]
+    at, most = (
+        requests(*REQUESTS, "--concurrency", str(limits[name]))["requests"][0]["output_tokens_per_s"]
+        for name in ("saturation_concurrency", "memory_concurrency")
+    )
+    assert 0.9 * most < at <= most
+
+
+def test_requests_on_a_gpu_that_one_does_not_fit_are_left_out():
+    document = requests(
+        "predict",
+        "--model",
+        "llama-3.1-70b",
+        "--requests",
+        "1k/1k",
+        "--gpu",
+        "h100,b200",
+        "--concurrency",
+        "1",
+    )
+    assert [row["gpu"] for row in document["requests"]] == ["B200"]
+    assert [row["gpu"] for row in document["does_not_fit"]] == ["H100-SXM5-80GB"]
+
+
+@pytest.mark.parametrize("option", ["--batch", "--context", "--prompt", "--price-ratio"])
+def test_options_of_single_tokens_do_not_go_with_requests(option):
+    assert_misuse(decodetax(*REQUESTS, option, "8"), option, "--requests")
+
+
+@pytest.mark.parametrize("option", ["--concurrency", "--cache-hits", "--slo-ttft", "--slo-tpot"])
+def test_options_of_requests_need_them(option):
+    assert_misuse(decodetax(*PREDICT, option, "1"), option, "--requests INPUT/OUTPUT")
+
+
+@pytest.mark.parametrize("text", ["1024", "1024/", "/1", "1/2/3", "0/5", "1k/x", "a/b", "", "1024:1024"])
+def test_requests_are_two_sizes(text):
+    assert_misuse(decodetax("predict", "--requests", text), "--requests", repr(text), "1024/1024")
+
+
+def test_a_thousands_separator_in_requests_is_refused_by_name():
+    assert_misuse(decodetax("predict", "--requests", "1,024/8"), "--requests", "thousands separator", "1024")
+
+
+# Memory.
+
+
+def test_a_default_batch_that_does_not_fit_is_told():
+    asked = ("predict", "--model", "llama-2-7b", "--gpu", "l4", "--usd-per-hour", "1")
+    document = strict_json(decodetax(*asked, "--json").out)
+    [*left_out] = document["does_not_fit"]
+    assert left_out
+    assert len(left_out) + len(document["predictions"]) == 6
+    for row in left_out:
+        assert row["batch"] > row["largest_batch"]
+        assert row["context"] > row["largest_context"]
+        assert row["weight_bytes"] + row["kv_bytes"] > row["usable_bytes"]
+        assert row["reason"].startswith("--batch: ")
+    text = printed(*asked)
+    assert "Left out: does not fit the memory of a GPU" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_one_gpu_that_does_not_fit_leaves_the_others():
+    asked = ("predict", "--model", "llama-3.1-70b", "--gpu", "h100,b200", "--batch", "1", "--context", "1k")
+    document = strict_json(decodetax(*asked, "--json").out)
+    assert [row["gpu"] for row in document["predictions"]] == ["B200"]
+    [row] = document["does_not_fit"]
+    assert (row["gpu"], row["largest_batch"], row["largest_context"]) == ("H100-SXM5-80GB", 0, 0)
+    assert row["fitting_tensor_parallel"] == 2
+    assert predictions(*asked, "--gpu", "h100", "--tensor-parallel", "2")[0]["gpus"] == 2
+
+
+def test_a_refusal_names_weights_cache_and_what_fits():
+    asked = ("predict", "--batch", "1000", "--context", "1k")
+    outcome = decodetax(*asked)
+    assert_misuse(outcome, "--batch", "cache of 125.0 GiB", "weights of 15.0 GiB", "72.0 GiB usable")
+    batch, context = map(int, re.search(r"context is (\d+), .* batch (\d+)", outcome.err).groups())
+    assert predictions("predict", "--batch", str(batch), "--context", "1k")
+    assert_misuse(decodetax("predict", "--batch", str(batch + 1), "--context", "1k"), "--batch")
+    assert predictions("predict", "--batch", "1000", "--context", str(context))
+    assert_misuse(decodetax("predict", "--batch", "1000", "--context", str(context + 1)), "--batch")
+
+
+def test_a_windowed_model_has_no_largest_context(tmp_path):
+    path = write_config(tmp_path, model_type="mistral", sliding_window=16)
+    outcome = decodetax("predict", "--model", path, "--batch", "1G")
+    assert outcome.code == 2
+    row = prediction("predict", "--model", path, "--batch", "1", "--context", "2147483647")
+    assert row["largest_batch"] > 1000
+
+
+# The model's facts and warnings.
+
+
+def test_json_has_the_facts_of_the_model():
+    document = strict_json(decodetax("predict", "--model", "qwen3-30b-a3b", "--batch", "1", "--json").out)
+    facts, model = document["model"], load_language_model("qwen3-30b-a3b")
+    assert (facts["parameters"], facts["active_parameters"]) == (model.parameters, model.active_parameters)
+    assert facts["kv_bytes_per_token"] == 48 * 2 * 4 * 128 * 2
+    assert facts["assumed"] == list(model.assumed)
+    assert facts["formats"]["experts"] == "bf16"
+    assert "shared" not in facts["formats"]
+    text = printed("predict", "--model", "qwen3-30b-a3b", "--batch", "1")
+    assert "30.5 B parameters, 3.35 B active" in " ".join(text.split())
+    assert "98,304 bytes a token" in " ".join(text.split())
+
+
+def test_contexts_beyond_those_of_the_model_warn(tmp_path):
+    path = write_config(tmp_path, max_position_embeddings=2048)
+    asked = ("predict", "--model", path, "--batch", "1", "--context", "2k,4k,8k")
+    [warning] = strict_json(decodetax(*asked, "--json").out)["warnings"]
+    assert "up to 2,048 tokens" in warning
+    assert "4,096, 8,192 are beyond" in warning
+    assert "Warning:" in printed(*asked)
+    within = ("predict", "--model", path, "--batch", "1", "--context", "2k")
+    assert strict_json(decodetax(*within, "--json").out)["warnings"] == []
+    assert "Warning" not in printed(*within)
+    assert strict_json(decodetax(*within, "--prompt", "3k", "--json").out)["warnings"]
+    of_requests = ("predict", "--model", path, "--requests", "1k/1025", "--json")
+    assert strict_json(decodetax(*of_requests).out)["warnings"]
+
+
+# Parallelism.
+
+
+def test_every_kind_of_parallelism_counts_its_gpus():
+    row = prediction(*PREDICT, "--tensor-parallel", "2", "--data-parallel", "2", "--usd-per-hour", "3.6")
+    assert (row["gpus"], row["tensor_parallel"], row["data_parallel"]) == (4, 2, 2)
+    assert row["output_usd_per_mtok"] == pytest.approx(row["output_s_per_token"] * 1000 * 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--expert-parallel", "3"), "--expert-parallel"),
+        (("--tensor-parallel", "4097"), "--tensor-parallel"),
+        (("--data-parallel", "4096", "--pipeline-parallel", "2"), "--pipeline-parallel"),
+        (("--data-parallel", "0"), "--data-parallel"),
+    ],
+)
+def test_rejects_parallelism_that_cannot_be(arguments, option):
+    assert_misuse(decodetax(*PREDICT, *arguments), option)
 
 
 # Tables.
 
 
 def test_tables_are_marked_modelled_and_fit_80_columns():
-    asked = (*PREDICT, "--gpu", "h100,l4", "--output", "200", "--cache-hits", "0.25")
+    asked = (*PREDICT, "--gpu", "h100,l4")
     narrow, wide = printed(*asked), printed(*asked, "--wide")
     assert max(map(len, narrow.splitlines())) <= 80
-    heading, tokens, shares, requests = wide.split("\n\n")
+    heading, tokens, shares = wide.split("\n\n")
     assert heading.startswith(
-        "Modelled, not measured: llama-3.2-1b, weights in bf16, KV cache in bf16, prompt\n"
+        "Modelled, not measured: llama-3.2-1b, 1.24 B parameters; weights in bf16, KV\n"
     )
     assert " ".join(heading.split()).count("at most 4, the price ratio; - where there is none.") == 1
     for column in ("gpu", "s/input token", "s/output token", "gap", "$/1M output", "output bound"):
         assert column in tokens.splitlines()[1]
     for component in ("weights", "KV cache", "activations", "launch"):
         assert component in shares
-    assert "device seconds" in requests
-    assert "25%" in requests
-    for table in (tokens, shares, requests):
+    for table in (tokens, shares):
         assert len([line for line in table.splitlines() if line.startswith(("H100-SXM5-80GB", "L4"))]) == 2
 
 
@@ -233,7 +424,12 @@ def test_table_shows_what_json_holds():
     asked = (*PREDICT, "--usd-per-hour", "3.6", "--price-ratio", "16")
     row = prediction(*asked)
     _, tokens, shares = printed(*asked, "--wide").split("\n\n")
-    for text in (f"{row['gap']:.2f}", f"{row['output_usd_per_mtok']:.4g}", f"{row['break_even_batch']} "):
+    for text in (
+        f"{row['tpot_s'] * 1e3:.4g}",
+        f"{row['gap']:.2f}",
+        f"{row['output_usd_per_mtok']:.4g}",
+        f"{row['break_even_batch']} ",
+    ):
         assert text in tokens
     shown = [int(word[:-1]) for word in shares.split() if word.endswith("%")]
     assert row["output_split_s"].pop("communication") == 0
@@ -247,7 +443,7 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
     text = printed(
         *PREDICT, "--gpu", "l4", "--prompt", "300", "--tensor-parallel", "2", "--price-ratio", "0.01"
     )
-    assert "prompt\n300." in text
+    assert "Prompts have 300 tokens." in " ".join(text.split())
     _, tokens, shares = text.split("\n\n")
     assert "2 x L4" in tokens
     assert "all-reduce" in shares
@@ -276,7 +472,7 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
         pytest.param(
             ("--batch", "1000000"),
             "--batch",
-            ("1000000 sequences of 1024 tokens", "at most", "H100"),
+            ("1000000 sequences of 1024 tokens", "largest batch", "H100"),
             id="batch",
         ),
         pytest.param(
@@ -285,20 +481,18 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
             ("llama-3.1-405b", "756.0 GiB", "--tensor-parallel"),
             id="model",
         ),
-        pytest.param(("--context", "2147483647"), "--gpu", ("2147483647 tokens",), id="context"),
-        pytest.param(("--tensor-parallel", "9"), "--tensor-parallel", ("'9'", "1 to 8"), id="nine GPUs"),
+        pytest.param(("--context", "2147483647"), "--context", ("2147483647 tokens",), id="context"),
         pytest.param(("--tensor-parallel", "0"), "--tensor-parallel", ("'0'",), id="zero GPUs"),
-        pytest.param(("--dtype", "fp16"), "--dtype", ("'fp16'", "bf16, fp8, int8, int4"), id="dtype"),
+        pytest.param(("--dtype", "fp32"), "--dtype", ("'fp32'", "bf16, fp16, fp8, int8, int4"), id="dtype"),
         pytest.param(("--dtype", ""), "--dtype", ("''",), id="empty dtype"),
         pytest.param(("--cache-dtype", "BF16"), "--cache-dtype", ("'BF16'",), id="cache dtype"),
-        pytest.param(("--cache-hits", "0.5"), "--cache-hits", ("--output",), id="cache hits without output"),
     ],
 )
 def test_rejects_wrong_input_in_one_line(arguments, option, fragments):
     assert_misuse(decodetax(*PREDICT, *arguments), option, *fragments)
 
 
-@pytest.mark.parametrize("option", ["--batch", "--context", "--prompt", "--output"])
+@pytest.mark.parametrize("option", ["--batch", "--context", "--prompt"])
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "", "2147483648", "1e3", "x"])
 def test_sizes_are_whole_numbers_of_at_least_1(option, text):
     assert_misuse(decodetax(*PREDICT, option, text), option, repr(text))
@@ -318,7 +512,7 @@ def test_rates_and_prices_are_above_0_and_finite(option, text):
 
 @pytest.mark.parametrize("text", ["1.1", "-0.1", "nan", "inf", "", "50%"])
 def test_cache_hits_are_a_share(text):
-    assert_misuse(decodetax(*PREDICT, "--output", "200", "--cache-hits", text), "--cache-hits", repr(text))
+    assert_misuse(decodetax(*REQUESTS, "--cache-hits", text), "--cache-hits", repr(text))
 
 
 def test_link_too_slow_for_a_finite_time_is_named_in_one_line():

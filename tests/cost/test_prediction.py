@@ -16,6 +16,7 @@ from decodetax.harness.cost.deployment import Deployment
 from decodetax.harness.cost.forward import decode_forward, prefill_forward
 from decodetax.harness.cost.kernel_time import constants_for, decode_attention_time, prefill_attention_time
 from decodetax.harness.cost.memory import resident_weight_bytes
+from decodetax.harness.cost.memory_fit import largest_batch
 from decodetax.harness.cost.mla_time import mla_decode_time
 from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.part_time import (
@@ -29,10 +30,8 @@ from decodetax.harness.cost.part_time import (
 from decodetax.harness.cost.parts import Elementwise, RoutedExperts
 from decodetax.harness.cost.prediction import (
     break_even_batch,
-    largest_batch,
     output_split_s,
     predict,
-    request_cost,
 )
 from hand_made import TINY
 
@@ -249,7 +248,7 @@ def test_largest_batch_is_what_fits_beside_the_weights(model, changes, context, 
     assert weight_bytes + found * cache_bytes <= usable < weight_bytes + (found + 1) * cache_bytes
     asked = {"context": context, "prompt": context}
     assert predicted(model, on, batch=found, **asked).largest_batch == found
-    with pytest.raises(UsageError, match=rf"^--batch: {found + 1} sequences .* at most {found} do$"):
+    with pytest.raises(UsageError, match=rf"^--batch: {found + 1} sequences .* of this context is {found}, "):
         predicted(model, on, batch=found + 1, **asked)
 
 
@@ -257,8 +256,9 @@ def test_rejects_model_that_does_not_fit():
     with pytest.raises(UsageError) as caught:
         predicted(load_language_model("llama-3.1-70b"))
     assert str(caught.value) == (
-        "--gpu: llama-3.1-70b in bf16 takes 131.4 GiB of weights a GPU; with one sequence of 1024 tokens it "
-        "does not fit H100-SXM5-80GB (90% of 80 GiB); try --tensor-parallel, --dtype"
+        "--gpu: llama-3.1-70b in bf16 does not fit H100-SXM5-80GB: weights of 131.4 GiB a GPU, beside a cache "
+        "of 2.5 GiB; 72.0 GiB usable, 90% of 80.0 GiB; no batch and no context fits; --tensor-parallel 2 is "
+        "enough"
     )
     assert largest_batch(load_language_model("llama-3.1-70b"), deployed(), context=1) == 0
 
@@ -473,7 +473,7 @@ def test_every_dtype_of_weights_and_cache_predicts(what, dtype, gpu):
     assert 0 < found.input_s_per_token < found.output_s_per_token < 1
 
 
-# Money and requests.
+# Money.
 
 
 def test_dollars_by_hand():
@@ -492,28 +492,6 @@ def test_dollars_follow_the_price_and_seconds_do_not():
         assert cheap[f"{side}_usd_per_mtok"] == pytest.approx(seconds * 1e6 / 3600 * 1.5)
         assert dear[f"{side}_usd_per_mtok"] == pytest.approx(2 * cheap[f"{side}_usd_per_mtok"])
         assert unpriced[f"{side}_usd_per_mtok"] is None
-
-
-@pytest.mark.parametrize("hits", [0.0, 0.5, 1.0], ids=str)
-@pytest.mark.parametrize("usd_per_hour", [1.8, None], ids=["priced", "unpriced"])
-def test_request_by_hand(hits, usd_per_hour):
-    on = deployed(usd_per_hour=usd_per_hour)
-    found = request_cost(LLAMA, on, prompt=1000, output=200, batch=8, cache_hits=hits)
-    # The middle output token has 1000 + 100 tokens before it.
-    parts = predicted(on=on, prompt=1000, context=1100, batch=8)
-    input_s = {0.0: 1000, 0.5: 500, 1.0: 0}[hits] * parts.input_s_per_token
-    all_output_s = 200 * parts.output_s_per_token
-    assert found.input_s == pytest.approx(input_s, rel=1e-12)
-    assert found.output_s == pytest.approx(all_output_s, rel=1e-12)
-    assert found.usd == (None if usd_per_hour is None else pytest.approx((input_s + all_output_s) * 0.0005))
-    assert found.to_json() == {"provenance": "modelled", **dataclasses.asdict(found)}
-    assert (found.prompt, found.output, found.cache_hits) == (1000, 200, hits)
-
-
-def test_request_on_several_gpus_pays_for_all_of_them():
-    on = deployed(usd_per_hour=1.8, tensor_parallel=2)
-    found = request_cost(LLAMA, on, prompt=1000, output=200, batch=8, cache_hits=0.0)
-    assert found.usd == pytest.approx((found.input_s + found.output_s) * 2 * 0.0005)
 
 
 # Every model and every GPU.

@@ -1,0 +1,82 @@
+"""What a prediction says of its model: parameters, bytes of cache, formats, assumptions and warnings."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..core.formats import CACHE_FORMATS
+from ..core.language_model import LanguageModel
+from ..core.layers import Experts, LinearAttention
+
+_PARTS = ("attention", "mlp", "experts", "shared", "router", "embedding", "lm_head")
+
+
+def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
+    """Facts of a model, counted from its shapes.
+
+    Args:
+        model: the model.
+        cache_dtype: dtype of the KV cache.
+    """
+    return {
+        "provenance": "counted",
+        "name": model.name,
+        "source": model.source,
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "kv_bytes_per_token": kv_bytes_per_token(model, cache_dtype),
+        "state_bytes_per_sequence": state_bytes_per_sequence(model),
+        "max_position_embeddings": model.max_position_embeddings,
+        "formats": formats_by_part(model),
+        "assumed": list(model.assumed),
+    }
+
+
+def kv_bytes_per_token(model: LanguageModel, cache_dtype: str) -> float:
+    """Bytes that a token adds to the KV caches of all layers, while within their windows."""
+    attentions = [(group.count, group.attention) for group in model.layer_groups if group.attention]
+    return CACHE_FORMATS[cache_dtype].bytes_per_element * sum(
+        count * each.cached_elements for count, each in attentions
+    )
+
+
+def state_bytes_per_sequence(model: LanguageModel) -> int:
+    """Bytes of the recurrent states of all layers, which do not grow with the context."""
+    return sum(
+        group.count * group.attention.state_elements * group.attention.state_bytes
+        for group in model.layer_groups
+        if isinstance(group.attention, LinearAttention)
+    )
+
+
+def formats_by_part(model: LanguageModel) -> dict[str, str]:
+    """The format of each part that the model has; several, joined by "and", where layers differ."""
+    present: dict[str, list[str]] = {part: [] for part in _PARTS}
+    for group in model.layer_groups:
+        parts = {"attention"} if group.attention else set()
+        if isinstance(group.mlp, Experts):
+            parts |= {"experts", "router"} | ({"shared"} if group.mlp.shared else set())
+        elif group.mlp:
+            parts.add("mlp")
+        for part in parts:
+            present[part].append(group.formats.of(part).name)
+    present["embedding"].append(model.formats.embedding.name)
+    if not model.tied_embeddings:
+        present["lm_head"].append(model.formats.lm_head.name)
+    return {part: " and ".join(dict.fromkeys(names)) for part, names in present.items() if names}
+
+
+def warnings_of(model: LanguageModel, contexts: Sequence[int]) -> Iterator[str]:
+    """What a reader should know before the figures are used: each a sentence."""
+    longest = model.max_position_embeddings
+    beyond = [context for context in contexts if longest is not None and context > longest]
+    if beyond:
+        yield (
+            f"{model.name} is made for contexts of up to {longest:,} tokens (max_position_embeddings); "
+            f"{', '.join(f'{context:,}' for context in beyond)} {'are' if len(beyond) > 1 else 'is'} beyond"
+        )
+
+
+def in_billions(count: float) -> str:
+    """A number of parameters as people write it: 8.03 B, 685 B, 0.124 B."""
+    return f"{count / 1e9:.{max(0, 2 - math.floor(math.log10(max(count, 1) / 1e9)))}f} B"

@@ -1,0 +1,181 @@
+"""The text of `decodetax predict`: what the figures are of, then their tables."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..core.table import TERMINAL_COLUMNS, Column, Table, percent
+from ..core.units import seconds
+from .model_facts import in_billions
+
+_SHOW_USD = "{:.4g}".format
+_MILLISECONDS = {"show": lambda time_s: f"{time_s * 1e3:,.4g}"}
+_WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
+_COMPONENTS = {
+    "weights": Column("weights", show=percent),
+    "matmul_arithmetic": Column("GEMM compute", show=percent),
+    "kv_cache": Column("KV cache", show=percent),
+    "attention_arithmetic": Column("attention compute", show=percent),
+    "activations": Column("activations", show=percent, wide=True),
+    "communication": Column("all-reduce", show=percent),
+    "launch": Column("launch", show=percent),
+    "engine": Column("engine", show=percent, wide=True),
+}
+_TOKEN_COLUMNS = {
+    **_WHERE,
+    "tpot_s": Column("TPOT ms", **_MILLISECONDS),
+    "input_s_per_token": Column("s/input token", show=seconds, wide=True),
+    "output_s_per_token": Column("s/output token", show=seconds, wide=True),
+    "input_tokens_per_s": Column("input tokens/s", wide=True),
+    "output_tokens_per_s": Column("output tokens/s"),
+    "gap": Column("gap", show="{:.2f}".format),
+    "input_usd_per_mtok": Column("$/1M input", show=_SHOW_USD),
+    "output_usd_per_mtok": Column("$/1M output", show=_SHOW_USD),
+    "input_bound": Column("input bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "bound": Column("output bound", show=lambda name: _COMPONENTS[name].heading, wide=True),
+    "break_even_batch": Column("break-even batch"),
+    "largest_batch": Column("largest batch", wide=True),
+}
+_REQUEST_COLUMNS = {
+    "gpus": Column("gpu"),
+    "concurrency": Column("concurrency"),
+    "running": Column("running", wide=True),
+    "ttft_alone_s": Column("TTFT ms, alone", **_MILLISECONDS),
+    "ttft_s": Column("TTFT ms", **_MILLISECONDS),
+    "tpot_s": Column("TPOT ms", **_MILLISECONDS),
+    "requests_per_s": Column("requests/s"),
+    "output_tokens_per_s": Column("output tokens/s"),
+    "usd_per_request": Column("$/request", show=_SHOW_USD),
+    "usd_per_mtok": Column("$/1M tokens", show=_SHOW_USD),
+    "usd_per_input_mtok": Column("$/1M input", show=_SHOW_USD, wide=True),
+    "usd_per_output_mtok": Column("$/1M output", show=_SHOW_USD, wide=True),
+    "saturated": Column("waits for memory", wide=True),
+}
+_LIMIT_COLUMNS = {
+    "gpus": Column("gpu"),
+    "saturation_concurrency": Column("saturated from"),
+    "memory_concurrency": Column("fits memory"),
+    "slo_concurrency": Column("meets the bounds"),
+    "ttft_s": Column("TTFT ms there", **_MILLISECONDS),
+    "tpot_s": Column("TPOT ms there", **_MILLISECONDS),
+}
+_GIB = {"show": lambda size: f"{size / 2**30:,.1f}"}
+_FIT_COLUMNS = {
+    **_WHERE,
+    "weight_bytes": Column("weights GiB", **_GIB),
+    "kv_bytes": Column("KV cache GiB", **_GIB),
+    "usable_bytes": Column("usable GiB", **_GIB),
+    "largest_batch": Column("largest batch"),
+    "largest_context": Column("largest context"),
+    "fitting_tensor_parallel": Column("enough: tensor parallel"),
+}
+
+
+def document_text(document: Mapping[str, Any], *, wide: bool) -> str:
+    """Facts and warnings, then tables.
+
+    Args:
+        document: what the command prints as JSON, with "predictions" or "requests".
+        wide: whether all columns are shown.
+    """
+    of_requests = "requests" in document
+    rows = document["requests" if of_requests else "predictions"]
+    conditions = _request_conditions(rows) if of_requests else _conditions(rows)
+    tables = _request_tables(document) if of_requests else _token_tables(rows, wide=wide)
+    if document["does_not_fit"]:
+        left_out = map(_with_gpus, document["does_not_fit"])
+        tables.append(Table.select("Left out: does not fit the memory of a GPU", _FIT_COLUMNS, left_out))
+    blocks = [_filled([*_facts(document["model"], rows[0]), conditions])]
+    blocks += [_filled([f"Warning: {warning}."]) for warning in document["warnings"]]
+    blocks += [table.text(wide=wide) for table in tables]
+    if of_requests:
+        blocks += _slo_lines(document["limits"])
+    return "\n\n".join(blocks)
+
+
+def _token_tables(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> list[Table]:
+    """Tokens and their cost, and the parts of an output token's time."""
+    title = f"Shares of an output token's time{'' if wide else '; --wide adds activations'}"
+    return [
+        Table.select("Tokens and their cost", _TOKEN_COLUMNS, map(_with_gpus, rows)),
+        Table.select(title, _WHERE | _COMPONENTS, (_with_gpus(_shares(row)) for row in rows)),
+    ]
+
+
+def _request_tables(document: Mapping[str, Any]) -> list[Table]:
+    """Steady states at each concurrency, and the concurrencies that limit a deployment."""
+    limits = [
+        {**row, **{name: (row["slo"] or {}).get(name) for name in ("ttft_s", "tpot_s")}}
+        for row in document["limits"]
+    ]
+    return [
+        Table.select("Requests in a steady state", _REQUEST_COLUMNS, map(_with_gpus, document["requests"])),
+        Table.select("Largest concurrency", _LIMIT_COLUMNS, map(_with_gpus, limits)),
+    ]
+
+
+def _slo_lines(limits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each deployment where no concurrency meets the bounds."""
+    return [
+        _filled(
+            [
+                f"{_with_gpus(row)['gpus']}: no concurrency meets "
+                + " and ".join(
+                    f"{name.upper()} {row[f'slo_{name}_s'] * 1e3:g} ms"
+                    for name in ("ttft", "tpot")
+                    if row[f"slo_{name}_s"] is not None
+                )
+                + "."
+            ]
+        )
+        for row in limits
+        if row["slo_concurrency"] == 0
+    ]
+
+
+def _facts(model: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """What is modelled: the model, its size, formats and cache, and what was assumed of it."""
+    active = model["active_parameters"]
+    of_them = f", {in_billions(active)} active" if active != model["parameters"] else ""
+    yield (
+        f"Modelled, not measured: {model['name']}, {in_billions(model['parameters'])} parameters{of_them}; "
+        f"weights in {row['dtype']}, KV cache in {row['cache_dtype']}, "
+        f"{model['kv_bytes_per_token']:,.0f} bytes a token."
+    )
+    if model["assumed"]:
+        yield f"Assumed: {'; '.join(model['assumed'])}."
+
+
+def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
+    first = rows[0]
+    as_context = all(row["prompt"] == row["context"] for row in rows)
+    length = "as many tokens as the context" if as_context else f"{first['prompt']:,} tokens"
+    return (
+        f"Prompts have {length}. TPOT, the time per output token of each user, is that of a decode step. The "
+        f"break-even batch is the smallest that fits with a gap of at most {first['price_ratio']:.4g}, the "
+        f"price ratio; - where there is none. Price ratio: {first['price_ratio_source']}."
+    )
+
+
+def _request_conditions(rows: Sequence[Mapping[str, Any]]) -> str:
+    first = rows[0]
+    cached = f", {first['cache_hits']:.0%} of the input in a prefix cache" if first["cache_hits"] else ""
+    return (
+        f"Requests of {first['input_tokens']:,} input and {first['output_tokens']:,} output tokens{cached}; "
+        "as one ends the next begins. TTFT is the time to the first token, TPOT the time per output token "
+        "after it, both of one user. Throughput and cost are those of all GPUs."
+    )
+
+
+def _filled(sentences: Sequence[str]) -> str:
+    return textwrap.fill(" ".join(sentences), TERMINAL_COLUMNS)
+
+
+def _with_gpus(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    several = row["gpus"] > 1
+    return {**row, "gpus": f"{row['gpus']} x {row['gpu']}" if several else row["gpu"]}
+
+
+def _shares(row: Mapping[str, Any]) -> dict[str, Any]:
+    shares = {name: part_s / row["output_s_per_token"] for name, part_s in row["output_split_s"].items()}
+    return {**row, **shares} | ({} if row["gpus"] > 1 else {"communication": None})
