@@ -5,11 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.table import TERMINAL_COLUMNS, Column, Table, percent
-from ..core.units import seconds
+from ..core.units import number, seconds
 from .model_facts import in_billions
 
+
+def _milliseconds(time_s: float) -> str:
+    return number(time_s * 1e3)
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:,.1f}"
+
+
 _SHOW_USD = "{:.4g}".format
-_MILLISECONDS = {"show": lambda time_s: f"{time_s * 1e3:,.4g}"}
 _WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
 _COMPONENTS = {
     "weights": Column("weights", show=percent),
@@ -23,7 +31,7 @@ _COMPONENTS = {
 }
 _TOKEN_COLUMNS = {
     **_WHERE,
-    "tpot_s": Column("TPOT ms", **_MILLISECONDS),
+    "tpot_s": Column("TPOT ms", show=_milliseconds),
     "input_s_per_token": Column("s/input token", show=seconds, wide=True),
     "output_s_per_token": Column("s/output token", show=seconds, wide=True),
     "input_tokens_per_s": Column("input tokens/s", wide=True),
@@ -40,9 +48,9 @@ _REQUEST_COLUMNS = {
     "gpus": Column("gpu"),
     "concurrency": Column("concurrency"),
     "running": Column("running", wide=True),
-    "ttft_alone_s": Column("TTFT ms, alone", **_MILLISECONDS),
-    "ttft_s": Column("TTFT ms", **_MILLISECONDS),
-    "tpot_s": Column("TPOT ms", **_MILLISECONDS),
+    "ttft_alone_s": Column("TTFT ms, alone", show=_milliseconds),
+    "ttft_s": Column("TTFT ms", show=_milliseconds),
+    "tpot_s": Column("TPOT ms", show=_milliseconds),
     "requests_per_s": Column("requests/s"),
     "output_tokens_per_s": Column("output tokens/s"),
     "usd_per_request": Column("$/request", show=_SHOW_USD),
@@ -56,15 +64,14 @@ _LIMIT_COLUMNS = {
     "saturation_concurrency": Column("saturated from"),
     "memory_concurrency": Column("fits memory"),
     "slo_concurrency": Column("meets the bounds"),
-    "ttft_s": Column("TTFT ms there", **_MILLISECONDS),
-    "tpot_s": Column("TPOT ms there", **_MILLISECONDS),
+    "ttft_s": Column("TTFT ms there", show=_milliseconds),
+    "tpot_s": Column("TPOT ms there", show=_milliseconds),
 }
-_GIB = {"show": lambda size: f"{size / 2**30:,.1f}"}
 _FIT_COLUMNS = {
     **_WHERE,
-    "weight_bytes": Column("weights GiB", **_GIB),
-    "kv_bytes": Column("KV cache GiB", **_GIB),
-    "usable_bytes": Column("usable GiB", **_GIB),
+    "weight_bytes": Column("weights GiB", show=_gib),
+    "kv_bytes": Column("KV cache GiB", show=_gib),
+    "usable_bytes": Column("usable GiB", show=_gib),
     "largest_batch": Column("largest batch"),
     "largest_context": Column("largest context"),
     "fitting_tensor_parallel": Column("enough: tensor parallel"),

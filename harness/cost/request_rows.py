@@ -63,8 +63,9 @@ class Requests:
         """
         found = None
         if self.has_slo:
-            bounds = {"slo_ttft_s": self.slo_ttft_s, "slo_tpot_s": self.slo_tpot_s}
-            found = largest_concurrency(model, on, **self._size, **bounds)
+            found = largest_concurrency(
+                model, on, **self._size, slo_ttft_s=self.slo_ttft_s, slo_tpot_s=self.slo_tpot_s
+            )
         return {
             "provenance": "modelled",
             "saturation_concurrency": saturation_concurrency(model, on, **self._size),
