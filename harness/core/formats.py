@@ -134,9 +134,9 @@ class Formats:
 
         Args:
             part: a field's name, such as the `role` of a `core.layers.Projection`.
-            projection: its name; "" for the part's own format.
+            projection: its name, with or without the part's before it; "" for the part's own format.
         """
-        own = dict(self.projections).get(f"{part} {projection}")
+        own = dict(self.projections).get(f"{part} {projection.removeprefix(f'{part} ')}")
         if own is not None:
             return own
         found = getattr(self, part)

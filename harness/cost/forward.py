@@ -180,7 +180,7 @@ def _forward(model: LanguageModel, pieces: _Pieces) -> Forward:
 def _layer_parts(model: LanguageModel, group: LayerGroup, pieces: _Pieces) -> Iterator[Part]:
     rows, split = pieces.rows, pieces.parallelism
     for projection in layer_projections(group, model.hidden_size, split):
-        weight_format = getattr(group.formats, projection.role)
+        weight_format = group.formats.of(projection.role, projection.name)
         yield _matmul(projection, group.count, rows, weight_format)
     if isinstance(group.mlp, Experts):
         yield routed_experts(model, group, split, pieces.routed)
@@ -277,7 +277,7 @@ def _elementwise(
     if inner:
         elements, kernels = elements + inner, kernels + 1
     for projection in layer_projections(group, model.hidden_size, pieces.parallelism):
-        if getattr(group.formats, projection.role).multiplied_in != "bf16":
+        if group.formats.of(projection.role, projection.name).multiplied_in != "bf16":
             quantised, passes = quantised + 3 * projection.in_features, passes + 1
     return Elementwise(
         times=group.count,

@@ -47,7 +47,7 @@ def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ON
     for group in model.layer_groups:
         norms = 2 * model.hidden_size * BF16.bytes_per_element
         each = norms + math.fsum(
-            projection.parameters * getattr(group.formats, projection.role).bytes_per_element
+            projection.parameters * group.formats.of(projection.role, projection.name).bytes_per_element
             for projection in layer_projections(group, model.hidden_size, parallelism)
         )
         if isinstance(group.mlp, Experts):
@@ -67,7 +67,9 @@ def weight_formats(model: LanguageModel) -> str:
     weights: Counter[str] = Counter()
     for group in model.layer_groups:
         for projection in layer_projections(group, model.hidden_size, ONE_GPU):
-            weights[getattr(group.formats, projection.role).name] += group.count * projection.parameters
+            weights[group.formats.of(projection.role, projection.name).name] += (
+                group.count * projection.parameters
+            )
         if isinstance(group.mlp, Experts):
             experts = routed_experts(model, group, ONE_GPU, tokens=1)
             weights[group.formats.experts.name] += group.count * experts.experts * experts.parameters

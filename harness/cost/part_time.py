@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from ..core.formats import FP8_BLOCKS, Format
+from ..core.formats import BF16, FP8_BLOCKS, Format
 from ..core.gpus import Gpu
 from .attention_parts import Attention, IndexScores, StateUpdate
 from .communication import transfer_s
@@ -132,7 +132,7 @@ def experts_time(part: RoutedExperts, on: Deployment) -> KernelTime:
 
 def attention_time(part: Attention, on: Deployment) -> KernelTime:
     """Time of one layer's attention; caches of 8 and 4 bits are read at the bandwidth of fp8."""
-    dtype = "bf16" if part.cache_format.bytes_per_element > 1 else "fp8"
+    dtype = "bf16" if part.cache_format.bytes_per_element >= BF16.bytes_per_element else "fp8"
     if part.latent:
         return mla_decode_time(
             on.gpu,

@@ -144,6 +144,13 @@ def test_decode_attention_is_timed_by_the_heads_and_bytes_of_one_gpu():
     )
 
 
+def test_a_cache_with_scales_is_read_as_one_of_8_bits():
+    [part] = [p for p in predicted(on=deployed(cache_dtype="int8")).decode.parts if isinstance(p, Attention)]
+    [other] = [p for p in predicted(on=deployed(cache_dtype="fp8")).decode.parts if isinstance(p, Attention)]
+    times = [attention_time(each, deployed()).time_s for each in (part, other)]
+    assert times[1] < times[0] < times[1] * (1 + 4 / 128)
+
+
 def test_latent_decode_attention_is_timed_by_its_own_kernel():
     model, on = stored("fp8", load_language_model("deepseek-v3")), deployed("b200", tensor_parallel=8)
     [part] = attention_of(predicted(model, on, batch=2, context=1000).decode)
