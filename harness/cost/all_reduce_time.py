@@ -62,13 +62,15 @@ class DirectConstants:
         launch_s: time of a call between two GPUs, with its barrier.
         peer_s: time added by each further GPU.
         two_shot_s: time of the second barrier of two shots: reduce-scatter, then all-gather.
-        share: share of the link's bandwidth reached.
+        one_shot_share: share of the link's bandwidth reached where each GPU reads all of every other's data.
+        two_shot_share: share reached where each reads its part of the data, then every other's sum.
     """
 
     launch_s: float
     peer_s: float
     two_shot_s: float
-    share: float
+    one_shot_share: float
+    two_shot_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +171,8 @@ def all_to_all_time(gpu: Gpu, *, gpus: int, sent_bytes: float) -> KernelTime:
     direct: DirectConstants = constants_of(DirectConstants, gpu, DIRECT, "vllm")
     inside = min(gpus, node.gpus)
     to_others = (gpus - inside) / (gpus - 1)
-    link_s = sizes["sent_bytes"] * (1 - to_others) / (gpu.link_bytes_per_s * direct.share)
-    network_s = sizes["sent_bytes"] * to_others / (node.network_bytes_per_s * direct.share)
+    link_s = sizes["sent_bytes"] * (1 - to_others) / (gpu.link_bytes_per_s * direct.two_shot_share)
+    network_s = sizes["sent_bytes"] * to_others / (node.network_bytes_per_s * direct.two_shot_share)
     fixed_s = direct.launch_s + (inside - 2) * direct.peer_s
     if gpus > inside:
         fixed_s += _NETWORK_HOP_S
@@ -197,12 +199,11 @@ def all_reduce_terms(
     ways = ring_ways(link, ring, gpus=gpus, reduced_bytes=reduced_bytes, where=where)
     if direct is not None:
         further_s = (gpus - 2) * direct.peer_s
-        reached = link * direct.share
         ways += [
-            (direct.launch_s + further_s, (gpus - 1) * reduced_bytes / reached),
+            (direct.launch_s + further_s, (gpus - 1) * reduced_bytes / (link * direct.one_shot_share)),
             (
                 direct.launch_s + direct.two_shot_s + 2 * further_s,
-                2 * (gpus - 1) / gpus * reduced_bytes / reached,
+                2 * (gpus - 1) / gpus * reduced_bytes / (link * direct.two_shot_share),
             ),
         ]
     time_s = least([fixed_s + moved_s for fixed_s, moved_s in ways])

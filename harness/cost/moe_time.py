@@ -39,8 +39,8 @@ class MoeConstants:
             quantisation, weighted sum.
         fixed_s: time of an empty call: the launches of its five to ten kernels.
         expert_s: time per expert on the GPU, with tokens or without, of scheduling the groups.
-        dequantised_per_s: weights that the GPU converts per second; every tile of rows converts those that it
-            multiplies. None where weights are multiplied as they are stored.
+        sm_dequantised_per_s: weights that an SM converts per second; every tile of rows converts those that
+            it multiplies. None where weights are multiplied as they are stored.
     """
 
     memory_share: float
@@ -49,7 +49,7 @@ class MoeConstants:
     pass_share: float
     fixed_s: float
     expert_s: float = 0.0
-    dequantised_per_s: float | None = None
+    sm_dequantised_per_s: float | None = None
 
 
 def moe_time(
@@ -206,7 +206,8 @@ def _grouped_gemm(
         tile_rate = sm_rate * (tile_rows / ROW_TILES[-1]) ** constants.tile_exponent
         tile_s = 2 * tile_rows * _TILE_COLUMNS * in_features / tile_rate
         way_s = round_up(row_tiles[tile_rows] * columns / gpu.sm_count) * tile_s
-        if constants.dequantised_per_s is not None:
-            way_s = way_s + row_tiles[tile_rows] * weights / constants.dequantised_per_s
+        if constants.sm_dequantised_per_s is not None:
+            rate_of_gpu = constants.sm_dequantised_per_s * gpu.sm_count
+            way_s = way_s + row_tiles[tile_rows] * weights / rate_of_gpu
         ways.append(way_s)
     return moved / (gpu.bandwidth_bytes_per_s * constants.memory_share), least(ways)

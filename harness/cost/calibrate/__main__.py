@@ -15,6 +15,11 @@ from pathlib import Path
 from ...core.errors import UsageError
 from ..kernel_time import calibrated
 from .fit import Fitted, accuracy_columns, accuracy_table, cells_of, errors_by_class, fit_all
+from .layer_accuracy import accuracy_columns as layer_columns
+from .layer_accuracy import files as layer_files
+from .layer_fit import errors_by_class as layer_errors
+from .layer_fit import fit_layers, kept_constants
+from .layers import read_layer_sample, read_layers
 from .measured import SIZES, Measured, read, read_sample
 
 SOURCE = "ai-dynamo/aiconfigurator, Apache-2.0, commit 095f58a, 2026-08-21"
@@ -29,21 +34,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="rewrite the constants and the sample of rows")
     options = parser.parse_args(arguments)
     try:
-        tables = read(options.folder)
+        tables, layers = read(options.folder), read_layers(options.folder)
         fitted = fit_all(tables)
         _say(f"Measured kernels: {SOURCE}")
         for m in tables:
             _say(f"  {m.kernel}: {m.gpu.name}, {m.dtype}, {m.software}, {len(m.time_s)} rows")
         _say("\nRelative error of the modelled time, median / 90th percentile")
         _say(accuracy_table(accuracy_columns(tables, fitted)))
+        of_layers = fit_layers(layers)
+        errors = layer_columns(layers, of_layers)
+        if layers:
+            _say("\nThe same of MoE layers, MLA decode attention and all-reduce")
+            _say(accuracy_table(errors))
     except UsageError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 2
     if options.write:
         _write(DATA / "kernel_constants.csv", constant_rows(tables, fitted))
         _write(DATA / "measured_kernels.csv", sample_rows(tables))
+        for name, rows in layer_files(layers, of_layers, errors, SOURCE).items():
+            _write(DATA / name, rows)
     _say("\nThe same of the rows that the project keeps, by the constants that it keeps")
     _say(accuracy_table({"all rows": errors_by_class(read_sample(), calibrated())}))
+    _say("")
+    kept = read_layer_sample()
+    _say(accuracy_table({"all rows": layer_errors(kept, kept_constants(kept))}))
     return 0
 
 
