@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, replace
 
 from ..core.errors import UsageError
-from ..core.layers import Attention, GroupedQueryAttention, LatentAttention, LinearAttention
+from ..core.language_model import LanguageModel
+from ..core.layers import Attention, Experts, GroupedQueryAttention, LatentAttention, LinearAttention
 
 MAX_GPUS = 4096
 """Most GPUs of a deployment."""
@@ -72,6 +73,26 @@ class Parallelism:
 
 
 ONE_GPU = Parallelism()
+
+
+def require_parts(model: LanguageModel, parallelism: Parallelism) -> None:
+    """Require that the model has a part for every GPU of a pipeline and of expert parallelism.
+
+    Raises:
+        UsageError: there are more stages than layers, or more GPUs for experts than experts.
+    """
+    layers = sum(group.count for group in model.layer_groups)
+    if parallelism.pipeline_parallel > layers:
+        raise UsageError(
+            f"--pipeline-parallel: {model.name} has {layers} layers, too few for "
+            f"{parallelism.pipeline_parallel} stages"
+        )
+    experts = min((g.mlp.count for g in model.layer_groups if isinstance(g.mlp, Experts)), default=0)
+    if parallelism.expert_parallel > max(1, experts):
+        raise UsageError(
+            f"--expert-parallel: {model.name} has {experts or 'no'} routed experts to divide among "
+            f"{parallelism.expert_parallel} GPUs"
+        )
 
 
 def attention_share(attention: Attention, tensor_parallel: int) -> Attention:

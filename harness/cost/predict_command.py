@@ -18,12 +18,12 @@ from .deployment import Deployment
 from .memory import weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .model_facts import model_json, warnings_of
-from .parallelism import Parallelism
+from .parallelism import Parallelism, require_parts
 from .predict_text import document_text
 from .prediction import predict
 from .price_ratio import price_ratio
 from .published import published_checks
-from .request_rows import Requests
+from .request_rows import Requests, ttft_alone_s
 
 DEFAULT_CONCURRENCIES = (1, 8, 32, 128)
 
@@ -162,7 +162,9 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
     model = load_language_model(asked["model"])
     if asked["dtype"] is not None:
         model = model.with_formats(FORMATS[asked["dtype"]])
-    document = _document(model, _deployments(asked), asked)
+    deployments = _deployments(asked)
+    require_parts(model, deployments[0].parallelism)
+    document = _document(model, deployments, asked)
     if as_json:
         click.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
@@ -215,7 +217,9 @@ def _predictions(
         if left_out.fits(on, batch, context):
             prompt = asked["prompt"] or context
             found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio.value)
-            rows.append({**_place(model, on), **found.to_json(), "price_ratio_source": ratio.source})
+            latency = {"ttft_alone_s": ttft_alone_s(model, on, prompt)}
+            row = {**_place(model, on), **found.to_json(), **latency}
+            rows.append({**row, "price_ratio_source": ratio.source})
     left_out.require_some(rows)
     return {"predictions": rows, "does_not_fit": left_out.rows}
 

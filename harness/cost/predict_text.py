@@ -31,6 +31,7 @@ _COMPONENTS = {
 }
 _TOKEN_COLUMNS = {
     **_WHERE,
+    "ttft_alone_s": Column("TTFT ms", show=_milliseconds),
     "tpot_s": Column("TPOT ms", show=_milliseconds),
     "input_s_per_token": Column("s/input token", show=seconds, wide=True),
     "output_s_per_token": Column("s/output token", show=seconds, wide=True),
@@ -51,7 +52,7 @@ _REQUEST_COLUMNS = {
     "ttft_alone_s": Column("TTFT ms, alone", show=_milliseconds),
     "ttft_s": Column("TTFT ms", show=_milliseconds),
     "tpot_s": Column("TPOT ms", show=_milliseconds),
-    "requests_per_s": Column("requests/s"),
+    "requests_per_s": Column("requests/s", wide=True),
     "output_tokens_per_s": Column("output tokens/s"),
     "usd_per_request": Column("$/request", show=_SHOW_USD),
     "usd_per_mtok": Column("$/1M tokens", show=_SHOW_USD),
@@ -92,11 +93,12 @@ def document_text(document: Mapping[str, Any], *, wide: bool) -> str:
     if document["does_not_fit"]:
         left_out = map(_with_gpus, document["does_not_fit"])
         tables.append(Table.select("Left out: does not fit the memory of a GPU", _FIT_COLUMNS, left_out))
-    blocks = [_filled([*_facts(document["model"], rows[0]), conditions])]
-    blocks += [_filled([f"Warning: {warning}."]) for warning in document["warnings"]]
+    blocks = ["\n".join(map(_filled, _facts(document["model"], rows[0])))]
+    blocks += [_filled(f"Warning: {warning}.") for warning in document["warnings"]]
     blocks += [table.text(wide=wide) for table in tables]
     if of_requests:
         blocks += _slo_lines(document["limits"])
+    blocks.append(_filled(conditions))
     return "\n\n".join(blocks)
 
 
@@ -123,32 +125,29 @@ def _request_tables(document: Mapping[str, Any]) -> list[Table]:
 
 def _slo_lines(limits: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each deployment where no concurrency meets the bounds."""
-    return [
-        _filled(
-            [
-                f"{_with_gpus(row)['gpus']}: no concurrency meets "
-                + " and ".join(
-                    f"{name.upper()} {row[f'slo_{name}_s'] * 1e3:g} ms"
-                    for name in ("ttft", "tpot")
-                    if row[f"slo_{name}_s"] is not None
-                )
-                + "."
-            ]
-        )
-        for row in limits
-        if row["slo_concurrency"] == 0
-    ]
+    lines = []
+    for row in limits:
+        if row["slo_concurrency"] == 0:
+            bounds = {name: row[f"slo_{name}_s"] for name in ("ttft", "tpot")}
+            texts = [f"{name.upper()} {bound * 1e3:g} ms" for name, bound in bounds.items() if bound]
+            lines.append(_filled(f"{_with_gpus(row)['gpus']}: no concurrency meets {' and '.join(texts)}."))
+    return lines
 
 
 def _facts(model: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     """What is modelled: the model, its size, formats and cache, and what was assumed of it."""
     active = model["active_parameters"]
     of_them = f", {in_billions(active)} active" if active != model["parameters"] else ""
+    state = model["state_bytes_per_sequence"]
     yield (
         f"Modelled, not measured: {model['name']}, {in_billions(model['parameters'])} parameters{of_them}; "
         f"weights in {row['dtype']}, KV cache in {row['cache_dtype']}, "
-        f"{model['kv_bytes_per_token']:,.0f} bytes a token."
+        f"{model['kv_bytes_per_token']:,.0f} bytes a token"
+        + (f" and states of {state:,.0f} bytes a sequence" if state else "")
+        + "."
     )
+    if len(set(model["formats"].values())) > 1:
+        yield f"Formats: {', '.join(f'{part} {name}' for part, name in model['formats'].items())}."
     if model["assumed"]:
         yield f"Assumed: {'; '.join(model['assumed'])}."
 
@@ -158,9 +157,10 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     as_context = all(row["prompt"] == row["context"] for row in rows)
     length = "as many tokens as the context" if as_context else f"{first['prompt']:,} tokens"
     return (
-        f"Prompts have {length}. TPOT, the time per output token of each user, is that of a decode step. The "
-        f"break-even batch is the smallest that fits with a gap of at most {first['price_ratio']:.4g}, the "
-        f"price ratio; - where there is none. Price ratio: {first['price_ratio_source']}."
+        f"Prompts have {length}. TTFT is the time to the first token of a prompt alone; TPOT, the time per "
+        "output token of each user, that of a decode step. The break-even batch is the smallest that fits "
+        f"with a gap of at most {first['price_ratio']:.4g}, the price ratio; - where there is none. Price "
+        f"ratio: {first['price_ratio_source']}."
     )
 
 
@@ -174,8 +174,8 @@ def _request_conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _filled(sentences: Sequence[str]) -> str:
-    return textwrap.fill(" ".join(sentences), TERMINAL_COLUMNS)
+def _filled(text: str) -> str:
+    return textwrap.fill(text, TERMINAL_COLUMNS)
 
 
 def _with_gpus(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -75,3 +75,10 @@ class Requests:
             "slo_concurrency": found,
             "slo": self.states(model, on, [found])[0] if found else None,
         }
+
+
+def ttft_alone_s(model: LanguageModel, on: Deployment, prompt: int) -> float | None:
+    """Time to the first token of a prompt alone; None if it does not fit the memory."""
+    if not largest_batch(model, on, context=prompt + 1):
+        return None
+    return steady_state(model, on, input_tokens=prompt, output_tokens=1, concurrency=1).ttft_alone_s

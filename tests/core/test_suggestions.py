@@ -53,10 +53,13 @@ def test_another_name_of_a_command_suggests_it(wrong, right):
 
 
 def test_suggested_commands_and_options_exist():
+    options = {name for command in cli.commands.values() for param in command.params for name in param.opts}
     for row in data_table("other_names.csv"):
         if row["kind"] == "command":
             assert row["meant"] in cli.commands
             assert row["name"] not in cli.commands
+        elif row["kind"] == "option":
+            assert set(row["meant"].split()) <= options, row
         elif row["kind"] == "gpu":
             assert re.compile(row["name"])
 

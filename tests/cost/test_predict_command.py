@@ -250,9 +250,8 @@ def test_bounds_that_no_concurrency_meets_are_told_in_one_line():
     asked = (*REQUESTS, "--slo-tpot", "0.001", "--slo-ttft", "5")
     [limits] = requests(*asked)["limits"]
     assert (limits["slo_concurrency"], limits["slo"]) == (0, None)
-    assert printed(*asked).splitlines()[-1] == (
-        "H100-SXM5-80GB: no concurrency meets TTFT 5 ms and TPOT 0.001 ms."
-    )
+    lines = printed(*asked).splitlines()
+    assert "H100-SXM5-80GB: no concurrency meets TTFT 5 ms and TPOT 0.001 ms." in lines
 
 
 def test_saturation_is_where_more_requests_hardly_add_throughput():
@@ -394,6 +393,12 @@ def test_every_kind_of_parallelism_counts_its_gpus():
         (("--tensor-parallel", "4097"), "--tensor-parallel"),
         (("--data-parallel", "4096", "--pipeline-parallel", "2"), "--pipeline-parallel"),
         (("--data-parallel", "0"), "--data-parallel"),
+        (("--tensor-parallel", "2", "--expert-parallel", "2"), "--expert-parallel"),  # a dense model
+        (("--pipeline-parallel", "17"), "--pipeline-parallel"),  # of 16 layers
+        (
+            ("--model", "mixtral-8x7b", "--data-parallel", "16", "--expert-parallel", "16"),
+            "--expert-parallel",
+        ),  # of 8 experts
     ],
 )
 def test_rejects_parallelism_that_cannot_be(arguments, option):
@@ -407,11 +412,11 @@ def test_tables_are_marked_modelled_and_fit_80_columns():
     asked = (*PREDICT, "--gpu", "h100,l4")
     narrow, wide = printed(*asked), printed(*asked, "--wide")
     assert max(map(len, narrow.splitlines())) <= 80
-    heading, tokens, shares = wide.split("\n\n")
+    heading, tokens, shares, conditions = wide.split("\n\n")
     assert heading.startswith(
         "Modelled, not measured: llama-3.2-1b, 1.24 B parameters; weights in bf16, KV\n"
     )
-    assert " ".join(heading.split()).count("at most 4, the price ratio; - where there is none.") == 1
+    assert " ".join(conditions.split()).count("at most 4, the price ratio; - where there is none.") == 1
     for column in ("gpu", "s/input token", "s/output token", "gap", "$/1M output", "output bound"):
         assert column in tokens.splitlines()[1]
     for component in ("weights", "KV cache", "activations", "launch"):
@@ -423,7 +428,7 @@ def test_tables_are_marked_modelled_and_fit_80_columns():
 def test_table_shows_what_json_holds():
     asked = (*PREDICT, "--usd-per-hour", "3.6", "--price-ratio", "16")
     row = prediction(*asked)
-    _, tokens, shares = printed(*asked, "--wide").split("\n\n")
+    _, tokens, shares, _ = printed(*asked, "--wide").split("\n\n")
     for text in (
         f"{row['tpot_s'] * 1e3:.4g}",
         f"{row['gap']:.2f}",
@@ -444,7 +449,7 @@ def test_tables_show_prompt_tensor_parallelism_and_a_dash_for_unknown_figures():
         *PREDICT, "--gpu", "l4", "--prompt", "300", "--tensor-parallel", "2", "--price-ratio", "0.01"
     )
     assert "Prompts have 300 tokens." in " ".join(text.split())
-    _, tokens, shares = text.split("\n\n")
+    _, tokens, shares, _ = text.split("\n\n")
     assert "2 x L4" in tokens
     assert "all-reduce" in shares
     for unknown in ("$/1M", "break-even"):  # the L4 has no price; no batch that fits closes the gap
