@@ -39,11 +39,26 @@ class Indexer:
         heads: its query heads.
         head_dim: elements of its one key per token, which are cached.
         top_k: most tokens that are selected.
+        weighted: whether a projection weights the heads' scores, as in DeepSeek-V3.2.
     """
 
     heads: int
     head_dim: int
     top_k: int
+    weighted: bool = True
+
+    def projections(self, hidden_size: int, query_features: int) -> tuple[Projection, ...]:
+        """Queries, key and the weights of the heads' scores; every GPU computes them.
+
+        Args:
+            hidden_size: elements of the layer's input, from which key and weights are projected.
+            query_features: elements of what queries are projected from.
+        """
+        key = self.head_dim + (self.heads if self.weighted else 0)
+        return (
+            Projection("index_q", query_features, self.heads * self.head_dim, "attention"),
+            Projection("index_k", hidden_size, key, "attention"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +72,7 @@ class GroupedQueryAttention:
         v_head_dim: elements of a value; None if as many as of a key.
         window: most tokens that a query attends to, its own included; None without a window.
         chunked: whether the window is a chunk that starts anew (Llama 4) instead of one that slides.
-        values_are_keys: whether values are the keys, so that one projection and one cache serve both.
+        values_are_keys: whether one projection gives both; both are cached, as keys are then rotated.
         output_gate: whether the query projection also computes a gate of the output, as wide as it.
         indexer: selects the tokens attended to; None if a query attends to all in its window.
     """
@@ -80,9 +95,8 @@ class GroupedQueryAttention:
     @property
     def cached_elements(self) -> int:
         """Elements that a token adds to the cache."""
-        values = 0 if self.values_are_keys else self.value_dim
         index = 0 if self.indexer is None else self.indexer.head_dim
-        return self.kv_heads * (self.head_dim + values) + index
+        return self.kv_heads * (self.head_dim + self.value_dim) + index
 
     def projections(self, hidden_size: int, tensor_parallel: int = 1) -> tuple[Projection, ...]:
         """One GPU's share: heads are split; with more GPUs than KV heads, GPUs hold copies of these."""
@@ -90,8 +104,10 @@ class GroupedQueryAttention:
         values = 0 if self.values_are_keys else self.value_dim
         queries = q_heads * (self.head_dim + (self.value_dim if self.output_gate else 0))
         qkv = queries + kv_heads * (self.head_dim + values)
+        indexer = () if self.indexer is None else self.indexer.projections(hidden_size, hidden_size)
         return (
             Projection("qkv", hidden_size, qkv, "attention"),
+            *indexer,
             Projection("o", q_heads * self.value_dim, hidden_size, "attention"),
         )
 
@@ -107,6 +123,7 @@ class LatentAttention:
         nope_head_dim: elements of a head's key that come from the latent.
         rope_head_dim: elements of the one rotary key that all heads share.
         v_head_dim: elements of a head's value.
+        output_gate: whether a projection of the layer's input gates the output.
         indexer: selects the tokens attended to; None if a query attends to all.
     """
 
@@ -116,6 +133,7 @@ class LatentAttention:
     nope_head_dim: int
     rope_head_dim: int
     v_head_dim: int
+    output_gate: bool = False
     indexer: Indexer | None = None
 
     @property
@@ -139,13 +157,18 @@ class LatentAttention:
         queries = [("q", hidden_size, q)]
         if self.q_rank is not None:
             queries = [("q_a", hidden_size, self.q_rank), ("q_b", self.q_rank, q)]
+        gate = [("gate", hidden_size, heads * self.v_head_dim)] if self.output_gate else []
         shapes = [
             *queries,
             ("kv_a", hidden_size, self.latent_elements),
             ("kv_b", self.kv_rank, heads * (self.nope_head_dim + self.v_head_dim)),
+            *gate,
             ("o", heads * self.v_head_dim, hidden_size),
         ]
-        return tuple(Projection(name, k, n, "attention") for name, k, n in shapes)
+        own = tuple(Projection(name, k, n, "attention") for name, k, n in shapes)
+        if self.indexer is None:
+            return own
+        return own + self.indexer.projections(hidden_size, self.q_rank or hidden_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +258,12 @@ class Experts:
         """
         return float(self.count * (1.0 - (1.0 - self.per_token / self.count) ** tokens))
 
+    def parameters(self, hidden_size: int, routed: int) -> int:
+        """Number of weights of the router, the shared experts and a number of routed experts."""
+        inner = hidden_size if self.hidden_size is None else self.hidden_size
+        shared = 0 if self.shared is None else _parameters(self.shared.projections(hidden_size))
+        return hidden_size * self.count + shared + routed * _parameters(self.expert.projections(inner))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
@@ -245,9 +274,28 @@ class LayerGroup:
         attention: their attention; None where a layer has none.
         mlp: their MLP or experts; None where a layer has neither.
         formats: formats of their weights.
+        other_parameters: a layer's norms, biases, convolutions and the like, which no projection counts.
     """
 
     count: int
     attention: Attention | None
     mlp: Mlp | Experts | None
     formats: Formats = ALL_BF16
+    other_parameters: int = 0
+
+    def parameters(self, hidden_size: int, *, routed: int | None = None) -> int:
+        """Number of a layer's weights, of `routed` routed experts if given, of all otherwise."""
+        found = self.other_parameters
+        if self.attention is not None:
+            found += _parameters(self.attention.projections(hidden_size))
+            if isinstance(self.attention, LinearAttention):
+                found += self.attention.low_rank_parameters
+        if isinstance(self.mlp, Experts):
+            found += self.mlp.parameters(hidden_size, self.mlp.count if routed is None else routed)
+        elif self.mlp is not None:
+            found += _parameters(self.mlp.projections(hidden_size))
+        return found
+
+
+def _parameters(projections: tuple[Projection, ...]) -> int:
+    return sum(projection.parameters for projection in projections)
