@@ -10,12 +10,12 @@ from unittest import mock
 from decodetax.harness import cli
 from decodetax.harness.core.cases import PrefillMatmul, Sweep
 from decodetax.harness.core.gap import Gap
-from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.records import Ceiling, InterpreterCheck, Row, Run
+from decodetax.harness.core.timed_model import TimedModel
 from decodetax.harness.core.whole_model import WholeForward, WholeModel
 
 # Projections: qkv 64 -> 128, o 64 -> 64, gate_up 64 -> 256, down 128 -> 64; lm_head 64 -> 256.
-TINY = LanguageModel(
+TINY = TimedModel(
     name="tiny",
     source="made by hand",
     hidden_size=64,

@@ -3,13 +3,13 @@
 import torch
 from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source
-from decodetax.harness.core.language_model import LanguageModel
+from decodetax.harness.core.timed_model import TimedModel
 
 CPU = torch.device("cpu")
 
 
 def tiny_model(*, hidden_size=32, q_heads=4, kv_heads=2, head_dim=16, intermediate_size=40, vocab_size=70):
-    return LanguageModel(
+    return TimedModel(
         name="tiny",
         source="the tests",
         hidden_size=hidden_size,

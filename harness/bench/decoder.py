@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
 from ..core.gate import tolerance
-from ..core.language_model import LanguageModel
+from ..core.timed_model import TimedModel
 
 Forward = Generator[str, None, Tensor]
 """Yields the part that it computed; returns its output."""
@@ -70,7 +70,7 @@ def completed(forward: Forward) -> Tensor:
             return output
 
 
-def rotary_tables(model: LanguageModel, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(model: TimedModel, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary embedding, each [positions, head_dim]."""
     frequencies = torch.tensor(model.rotary.frequencies(model.head_dim), device=positions.device)
     angles = positions[:, None].float() * frequencies.repeat(2)
@@ -93,7 +93,7 @@ def decoder_layer(
     weights: LayerWeights,
     cache: Cache,
     *,
-    model: LanguageModel,
+    model: TimedModel,
     rotary: tuple[Tensor, Tensor],
     rows: int,
     matmul: Matmul = plain_matmul,
@@ -154,7 +154,7 @@ def decoder(
     weights: DecoderWeights,
     caches: Sequence[Cache],
     *,
-    model: LanguageModel,
+    model: TimedModel,
     rotary: tuple[Tensor, Tensor],
     rows: int,
     matmul: Matmul = plain_matmul,
@@ -186,7 +186,7 @@ def decoder(
     return logits
 
 
-def agreement(model: LanguageModel, *, layers: int, tokens: int, dtype: torch.dtype) -> float:
+def agreement(model: TimedModel, *, layers: int, tokens: int, dtype: torch.dtype) -> float:
     """Bound on the relative L2 error of a row of logits between two forwards, both rounded to `dtype`.
 
     The roundings of a layer (see `LAYER_ROUNDINGS`), of all layers and of both forwards are independent, so

@@ -8,14 +8,14 @@ import torch
 from ..core.cases import Case, DecodeAttention, PrefillMatmul
 from ..core.errors import one_line
 from ..core.inputs import Source, draw
-from ..core.language_model import LanguageModel
 from ..core.records import InterpreterCheck
+from ..core.timed_model import TimedModel
 from ..core.work import ELEMENT_BYTES
 from .honesty import BoundCall
 from .providers import PROVIDERS, Provider, gate_of
 
 
-def small_cases_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
+def small_cases_of(model: TimedModel, dtype: str) -> tuple[Case, ...]:
     """Small ragged cases with the model's GQA group and head dimension.
 
     One matmul has few rows and takes the split-K path; the other has more rows than a tile. The contexts of
@@ -38,7 +38,7 @@ def small_cases_of(model: LanguageModel, dtype: str) -> tuple[Case, ...]:
 
 
 def check_in_interpreter(
-    model: LanguageModel,
+    model: TimedModel,
     dtype: str,
     *,
     seed: int,

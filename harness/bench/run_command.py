@@ -223,7 +223,7 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
         opened = open_device(device)
         require_same_machine(run, opened)
         return settings, opened, run
-    from ..core.language_model import load_timed_model
+    from ..core.timed_model import load_timed_model
 
     model = load_timed_model(asked["model"]) if asked["model"] is not None else None
     from .device import open_device

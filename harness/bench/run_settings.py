@@ -8,9 +8,9 @@ from msgspec import Meta, convert
 from ..core.arena import memory_bytes
 from ..core.cases import Case, Size, Sweep
 from ..core.errors import UsageError
-from ..core.language_model import LanguageModel
 from ..core.record_fields import NonNegative, Positive
 from ..core.records import Run
+from ..core.timed_model import TimedModel
 from .device import Device
 
 WholeModelOption = Literal["measure", "none", "transformers"]
@@ -46,7 +46,7 @@ class Settings:
         whole_model: whether all layers are measured in one forward, and a peer beside them.
     """
 
-    model: LanguageModel
+    model: TimedModel
     batches: Annotated[tuple[Size, ...], Meta(min_length=1)]
     contexts: Annotated[tuple[Size, ...], Meta(min_length=1)]
     prompt: Size | None

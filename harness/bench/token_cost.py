@@ -20,10 +20,10 @@ from functools import partial
 
 from ..core.cases import Case, DecodeAttention, Sweep, TokenCases
 from ..core.gap import Gap, Interval
-from ..core.language_model import LanguageModel
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
 from ..core.statistics import MIN_ROUNDS, winsorised_level
+from ..core.timed_model import TimedModel
 from .changes import ERROR, exponential
 from .row_comparison import round_autocorrelation
 
@@ -38,9 +38,7 @@ class MissingRowError(LookupError):
     """No provider has an ok row for a case that a token's cost needs, or none in a round."""
 
 
-def gaps_of(
-    rows: Sequence[Row], model: LanguageModel, sweep: Sweep, *, usd_per_hour: float | None
-) -> list[Gap]:
+def gaps_of(rows: Sequence[Row], model: TimedModel, sweep: Sweep, *, usd_per_hour: float | None) -> list[Gap]:
     """The gap at each batch and context for which every needed case has an ok row."""
     gaps, times = [], _Times(rows)
     for batch in sweep.batches:
@@ -113,7 +111,7 @@ class _Times:
 
 def _gap(
     times: _Times,
-    model: LanguageModel,
+    model: TimedModel,
     sweep: Sweep,
     batch: int,
     context: int,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.language_model import LanguageModel
+from ..core.timed_model import TimedModel
 from .decoder import DecoderWeights
 
 
@@ -56,7 +56,7 @@ class Peer:
         return logits[:, -1]
 
 
-def peer_of(model: LanguageModel, weights: DecoderWeights) -> Peer:
+def peer_of(model: TimedModel, weights: DecoderWeights) -> Peer:
     """A Llama, or a Qwen3 where queries and keys have norms, with the layers of the weights; shares them."""
     name = "Qwen3" if model.qk_norm else "Llama"
     module = _module(name)
@@ -95,7 +95,7 @@ def empty_cache() -> Any:
     return importlib.import_module("transformers").DynamicCache()
 
 
-def _rope_parameters(model: LanguageModel) -> dict[str, Any]:
+def _rope_parameters(model: TimedModel) -> dict[str, Any]:
     rotary = model.rotary
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     if rotary.factor != 1.0:
@@ -111,7 +111,7 @@ def _rope_parameters(model: LanguageModel) -> dict[str, Any]:
     return parameters
 
 
-def _state_of(model: LanguageModel, weights: DecoderWeights) -> dict[str, Tensor]:
+def _state_of(model: TimedModel, weights: DecoderWeights) -> dict[str, Tensor]:
     """The weights under the names of transformers, as views."""
     state = {
         "model.embed_tokens.weight": weights.embedding,

@@ -224,7 +224,7 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         if name in ATTENTION_OPTIONS and kernel != "decode_attention":
             raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
     from ..core.cases import Sweep, cases_of
-    from ..core.language_model import load_timed_model
+    from ..core.timed_model import load_timed_model
 
     model = load_timed_model(asked["model"])
     try:

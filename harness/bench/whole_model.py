@@ -18,8 +18,8 @@ from ..core.cases import Case, Sweep
 from ..core.errors import one_line
 from ..core.gate import Verdict, judge, sampled
 from ..core.inputs import DTYPES, Source
-from ..core.language_model import LanguageModel
 from ..core.records import Run
+from ..core.timed_model import TimedModel
 from ..core.whole_model import WholeForward, WholeModel
 from . import transformers_peer
 from .decoder import (
@@ -97,7 +97,7 @@ class WholeBench:
         return resolved(provider, case, self.tiling_of, row)
 
 
-def measure_whole_model(bench: WholeBench, model: LanguageModel, sweep: Sweep) -> WholeModel:
+def measure_whole_model(bench: WholeBench, model: TimedModel, sweep: Sweep) -> WholeModel:
     """Measure each forward of `plans_of`; an error ends the step, and the result says why."""
     start_s = bench.now_s()
     plans = plans_of(model, sweep, bench.run.gaps)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..core.cases import Phase, Sweep, TokenCases
 from ..core.gap import Gap
-from ..core.language_model import LanguageModel
+from ..core.timed_model import TimedModel
 from ..core.whole_model import composed_parts_s
 from ..core.work import ELEMENT_BYTES
 from . import cpu_facts
@@ -35,7 +35,7 @@ class Plan:
     """
 
     phase: Phase
-    model: LanguageModel
+    model: TimedModel
     sequences: int
     tokens: int
     rows: int
@@ -94,7 +94,7 @@ class Plan:
         return max(0, int((limit_bytes - fixed) // per_layer))
 
 
-def plans_of(model: LanguageModel, sweep: Sweep, gaps: Sequence[Gap]) -> list[Plan]:
+def plans_of(model: TimedModel, sweep: Sweep, gaps: Sequence[Gap]) -> list[Plan]:
     """The forwards to measure, in order: a step of the smallest batch, a prefill, a step of the largest.
 
     All are at the shortest context. There is none for a batch without a gap.

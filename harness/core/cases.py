@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
-from .language_model import LanguageModel, Projection
+from .layers import Projection
+from .timed_model import TimedModel
 from .work import ELEMENT_BYTES, Work
 
 Phase = Literal["prefill", "decode"]
@@ -163,7 +164,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
     operation: ClassVar[str] = "decoder_layer"
     part: ClassVar[str] = "layer"
     phase: Phase
-    model: LanguageModel
+    model: TimedModel
     sequences: Size
     tokens: Size
     rows: Size
@@ -227,7 +228,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
 Case = PrefillMatmul | DecodeAttention | PrefillAttention | DecoderLayer
 
 
-def attention_heads(model: LanguageModel) -> dict[str, int]:
+def attention_heads(model: TimedModel) -> dict[str, int]:
     """A model's head counts and head dimension, under the field names of an attention case."""
     return {"q_heads": model.q_heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
 
@@ -287,7 +288,7 @@ class Sweep:
         """A layer's projection in prefill."""
         return projection_case(projection, phase="prefill", rows=self.prefill_tokens, dtype=self.dtype)
 
-    def prefill_attention(self, model: LanguageModel, prompt: int) -> PrefillAttention:
+    def prefill_attention(self, model: TimedModel, prompt: int) -> PrefillAttention:
         """Attention of as many prompts as fit into one forward, at least one."""
         return PrefillAttention(
             sequences=max(1, self.prefill_tokens // prompt),
@@ -296,11 +297,11 @@ class Sweep:
             **attention_heads(model),
         )
 
-    def decode_attention(self, model: LanguageModel, batch: int, context: int) -> DecodeAttention:
+    def decode_attention(self, model: TimedModel, batch: int, context: int) -> DecodeAttention:
         """Attention of a decode step."""
         return DecodeAttention(contexts=(context,) * batch, dtype=self.dtype, **attention_heads(model))
 
-    def input_token(self, model: LanguageModel, prompt: int) -> TokenCases:
+    def input_token(self, model: TimedModel, prompt: int) -> TokenCases:
         """The cases of an input token. Engines compute the logits of a prompt's last position alone."""
         attention = self.prefill_attention(model, prompt)
         shortest = self.prompts[0]
@@ -321,7 +322,7 @@ class Sweep:
             lm_head_tokens=prompt,
         )
 
-    def output_token(self, model: LanguageModel, batch: int, context: int) -> TokenCases:
+    def output_token(self, model: TimedModel, batch: int, context: int) -> TokenCases:
         """The cases of an output token: those of a decode step, shared by its sequences."""
         *projections, lm_head = (
             projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
@@ -345,7 +346,7 @@ class Sweep:
         )
 
 
-def cases_of(model: LanguageModel, sweep: Sweep) -> Sequence[Case]:
+def cases_of(model: TimedModel, sweep: Sweep) -> Sequence[Case]:
     """All cases of a run, each once: prefill, decode, then the LM heads, whose weight is the largest."""
     prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
     decode = [

@@ -6,17 +6,18 @@ import importlib.resources
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from .data_table import data_table
 from .errors import UsageError, short_repr
-from .formats import ALL_BF16, Format, Formats
+from .formats import ALL_BF16, Format, Formats, layers_in
 from .layers import Experts, GroupedQueryAttention, LatentAttention, LayerGroup, LinearAttention
 from .model_config import Assume, ModelConfig, model_config, read_model_config
 from .model_layers import layer_groups, parameters_outside
+from .quantization import read_quantization
 
 Cell: TypeAlias = str | int | float | None
 
@@ -35,6 +36,7 @@ class LanguageModel:
         formats: formats of the embedding and of lm_head.
         other_parameters: parameters outside of layers, embedding and lm_head: norms and learned positions.
         max_position_embeddings: longest context the model is made for; None if unknown.
+        cache_format: format that the config names for the KV cache, of `formats.CACHE_BYTES`; None without.
         assumed: lines that say what was assumed where the config says nothing, and what is not counted.
     """
 
@@ -47,11 +49,12 @@ class LanguageModel:
     formats: Formats = ALL_BF16
     other_parameters: int = 0
     max_position_embeddings: int | None = None
+    cache_format: str | None = None
     assumed: tuple[str, ...] = ()
 
     def with_formats(self, weights: Format) -> "LanguageModel":
-        """The model with all weights stored in one format."""
-        formats = Formats(**{part.name: weights for part in fields(Formats)})
+        """The model with the weights of its layers in one format, as engines quantise; see `layers_in`."""
+        formats = layers_in(weights)
         groups = tuple(replace(group, formats=formats) for group in self.layer_groups)
         return replace(self, layer_groups=groups, formats=formats)
 
@@ -104,7 +107,9 @@ class LanguageModel:
     @property
     def untimed_parts(self) -> str | None:
         """The parts of the model that `decodetax run` cannot time; None if it can time all."""
-        return "; ".join(dict.fromkeys(part for group in self.layer_groups for part in _untimed(group))) or None
+        return (
+            "; ".join(dict.fromkeys(part for group in self.layer_groups for part in _untimed(group))) or None
+        )
 
 
 def _untimed(group: LayerGroup) -> tuple[str, ...]:
@@ -162,8 +167,10 @@ def language_model(config: ModelConfig, *, name: str, source: str | None = None)
         UsageError: fields are absent, of a wrong type, or contradict each other; one line that names one.
     """
     slots = config.fields
-    slots.require("hidden_size", "layers", "q_heads", "vocab_size")
-    groups = layer_groups(slots)
+    dense = () if slots.raw("experts")[1] or slots.raw("dense_size")[1] else ("intermediate_size",)
+    slots.require("hidden_size", "layers", "q_heads", "vocab_size", *dense)
+    quantization = read_quantization(config.outer, config.text)
+    groups = layer_groups(slots, quantization)
     has_experts = any(isinstance(group.mlp, Experts) for group in groups)
     gated = "gated" if slots.flag("gated") else "ungated"
     kind = "decoder with experts" if has_experts else f"dense decoder with a {gated} MLP"
@@ -174,8 +181,10 @@ def language_model(config: ModelConfig, *, name: str, source: str | None = None)
         vocab_size=slots.required_size("vocab_size"),
         tied_embeddings=slots.flag("tied"),
         layer_groups=groups,
+        formats=quantization.of_layer(0),
         other_parameters=parameters_outside(slots),
         max_position_embeddings=slots.size("positions"),
+        cache_format=quantization.cache_format,
         assumed=config.assumed(),
     )
 

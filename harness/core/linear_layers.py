@@ -83,7 +83,7 @@ def _kimi_delta_attention(fields: Fields, hidden_size: int) -> LinearLayer:
 
 
 def _lightning_attention(fields: Fields, hidden_size: int) -> LinearLayer:
-    """Lightning attention (arXiv 2401.04658) as in MiniMax-01: a state without a delta rule, a gated output."""
+    """Lightning attention (arXiv 2401.04658) as in MiniMax-01: no delta rule, a gated output."""
     heads = fields.required_size("q_heads")
     dim = fields.size("head_dim") or hidden_size // heads
     return _state(

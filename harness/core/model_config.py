@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from .errors import UsageError, short_repr
 from .files import read_user_json
-from .model_families import Family, Fields, families, refused_types
+from .model_families import Family, Fields, families, reason_to_refuse
 
 Assume: TypeAlias = Literal["dense"]
 
@@ -80,7 +80,11 @@ def model_config(outer: dict[str, Any], assume: Assume | None = None) -> ModelCo
         levels.append(inner)
     text = levels[-1]
     for level in levels:
-        _refuse_known_types(level)
+        model_type, reason = level.get("model_type"), reason_to_refuse(level)
+        if model_type is not None and not isinstance(model_type, str):
+            raise UsageError(f"model_type: must be text, was {short_repr(model_type)}")
+        if reason is not None:
+            raise UsageError(f"cannot be modelled: {reason}")
     family, origin, assumed = _family(levels, assume)
     text = _with_tied_embeddings(text, levels)
     fields = Fields(config=text, family=family, assumed=assumed)
@@ -100,17 +104,7 @@ def _with_tied_embeddings(text: dict[str, Any], levels: list[dict[str, Any]]) ->
     return {**text, "tie_word_embeddings": tied[-1]} if tied else dict(text)
 
 
-def _refuse_known_types(level: dict[str, Any]) -> None:
-    model_type = level.get("model_type")
-    if model_type is not None and not isinstance(model_type, str):
-        raise UsageError(f"model_type: must be text, was {short_repr(model_type)}")
-    if model_type is not None and model_type in refused_types():
-        raise UsageError(f"cannot be modelled: {refused_types()[model_type]} (model_type {model_type})")
-
-
-def _family(
-    levels: list[dict[str, Any]], assume: Assume | None
-) -> tuple[Family, str, dict[str, str]]:
+def _family(levels: list[dict[str, Any]], assume: Assume | None) -> tuple[Family, str, dict[str, str]]:
     """The family, how the file names it, and the line that says that it was assumed."""
     text = levels[-1]
     model_type = text.get("model_type", levels[-2].get("model_type") if len(levels) > 1 else None)
@@ -142,4 +136,3 @@ def _architectures(text: dict[str, Any]) -> list[str]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UsageError(f"architectures: must be a list of names, was {short_repr(named)}")
     return named
-

@@ -1,4 +1,4 @@
-"""Families of language models, described in data, and the fields of a `config.json` as its family names them."""
+"""Families of language models, described in data, and the fields of a `config.json` by their names in it."""
 
 import functools
 import importlib.resources
@@ -10,6 +10,8 @@ from typing import Any
 from .errors import UsageError, short_repr
 
 SIZE_AT_MOST = 2**31 - 1
+
+_MOST_LAYERS = 4096
 
 _NULL_IS_NONE = ("window", "head_dim", "global_head_dim")
 """Slots where an explicit null is no default: there is no window, and a head's size follows from others."""
@@ -56,8 +58,16 @@ def families() -> dict[str, Family]:
     }
 
 
+def reason_to_refuse(level: Mapping[str, Any]) -> str | None:
+    """Why no family describes a model, by a config's `model_type` and fields; None if one may."""
+    model_type = level.get("model_type")
+    if isinstance(model_type, str) and model_type in _refused_types():
+        return f"{_refused_types()[model_type]} (model_type {model_type})"
+    return next((f"{why} ({name})" for name, why in _data()["never"].items() if level.get(name)), None)
+
+
 @functools.cache
-def refused_types() -> dict[str, str]:
+def _refused_types() -> dict[str, str]:
     """Types of models that cannot be read, and why."""
     return {name: reason for reason, names in _data()["refused"].items() for name in names.split()}
 
@@ -88,7 +98,7 @@ class Fields:
             if all(self._condition(name, value) for name, value in conditions.items()):
                 self._slots |= replaced
 
-    def _condition(self, name: str, value: bool) -> bool:  # noqa: FBT001
+    def _condition(self, name: str, value: bool) -> bool:
         found = self.config.get(name)
         if found is None:
             found = self.family.slots.get("flags", {}).get(name, False)
@@ -105,7 +115,7 @@ class Fields:
         described = self._slots.get(slot)
         names = described.get("names", []) if isinstance(described, dict) else described
         if not isinstance(names, list):
-            return slot, self._constant(slot, described, layer)
+            return slot, self._constant(described, layer)
         for name in names:
             found, value = self._field(name, layer)
             if found and value is None and slot in _NULL_IS_NONE:
@@ -114,12 +124,14 @@ class Fields:
                 mapped = described.get("map", {}) if isinstance(described, dict) else {}
                 return name, mapped.get(value, value) if isinstance(value, str) else value
         default = described.get("default") if isinstance(described, dict) else None
-        value = self._constant(slot, default, layer)
-        if value is not None and names and slot in _SAID_IF_ASSUMED:
+        if isinstance(described, dict) and self.config.get(described.get("unless", "")) is not None:
+            default = None
+        value = self._constant(default, layer)
+        if value not in (None, 0) and names and slot in _SAID_IF_ASSUMED:
             self.assumed[slot] = f"{names[0]}: absent, taken as {json.dumps(value)}"
         return (names[0] if names else slot), value
 
-    def _constant(self, slot: str, constant: Any, layer: int | None) -> Any:
+    def _constant(self, constant: Any, layer: int | None) -> Any:
         if not (isinstance(constant, str) and constant.startswith("= ")):
             return constant
         *times, other = constant.removeprefix("= ").split()
@@ -152,13 +164,18 @@ class Fields:
         """
         layers = self.layers
         if not isinstance(value, list) or len(value) != layers:
-            raise UsageError(f"{name}: must be a list of {layers}, one for each layer, was {short_repr(value)}")
+            raise UsageError(
+                f"{name}: must be a list of {layers}, one for each layer, was {short_repr(value)}"
+            )
         return value
 
     @functools.cached_property
     def layers(self) -> int:
-        """Number of layers."""
-        return self.required_size("layers", most=4096)
+        """Number of layers; that of the listed ones where the config does not give it."""
+        listed = self.raw("layer_types")[1]
+        if self.size("layers") is None and isinstance(listed, list) and 0 < len(listed) <= _MOST_LAYERS:
+            return len(listed)
+        return self.required_size("layers", most=_MOST_LAYERS)
 
     def size(
         self, slot: str, layer: int | None = None, *, least: int = 1, most: int = SIZE_AT_MOST
@@ -192,7 +209,8 @@ class Fields:
         Raises:
             UsageError: some are not; the line lists them all.
         """
-        absent = [self.name(slot) for slot in slots if self.size(slot) is None]
+        listed = {"layers"} if isinstance(self.raw("layer_types")[1], list) else set()
+        absent = [self.name(slot) for slot in slots if slot not in listed and self.raw(slot)[1] is None]
         if absent:
             raise UsageError(f"lacks {', '.join(absent)}")
 
@@ -232,7 +250,9 @@ class Fields:
         if not isinstance(value, list) or not all(
             type(each) is int and first <= each <= last for each in value
         ):
-            raise UsageError(f"{name}: must be a list of layers from {first} to {last}, was {short_repr(value)}")
+            raise UsageError(
+                f"{name}: must be a list of layers from {first} to {last}, was {short_repr(value)}"
+            )
         return frozenset(each - first for each in value)
 
     def reasons_to_refuse(self) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """The layers of a language model, from the fields of its config."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from .errors import UsageError, short_repr
 from .layers import (
@@ -11,24 +13,31 @@ from .layers import (
     Indexer,
     LatentAttention,
     LayerGroup,
+    LinearAttention,
     Mlp,
     Projection,
 )
 from .linear_layers import LINEAR_LAYERS
 from .model_families import Fields, attention_kinds
+from .quantization import AttentionKind, Quantization
+
+_ATTENTIONS: Mapping[type, AttentionKind] = MappingProxyType(
+    {GroupedQueryAttention: "grouped", LatentAttention: "latent", LinearAttention: "linear"}
+)
 
 
-def layer_groups(fields: Fields) -> tuple[LayerGroup, ...]:
-    """The layers by shape, in the order in which shapes first occur.
+def layer_groups(fields: Fields, quantization: Quantization) -> tuple[LayerGroup, ...]:
+    """The layers by shape and formats, in the order in which these first occur.
 
     Raises:
         UsageError: fields are absent, of a wrong type, or contradict each other; one line that names one.
     """
-    fields.layers, fields.required_size("hidden_size"), fields.required_size("vocab_size")
     kinds, with_experts = _kinds(fields), _with_experts(fields)
-    counts = Counter(
-        _layer(fields, layer, kind, experts=layer in with_experts) for layer, kind in enumerate(kinds)
-    )
+    counts: Counter[LayerGroup] = Counter()
+    for layer, kind in enumerate(kinds):
+        group = _layer(fields, layer, kind, experts=layer in with_experts)
+        formats = quantization.of_layer(layer, _ATTENTIONS.get(type(group.attention)))
+        counts[replace(group, formats=formats)] += 1
     return tuple(replace(group, count=count) for group, count in counts.items())
 
 
@@ -218,8 +227,7 @@ def _head_dim(fields: Fields, layer: int, q_heads: int, kind: str) -> int:
 
 def _indexer(fields: Fields, layer: int) -> Indexer | None:
     top_k = fields.size("index_top_k", layer)
-    name, _ = fields.raw("index_layers")
-    if top_k is None or (name != "index_layers" and not fields.flag("index_layers", layer)):
+    if top_k is None or not _is_indexed(fields, layer):
         return None
     return Indexer(
         heads=fields.required_size("index_heads", layer),
@@ -229,14 +237,20 @@ def _indexer(fields: Fields, layer: int) -> Indexer | None:
     )
 
 
-def _attention_others(
-    fields: Fields, attention: GroupedQueryAttention | LatentAttention, hidden: int
-) -> int:
+def _is_indexed(fields: Fields, layer: int) -> bool:
+    """Whether a layer of a family with sparse attention has it: all do, unless the config says which."""
+    if fields.raw("index_layers", layer)[1] is not None:
+        return fields.flag("index_layers", layer)
+    label = fields.text("index_label")
+    return not label or fields.raw("layer_types", layer)[1] == label
+
+
+def _attention_others(fields: Fields, attention: GroupedQueryAttention | LatentAttention, hidden: int) -> int:
     """Norms, biases and sinks of an attention."""
     others = hidden if fields.flag("o_bias") else 0
     if fields.flag("sinks"):
         others += attention.q_heads
-    if attention.indexer is not None:  # a LayerNorm of its keys
+    if attention.indexer is not None:  # of keys a norm with a bias, or norms of queries and keys
         others += 2 * attention.indexer.head_dim
     if isinstance(attention, LatentAttention):
         latents = attention.latent_elements + (attention.q_rank or 0)
@@ -250,7 +264,9 @@ def _mlp(fields: Fields, layer: int) -> Mlp:
     slot = "dense_size" if fields.size("dense_size", layer) is not None else "intermediate_size"
     size, rest = divmod(fields.required_size(slot, layer), fields.required_size("halves"))
     if rest:
-        raise UsageError(f"{fields.name(slot)}: must be even, as it counts the gate too, was {2 * size + rest}")
+        raise UsageError(
+            f"{fields.name(slot)}: must be even, as it counts the gate too, was {2 * size + rest}"
+        )
     return Mlp(intermediate_size=size, gated=fields.flag("gated"))
 
 
@@ -260,9 +276,7 @@ def _experts(fields: Fields, layer: int) -> Experts:
         fields.required_size("per_token", layer),
     )
     if per_token > count:
-        raise UsageError(
-            f"{fields.name('per_token')}: must be at most {count} experts, was {per_token}"
-        )
+        raise UsageError(f"{fields.name('per_token')}: must be at most {count} experts, was {per_token}")
     expert = Mlp(intermediate_size=fields.required_size("expert_size", layer), gated=fields.flag("gated"))
     return Experts(
         count=count,
@@ -279,7 +293,7 @@ def _shared(fields: Fields, layer: int, expert: Mlp) -> Mlp | None:
         return _mlp(fields, layer)
     count = fields.size("shared", layer, least=0)
     size = fields.size("shared_size", layer, least=0) or 0
-    elements = (1 if count is None else count) * size if size else (count or 0) * expert.intermediate_size
+    elements = size if size and count != 0 else (count or 0) * expert.intermediate_size
     return Mlp(intermediate_size=elements, gated=expert.gated) if elements else None
 
 
@@ -296,4 +310,3 @@ def _expert_others(fields: Fields, experts: Experts, hidden: int) -> int:
         others += hidden if fields.flag("shared_gate") else 0
         others += _bias(fields, "mlp_bias", experts.shared.projections(hidden))
     return others
-

@@ -2,13 +2,13 @@
 
 import pytest
 from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
-from decodetax.harness.core.language_model import LanguageModel, load_language_model
+from decodetax.harness.core.timed_model import TimedModel, load_timed_model
 from decodetax.harness.core.work import Work
 from hand_made import sweep
 
 # Weights: qkv 40 x (6 + 2 x 2) x 16 = 6400, o (6 x 16) x 40 = 3840, gate_up 40 x 112 = 4480,
 # down 56 x 40 = 2240.
-ODD = LanguageModel(
+ODD = TimedModel(
     name="odd",
     source="made by hand",
     hidden_size=40,
@@ -197,7 +197,7 @@ def test_sums_and_intensity_take_every_term():
 
 
 def test_token_has_two_operations_per_weight():
-    model = load_language_model("llama-3.2-1b")
+    model = load_timed_model("llama-3.2-1b")
     one = sweep(batches=(1,)).output_token(model, 1, 16)
     layer = sum(case.work().operations for case in one.projections)
     token = model.layers * layer + one.lm_head.work().operations

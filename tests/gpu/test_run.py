@@ -20,8 +20,8 @@ from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.arena import Arena, copies_needed
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source, draw
-from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.records import Roof
+from decodetax.harness.core.timed_model import TimedModel
 from decodetax.kernels import interpreting
 from msgspec import structs
 
@@ -264,7 +264,7 @@ def own_kernel(tmp_path, monkeypatch):
 
 
 def test_small_run(device, own_kernel):
-    model = LanguageModel(
+    model = TimedModel(
         name="small",
         source="the tests",
         hidden_size=512,

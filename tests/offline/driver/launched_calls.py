@@ -22,7 +22,7 @@ from decodetax.harness.bench.providers import PROVIDERS
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul, Sweep, cases_of
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.inputs import BlankSource, draw
-from decodetax.harness.core.language_model import load_timed_model
+from decodetax.harness.core.timed_model import load_timed_model
 from decodetax.harness.offline.default_tilings import kernel_limits
 from decodetax.kernels import decode_attention, merge_states, prefill_matmul
 from triton.backends.nvidia.driver import CudaLauncher
