@@ -10,6 +10,8 @@ from unittest import mock
 from decodetax.harness import cli
 from decodetax.harness.core.cases import PrefillMatmul, Sweep
 from decodetax.harness.core.gap import Gap
+from decodetax.harness.core.language_model import language_model
+from decodetax.harness.core.model_config import model_config
 from decodetax.harness.core.records import Ceiling, InterpreterCheck, Row, Run
 from decodetax.harness.core.timed_model import TimedModel
 from decodetax.harness.core.whole_model import WholeForward, WholeModel
@@ -38,6 +40,14 @@ CONFIG = {
     "intermediate_size": 128,
     "vocab_size": 256,
 }
+
+
+def decoder(**changes):
+    """The language model of CONFIG with tied embeddings and changed fields; None takes a field away."""
+    config = {**CONFIG, "tie_word_embeddings": True, **changes}
+    fields = {name: value for name, value in config.items() if value is not None}
+    return language_model(model_config(fields), name="tiny")
+
 
 # 2 x 3 x 5 x 7 = 210 operations; (3 x 5 + 7 x 5) x 2 = 100 bytes read, 3 x 7 x 2 = 42 written.
 SMALL_MATMUL = PrefillMatmul(phase="prefill", part="qkv", rows=3, in_features=5, out_features=7, dtype="bf16")

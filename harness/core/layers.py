@@ -283,13 +283,17 @@ class LayerGroup:
     formats: Formats = ALL_BF16
     other_parameters: int = 0
 
+    @property
+    def replicated_parameters(self) -> int:
+        """Weights that every GPU holds in full: the others, and small projections of linear attention."""
+        linear = self.attention if isinstance(self.attention, LinearAttention) else None
+        return self.other_parameters + (0 if linear is None else linear.low_rank_parameters)
+
     def parameters(self, hidden_size: int, *, routed: int | None = None) -> int:
         """Number of a layer's weights, of `routed` routed experts if given, of all otherwise."""
-        found = self.other_parameters
+        found = self.replicated_parameters
         if self.attention is not None:
             found += _parameters(self.attention.projections(hidden_size))
-            if isinstance(self.attention, LinearAttention):
-                found += self.attention.low_rank_parameters
         if isinstance(self.mlp, Experts):
             found += self.mlp.parameters(hidden_size, self.mlp.count if routed is None else routed)
         elif self.mlp is not None:

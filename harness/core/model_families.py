@@ -38,8 +38,7 @@ class Family:
 @functools.cache
 def _data() -> dict[str, Any]:
     path = importlib.resources.files(__package__) / "data" / "model_families.json"
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @functools.cache

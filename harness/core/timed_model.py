@@ -5,7 +5,7 @@ from typing import Any
 
 from .errors import UsageError, short_repr
 from .language_model import LanguageModel, find_model
-from .layers import GroupedQueryAttention, Mlp, Projection
+from .layers import GroupedQueryAttention, LayerGroup, Mlp, Projection
 from .model_config import ModelConfig
 from .model_parts import Rotary, is_positive, require_positive, require_size
 
@@ -86,6 +86,21 @@ class TimedModel:
         """The matmuls of one decoder layer in the order they run: qkv, o, gate_up, down."""
         mlp = Mlp(intermediate_size=self.intermediate_size)
         return (*self.attention.projections(self.hidden_size), *mlp.projections(self.hidden_size))
+
+    def language_model(self) -> LanguageModel:
+        """The model by its layers, as a cost model takes it."""
+        mlp = Mlp(intermediate_size=self.intermediate_size)
+        norms = 2 * self.hidden_size
+        layers = LayerGroup(count=self.layers, attention=self.attention, mlp=mlp, other_parameters=norms)
+        return LanguageModel(
+            name=self.name,
+            source=self.source,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            tied_embeddings=self.tied_embeddings,
+            layer_groups=(layers,),
+            other_parameters=self.hidden_size,
+        )
 
     @property
     def lm_head(self) -> Projection:

@@ -172,7 +172,7 @@ def measured_facts(run: Run) -> Facts:
     return Facts(
         where=f"{case.model.name} on {run.environment['device']['name']}",
         provenance="measured",
-        model=case.model,
+        model=case.model.language_model(),
         context=context,
         balance_ops_per_byte=balance,
         prefill_ops_per_byte=case.work().operations_per_byte,

@@ -45,8 +45,7 @@ def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ON
     """
     layers = 0.0
     for group in model.layer_groups:
-        norms = 2 * model.hidden_size * BF16.bytes_per_element
-        each = norms + math.fsum(
+        each = group.replicated_parameters * BF16.bytes_per_element + math.fsum(
             projection.parameters * group.formats.of(projection.role, projection.name).bytes_per_element
             for projection in layer_projections(group, model.hidden_size, parallelism)
         )
@@ -59,7 +58,7 @@ def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ON
     lm_head = 0.0 if model.tied_embeddings else head.parameters * lm_head_format(model).bytes_per_element
     stages = parallelism.pipeline_parallel
     outside = embedding + lm_head if stages == 1 else max(embedding, lm_head)
-    return layers / stages + outside + model.hidden_size * BF16.bytes_per_element
+    return layers / stages + outside + model.other_parameters * BF16.bytes_per_element
 
 
 def weight_formats(model: LanguageModel) -> str:

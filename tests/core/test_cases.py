@@ -5,7 +5,7 @@ from decodetax.harness.core.cases import (
     DecodeAttention,
     cases_of,
 )
-from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.timed_model import load_timed_model
 from hand_made import TINY, sweep
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +105,7 @@ SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=3).map(tuple)
     dtype=st.sampled_from(["bf16", "fp16", "fp32"]),
 )
 def test_ids_are_unique_and_contain_phase_part_and_dtype(model, dtype, **sizes):
-    cases = cases_of(load_language_model(model), sweep(dtype=dtype, **sizes))
+    cases = cases_of(load_timed_model(model), sweep(dtype=dtype, **sizes))
     assert len({case.id for case in cases}) == len(set(cases)) == len(cases)
     for case in cases:
         assert case.id.startswith(f"{case.phase}/{case.part}/")

@@ -6,43 +6,57 @@ A token leaves 2 x 2 x 16 = 64 elements in the cache of a layer; a pair of a que
 2 x 4 x (16 + 16) = 256 operations a layer.
 """
 
-import dataclasses
 import itertools
 
 import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.language_model import load_language_model, preset_table
-from decodetax.harness.core.model_parts import Experts, LatentAttention
+from decodetax.harness.core.layers import Experts, LatentAttention, Mlp
 from decodetax.harness.cost.attention_parts import Attention
 from decodetax.harness.cost.forward import Transfer, decode_forward, prefill_forward
 from decodetax.harness.cost.memory import cache_bytes_per_sequence, resident_weight_bytes
 from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.parts import Elementwise, Matmul, RoutedExperts
-from hand_made import TINY
+from hand_made import decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-WINDOWED = dataclasses.replace(TINY, window=4, window_layers=1)
+TINY = decoder()
+
+WINDOWED = decoder(sliding_window=4, layer_types=["sliding_attention", "full_attention"])
 
 # One layer of each kind. An expert: gate_up 64 x 64 = 4096, down 32 x 64 = 2048, together 6144.
-MIXTURE = dataclasses.replace(
-    TINY, experts=Experts(count=4, per_token=2, intermediate_size=32, shared=1, dense_layers=1)
-)
+EXPERTS = {
+    "model_type": "glm4_moe",
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+}
+MIXTURE = decoder(**EXPERTS, first_k_dense_replace=1)
 
 # q_a 64 x 24 = 1536, q_b 24 x 96 = 2304, kv_a 64 x 40 = 2560, kv_b 32 x 128 = 4096, o 64 x 64 = 4096,
 # together 14592 in place of the 12288 of qkv and o. A token leaves 32 + 8 = 40 elements in a layer's cache.
-LATENT = dataclasses.replace(
-    TINY,
-    kv_heads=4,
-    latent=LatentAttention(q_rank=24, kv_rank=32, nope_head_dim=16, rope_head_dim=8, v_head_dim=16),
-)
+RANKS = {
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+LATENT = decoder(**RANKS, q_lora_rank=24)
 
-DENSE = [
-    name
-    for name in (row["model"] for row in preset_table())
-    if (model := load_language_model(name)).experts is None and model.latent is None
-]
+
+def is_dense(model):
+    return not any(
+        isinstance(group.mlp, Experts) or isinstance(group.attention, LatentAttention)
+        for group in model.layer_groups
+    )
+
+
+DENSE = [row["model"] for row in preset_table() if is_dense(load_language_model(row["model"]))]
 
 
 def decode(model=TINY, tensor_parallel=1, **changes):
@@ -182,18 +196,17 @@ def test_other_activations_of_a_mixture_by_hand():
 
 
 def test_every_token_passes_through_all_shared_experts():
-    experts = dataclasses.replace(MIXTURE.experts, shared=3)
-    one, three = decode(MIXTURE), decode(dataclasses.replace(MIXTURE, experts=experts))
+    none, one, three = (
+        decode(decoder(**{**EXPERTS, "n_shared_experts": shared}, first_k_dense_replace=1))
+        for shared in (0, 1, 3)
+    )
     assert three.operations - one.operations == pytest.approx(2 * 3 * 2 * 6144)
     assert three.weight_bytes - one.weight_bytes == pytest.approx(2 * 2 * 6144)
-    none = decode(dataclasses.replace(MIXTURE, experts=dataclasses.replace(experts, shared=0)))
     assert not any(name.startswith("shared") for name in matmuls_of(none))
 
 
 def test_experts_have_no_dense_mlp_beside_them():
-    alone = dataclasses.replace(
-        TINY, intermediate_size=None, experts=Experts(count=4, per_token=2, intermediate_size=32)
-    )
+    alone = decoder(**{**EXPERTS, "n_shared_experts": 0}, first_k_dense_replace=0, intermediate_size=None)
     assert list(matmuls_of(decode(alone))) == ["qkv", "o", "router", "lm_head"]
 
 
@@ -202,7 +215,7 @@ def test_experts_have_no_dense_mlp_beside_them():
     [(128, 8, 1, 8), (4, 2, 1, 2), (4, 2, 2, 3), (4, 2, 3, 3.5), (8, 8, 5, 8), (8, 2, 8192, 8)],
 )
 def test_distinct_experts_by_hand(count, per_token, tokens, distinct):
-    experts = Experts(count=count, per_token=per_token, intermediate_size=1)
+    experts = Experts(count=count, per_token=per_token, expert=Mlp(intermediate_size=1))
     assert experts.expected_distinct(tokens) == pytest.approx(distinct, rel=1e-12)
 
 
@@ -211,13 +224,8 @@ def test_distinct_experts_are_the_mean_over_all_choices(data, count, tokens):
     per_token = data.draw(st.integers(1, count))
     ways = list(itertools.combinations(range(count), per_token))
     reached = [len(set().union(*chosen)) for chosen in itertools.product(ways, repeat=tokens)]
-    experts = Experts(count=count, per_token=per_token, intermediate_size=1)
+    experts = Experts(count=count, per_token=per_token, expert=Mlp(intermediate_size=1))
     assert experts.expected_distinct(tokens) == pytest.approx(sum(reached) / len(reached))
-
-
-def test_a_token_cannot_pass_through_more_experts_than_there_are():
-    with pytest.raises(UsageError, match=r"^experts\.per_token: must be at most count, 2, was 3$"):
-        Experts(count=2, per_token=3, intermediate_size=1)
 
 
 # Sliding windows.
@@ -251,7 +259,7 @@ def test_window_caps_the_cache_of_its_layers(context, tokens):
 
 
 def test_cache_stops_growing_where_every_layer_has_a_window():
-    sliding = dataclasses.replace(TINY, window=4, window_layers=2)
+    sliding = decoder(sliding_window=4)
     found = [cache_bytes_per_sequence(sliding, context=context) for context in (3, 4, 5, 4096)]
     assert found == [3 * 256, 4 * 256, 4 * 256, 4 * 256]
 
@@ -325,8 +333,7 @@ def test_activations_of_latent_projections_and_attention_by_hand():
 
 
 def test_queries_without_a_latent_have_one_projection():
-    direct = dataclasses.replace(LATENT, latent=dataclasses.replace(LATENT.latent, q_rank=None))
-    found = matmuls_of(decode(direct))
+    found = matmuls_of(decode(decoder(**RANKS)))
     assert "q_a" not in found
     assert (found["q"].in_features, found["q"].out_features) == (64, 96)
 
@@ -349,10 +356,10 @@ def test_deepseek_v3_keeps_70272_bytes_a_token_on_every_gpu(tensor_parallel):
 @pytest.mark.parametrize("name", ["deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b"])
 def test_one_token_reads_its_active_parameters(name):
     model = load_language_model(name)
-    # All but the embedding, of which it reads one row, and the norms.
-    active = model.active_parameters - (0 if model.tied_embeddings else model.lm_head.parameters)
+    # All but the embedding, of which it reads one row, norms and biases.
+    active = model.active_parameters - model.vocab_size * model.hidden_size
     step = decode_forward(model, batch=1, context=1)
-    norms = (2 * model.layers + 1) * model.hidden_size
+    norms = model.other_parameters + sum(group.count * group.other_parameters for group in model.layer_groups)
     assert step.weight_bytes == pytest.approx(2 * (active - norms), rel=1e-9)
     attention = sum(part.times * part.operations for part in parts_of(step, Attention))
     assert step.operations - attention == pytest.approx(2 * (active - norms), rel=1e-9)
@@ -450,7 +457,7 @@ def test_two_all_reduces_of_the_residual_stream_a_layer(forward, rows):
 
 
 def test_vocabulary_that_does_not_divide_is_padded():
-    odd = dataclasses.replace(TINY, vocab_size=257)
+    odd = decoder(vocab_size=257)
     assert matmuls_of(decode(odd, tensor_parallel=2))["lm_head"].out_features == 129
 
 

@@ -532,7 +532,7 @@ def test_more_gpus_than_heads_are_named_in_one_line(tmp_path):
 
 
 def test_broken_config_is_named_in_one_line(tmp_path):
-    path = write_config(tmp_path, num_local_experts=8)
+    path = write_config(tmp_path, model_type="mixtral", num_local_experts=8)
     assert_misuse(decodetax("predict", "--model", path), "--model", "num_experts_per_tok")
-    path = write_config(tmp_path, num_experts=2, num_experts_per_tok=3, moe_intermediate_size=32)
-    assert_misuse(decodetax("predict", "--model", path), "--model", "experts.per_token")
+    path = write_config(tmp_path, model_type="mixtral", num_local_experts=2, num_experts_per_tok=3)
+    assert_misuse(decodetax("predict", "--model", path), "--model", "num_experts_per_tok: must be at most 2")

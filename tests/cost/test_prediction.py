@@ -1,15 +1,14 @@
 """The modelled cost of tokens: sums, limits, directions, and arithmetic by hand."""
 
-import dataclasses
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.core.language_model import load_language_model, preset_table
-from decodetax.harness.core.model_parts import Experts
 from decodetax.harness.cost.all_reduce_time import all_reduce_time
 from decodetax.harness.cost.attention_parts import Attention
 from decodetax.harness.cost.deployment import Deployment
@@ -33,7 +32,7 @@ from decodetax.harness.cost.prediction import (
     output_split_s,
     predict,
 )
-from hand_made import TINY
+from hand_made import decoder
 
 LLAMA = load_language_model("llama-3.1-8b")
 SMALL = load_language_model("llama-3.2-1b")
@@ -48,11 +47,17 @@ def stored(name, model=LLAMA):
     return model.with_formats(FORMATS[name])
 
 
+def with_layers(model, changes):
+    """The model with changed fields of each group of layers."""
+    groups = tuple(replace(group, **changes(group)) for group in model.layer_groups)
+    return replace(model, layer_groups=groups)
+
+
 def deployed(gpu="h100", *, datasheet=None, tensor_parallel=1, cache_dtype="bf16", **changes):
     """On one GPU with a cache in bf16; `datasheet` changes figures of the GPU."""
     return Deployment(
         **{
-            "gpu": dataclasses.replace(find_gpu(gpu), **(datasheet or {})),
+            "gpu": replace(find_gpu(gpu), **(datasheet or {})),
             "parallelism": Parallelism(tensor_parallel=tensor_parallel),
             "cache_format": CACHE_FORMATS[cache_dtype],
             "usd_per_hour": None,
@@ -185,7 +190,7 @@ def test_window_scales_prefill_attention_by_its_share_of_the_pairs():
 def test_gap_is_output_over_input():
     found = predicted()
     assert found.gap == found.output_s_per_token / found.input_s_per_token
-    by_hand = dataclasses.replace(
+    by_hand = replace(
         found, input_split_s={"weights": 1.0, "launch": 1.0}, output_split_s={"weights": 3.0, "launch": 2.0}
     )
     assert by_hand.gap == 2.5
@@ -193,7 +198,7 @@ def test_gap_is_output_over_input():
 
 
 def test_bound_is_the_component_that_takes_the_most_time():
-    found = dataclasses.replace(
+    found = replace(
         predicted(),
         input_split_s={"weights": 1.0, "matmul_arithmetic": 2.0, "launch": 1.5},
         output_split_s={"weights": 1.0, "kv_cache": 2.0, "launch": 3.0},
@@ -347,7 +352,7 @@ def test_no_smaller_batch_than_the_break_even_reaches_the_ratio(model, gpu, dtyp
 
 @pytest.mark.parametrize("gpu", ["h100", "a10", "t4", "b200"])
 @pytest.mark.parametrize(
-    "model", [TINY, SMALL, load_language_model("qwen3-0.6b")], ids=lambda each: each.name
+    "model", [decoder(), SMALL, load_language_model("qwen3-0.6b")], ids=lambda each: each.name
 )
 def test_gap_falls_with_each_doubling_of_the_batch(model, gpu):
     found = [predicted(model, deployed(gpu), batch=2**power, context=64).gap for power in range(11)]
@@ -444,7 +449,7 @@ def test_input_token_depends_on_the_prompt_only_and_output_token_on_the_context_
 
 
 def test_window_caps_what_a_context_costs():
-    full = dataclasses.replace(WINDOWED, window=None, window_layers=0)
+    full = with_layers(WINDOWED, lambda group: {"attention": replace(group.attention, window=None)})
     asked = {"batch": 1, "context": 65_536, "prompt": 65_536}
     windowed, whole = predicted(WINDOWED, **asked), predicted(full, **asked)
     assert windowed.output_split_s["kv_cache"] < 0.7 * whole.output_split_s["kv_cache"]
@@ -454,15 +459,15 @@ def test_window_caps_what_a_context_costs():
 
 
 def test_mixture_reads_few_experts_at_batch_1_and_more_in_a_batch():
-    everyone = dataclasses.replace(MIXTURE, experts=dataclasses.replace(MIXTURE.experts, per_token=128))
+    everyone = with_layers(MIXTURE, lambda group: {"mlp": replace(group.mlp, per_token=128)})
     one, all_of_one = (predicted(model, batch=1).output_split_s["weights"] for model in (MIXTURE, everyone))
     assert one < 0.3 * all_of_one
     many, all_of_many = (
         predicted(model, batch=64, context=64).output_split_s["weights"] for model in (MIXTURE, everyone)
     )
     assert 0.75 * all_of_many < many < all_of_many
-    dense_routing = Experts(count=1, per_token=1, intermediate_size=768)
-    assert output_s(dataclasses.replace(MIXTURE, experts=dense_routing)) < output_s(MIXTURE)
+    alone = with_layers(MIXTURE, lambda group: {"mlp": replace(group.mlp, count=1, per_token=1)})
+    assert output_s(alone) < output_s(MIXTURE)
 
 
 def test_fp8_weights_cost_as_int8_ones_where_the_gpu_cannot_multiply_them():
@@ -532,7 +537,7 @@ def test_every_gpu_predicts_a_small_model(gpu, tensor_parallel):
     assert found["output_s_per_token"] * 8 > share
     # No input token is faster than its arithmetic.
     rate = on.gpu.flop_per_s["bf16"] or on.gpu.flop_per_s["fp16"]
-    projections = SMALL.parameters - SMALL.lm_head.parameters
+    projections = SMALL.parameters - SMALL.embedding_parameters
     assert found["input_s_per_token"] > 2 * projections / tensor_parallel / rate
 
 
