@@ -16,7 +16,7 @@ import torch
 from decodetax.harness import cli
 from decodetax.harness.bench import ceilings, device, runner, session
 from decodetax.harness.bench.timer import Budget
-from decodetax.harness.core import inputs, language_model
+from decodetax.harness.core import inputs, timed_model
 from decodetax.harness.offline import variants
 from decodetax.harness.offline.execution import cases
 from hand_made import TINY, write_config
@@ -124,7 +124,7 @@ class SmallCpu(device.CpuDevice):
 @pytest.fixture
 def _small(monkeypatch):
     """Runs of a tiny model with one sample a round; few cases to compile."""
-    monkeypatch.setattr(language_model, "load_timed_model", lambda _name: TINY)
+    monkeypatch.setattr(timed_model, "load_timed_model", lambda _name: TINY)
     budget = Budget(time_limit_s=1e-4, warm_up_s=1e-4, min_samples=1, enough_samples=1)
     monkeypatch.setattr(session, "round_budget", lambda _share_s, **_options: budget)
     monkeypatch.setattr(ceilings, "SQUARE_SIZES", {"cpu": (8,)})

@@ -38,7 +38,7 @@ class Family:
 @functools.cache
 def _data() -> dict[str, Any]:
     path = importlib.resources.files(__package__) / "data" / "model_families.json"
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict[str, Any](json.loads(path.read_text(encoding="utf-8")))
 
 
 @functools.cache

@@ -49,6 +49,11 @@ RANKS = {
 LATENT = decoder(**RANKS, q_lora_rank=24)
 
 
+def other_parameters(model):
+    """Norms, biases and the like."""
+    return model.other_parameters + sum(group.count * group.other_parameters for group in model.layer_groups)
+
+
 def is_dense(model):
     return not any(
         isinstance(group.mlp, Experts) or isinstance(group.attention, LatentAttention)
@@ -399,7 +404,7 @@ def test_tensor_parallel_shares_of_a_dense_model_add_up(name, tensor_parallel):
         model, parallelism=Parallelism(tensor_parallel=tensor_parallel)
     ) * tensor_parallel == pytest.approx(
         # Each GPU has the norms.
-        resident_weight_bytes(model) + 2 * (tensor_parallel - 1) * (2 * model.layers + 1) * model.hidden_size
+        resident_weight_bytes(model) + 2 * (tensor_parallel - 1) * other_parameters(model)
     )
 
 
