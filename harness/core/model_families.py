@@ -38,7 +38,8 @@ class Family:
 @functools.cache
 def _data() -> dict[str, Any]:
     path = importlib.resources.files(__package__) / "data" / "model_families.json"
-    return dict[str, Any](json.loads(path.read_text(encoding="utf-8")))
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def families() -> dict[str, Family]:
     described = _data()["families"]
 
     def slots(name: str) -> dict[str, Any]:
-        own = described[name]
+        own: dict[str, Any] = described[name]
         return (slots(own["base"]) if "base" in own else {}) | own
 
     return {
