@@ -1,29 +1,62 @@
-"""Serving engines: what a step costs beside its kernels, and what an engine fuses."""
+"""Serving engines: what a step costs beside its kernels, and where an engine's kernels are its own."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..core.data_table import data_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Constants of a serving engine.
+    """Constants of a serving engine; `docs/accuracy.md` has the reason for each.
 
     Attributes:
         name: such as "vllm".
         all_reduce: its all-reduce, as `all_reduce_time` names it.
         fuses_quantisation: whether activations are quantised by the kernel before a product of 8 or 4 bits,
             and not by a pass of their own.
-        step_s: time between two steps in which the GPU waits: scheduling, sampling, detokenising.
-        sequence_s: further such time per sequence of the step.
+        whole_experts: whether tensor parallelism divides experts among GPUs instead of splitting each.
+        step_s: time between two steps in which the GPU waits: scheduling, input preparation, sampling.
+        sequence_s: further such time per sequence of a step: its sampling, detokenising and streaming.
+        hopper_fp8_gemm_share: share of the bandwidth that its fp8 GEMM of more than 16 rows reaches on
+            Hopper; None as the measured kernel.
+        hopper_fp8_cache_share: share of the bandwidth at which it reads an fp8 cache on Hopper; None as the
+            measured kernel.
     """
 
     name: str
-    all_reduce: str
-    fuses_quantisation: bool
-    step_s: float
-    sequence_s: float
+    all_reduce: str = "vllm_graph"
+    fuses_quantisation: bool = True
+    whole_experts: bool = False
+    step_s: float = 0.0
+    sequence_s: float = 0.0
+    hopper_fp8_gemm_share: float | None = None
+    hopper_fp8_cache_share: float | None = None
 
 
-ONE_GRAPH = Engine(
-    name="one CUDA graph", all_reduce="vllm_graph", fuses_quantisation=True, step_s=0.0, sequence_s=0.0
-)
+ONE_GRAPH = Engine(name="one CUDA graph")
 """All kernels of a step in one CUDA graph, launched without a pause."""
+
+
+@functools.cache
+def engines() -> Mapping[str, Engine]:
+    """The engines by name."""
+    return MappingProxyType({row["engine"]: _engine(row) for row in data_table("engines.csv")})
+
+
+def _engine(row: Mapping[str, str]) -> Engine:
+    def share(column: str) -> float | None:
+        return float(row[column]) if row[column] else None
+
+    return Engine(
+        name=row["engine"],
+        all_reduce=row["all_reduce"],
+        fuses_quantisation=row["quantisation"] == "fused",
+        whole_experts=row["experts"] == "whole",
+        step_s=float(row["step_us"]) * 1e-6,
+        sequence_s=float(row["sequence_us"]) * 1e-6,
+        hopper_fp8_gemm_share=share("hopper_fp8_gemm_share"),
+        hopper_fp8_cache_share=share("hopper_fp8_cache_share"),
+    )

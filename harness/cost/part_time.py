@@ -10,6 +10,8 @@ from .communication import transfer_s
 from .deployment import Deployment
 from .forward import Forward, Part
 from .kernel_time import (
+    GROUPED,
+    SINGLE,
     KernelTime,
     constants_for,
     decode_attention_time,
@@ -23,6 +25,12 @@ from .parts import ACTIVATION_BYTES, Elementwise, Matmul, RoutedExperts
 
 SMALL_KERNEL_S = 2e-6
 """Time of a small kernel in a CUDA graph before its bytes move; assumed, not measured."""
+
+HOPPER = 90
+"""Compute capability of the GPUs that some engines have kernels of their own for."""
+
+HOPPER_SMALL_ROWS = 16
+"""Rows up to which vLLM's fp8 GEMM on Hopper takes its narrowest tile."""
 
 ROUTING = "uniform"
 """Every expert is equally likely; an engine with skewed routing balances its GPUs by copies of experts."""
@@ -104,9 +112,17 @@ def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
         out_features=max(1, round(part.out_features)),
         in_features=part.in_features,
         dtype=dtype,
-        weight_bytes_per_element=part.weight_format.bytes_per_element,
+        weight_bytes_per_element=part.weight_format.bytes_per_element / _gemm_pace(part, dtype, on),
         activation_bytes_per_element=ACTIVATION_BYTES if dtype == "bf16" else 1.0,
     )
+
+
+def _gemm_pace(part: Matmul, dtype: str, on: Deployment) -> float:
+    """Bandwidth that the engine's own GEMM reaches over that of the measured one."""
+    share = on.engine.hopper_fp8_gemm_share
+    if share is None or dtype != "fp8" or on.gpu.sm != HOPPER or part.rows <= HOPPER_SMALL_ROWS:
+        return 1.0
+    return share / constants_for(on.gpu).gemm["fp8"].memory_share
 
 
 def experts_time(part: RoutedExperts, on: Deployment) -> KernelTime:
@@ -147,7 +163,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
             on.gpu,
             sequences=part.sequences,
             kv_heads=part.kv_heads,
-            kv_bytes=part.kv_bytes,
+            kv_bytes=part.kv_bytes / _cache_pace(part, dtype, on),
             operations=part.operations,
             dtype=dtype,
             group=part.q_heads // part.kv_heads,
@@ -170,6 +186,15 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
         compute_s=whole.compute_s * share,
         fixed_s=whole.fixed_s,
     )
+
+
+def _cache_pace(part: Attention, dtype: str, on: Deployment) -> float:
+    """Bandwidth at which the engine's own kernel reads the cache over that of the measured one."""
+    share = on.engine.hopper_fp8_cache_share
+    if share is None or dtype != "fp8" or on.gpu.sm != HOPPER:
+        return 1.0
+    kernel = GROUPED if part.q_heads > part.kv_heads else SINGLE
+    return share / constants_for(on.gpu).decode_attention[kernel, dtype].memory_share
 
 
 def streaming_time(part: IndexScores | StateUpdate, on: Deployment) -> KernelTime:

@@ -1,7 +1,6 @@
 """Steady state of continuous batching: time per output token, time to first token, throughput and cost."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,12 @@ from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
 from .deployment import Deployment
 from .memory_fit import largest_batch
-from .prediction import MAX_BATCH, input_split_s, output_split_s
+from .prediction import MAX_BATCH
+from .step_time import decode_step_s, engine_s, prompt_s
+
+BUNCHED = 0.1
+"""Share of the sequences whose prompts arrive together: requests that begin together and are followed by nine
+more rounds, in which prompts no longer meet, wait as long in the mean."""
 
 SATURATED_WITHIN = 0.95
 """Share of the throughput of the largest concurrency from which on a deployment counts as saturated."""
@@ -65,8 +69,13 @@ def steady_state(
 ) -> SteadyState:
     """Models requests of `input_tokens` and `output_tokens` at a concurrency.
 
-    Each request is prefilled once and takes part in one decode step per output token, so that in the mean a
-    decode step is followed by the prefill of concurrency / output_tokens prompts.
+    A sequence's first token comes from its prefill, the others from a decode step each. While it decodes, the
+    other sequences of its replica are prefilled once each, in chunks that share those steps (`prompt_s`), so
+    that TPOT = decode step + (sequences - 1) / (output_tokens - 1) x prompt.
+
+    TTFT = prefill alone + half of a decode step, which is under way + the queue behind other prompts. Of
+    these, `BUNCHED` arrive together; the mean of them waits for half of the others. Requests that do not fit
+    the memory wait in addition, by Little's law.
 
     Raises:
         UsageError: not one such request fits the memory.
@@ -76,25 +85,27 @@ def steady_state(
     if not fits:
         raise UsageError(f"--requests: {input_tokens}/{output_tokens}: one request does not fit the memory")
     running = min(concurrency, fits)
-    prefill_s = math.fsum(input_split_s(model, on, prompt=input_tokens).values()) * input_tokens
-    prefill_s *= 1 - cache_hits
-    context = input_tokens + output_tokens // 2
-    step_s = math.fsum(output_split_s(model, on, batch=running, context=context).values()) * running
-    others_s = (running - 1) * prefill_s / max(1, output_tokens - 1)
-    tpot_s = step_s + others_s
-    busy_s = prefill_s + (output_tokens - 1) * tpot_s
+    steps, computed = output_tokens - 1, 1 - cache_hits
+    step_s = decode_step_s(model, on, batch=running, context=input_tokens + output_tokens // 2)
+    alone_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=0) + engine_s(on, 1)
+    prefill_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=running)
+    others = max(0.0, running / on.parallelism.data_parallel - 1)
+    others_s = others * prefill_s / on.parallelism.pipeline_parallel
+    tpot_s = step_s + (others_s / steps if steps else 0.0)
+    queued_s = BUNCHED * others_s / 2 + (step_s / 2 if running > 1 else 0.0)
+    busy_s = alone_s + queued_s + steps * tpot_s
     requests_per_s = running / busy_s
     # Little's law: concurrency requests in the system finish at that rate.
-    waiting_s = concurrency / requests_per_s - busy_s
+    waiting_s = max(0.0, concurrency / requests_per_s - busy_s)
     usd_per_s = None if on.usd_per_hour is None else on.usd_per_hour * on.gpus / 3600
     request = None if usd_per_s is None else usd_per_s / requests_per_s
-    input_share = running * prefill_s / busy_s
+    input_share = min(1.0, (prefill_s + others_s) / busy_s)
     return SteadyState(
         concurrency=concurrency,
         running=running,
         tpot_s=tpot_s,
-        ttft_s=prefill_s + step_s + waiting_s,
-        ttft_alone_s=prefill_s,
+        ttft_s=alone_s + queued_s + waiting_s,
+        ttft_alone_s=alone_s,
         requests_per_s=requests_per_s,
         output_tokens_per_s=requests_per_s * output_tokens,
         usd_per_request=request,
