@@ -6,7 +6,7 @@ The commands that print price ratios are decorated with `break_even_options`.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from functools import cache, wraps
 from pathlib import Path
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..core.language_model import LanguageModel
     from .deployment import Deployment
 
-DTYPES = ("bf16", "fp8", "int8", "int4")
 DEFAULT_SERVED_MODEL = "llama-3.1-8b"
 _GPUS_OF_A_NODE = (1, 2, 4, 8)
 
@@ -46,8 +45,11 @@ class BreakEven:
 
     @property
     def gpus(self) -> str:
-        """The GPUs, in words."""
-        return f"{self.on.gpus} x {self.on.gpu.name}" if self.on.gpus > 1 else self.on.gpu.name
+        """The GPUs, in words, with the parallelism where it is not tensor parallelism alone."""
+        parallelism, name = self.on.parallelism, self.on.gpu.name
+        if parallelism.tensor_parallel < parallelism.gpus or parallelism.expert_parallel > 1:
+            return self.on.text
+        return f"{parallelism.gpus} x {name}" if parallelism.gpus > 1 else name
 
     @property
     def where(self) -> str:
@@ -76,7 +78,7 @@ class BreakEven:
             "provenance": "modelled",
             "model": self.model.name,
             "gpu": self.on.gpu.name,
-            "tensor_parallel": self.on.parallelism.tensor_parallel,
+            **asdict(self.on.parallelism),
             "dtype": weight_formats(self.model),
             "cache_dtype": self.on.cache_format.name,
             "context": self.context,
@@ -129,9 +131,12 @@ class BreakEvenOptions:
     Attributes:
         served_model: a preset or the path of a `config.json`.
         gpu: name of the GPU.
-        dtype: dtype of weights.
-        cache_dtype: dtype of the KV cache.
-        tensor_parallel: number of GPUs that share each layer.
+        dtype: format of weights.
+        cache_dtype: format of the KV cache.
+        tensor_parallel: as in `Parallelism`.
+        data_parallel: as in `Parallelism`.
+        expert_parallel: as in `Parallelism`.
+        pipeline_parallel: as in `Parallelism`.
         context: cached tokens of a sequence, and tokens of a prompt.
         run_file: a file of `decodetax run`.
     """
@@ -141,6 +146,9 @@ class BreakEvenOptions:
     dtype: str | None
     cache_dtype: str
     tensor_parallel: int | None
+    data_parallel: int | None
+    expert_parallel: int | None
+    pipeline_parallel: int | None
     context: int
     run_file: Path | None
 
@@ -166,14 +174,16 @@ class BreakEvenOptions:
         return BreakEven(model=model, on=on, context=self.context, gaps=self._measured_gaps())
 
     def _deployment(self, model: "LanguageModel") -> "Deployment":
-        """The GPUs: as many as --tensor-parallel says, else the fewest that hold the model, at most 8."""
+        """The GPUs that the options ask for, else the fewest that hold the model, at most 8."""
         from .deployment import deployment
         from .memory_fit import largest_batch
-        from .parallelism import Parallelism
+        from .parallelism import Parallelism, require_parts
 
         one = deployment(self.gpu, cache_format=CACHE_FORMATS[self.cache_dtype])
-        if self.tensor_parallel is not None:
-            on = replace(one, parallelism=Parallelism(tensor_parallel=self.tensor_parallel))
+        sizes = {part.name: getattr(self, part.name) for part in fields(Parallelism)}
+        if asked := {name: size for name, size in sizes.items() if size is not None}:
+            on = replace(one, parallelism=Parallelism(**asked))
+            require_parts(model, on.parallelism)
             largest_batch(model, on, context=self.context)  # raises where the GPUs cannot share the model
             return on
         on = one
@@ -213,15 +223,15 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="GPU that serves it.")
     @options.option(
         "--dtype",
-        options.one_of(*DTYPES),
+        options.one_of(*FORMATS),
         "NAME",
-        f"Dtype of its weights: {', '.join(DTYPES)}.  [default: as stored]",
+        f"Format of its weights: {', '.join(FORMATS)}.  [default: as the config says, else bf16]",
     )
     @options.option(
         "--cache-dtype",
-        options.one_of(*DTYPES),
+        options.one_of(*CACHE_FORMATS),
         "NAME",
-        f"Dtype of its KV cache: {', '.join(DTYPES)}.",
+        f"Format of its KV cache: {', '.join(CACHE_FORMATS)}.",
         default="bf16",
     )
     @options.option(
@@ -230,6 +240,9 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
         "N",
         "GPUs that share each layer.  [default: the fewest of 1, 2, 4 and 8 that hold the model]",
     )
+    @options.option("--data-parallel", options.GPUS, "N", "Groups of that many GPUs, each with attention.")
+    @options.option("--expert-parallel", options.GPUS, "N", "GPUs that the routed experts are divided among.")
+    @options.option("--pipeline-parallel", options.GPUS, "N", "Stages with equal shares of the layers.")
     @click.option(
         "--context",
         default="1024",

@@ -209,6 +209,43 @@ def test_dtypes_and_tensor_parallelism_change_the_break_even_and_are_said(option
     assert changed["modelled_batch"] == expected["break_even_batch"]
 
 
+@pytest.mark.parametrize(
+    ("served", "where"),
+    [
+        ("--data-parallel 2", "llama-3.1-8b in bf16 on 2 x H100-SXM5-80GB (DP 2) (1024"),
+        (
+            "--pipeline-parallel 2 --tensor-parallel 2",
+            "llama-3.1-8b in bf16 on 4 x H100-SXM5-80GB (TP 2, PP 2)",
+        ),
+        (
+            "--served-model deepseek-v3 --gpu h200 --tensor-parallel 2 --data-parallel 4 --expert-parallel 8",
+            " on 8 x H200-SXM-141GB (TP 2, DP 4, EP 8)",
+        ),
+    ],
+)
+def test_every_parallelism_of_predict_can_serve(served, where):
+    for command in (("prices",), ("price", *TOKENS, *MODEL)):
+        assert where in " ".join(printed(*command, *served.split()).split())
+    found = document("price", *TOKENS, *MODEL, *served.split())["break_even"]
+    asked = served.replace("--served-model", "--model").split()
+    model = [] if "--model" in asked else ["--model", "llama-3.1-8b"]
+    predicted = ("predict", *model, *asked, "--batch", "8", "--context", "1024", "--price-ratio", "4")
+    [row] = document(*predicted)["predictions"]
+    for name in ("tensor_parallel", "data_parallel", "expert_parallel", "pipeline_parallel", "dtype"):
+        assert found[name] == row[name]
+    assert found["modelled_batch"] == row["break_even_batch"]
+
+
+@pytest.mark.parametrize("dtype", ["fp4", "mxfp4", "fp16", "nvfp4"])
+def test_formats_of_predict_can_be_served(dtype):
+    found = document("price", *TOKENS, *MODEL, "--dtype", dtype)["break_even"]
+    assert found["dtype"] == dtype
+    assert (
+        found["modelled_batch"]
+        == predict_row("llama-3.1-8b", "--dtype", dtype, "--price-ratio", "4")["break_even_batch"]
+    )
+
+
 def predict_row(model, *arguments):
     asked = ("predict", "--model", model, "--batch", "1", "--context", "1024", *arguments)
     [row] = document(*asked)["predictions"]
@@ -239,6 +276,9 @@ def test_price_of_a_preset_is_compared_with_its_own_gap():
         (["--dtype", "fp9"], ["--dtype", "'fp9'", "bf16"]),
         (["--cache-dtype", "x"], ["--cache-dtype", "'x'", "bf16"]),
         (["--tensor-parallel", "0"], ["--tensor-parallel", "'0'"]),
+        (["--expert-parallel", "2", "--data-parallel", "2"], ["--expert-parallel", "no routed experts"]),
+        (["--pipeline-parallel", "64"], ["--pipeline-parallel", "32 layers"]),
+        (["--expert-parallel", "3"], ["--expert-parallel", "must divide"]),
         (["--run", "nothing.json"], ["nothing.json"]),
     ],
     ids=lambda value: value[0],
