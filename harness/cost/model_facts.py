@@ -6,9 +6,8 @@ from typing import Any
 
 from ..core.formats import CACHE_FORMATS
 from ..core.language_model import LanguageModel
-from ..core.layers import Experts, LinearAttention
-
-_PARTS = ("attention", "mlp", "experts", "shared", "router", "embedding", "lm_head")
+from ..core.layers import LinearAttention
+from ..core.stored_weights import stored_weights, weights_sentence
 
 
 def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
@@ -27,7 +26,16 @@ def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
         "kv_bytes_per_token": kv_bytes_per_token(model, cache_dtype),
         "state_bytes_per_sequence": state_bytes_per_sequence(model),
         "max_position_embeddings": model.max_position_embeddings,
-        "formats": formats_by_part(model),
+        "weights": [
+            {
+                "part": each.part,
+                "format": each.format.name,
+                "parameters": each.parameters,
+                "bytes": each.stored_bytes,
+            }
+            for each in stored_weights(model)
+        ],
+        "formats": weights_sentence(model),
         "assumed": list(model.assumed),
     }
 
@@ -47,23 +55,6 @@ def state_bytes_per_sequence(model: LanguageModel) -> int:
         for group in model.layer_groups
         if isinstance(group.attention, LinearAttention)
     )
-
-
-def formats_by_part(model: LanguageModel) -> dict[str, str]:
-    """The format of each part that the model has; several, joined by "and", where layers differ."""
-    present: dict[str, list[str]] = {part: [] for part in _PARTS}
-    for group in model.layer_groups:
-        parts = {"attention"} if group.attention else set()
-        if isinstance(group.mlp, Experts):
-            parts |= {"experts", "router"} | ({"shared"} if group.mlp.shared else set())
-        elif group.mlp:
-            parts.add("mlp")
-        for part in parts:
-            present[part].append(group.formats.of(part).name)
-    present["embedding"].append(model.formats.embedding.name)
-    if not model.tied_embeddings:
-        present["lm_head"].append(model.formats.lm_head.name)
-    return {part: " and ".join(dict.fromkeys(names)) for part, names in present.items() if names}
 
 
 def warnings_of(model: LanguageModel, contexts: Sequence[int]) -> Iterator[str]:

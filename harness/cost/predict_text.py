@@ -141,13 +141,11 @@ def _facts(model: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     state = model["state_bytes_per_sequence"]
     yield (
         f"Modelled, not measured: {model['name']}, {in_billions(model['parameters'])} parameters{of_them}; "
-        f"weights in {row['dtype']}, KV cache in {row['cache_dtype']}, "
+        f"weights: {model['formats']}; KV cache: {row['cache_dtype']}, "
         f"{model['kv_bytes_per_token']:,.0f} bytes a token"
         + (f" and states of {state:,.0f} bytes a sequence" if state else "")
         + "."
     )
-    if len(set(model["formats"].values())) > 1:
-        yield f"Formats: {', '.join(f'{part} {name}' for part, name in model['formats'].items())}."
     if model["assumed"]:
         yield f"Assumed: {'; '.join(model['assumed'])}."
 

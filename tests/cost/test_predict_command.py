@@ -355,8 +355,15 @@ def test_json_has_the_facts_of_the_model():
     assert (facts["parameters"], facts["active_parameters"]) == (model.parameters, model.active_parameters)
     assert facts["kv_bytes_per_token"] == 48 * 2 * 4 * 128 * 2
     assert facts["assumed"] == list(model.assumed)
-    assert facts["formats"]["experts"] == "bf16"
-    assert "shared" not in facts["formats"]
+    assert facts["formats"] == "bf16"
+    parts = {row["part"]: row for row in facts["weights"]}
+    assert list(parts) == ["attention", "experts", "router", "embedding", "lm_head"]
+    assert parts["router"] | {"part": "router"} == {
+        "part": "router",
+        "format": "bf16",
+        "parameters": 48 * 128 * 2048,
+        "bytes": 2 * 48 * 128 * 2048,
+    }
     text = printed("predict", "--model", "qwen3-30b-a3b", "--batch", "1")
     assert "30.5 B parameters, 3.35 B active" in " ".join(text.split())
     assert "98,304 bytes a token" in " ".join(text.split())
@@ -413,9 +420,7 @@ def test_tables_are_marked_modelled_and_fit_80_columns():
     narrow, wide = printed(*asked), printed(*asked, "--wide")
     assert max(map(len, narrow.splitlines())) <= 80
     heading, tokens, shares, conditions = wide.split("\n\n")
-    assert heading.startswith(
-        "Modelled, not measured: llama-3.2-1b, 1.24 B parameters; weights in bf16, KV\n"
-    )
+    assert heading.startswith("Modelled, not measured: llama-3.2-1b, 1.24 B parameters; weights: bf16; KV")
     assert " ".join(conditions.split()).count("at most 4, the price ratio; - where there is none.") == 1
     for column in ("gpu", "s/input token", "s/output token", "gap", "$/1M output", "output bound"):
         assert column in tokens.splitlines()[1]
