@@ -218,8 +218,8 @@ def test_dtypes_and_tensor_parallelism_change_the_break_even_and_are_said(option
             "llama-3.1-8b in bf16 on 4 x H100-SXM5-80GB (TP 2, PP 2)",
         ),
         (
-            "--served-model deepseek-v3 --gpu h200 --tensor-parallel 2 --data-parallel 4 --expert-parallel 8",
-            " on 8 x H200-SXM-141GB (TP 2, DP 4, EP 8)",
+            "--served-model deepseek-v3 --gpu b300 --tensor-parallel 2 --data-parallel 4 --expert-parallel 8",
+            "deepseek-v3 in bf16 on 8 x B300 (TP 2, DP 4, EP 8)",
         ),
     ],
 )
