@@ -1,9 +1,11 @@
 """Formats read from `quantization_config`: bytes with scales, parts left out, products, refusals."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from decodetax.harness.core import formats as stored
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS, Format, Formats, layers_in
 from decodetax.harness.core.quantization import Quantization, read_quantization
@@ -370,3 +372,30 @@ def test_integer_caches_hold_a_scale_and_a_zero_point_for_each_head_of_a_token()
     assert CACHE_FORMATS["fp8"].bytes_per_element == 1.0
     assert CACHE_FORMATS["int8"].bytes_per_element == 1 + 4 / 128
     assert CACHE_FORMATS["int4"].bytes_per_element == 0.5 + 4 / 128
+
+
+DOCUMENTED = {
+    "bf16, fp16": FORMATS["fp16"],
+    "fp8, per tensor or channel": FORMATS["fp8"],
+    "fp8 blocks": stored.FP8_BLOCKS,
+    "mxfp8": stored.MXFP8,
+    "int8": FORMATS["int8"],
+    "int4 of `--dtype`": FORMATS["int4"],
+    "int4 of AWQ and GPTQ": layer(STORED["gptq"][0]).mlp,
+    "int4 of compressed-tensors": layer(STORED["ct int4"][0]).mlp,
+    "mxfp4": FORMATS["mxfp4"],
+    "nvfp4, fp4": FORMATS["fp4"],
+    "nf4 of bitsandbytes": stored.NF4,
+    "nf4, double quantisation": stored.NF4_DOUBLE,
+}
+
+
+def test_the_documented_bytes_of_formats_are_those_that_count() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    section = page.partition("### Formats of weights and caches\n")[2]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.split("\n\n")[1].splitlines()[2:]
+    ]
+    assert {row[0]: (row[-2], row[-1]) for row in rows} == {
+        name: (f"{each.bytes_per_element:.6g}", each.multiplied_in) for name, each in DOCUMENTED.items()
+    }
