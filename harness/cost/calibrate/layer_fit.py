@@ -61,7 +61,7 @@ _NARROW_TAKES = ("compute_share", "expert_s")
 _AT_MOST = 0.95  # of every share: no measured call reaches more of a roof
 _TAIL_WEIGHT = 0.3
 _SIMPLEX_STEPS, _ITERATIONS = (0.5, 0.3, 0.2, 0.1), 400
-_LARGEST_LOG = 100.0  # of a constant; keeps the search finite
+_LARGEST_LOG = 60.0  # of a constant or its inverse; keeps the search finite
 
 
 def modelled(measured: MeasuredLayer, constants: Fitted) -> Array:
@@ -182,7 +182,7 @@ def _minimised(loss_of: Callable[[dict[str, float]], float], start: Mapping[str,
     """Nelder-Mead, restarted from smaller simplexes, without random numbers; in logarithms, so above 0."""
 
     def values(logs: Array) -> dict[str, float]:
-        named = zip(start, np.exp(np.minimum(logs, _LARGEST_LOG)).tolist(), strict=True)
+        named = zip(start, np.exp(np.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)).tolist(), strict=True)
         return {name: min(value, _AT_MOST) if name.endswith("share") else value for name, value in named}
 
     best = np.log(np.array(list(start.values())))
