@@ -18,8 +18,10 @@ from ..core.records import Run
 from ..core.units import number
 from .deployment import Deployment
 from .forward import Forward, decode_forward, prefill_forward
-from .memory import cache_bytes_per_sequence
+from .memory import cache_bytes_per_sequence, weight_formats
 from .memory_fit import largest_batch
+from .part_time import product_dtype
+from .parts import Matmul, RoutedExperts
 from .prediction import PREFILL_TOKENS, input_split_s, output_split_s
 from .prices import TokenPrice, price_changes
 
@@ -130,10 +132,10 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
     rows = sequences * context
     prefill = prefill_forward(model, sequences=sequences, prompt=context, rows=rows)
     decode = {b: decode_forward(model, batch=b, context=context) for b in batches}
-    peak = on.gpu.flop_per_s["bf16"] or on.gpu.flop_per_s["fp16"] or 0.0
+    peak = _peak_flop_per_s(prefill, on)
     first, step_s = decode[batches[0]], output_s[batches[0]] * batches[0]
     return Facts(
-        where=f"{model.name} on {on.gpu.name}",
+        where=f"{model.name} in {weight_formats(model)} on {on.gpu.name}",
         provenance="modelled",
         model=model,
         context=context,
@@ -146,6 +148,16 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
         input_s_per_token=input_s,
         output_s_per_token=output_s,
     )
+
+
+def _peak_flop_per_s(prefill: Forward, on: Deployment) -> float:
+    """The datasheet's FLOP/s in the dtype of most products of weights."""
+    operations: Counter[str] = Counter()
+    for part in prefill.parts:
+        if isinstance(part, Matmul | RoutedExperts):
+            operations[product_dtype(on.gpu, part.weight_format)] += int(part.times * part.operations)
+    [(dtype, _)] = operations.most_common(1)
+    return on.gpu.flop_per_s[dtype] or on.gpu.flop_per_s["fp16"] or 0.0
 
 
 def _bytes_moved(forward: Forward) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.formats import FORMATS
 from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.language_model import load_language_model
 from decodetax.harness.core.run_file import read_run
@@ -114,6 +115,15 @@ def test_modelled_facts_of_llama_on_h100():
     assert gaps == sorted(gaps, reverse=True)
 
 
+@pytest.mark.parametrize(("gpu", "peak"), [("h100", 1979e12), ("a100", 312e12)])
+def test_roof_is_that_of_the_dtype_in_which_the_gpu_multiplies(gpu, peak):
+    on, model = deployment(gpu), LLAMA.with_formats(FORMATS["fp8"])
+    facts = modelled_facts(model, on, context=1024)
+    assert facts.where.startswith("llama-3.1-8b in fp8 on ")
+    assert facts.balance_ops_per_byte == pytest.approx(peak / on.gpu.bandwidth_bytes_per_s)
+    assert 0.3 < facts.prefill_flop_share < 1
+
+
 def test_rejects_a_model_that_does_not_fit():
     with pytest.raises(
         UsageError, match=r"^--gpu: llama-3\.1-405b with 1024 cached tokens does not fit H100"
@@ -161,7 +171,7 @@ def test_intervals_of_measured_gaps_and_a_roof_that_rows_exceed_are_told():
 def test_command_prints_each_claim_with_verdict_and_provenance():
     outcome = decodetax("claims", "--model", "qwen3-8b", "--gpu", "b200", "--context", "2000")
     assert outcome.code == 0, outcome.err
-    assert "modelled for qwen3-8b on B200" in outcome.out
+    assert "modelled for qwen3-8b in bf16 on B200" in outcome.out
     assert all(f"\n{number}. " in outcome.out for number in range(1, 10))
     assert "(measured)" not in outcome.out
 
