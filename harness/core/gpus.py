@@ -58,7 +58,6 @@ class Gpu:
         shared_bytes_per_sm: shared memory of an SM, KB counted as 2^10 bytes.
         sm_limits: further limits of an SM; None where the table has none.
         link_bytes_per_s: NVLink or PCIe bandwidth of one GPU, in each direction.
-        link_latency_s: time of an all-reduce of 0 bytes.
         usd_per_hour: lowest on-demand rental price listed; an assumed price, a median of listings or a total
             cost of ownership is not one. None where none is listed.
         usd_source: kind of price and who lists it.
@@ -78,7 +77,6 @@ class Gpu:
     shared_bytes_per_sm: int
     sm_limits: SmLimits | None
     link_bytes_per_s: float
-    link_latency_s: float
     usd_per_hour: float | None
     usd_source: str
     marks: Mapping[str, str] = field(hash=False)
@@ -101,10 +99,6 @@ class Gpu:
             known = ", ".join(gpu.name for gpu in gpu_table().values() if gpu.sm_limits)
             raise UsageError(f"--gpu: {self.name} has no SM limits in the table of GPUs; these have: {known}")
         return self.sm_limits
-
-    def all_reduce_s(self, reduced_bytes: float, gpus: int) -> float:
-        """Seconds of a ring all-reduce over several of this GPU: each sends 2 (n - 1) / n of the bytes."""
-        return self.link_latency_s + 2.0 * (gpus - 1) / gpus * reduced_bytes / self.link_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -268,7 +262,6 @@ def _gpu(row: Mapping[str, str]) -> Gpu:
         shared_bytes_per_sm=int(_known(sizes["shared_bytes_per_sm"])),
         sm_limits=_sm_limits(row) if row["sm_limits_source"] else None,
         link_bytes_per_s=float(row["link_gb_per_s"]) * 1e9,
-        link_latency_s=float(row["link_latency_us"]) * 1e-6,
         usd_per_hour=float(rental["usd_per_gpu_hour"]) if rental else None,
         usd_source=f"{rental['basis']}, {rental['source']}" if rental else "",
         marks={name: figure.mark for name, figure in marked.items() if figure.mark},

@@ -23,6 +23,9 @@ DTYPES = ("bf16", "fp8", "fp8_block", "fp4")
 NARROW_WEIGHTS = "w4a16"
 """Constants of bf16 products of weights that are narrower, and dequantised in the kernel."""
 
+FITTED_AS = {"fp4": "fp8"}
+"""Dtypes of which no MoE layer was measured, and the variant of the constants that they take."""
+
 _TILE_COLUMNS = 128
 _ACTIVATION_BYTES = 2
 
@@ -123,7 +126,7 @@ def variant_of(gpu: Gpu, dtype: str, weight_bytes_per_element: float) -> tuple[s
         rate_dtype = dtype = "bf16"
     if dtype == "bf16" and weight_bytes_per_element < _ACTIVATION_BYTES:
         return NARROW_WEIGHTS, rate_dtype
-    return "fp8" if dtype == "fp4" else dtype, rate_dtype
+    return FITTED_AS.get(dtype, dtype), rate_dtype
 
 
 def moe_terms(

@@ -207,3 +207,15 @@ def test_all_reduce_is_fitted_after_nccl_and_put_to_other_gpus():
     assert columns["held-out families"].keys() == columns["all rows"].keys()
     assert all(name == "all_reduce" for name, _, _ in columns["other GPUs"])
     assert find_gpu("b200").name in {gpu for _, gpu, _ in columns["other GPUs"]}
+
+
+def test_rows_of_fp4_on_another_gpu_are_put_to_the_constants_of_fp8(tmp_path):
+    row = dict(data_table("measured_moe.csv")[0]) | {"gpu": "B200", "dtype": "nvfp4"}
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, row)
+        writer.writeheader()
+        writer.writerow(row)
+    tables = read_layer_file(tmp_path / "a.csv")
+    [key] = errors_by_class(tables, kept_constants(tables))
+    assert key[1:] == ("B200", "fp4")
+    assert fit_layers(tables) == {}

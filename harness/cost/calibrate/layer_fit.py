@@ -76,7 +76,7 @@ def _terms(measured: MeasuredLayer, constants: Fitted) -> KernelTime:
         dtype, weight_bytes = moe_dtype(measured)
         return moe_time.moe_terms(
             gpu,
-            constants[moe_time.KERNEL, gpu.name, measured.variant],
+            constants[kernels_of(measured)[0]],
             tokens=s["tokens"],
             hidden_size=s["hidden_size"],
             inner_size=np.ceil(s["expert_intermediate"] / s["tensor_parallel"]),
@@ -121,7 +121,7 @@ def kernels_of(measured: MeasuredLayer) -> tuple[Key, ...]:
     """The keys of the constants that a table's rows are fitted to; the last is of these rows alone."""
     gpu, engine = measured.gpu.name, HOW.get(measured.variant, "")
     if measured.table != ALL_REDUCE:
-        return ((measured.table, gpu, measured.variant),)
+        return ((measured.table, gpu, moe_time.FITTED_AS.get(measured.variant, measured.variant)),)
     keys = [(RING, gpu, RING)]
     if engine:
         keys.append((DIRECT, gpu, engine))
@@ -134,7 +134,8 @@ def fit_layers(tables: Iterable[MeasuredLayer]) -> Fitted:
     """Fits every kernel, GPU and variant that was measured, rounded to four digits.
 
     bf16 comes before narrower weights, NCCL before engines' own all-reduce, graphs before eager calls: the
-    later take the constants of the earlier as given. Tables without the earlier are left out.
+    later take the constants of the earlier as given. Tables without the earlier are left out, as are those of
+    dtypes that take the constants of another.
     """
     order = ("bf16", "nccl", "vllm_graph", "trtllm", "vllm_eager")
     fitted: Fitted = {}
@@ -145,7 +146,8 @@ def fit_layers(tables: Iterable[MeasuredLayer]) -> Fitted:
         narrow = measured.variant == NARROW_WEIGHTS
         if narrow:
             given = [(moe_time.KERNEL, measured.gpu.name, "bf16")]
-        if len(measured.time_s) and all(key in fitted for key in given):
+        borrows = measured.table == MOE and measured.variant in moe_time.FITTED_AS
+        if len(measured.time_s) and not borrows and all(key in fitted for key in given):
             base = fitted[given[0]] if narrow else None
             fitted[own] = _fit(measured, own, fitted, base)
     return fitted

@@ -48,7 +48,9 @@ _MOE_DTYPES: Mapping[str, tuple[str, str, float]] = {
     "bfloat16": ("bf16", "bf16", 2.0),
     "fp8": ("fp8", "fp8", 1.0),
     "fp8_block": ("fp8_block", "fp8", 1.0),
+    "nvfp4": ("fp4", "fp4", 0.5 + 1 / 16),
     "w4a16_mxfp4": (NARROW_WEIGHTS, "bf16", 0.5 + 1 / 32),
+    "int4_wo": (NARROW_WEIGHTS, "bf16", 0.5 + 2 / 128),
 }
 _CACHE_DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "fp8": "fp8"}
 
