@@ -40,6 +40,10 @@ ONE_GRAPH = Engine(name="one CUDA graph")
 """All kernels of a step in one CUDA graph, launched without a pause."""
 
 
+ENGINES = ("trtllm", "vllm", "sglang")
+"""Names of the engines in `engines.csv`."""
+
+
 @functools.cache
 def engines() -> Mapping[str, Engine]:
     """The engines by name."""

@@ -9,6 +9,7 @@ from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
 from .deployment import Deployment
 from .memory import cache_bytes_per_sequence, resident_weight_bytes, weight_formats
+from .model_facts import in_billions
 
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory for weights and cache; the rest is for the driver, activations and workspaces."""
@@ -57,7 +58,8 @@ class MemoryFit:
         weights, caches = f"weights of {_gib(self.weight_bytes)}", f"a cache of {_gib(self.kv_bytes)}"
         usable = f"{_gib(self.usable_bytes)} usable, {USABLE_MEMORY:.0%} of {_gib(on.gpu.memory_bytes)}"
         if self.weight_bytes >= self.usable_bytes:
-            option, what = "--gpu", f"{model.name} in {weight_formats(model)} does"
+            size = f"{in_billions(model.parameters)} parameters"
+            option, what = "--gpu", f"{model.name}, {size} in {weight_formats(model)}, does"
             held, most = f"{weights} a GPU, beside {caches}", "no batch and no context fits"
         else:
             option = "--batch" if self.largest_batch else "--context"

@@ -4,18 +4,18 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..core.formats import CACHE_FORMATS
+from ..core.formats import Format
 from ..core.language_model import LanguageModel
 from ..core.layers import LinearAttention
 from ..core.stored_weights import stored_weights, weights_sentence
 
 
-def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
+def model_json(model: LanguageModel, cache_format: Format) -> dict[str, Any]:
     """Facts of a model, counted from its shapes.
 
     Args:
         model: the model.
-        cache_dtype: dtype of the KV cache.
+        cache_format: format of the KV cache.
     """
     return {
         "provenance": "counted",
@@ -23,7 +23,7 @@ def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
         "source": model.source,
         "parameters": model.parameters,
         "active_parameters": model.active_parameters,
-        "kv_bytes_per_token": kv_bytes_per_token(model, cache_dtype),
+        "kv_bytes_per_token": kv_bytes_per_token(model, cache_format),
         "state_bytes_per_sequence": state_bytes_per_sequence(model),
         "max_position_embeddings": model.max_position_embeddings,
         "weights": [
@@ -40,12 +40,10 @@ def model_json(model: LanguageModel, cache_dtype: str) -> dict[str, Any]:
     }
 
 
-def kv_bytes_per_token(model: LanguageModel, cache_dtype: str) -> float:
+def kv_bytes_per_token(model: LanguageModel, cache_format: Format) -> float:
     """Bytes that a token adds to the KV caches of all layers, while within their windows."""
     attentions = [(group.count, group.attention) for group in model.layer_groups if group.attention]
-    return CACHE_FORMATS[cache_dtype].bytes_per_element * sum(
-        count * each.cached_elements for count, each in attentions
-    )
+    return cache_format.bytes_per_element * sum(count * each.cached_elements for count, each in attentions)
 
 
 def state_bytes_per_sequence(model: LanguageModel) -> int:
@@ -59,6 +57,8 @@ def state_bytes_per_sequence(model: LanguageModel) -> int:
 
 def warnings_of(model: LanguageModel, contexts: Sequence[int]) -> Iterator[str]:
     """What a reader should know before the figures are used: each a sentence."""
+    if any("--assume" in line for line in model.assumed):
+        yield f"{model.name} is read by --assume; its figures are right only if it is such a model"
     longest = model.max_position_embeddings
     beyond = [context for context in contexts if longest is not None and context > longest]
     if beyond:

@@ -15,6 +15,7 @@ from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
 from ..core.table import Column, Table, wide_option
 from .deployment import Deployment
+from .engine import ENGINES, ONE_GRAPH, engines
 from .memory import weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .model_facts import model_json, warnings_of
@@ -52,6 +53,12 @@ _OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
     metavar="NAME",
     help="A preset (see `decodetax models`) or the path of a Hugging Face config.json.",
 )
+@options.option(
+    "--assume",
+    options.one_of("dense"),
+    "dense",
+    "Read a config.json of an unknown model_type as a dense decoder with a gated MLP.",
+)
 @options.gpus_option(
     "GPUs of `decodetax devices`; short names such as h100, b200, rtx4090 are accepted.  [default: h100]"
 )
@@ -71,8 +78,7 @@ _OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
     "--cache-dtype",
     options.one_of(*CACHE_FORMATS),
     "NAME",
-    f"Format of the KV cache: {', '.join(CACHE_FORMATS)}.",
-    default="bf16",
+    f"Format of the KV cache: {', '.join(CACHE_FORMATS)}.  [default: as the config says, else bf16]",
 )
 @options.option("--tensor-parallel", options.GPUS, "N", "GPUs that share each layer.", default="1")
 @options.option(
@@ -91,6 +97,13 @@ _OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
 )
 @options.option(
     "--pipeline-parallel", options.GPUS, "N", "Stages with equal shares of the layers.", default="1"
+)
+@options.option(
+    "--engine",
+    options.one_of(*ENGINES),
+    "NAME",
+    f"What serves the model, with its own time between steps: {', '.join(ENGINES)}.  [default: none; all "
+    "kernels of a step follow in one CUDA graph]",
 )
 @options.option(
     "--link-gb-per-s",
@@ -159,10 +172,10 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
         _show_published(wide=wide, as_json=as_json)
         return
     _require_one_kind(asked)
-    model = load_language_model(asked["model"])
+    model = load_language_model(asked["model"], asked["assume"])
     if asked["dtype"] is not None:
         model = model.with_formats(FORMATS[asked["dtype"]])
-    deployments = _deployments(asked)
+    deployments = _deployments(model, asked)
     require_parts(model, deployments[0].parallelism)
     document = _document(model, deployments, asked)
     if as_json:
@@ -201,7 +214,7 @@ def _document(
         contexts = sorted({*asked["context"], *filter(None, [asked["prompt"]])})
     return {
         "schema_version": 1,
-        "model": model_json(model, asked["cache_dtype"]),
+        "model": model_json(model, deployments[0].cache_format),
         "warnings": list(warnings_of(model, contexts)),
         **found,
     }
@@ -258,6 +271,7 @@ def _place(model: LanguageModel, on: Deployment) -> dict[str, Any]:
         **asdict(on.parallelism),
         "dtype": weight_formats(model),
         "cache_dtype": on.cache_format.name,
+        "engine": on.engine.name,
         "usd_per_hour": on.usd_per_hour,
     }
 
@@ -301,8 +315,8 @@ def _show_published(*, wide: bool, as_json: bool) -> None:
         click.echo(Table.select("", _PUBLISHED_COLUMNS, rows).text(wide=wide))
 
 
-def _deployments(asked: dict[str, Any]) -> list[Deployment]:
-    """Each GPU that is named, once, with the model's tensor parallelism and dtypes."""
+def _deployments(model: LanguageModel, asked: dict[str, Any]) -> list[Deployment]:
+    """Each GPU that is named, once, with the parallelism, cache and engine that are asked for."""
     link: dict[str, Any] = {}
     if asked["link_gb_per_s"] is not None:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
@@ -313,8 +327,9 @@ def _deployments(asked: dict[str, Any]) -> list[Deployment]:
         Deployment(
             gpu=replace(gpu, **link),
             parallelism=parallelism,
-            cache_format=CACHE_FORMATS[asked["cache_dtype"]],
+            cache_format=CACHE_FORMATS[asked["cache_dtype"] or model.cache_format or "bf16"],
             usd_per_hour=asked["usd_per_hour"] or gpu.usd_per_hour,
+            engine=engines()[asked["engine"]] if asked["engine"] else ONE_GRAPH,
             all_reduce_latency_s=None if latency_us is None else latency_us * 1e-6,
         )
         for gpu in dict.fromkeys(find_gpu(name) for name in names)

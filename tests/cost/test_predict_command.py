@@ -9,6 +9,7 @@ import pytest
 from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.core.language_model import load_language_model
 from decodetax.harness.cost.deployment import deployment
+from decodetax.harness.cost.engine import ENGINES, engines
 from decodetax.harness.cost.steady_state import steady_state
 from hand_made import assert_misuse, decodetax, strict_json, write_config
 
@@ -382,6 +383,42 @@ def test_contexts_beyond_those_of_the_model_warn(tmp_path):
     assert strict_json(decodetax(*within, "--prompt", "3k", "--json").out)["warnings"]
     of_requests = ("predict", "--model", path, "--requests", "1k/1025", "--json")
     assert strict_json(decodetax(*of_requests).out)["warnings"]
+
+
+def test_an_unknown_model_type_is_read_only_by_assumption(tmp_path):
+    path = write_config(tmp_path, model_type="unheard_of", architectures=["UnheardOfForCausalLM"])
+    asked = ("predict", "--model", path, "--batch", "1", "--context", "128")
+    assert_misuse(decodetax(*asked), "--model", "unheard_of", "--assume dense")
+    document = strict_json(decodetax(*asked, "--assume", "dense", "--json").out)
+    assert "unheard_of" in document["model"]["assumed"][0]
+    assert "--assume" in document["warnings"][0]
+    text = " ".join(printed(*asked, "--assume", "dense").split())
+    assert "Warning:" in text
+    assert "Assumed: model_type 'unheard_of' is not known" in text
+    assert_misuse(decodetax(*asked, "--assume", "moe"), "--assume", "'moe'", "dense")
+
+
+def test_formats_are_those_of_the_config_unless_given(tmp_path):
+    quantised = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
+    path = write_config(tmp_path, quantization_config=quantised)
+    asked = ("predict", "--model", path, "--batch", "1", "--context", "128")
+    row, given = prediction(*asked), prediction(*asked, "--dtype", "bf16", "--cache-dtype", "fp8")
+    assert row["dtype"].startswith("fp8 blocks")
+    assert (row["cache_dtype"], given["dtype"], given["cache_dtype"]) == ("bf16", "bf16", "fp8")
+    assert row["memory"]["weight_bytes"] < given["memory"]["weight_bytes"]
+    assert "weights: attention and MLPs fp8 blocks" in " ".join(printed(*asked).split())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_adds_its_own_time(name):
+    plain, served = prediction(*PREDICT), prediction(*PREDICT, "--engine", name)
+    assert (plain["engine"], served["engine"]) == ("one CUDA graph", name)
+    assert served["tpot_s"] > plain["tpot_s"]
+    assert list(engines()) == list(ENGINES)
 
 
 # Parallelism.
