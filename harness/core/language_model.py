@@ -172,8 +172,8 @@ def language_model(config: ModelConfig, *, name: str, source: str | None = None)
     quantization = read_quantization(config.outer, config.text)
     groups = layer_groups(slots, quantization)
     has_experts = any(isinstance(group.mlp, Experts) for group in groups)
-    gated = "gated" if slots.flag("gated") else "ungated"
-    kind = "decoder with experts" if has_experts else f"dense decoder with a {gated} MLP"
+    gated = "a gated" if slots.flag("gated") else "an ungated"
+    kind = "decoder with experts" if has_experts else f"dense decoder with {gated} MLP"
     return LanguageModel(
         name=name,
         source=source or f"config.json ({config.origin}, read as a {kind})",

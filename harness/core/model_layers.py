@@ -61,7 +61,10 @@ def _norm(fields: Fields, elements: int) -> int:
 
 def _kinds(fields: Fields) -> list[str]:
     """Kind of each layer: "full", "window", "linear", "mlp" or "moe"."""
-    kinds = _listed_kinds(fields) or _patterned_kinds(fields)
+    listed = _listed_kinds(fields)
+    kinds = listed or _patterned_kinds(fields)
+    if listed is not None and "window" in listed and fields.flag("use_window"):
+        fields.required_size("window")
     if _window(fields) is None:
         kinds = ["full" if kind == "window" else kind for kind in kinds]
     return kinds
