@@ -137,10 +137,17 @@ def test_rejects_bad_argument_in_one_line(folder, name):
 
 CONFIGS = {
     "lacks a field": ({"hidden_size": None}, ["lacks hidden_size"]),
-    "has a field of a wrong type": ({"vocab_size": "many"}, ["vocab_size", "positive integer", "'many'"]),
-    "has a field of 0": ({"num_hidden_layers": 0}, ["num_hidden_layers", "positive integer"]),
-    "is a mixture of experts": ({"num_local_experts": 8, "num_experts_per_tok": 2}, ["mixture of experts"]),
-    "has half a latent attention": ({"kv_lora_rank": 512}, ["lacks qk_nope_head_dim"]),
+    "has a field of a wrong type": ({"vocab_size": "many"}, ["vocab_size", "integer", "'many'"]),
+    "has a field of 0": ({"num_hidden_layers": 0}, ["num_hidden_layers", "integer from 1"]),
+    "is a mixture of experts": (
+        {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
+        ["mixture of experts"],
+    ),
+    "has experts that its family has not": ({"num_local_experts": 8}, ["no experts (num_local_experts)"]),
+    "has half a latent attention": (
+        {"model_type": "deepseek_v3", "kv_lora_rank": 512},
+        ["lacks qk_nope_head_dim"],
+    ),
     "has a sliding window": ({"sliding_window": 64}, ["sliding window"]),
 }
 

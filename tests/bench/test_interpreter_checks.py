@@ -6,7 +6,8 @@ import pytest
 from decodetax import kernels
 from decodetax.harness.bench.interpreter_checks import check_in_interpreter, small_cases_of
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
-from decodetax.harness.core.language_model import load_language_model, preset_table
+from decodetax.harness.core.language_model import preset_table
+from decodetax.harness.core.timed_model import load_timed_model
 from decodetax.harness.core.work import ELEMENT_BYTES
 from decodetax.harness.offline.tile_order import decode_chunk_order
 from decodetax.kernels import choose_decode_tiling
@@ -151,7 +152,7 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
     "name", [row["model"] for row in preset_table() if row["can_run"] == "yes"], ids=lambda name: name
 )
 def test_longest_context_takes_several_splits(name, dtype):
-    case = small_cases_of(load_language_model(name), dtype)[-1]
+    case = small_cases_of(load_timed_model(name), dtype)[-1]
     tiling = choose_decode_tiling(
         batch=case.batch,
         q_heads=case.q_heads,
