@@ -1,6 +1,7 @@
 """Modelled times of MoE layers, MLA decode attention and collectives: roofs, growth, routing, arguments."""
 
 import math
+from pathlib import Path
 
 import pytest
 from decodetax.harness.core.errors import UsageError
@@ -227,3 +228,31 @@ def test_rejects_an_invalid_argument_by_its_name(call, message):
     with pytest.raises(UsageError) as error:
         call()
     assert message in str(error.value)
+
+
+PUBLISHED_US = {64: (186, 353), 128: (192, 369), 256: (194, 360)}  # DeepEP v1, README: dispatch and combine
+PUBLISHED_BYTES = (
+    128 * 8 * 7168 * (1 + 4 / 128),
+    128 * 8 * 7168 * 2,
+)  # 128 tokens, 8 experts: fp8 with scales, bf16
+
+
+def test_all_to_all_is_near_what_deepep_publishes_and_the_page_says_so():
+    h800, lines = find_gpu("H800-SXM"), []
+    for count, published_us in PUBLISHED_US.items():
+        times_us = [
+            all_to_all_time(h800, gpus=count, sent_bytes=size).time_s * 1e6 for size in PUBLISHED_BYTES
+        ]
+        assert times_us == [pytest.approx(value, rel=0.15) for value in published_us]
+        cells = [f"{time_us:.0f} / {value}" for time_us, value in zip(times_us, published_us, strict=True)]
+        lines.append(f"| {count} | {' | '.join(cells)} |")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in page
+    within = 153e9  # of the link's 200 GB/s: dispatch within a node
+    assert 1e9 / all_to_all_time(h800, gpus=8, sent_bytes=1e9).memory_s == pytest.approx(within, rel=0.05)
+
+
+def test_every_node_has_a_source():
+    for gpu in ("H100-SXM5-80GB", "B200", "GB200"):
+        assert "datasheet" in node_of(find_gpu(gpu)).source
+    assert node_of(find_gpu("L40S")).source == ""

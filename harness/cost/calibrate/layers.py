@@ -146,7 +146,9 @@ def sample_of(measured: MeasuredLayer, count: int) -> list[dict[str, str]]:
     """The rows with the lowest hashes, as cells of the table they came from."""
     chosen = measured.only(np.sort(np.argsort(measured.hashes(), kind="stable")[:count]))
     dtypes: Mapping[str, Any] = {MOE: _MOE_DTYPES, MLA: _CACHE_DTYPES, ALL_REDUCE: {}}[measured.table]
-    written = {(of if isinstance(of, str) else of[0]): name for name, of in dtypes.items()}
+    written: dict[str, str] = {}
+    for name, of in dtypes.items():
+        written.setdefault(of if isinstance(of, str) else of[0], name)
     framework, _, version = measured.software.rpartition(" ")
     return [
         {
