@@ -4,8 +4,6 @@ All text of a file is escaped. A content security policy allows only the two scr
 no request at all.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -14,6 +12,7 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
+from ..core.html_page import content_security_policy, page_style
 from ..core.records import Run
 from ..core.table import Table, html_escaped
 from .chart_data import PriceRatio
@@ -39,9 +38,9 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
     data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in drawn)
     answers = (_answer(name if len(runs) > 1 else "", run) for name, run in runs.items())
     page = Template(_asset("report.html")).substitute(
-        policy=_policy(plotly, script),
+        policy=content_security_policy(plotly, script, images="data: blob:"),  # plotly saves images
         title=html_escaped(f"What an output token costs: {devices}"),
-        style=_asset("report.css"),
+        style=page_style() + _asset("report.css"),
         answers="\n".join(chain.from_iterable(answers)),
         charts="\n".join(chain.from_iterable(map(_figure, drawn))),
         tables="\n".join(chain.from_iterable(map(_section, run_tables(runs, ratios)))),
@@ -54,18 +53,6 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _policy(*scripts: str) -> str:
-    """Nothing is fetched, and only these scripts run; plotly adds inline style and saves images."""
-    hashes = (
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts
-    )
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _answer(name: str, run: Run) -> Iterator[str]:

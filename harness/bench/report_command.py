@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import FailureError, UsageError, path_text
-from ..core.files import FULL, file_problem, folder_problem, write_bytes
+from ..core.files import file_problem, folder_problem, require_writable, written
 from ..core.table import prose, wide_option
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ class Outputs:
         for name, place in self.places.items():
             files = [place]
             if OUTPUTS[name][0] == "DIR":
-                _refuse(name, place, folder_problem)
+                require_writable(name, place, folder_problem)
                 files = [place / file for file in _contents(name, {}, ())]
             for file in files:
                 if (other := taken.setdefault(os.path.realpath(file), f"--{name}")) != f"--{name}":
                     raise UsageError(f"--{name}: {str(file)!r} is also the file of {other}; name another")
                 if file == place or file.exists():
-                    _refuse(name, file, file_problem)
+                    require_writable(name, file, file_problem)
 
     def write(self, runs: Mapping[str, "Run"]) -> Iterator[str]:
         """Write what is asked for, and yield a line about each file.
@@ -89,7 +89,7 @@ class Outputs:
                     yield f"No {file}: the run has no data for it."
                     continue
                 try:
-                    yield _written(place / file, content)
+                    yield written("Report", place / file, content)
                 except OSError as error:
                     problems.append(f"{path_text(place / file)}: {error.strerror}")
         if problems:
@@ -119,30 +119,6 @@ def _contents(
 
         texts = {f"{table.id}.csv": table.csv() for table in run_tables(runs, ratios)}
     return {file: f"{text}\n".encode() for file, text in texts.items()}
-
-
-def _refuse(name: str, place: Path, problem_of: Callable[[Path], str | None]) -> None:
-    """Raise UsageError where a place cannot be written to."""
-    try:
-        problem = problem_of(place)
-    except OSError as error:
-        problem = None if error.errno in FULL else error.strerror  # there may be room when it is written
-    except RuntimeError:  # before Python 3.13
-        problem = "a loop of symbolic links"
-    if problem is not None:
-        raise UsageError(f"--{name}: {str(place)!r} cannot be written ({problem}); name another place")
-
-
-def _written(target: Path, content: bytes) -> str:
-    """Write a complete file, through a symbolic link if it is one; returns the message.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    replaced = target.exists()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target.resolve(), content)
-    return f"Report written to {path_text(target)}{', replacing the file there' if replaced else ''}."
 
 
 def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -> str:

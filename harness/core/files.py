@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, path_text
 
 OPEN_FILES = ("/dev/stdin", "/dev/fd/")
 """Paths of what a shell has opened, as for `<(command)`; opening any other pipe could wait forever."""
@@ -121,3 +122,36 @@ def write_bytes(target: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def require_writable(name: str, place: Path, problem_of: Callable[[Path], str | None] = file_problem) -> None:
+    """Check that the place of the option `--name` can be written to.
+
+    Args:
+        name: the option.
+        place: a file or folder that the user names.
+        problem_of: `file_problem` or `folder_problem`.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        problem = problem_of(place)
+    except OSError as error:
+        problem = None if error.errno in FULL else error.strerror  # there may be room when it is written
+    except RuntimeError:  # before Python 3.13
+        problem = "a loop of symbolic links"
+    if problem is not None:
+        raise UsageError(f"--{name}: {str(place)!r} cannot be written ({problem}); name another place")
+
+
+def written(what: str, target: Path, content: bytes) -> str:
+    """Write a complete file, through a symbolic link if it is one; returns the message.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replaced = target.exists()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target.resolve(), content)
+    return f"{what} written to {path_text(target)}{', replacing the file there' if replaced else ''}."

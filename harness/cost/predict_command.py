@@ -4,12 +4,14 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..core import options
 from ..core.errors import UsageError
+from ..core.files import require_writable
 from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
@@ -158,9 +160,16 @@ _OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
     is_flag=True,
     help="Compare modelled with published end-to-end figures instead; allows only --json and --wide.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with sliders instead, one self-contained HTML file that opens with these options; an "
+    "existing file is replaced.",
+)
 @wide_option
 @options.JSON
-def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) -> None:
+def predict_command(published: bool, html: Path | None, wide: bool, as_json: bool, **asked: Any) -> None:
     """Model the cost of input and output tokens on any known GPU.
 
     Nothing is measured and no GPU is needed. Kernel times are rooflines with efficiencies and fixed costs
@@ -172,6 +181,9 @@ def predict_command(published: bool, wide: bool, as_json: bool, **asked: Any) ->
         _show_published(wide=wide, as_json=as_json)
         return
     _require_one_kind(asked)
+    if html is not None:
+        _write_page(html, asked, as_json=as_json)
+        return
     model = load_language_model(asked["model"], asked["assume"])
     if asked["dtype"] is not None:
         model = model.with_formats(FORMATS[asked["dtype"]])
@@ -297,6 +309,22 @@ class _LeftOut:
             count = len(self.rows)
             others = f"; of the {count} combinations asked for, none fits" if count > 1 else ""
             raise UsageError(f"{self.rows[0]['reason']}{others}")
+
+
+def _write_page(html: Path, asked: Mapping[str, Any], *, as_json: bool) -> None:
+    """Write the page that opens with the first GPU, batch and context of the options.
+
+    Raises:
+        UsageError: a wrong argument, a file that cannot be written, or --json.
+    """
+    from .page.html_page import opening_setting, write_page
+
+    if as_json:
+        raise UsageError("--json: does not go with --html, which writes a page instead")
+    require_writable("html", html)
+    model = load_language_model(asked["model"], asked["assume"])
+    ratio = price_ratio(asked["price_ratio"], model.name)
+    click.echo(write_page(html, opening_setting(model, _deployments(model, asked)[0], asked), ratio))
 
 
 def _show_published(*, wide: bool, as_json: bool) -> None:

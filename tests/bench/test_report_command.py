@@ -220,7 +220,7 @@ def test_run_writes_its_report_beside_its_json(folder):
 
 def test_reports_a_full_disk_in_one_line(folder):
     full = OSError(28, "No space left on device")
-    with mock.patch("decodetax.harness.bench.report_command.write_bytes", side_effect=full):
+    with mock.patch("decodetax.harness.core.files.write_bytes", side_effect=full):
         outcome = decodetax("report", "run.json", "--html", "r.html")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == "decodetax: r.html: No space left on device; it was not written\n"

@@ -1,0 +1,1 @@
+"""The page of `decodetax predict --html`: the formulas of this package, translated to JavaScript."""
