@@ -25,7 +25,7 @@ def test_page_opens_with_the_options_of_the_command(folder):
     outcome = decodetax(
         "predict", "--model", "qwen3-8b", "--gpu", "l40s", "--batch", "4,16", "--context", "512",
         "--prompt", "2048",
-        "--dtype", "fp8", "--cache-dtype", "fp8", "--tensor-parallel", "2", 
+        "--dtype", "fp8", "--cache-dtype", "fp8", "--tensor-parallel", "2",
         "--usd-per-hour", "1.5", "--html", "page.html",
     )  # fmt: skip
     assert (outcome.code, outcome.err) == (0, "")
