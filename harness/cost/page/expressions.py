@@ -78,8 +78,11 @@ class Names(Protocol):
     def signature(self, function: Any) -> Sequence[Parameter] | None:
         """Parameters of a translated function or class; None for a function of `python.js`."""
 
-    def method(self, name: str) -> Sequence[Parameter] | None:
-        """Parameters of the methods of this name, without self; None if no translated class has one."""
+    def use_attribute(self, name: str) -> None:
+        """Has the methods and properties of this name translated."""
+
+    def method(self, name: str, keywords: Sequence[str]) -> Sequence[Parameter]:
+        """Parameters, without self, of the methods of this name that take these keywords."""
 
 
 @dataclass
@@ -141,7 +144,7 @@ class Expressions:
         return js_name(node.id)
 
     def _attribute(self, node: ast.Attribute) -> str:
-        self.names.method(node.attr)
+        self.names.use_attribute(node.attr)
         return f"{self.value(node.value)}.{js_name(node.attr)}"
 
     def _subscript(self, node: ast.Subscript) -> str:
@@ -285,8 +288,11 @@ class Expressions:
             base, method = self.value(node.func.value), node.func.attr
             if method in {"join", "extend", "index", "count", "partition", "removeprefix"}:
                 return f"py.{method}({base}, {self._elements(node.args)})"
+            self.names.use_attribute(method)
+            keywords = [each.arg for each in node.keywords if each.arg is not None]
+            parameters = self.names.method(method, keywords) if keywords else None
             name = RENAMED_METHODS.get(method, js_name(method))
-            return f"{base}.{name}({self._arguments(node, self.names.method(method))})"
+            return f"{base}.{name}({self._arguments(node, parameters)})"
         if not node.args and [each.arg for each in node.keywords] == [None]:  # a class that is an argument
             return f"py.construct({self.value(node.func)}, {self.value(node.keywords[0].value)})"
         name = node.func.id if isinstance(node.func, ast.Name) else ""

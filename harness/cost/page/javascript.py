@@ -224,17 +224,21 @@ class Program:
             return [Parameter(name) for name in inspect.signature(function).parameters]
         return parameters_of(_node_of(inspect.unwrap(function)).args)
 
-    def method(self, name: str) -> Sequence[Parameter] | None:
-        """Parameters of the methods of this name, without self, and has them translated."""
+    def use_attribute(self, name: str) -> None:
+        """Has the methods and properties of this name translated."""
         self._named.add(name)
+
+    def method(self, name: str, keywords: Sequence[str]) -> Sequence[Parameter]:
+        """Parameters, without self, of the methods of this name that take these keywords."""
         found: list[Sequence[Parameter]] = []
         for each in self._classes.values():
             value = _members(each).get(name)
             if isinstance(value, types.FunctionType):
-                found.append(parameters_of(_node_of(value).args)[1:])
-        longest = max(found, key=len, default=None)
-        if longest is not None and any(list(each) != list(longest[: len(each)]) for each in found):
-            raise UntranslatableError(f"the methods {name} differ in the order of their parameters")
+                parameters = parameters_of(_node_of(value).args)[1:]
+                found += [parameters] if {*keywords} <= {each.name for each in parameters} else []
+        longest = max(found, key=len, default=[])
+        if not found or any(list(each) != list(longest[: len(each)]) for each in found):
+            raise UntranslatableError(f"the methods {name} differ in the order of {', '.join(keywords)}")
         return longest
 
     def _literal(self, value: Any) -> str:
