@@ -311,7 +311,7 @@ class _LeftOut:
             raise UsageError(f"{self.rows[0]['reason']}{others}")
 
 
-def _write_page(html: Path, asked: Mapping[str, Any], *, as_json: bool) -> None:
+def _write_page(html: Path, asked: dict[str, Any], *, as_json: bool) -> None:
     """Write the page that opens with the first GPU, batch and context of the options.
 
     Raises:

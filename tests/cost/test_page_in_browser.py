@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_table
+from decodetax.harness.cost.memory import largest_batch
 from decodetax.harness.cost.page.figures import fitting_batch, served_model
 from decodetax.harness.cost.page.html_page import MOST_BATCH, MOST_TOKENS
 from decodetax.harness.cost.parallelism import Parallelism
-from decodetax.harness.cost.prediction import largest_batch, predict
+from decodetax.harness.cost.prediction import predict
 from pages import DESK, MODELS, PHONE, SET_AND_READ, fields_of, opening, random_settings, shown, write_page
 
 pytestmark = pytest.mark.slow
