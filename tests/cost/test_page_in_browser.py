@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_table
-from decodetax.harness.cost.memory import largest_batch
+from decodetax.harness.cost.memory_fit import largest_batch
 from decodetax.harness.cost.page.figures import fitting_batch, served_model
 from decodetax.harness.cost.page.html_page import MOST_BATCH, MOST_TOKENS
 from decodetax.harness.cost.parallelism import Parallelism

@@ -9,7 +9,8 @@ from ...core.language_model import LanguageModel
 from ..deployment import Deployment
 from ..forward import Forward, decode_forward
 from ..kernel_time import constants_for, rate_of
-from ..memory import USABLE_MEMORY, largest_batch, resident_weight_bytes
+from ..memory import resident_weight_bytes
+from ..memory_fit import USABLE_MEMORY, largest_batch
 from ..part_time import product_dtype
 from ..parts import Matmul, RoutedExperts
 from ..prediction import (
