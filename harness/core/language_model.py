@@ -36,7 +36,7 @@ class LanguageModel:
         formats: formats of the embedding and of lm_head.
         other_parameters: parameters outside of layers, embedding and lm_head: norms and learned positions.
         max_position_embeddings: longest context the model is made for; None if unknown.
-        cache_format: format that the config names for the KV cache, of `formats.CACHE_BYTES`; None without.
+        cache_format: format that the config names for the KV cache, of `formats.CACHE_FORMATS`; None without.
         assumed: lines that say what was assumed where the config says nothing, and what is not counted.
     """
 

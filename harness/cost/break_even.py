@@ -144,7 +144,7 @@ class BreakEvenOptions:
     served_model: str | None
     gpu: str
     dtype: str | None
-    cache_dtype: str
+    cache_dtype: str | None
     tensor_parallel: int | None
     data_parallel: int | None
     expert_parallel: int | None
@@ -179,7 +179,8 @@ class BreakEvenOptions:
         from .memory_fit import largest_batch
         from .parallelism import Parallelism, require_parts
 
-        one = deployment(self.gpu, cache_format=CACHE_FORMATS[self.cache_dtype])
+        cache_dtype = self.cache_dtype or model.cache_format or "bf16"
+        one = deployment(self.gpu, cache_format=CACHE_FORMATS[cache_dtype])
         sizes = {part.name: getattr(self, part.name) for part in fields(Parallelism)}
         if asked := {name: size for name, size in sizes.items() if size is not None}:
             on = replace(one, parallelism=Parallelism(**asked))
@@ -231,8 +232,7 @@ def break_even_options(command: Callable[..., None]) -> Callable[..., None]:
         "--cache-dtype",
         options.one_of(*CACHE_FORMATS),
         "NAME",
-        f"Format of its KV cache: {', '.join(CACHE_FORMATS)}.",
-        default="bf16",
+        f"Format of its KV cache: {', '.join(CACHE_FORMATS)}.  [default: as the config says, else bf16]",
     )
     @options.option(
         "--tensor-parallel",

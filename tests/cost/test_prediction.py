@@ -149,6 +149,15 @@ def test_decode_attention_is_timed_by_the_heads_and_bytes_of_one_gpu():
     )
 
 
+def test_a_projection_with_a_format_of_its_own_is_read_in_it():
+    group = LLAMA.layer_groups[0]
+    formats = replace(group.formats, projections=(("attention o", FORMATS["int4"]),))
+    mixed = replace(LLAMA, layer_groups=(replace(group, formats=formats),))
+    parts = {part.name: part for part in predicted(mixed).decode.parts if hasattr(part, "weight_format")}
+    assert (parts["o"].weight_format.name, parts["qkv"].weight_format.name) == ("int4", "bf16")
+    assert resident_weight_bytes(mixed) == resident_weight_bytes(LLAMA) - 32 * 4096 * 4096 * (2 - 0.515625)
+
+
 def test_a_cache_with_scales_is_read_as_one_of_8_bits():
     [part] = [p for p in predicted(on=deployed(cache_dtype="int8")).decode.parts if isinstance(p, Attention)]
     [other] = [p for p in predicted(on=deployed(cache_dtype="fp8")).decode.parts if isinstance(p, Attention)]

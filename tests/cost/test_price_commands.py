@@ -219,7 +219,7 @@ def test_dtypes_and_tensor_parallelism_change_the_break_even_and_are_said(option
         ),
         (
             "--served-model deepseek-v3 --gpu b300 --tensor-parallel 2 --data-parallel 4 --expert-parallel 8",
-            "deepseek-v3 in bf16 on 8 x B300 (TP 2, DP 4, EP 8)",
+            "deepseek-v3 in fp8 blocks on 8 x B300 (TP 2, DP 4, EP 8)",
         ),
     ],
 )
