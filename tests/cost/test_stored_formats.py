@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from decodetax.harness.cli import main
+from hand_made import assert_misuse, decodetax, strict_json
 
 QWEN3_32B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -31,27 +30,18 @@ NVFP4 = {
 }
 
 
-def predicted(tmp_path: Any, quantization: dict[str, Any] | None, *arguments: str) -> dict[str, Any]:
-    path = tmp_path / "model.json"
+def outcome_of(folder: Any, quantization: dict[str, Any] | None, *arguments: str) -> Any:
+    """What predict prints of the model, stored so, at batch 1 on one H100."""
+    path = folder / "model.json"
     path.write_text(json.dumps({**QWEN3_32B, "quantization_config": quantization}), encoding="utf-8")
-    done = CliRunner().invoke(
-        main,
-        [
-            "predict",
-            "--model",
-            str(path),
-            "--gpu",
-            "b200",
-            "--batch",
-            "1",
-            "--context",
-            "1k",
-            "--json",
-            *arguments,
-        ],
-    )
-    assert done.exit_code == 0, done.output
-    found: dict[str, Any] = json.loads(done.output)
+    asked = ["--gpu", "h100", "--batch", "1", "--context", "1k", "--json"]
+    return decodetax("predict", "--model", str(path), *asked, *arguments)
+
+
+def predicted(folder: Any, quantization: dict[str, Any] | None, *arguments: str) -> dict[str, Any]:
+    done = outcome_of(folder, quantization, *arguments)
+    assert done.code == 0, done.err
+    found: dict[str, Any] = strict_json(done.out)
     return found
 
 
@@ -91,11 +81,5 @@ def test_the_cache_has_the_file_s_format_unless_another_is_asked_for(
 
 
 def test_an_unknown_method_is_refused_in_one_line(tmp_path: Any) -> None:
-    path = tmp_path / "model.json"
-    path.write_text(
-        json.dumps({**QWEN3_32B, "quantization_config": {"quant_method": "aqlm"}}), encoding="utf-8"
-    )
-    done = CliRunner().invoke(main, ["predict", "--model", str(path)])
-    assert done.exit_code == 2
-    assert "quantization_config.quant_method: must be one of fp8, " in done.output
-    assert done.output.count("\n") == 1
+    refused = outcome_of(tmp_path, {"quant_method": "aqlm"})
+    assert_misuse(refused, "quantization_config.quant_method: must be one of fp8, ", "was 'aqlm'")
