@@ -20,6 +20,7 @@ from .core.options import JSON, complain
 from .core.streams import StdoutError, discard_stdout, guard_streams
 from .core.suggestions import meant_command, meant_option
 from .core.table import Column, Table, wide_option
+from .cost.accuracy_command import accuracy_command
 from .cost.claims_command import claims_command
 from .cost.predict_command import predict_command
 from .cost.price_commands import price_command, prices_command
@@ -98,6 +99,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
+    accuracy_command,
     claims_command,
     compare_command,
     count_command,

@@ -19,6 +19,8 @@ class Engine:
             and not by a pass of their own.
         whole_experts: whether tensor parallelism divides experts among GPUs instead of splitting each.
         step_s: time between two steps in which the GPU waits: scheduling, input preparation, sampling.
+        request_s: time of a request outside the steps: tokenising its prompt, queueing for the next step,
+            sending the first token; with the host time of a prefill that no CUDA graph holds.
         sequence_s: further such time per sequence of a step: its sampling, detokenising and streaming.
         hopper_fp8_gemm_share: share of the bandwidth that its fp8 GEMM of more than 16 rows reaches on
             Hopper; None as the measured kernel.
@@ -32,6 +34,7 @@ class Engine:
     whole_experts: bool = False
     step_s: float = 0.0
     sequence_s: float = 0.0
+    request_s: float = 0.0
     hopper_fp8_gemm_share: float | None = None
     hopper_fp8_cache_share: float | None = None
 
@@ -61,6 +64,7 @@ def _engine(row: Mapping[str, str]) -> Engine:
         whole_experts=row["experts"] == "whole",
         step_s=float(row["step_us"]) * 1e-6,
         sequence_s=float(row["sequence_us"]) * 1e-6,
+        request_s=float(row["request_ms"]) * 1e-3,
         hopper_fp8_gemm_share=share("hopper_fp8_gemm_share"),
         hopper_fp8_cache_share=share("hopper_fp8_cache_share"),
     )

@@ -9,6 +9,7 @@ from ..core.language_model import load_language_model
 from .deployment import Deployment, deployment
 from .memory_fit import largest_batch
 from .prediction import input_split_s, output_split_s
+from .published_engines import WITHIN, engine_figures
 
 BF16_WITHIN, GAP_WITHIN, EXACT_WITHIN = 0.15, 0.25, 0.005
 """Largest relative error allowed, by kind of figure; arithmetic on published figures is off by rounding."""
@@ -58,7 +59,24 @@ class PublishedCheck:
 
 def published_checks() -> tuple[PublishedCheck, ...]:
     """All figures that the model is checked against, including those beyond their limit."""
-    return (*_gpt_fast(), _rtx_4090(), *_tensorrt_llm(), *_deepseek_day())
+    return (*_gpt_fast(), _rtx_4090(), *_tensorrt_llm(), *_engines(), *_deepseek_day())
+
+
+def _engines() -> tuple[PublishedCheck, ...]:
+    """Throughputs and prefill times of engines; those that cannot be modelled are left to `accuracy`."""
+    return tuple(
+        PublishedCheck(
+            what=each.figure,
+            published=each.published,
+            modelled=each.modelled,
+            unit={"tok/s": "tokens/s"}.get(each.unit, each.unit),
+            within=WITHIN,
+            source=each.source,
+            remark=each.reason,
+        )
+        for each in engine_figures(data_table("published_engines.csv"))
+        if each.modelled is not None
+    )
 
 
 def _published(name: str) -> float:

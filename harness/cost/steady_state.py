@@ -12,9 +12,9 @@ from .memory_fit import largest_batch
 from .prediction import MAX_BATCH
 from .step_time import decode_step_s, engine_s, prompt_s
 
-BUNCHED = 0.1
-"""Share of the sequences whose prompts arrive together: requests that begin together and are followed by nine
-more rounds, in which prompts no longer meet, wait as long in the mean."""
+BUNCHED = 1 / 8
+"""Share of the sequences whose prompts arrive together: requests that begin together and are followed by
+seven more rounds, in which prompts no longer meet, wait as long in the mean."""
 
 SATURATED_WITHIN = 0.95
 """Share of the throughput of the largest concurrency from which on a deployment counts as saturated."""
@@ -73,9 +73,9 @@ def steady_state(
     other sequences of its replica are prefilled once each, in chunks that share those steps (`prompt_s`), so
     that TPOT = decode step + (sequences - 1) / (output_tokens - 1) x prompt.
 
-    TTFT = prefill alone + half of a decode step, which is under way + the queue behind other prompts. Of
-    these, `BUNCHED` arrive together; the mean of them waits for half of the others. Requests that do not fit
-    the memory wait in addition, by Little's law.
+    TTFT = the engine's time of a request + prefill alone + half of the decode step that is under way + the
+    queue behind other prompts. Of these, `BUNCHED` arrive together; the mean of them waits for half of the
+    others. Requests that do not fit the memory wait in addition, by Little's law.
 
     Raises:
         UsageError: not one such request fits the memory.
@@ -88,6 +88,7 @@ def steady_state(
     steps, computed = output_tokens - 1, 1 - cache_hits
     step_s = decode_step_s(model, on, batch=running, context=input_tokens + output_tokens // 2)
     alone_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=0) + engine_s(on, 1)
+    alone_s += on.engine.request_s
     prefill_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=running)
     others = max(0.0, running / on.parallelism.data_parallel - 1)
     others_s = others * prefill_s / on.parallelism.pipeline_parallel
