@@ -163,6 +163,11 @@ def find_gpu(name: str, *, with_limits: bool = False) -> Gpu:
     return found
 
 
+def is_gpu(name: str) -> bool:
+    """Whether a name is a GPU's, as `find_gpu` reads it."""
+    return _named(name) is not None
+
+
 def _named(name: str) -> Gpu | None:
     return _by_name().get(_key(name)) or gpu_of_device(name.strip()) or _in_part(name)
 
@@ -189,6 +194,8 @@ def _problem(name: str) -> str:
     words = name.split()
     if len(words) > 1 and all(map(_named, words)):
         return f"names {len(words)} GPUs; separate them by commas: {','.join(words)}"
+    if name.strip().lower() in {row["model"] for row in data_table("models.csv")}:
+        return "is a language model; give it with --model"
     if what := vendor(name):
         return f"is {what}; the table has NVIDIA GPUs: {', '.join(_short_names())}"
     by_name = _by_name()

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 from .data_table import data_table
 from .errors import UsageError, short_repr
 from .formats import ALL_BF16, Format, Formats, layers_in
+from .gpus import is_gpu
 from .layers import Experts, GroupedQueryAttention, LatentAttention, LayerGroup, LinearAttention
 from .model_config import Assume, ModelConfig, model_config, read_model_config
 from .model_layers import layer_groups, parameters_outside
 from .quantization import read_quantization
+from .suggestions import did_you_mean
 
 Cell: TypeAlias = str | int | float | None
 
@@ -248,12 +250,21 @@ def _config_path(text: str) -> Path:
         exists = False
     if text.strip() and exists:
         return path
+    raise UsageError(f"--model: {short_repr(text)} {_unknown(text)}")
+
+
+def _unknown(text: str) -> str:
+    """Why a text names no model, and what it may mean."""
+    if text.lower().endswith(".json"):
+        return "is no file; a preset or the path of a config.json is needed"
+    if is_gpu(text):
+        return "is a GPU; give it with --gpu"
     names = tuple(_presets())
-    near = difflib.get_close_matches(text.lower().rpartition("/")[2], names, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(
-        f"--model: {short_repr(text)} is neither a preset ({', '.join(names)}) nor a config.json{hint}"
-    )
+    name = re.sub(r"-(instruct|chat|it|hf|base)$", "", text.lower().rpartition("/")[2])
+    near = [name] if name in names else difflib.get_close_matches(name, names, n=3)
+    if near:
+        return f"is neither a preset nor a config.json; {did_you_mean(near)} `decodetax models` lists all"
+    return f"is neither a preset ({', '.join(names)}) nor a config.json"
 
 
 def _name_of(path: Path) -> str:

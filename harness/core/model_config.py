@@ -112,7 +112,7 @@ def _family(levels: list[dict[str, Any]], assume: Assume | None) -> tuple[Family
     family = families().get(model_type) if isinstance(model_type, str) else None
     if model_type is None:
         family = next((each for each in families().values() if set(named) & set(each.architectures)), None)
-    kind = f"model_type {short_repr(model_type)}" if model_type is not None else "no model_type"
+    kind = f"model_type {short_repr(model_type)}" if model_type is not None else "a config without model_type"
     if family is not None:
         unknown = [name for name in named if name not in family.architectures]
         if not unknown:

@@ -19,7 +19,7 @@ from ..core.units import number
 from .deployment import Deployment
 from .forward import Forward, decode_forward, prefill_forward
 from .memory import cache_bytes_per_sequence, weight_formats
-from .memory_fit import largest_batch
+from .memory_fit import largest_batch, memory_fit
 from .part_time import product_dtype
 from .parts import Matmul, RoutedExperts
 from .prediction import PREFILL_TOKENS, input_split_s, output_split_s
@@ -124,7 +124,7 @@ def modelled_facts(model: LanguageModel, on: Deployment, *, context: int) -> Fac
     """
     fits = largest_batch(model, on, context=context)
     if not fits:
-        raise UsageError(f"--gpu: {model.name} with {context} cached tokens does not fit {on.gpu.name}")
+        raise UsageError(memory_fit(model, on, batch=1, context=context).refusal(model, on))
     batches = sorted({*(b for b in (1, 8, 32, 128, 512) if b < fits), fits})
     input_s = sum(input_split_s(model, on, prompt=context).values())
     output_s = {b: sum(output_split_s(model, on, batch=b, context=context).values()) for b in batches}

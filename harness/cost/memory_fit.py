@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
+from ..core.suggestions import option_of_command
 from .deployment import Deployment
 from .memory import cache_bytes_per_sequence, resident_weight_bytes, weight_formats
 from .model_facts import in_billions
@@ -63,14 +64,20 @@ class MemoryFit:
             held, most = f"{weights} a GPU, beside {caches}", "no batch and no context fits"
         else:
             option = "--batch" if self.largest_batch else "--context"
-            what = f"{self.batch} sequence{'s' if self.batch > 1 else ''} of {self.context} tokens do"
+            one = self.batch == 1
+            what = f"{'a sequence' if one else f'{self.batch} sequences'} of {self.context} tokens"
+            what += " does" if one else " do"
             held = f"{caches} a GPU, beside {weights}"
+            batch = f"the largest batch of this context is {self.largest_batch}"
             most = (
-                f"the largest batch of this context is {self.largest_batch}, the largest context of this "
-                f"batch {self.largest_context}"
+                f"{batch if self.largest_batch else 'no batch of this context fits'}, the largest context of "
+                f"this batch is {self.largest_context}"
             )
-        more = self.fitting_tensor_parallel
-        enough = f"; --tensor-parallel {more} is enough" if more else ""
+        enough = ""
+        if self.fitting_tensor_parallel is not None:
+            is_option = option_of_command("--tensor-parallel")
+            enough = "--tensor-parallel" if is_option else "tensor parallelism of"
+            enough = f"; {enough} {self.fitting_tensor_parallel} is enough"
         return f"{option}: {what} not fit {on.text}: {held}; {usable}; {most}{enough}"
 
 

@@ -183,7 +183,9 @@ def test_unknown_family_is_refused_with_the_option_that_reads_it():
         "model_type 'a-family-of-tomorrow' is not a known family of decoders; --assume dense reads it as a "
         "dense decoder with a gated MLP"
     )
-    assert refusal(model_type=None).startswith("no model_type is not a known family of decoders; --assume")
+    assert refusal(model_type=None).startswith(
+        "a config without model_type is not a known family of decoders; --assume"
+    )
     assert refusal(model_type=None, architectures=["XForCausalLM"]).startswith(
         "architectures 'XForCausalLM' "
     )

@@ -134,3 +134,22 @@ def test_names_that_a_refusal_lists_are_known():
     assert len(listed) > 15
     for name in listed:
         assert find_gpu(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "did you mean llama-3.1-8b?"),
+        ("llama3.1-8b", "llama-3.1-8b"),
+        ("Qwen/Qwen3-8B", "did you mean qwen3-8b?"),
+        ("h100", "is a GPU; give it with --gpu"),
+        ("missing.json", "is no file"),
+    ],
+)
+def test_another_name_of_a_model_suggests_it(name, meant):
+    assert_misuse(decodetax("predict", "--model", name), "--model", repr(name), meant)
+
+
+@pytest.mark.parametrize("arguments", [("qwen3-8b",), ("--gpu", "Llama-3.1-8b")])
+def test_a_model_in_place_of_a_gpu_is_told(arguments):
+    assert_misuse(decodetax("predict", *arguments), "--gpu", "language model", "--model")

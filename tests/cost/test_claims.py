@@ -125,9 +125,7 @@ def test_roof_is_that_of_the_dtype_in_which_the_gpu_multiplies(gpu, peak):
 
 
 def test_rejects_a_model_that_does_not_fit():
-    with pytest.raises(
-        UsageError, match=r"^--gpu: llama-3\.1-405b with 1024 cached tokens does not fit H100"
-    ):
+    with pytest.raises(UsageError, match=r"^--gpu: llama-3\.1-405b, .* does not fit H100"):
         modelled_facts(load_language_model("llama-3.1-405b"), deployment("h100"), context=1024)
 
 

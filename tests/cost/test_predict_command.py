@@ -332,11 +332,20 @@ def test_a_refusal_names_weights_cache_and_what_fits():
     asked = ("predict", "--batch", "1000", "--context", "1k")
     outcome = decodetax(*asked)
     assert_misuse(outcome, "--batch", "cache of 125.0 GiB", "weights of 15.0 GiB", "72.0 GiB usable")
-    batch, context = map(int, re.search(r"context is (\d+), .* batch (\d+)", outcome.err).groups())
+    batch, context = map(int, re.search(r"context is (\d+), .* batch is (\d+)", outcome.err).groups())
     assert predictions("predict", "--batch", str(batch), "--context", "1k")
     assert_misuse(decodetax("predict", "--batch", str(batch + 1), "--context", "1k"), "--batch")
     assert predictions("predict", "--batch", "1000", "--context", str(context))
     assert_misuse(decodetax("predict", "--batch", "1000", "--context", str(context + 1)), "--batch")
+
+
+def test_a_refusal_of_a_context_names_the_longest():
+    outcome = decodetax("predict", "--context", "1M", "--batch", "1")
+    assert_misuse(
+        outcome, "--context", "a sequence of 1048576 tokens does not fit", "no batch of this context"
+    )
+    [context] = re.findall(r"context of this batch is (\d+)", outcome.err)
+    assert predictions("predict", "--context", context, "--batch", "1")
 
 
 def test_a_windowed_model_has_no_largest_context(tmp_path):

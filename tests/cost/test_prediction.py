@@ -279,7 +279,7 @@ def test_rejects_model_that_does_not_fit():
     assert str(caught.value) == (
         "--gpu: llama-3.1-70b, 70.6 B parameters in bf16, does not fit H100-SXM5-80GB: "
         "weights of 131.4 GiB a GPU, beside a cache of 2.5 GiB; 72.0 GiB usable, 90% of 80.0 GiB; "
-        "no batch and no context fits; --tensor-parallel 2 is enough"
+        "no batch and no context fits; tensor parallelism of 2 is enough"
     )
     assert largest_batch(load_language_model("llama-3.1-70b"), deployed(), context=1) == 0
 
