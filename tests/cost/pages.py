@@ -7,6 +7,7 @@ from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.gpus import gpu_table
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.cost.deployment import Deployment
+from decodetax.harness.cost.engine import ONE_GRAPH, engines
 from decodetax.harness.cost.page.figures import AS_STORED, Setting
 from decodetax.harness.cost.page.html_page import PARALLELISMS, html_page
 from decodetax.harness.cost.price_ratio import PriceRatio
@@ -19,7 +20,7 @@ RATIO = PriceRatio(4.0, "as given")
 def opening(**changes):
     """A setting that fits one H100; changes are those of the setting or of its deployment."""
     deployment = {"gpu": gpu_table()["H100-SXM5-80GB"], "usd_per_hour": 3.0}
-    of_deployment = {"gpu", "parallelism", "cache_format", "usd_per_hour"}
+    of_deployment = {"gpu", "parallelism", "cache_format", "engine", "usd_per_hour"}
     deployment |= {name: value for name, value in changes.items() if name in of_deployment}
     setting = {
         "model": MODELS["llama-3.1-8b"],
@@ -79,6 +80,7 @@ def fields_of(setting):
         "parallelism": PARALLELISMS.index(setting.on.parallelism),
         "dtype": setting.dtype,
         "cache_dtype": setting.on.cache_format.name,
+        "engine": setting.on.engine.name,
         "batch": setting.batch,
         "context": setting.context,
         "prompt": setting.prompt,
@@ -97,6 +99,7 @@ def random_settings(count, seed=20261129):
         ("dtype", [AS_STORED, *FORMATS]),
         ("cache_format", [*CACHE_FORMATS.values()]),
         ("parallelism", [*PARALLELISMS]),
+        ("engine", [ONE_GRAPH, *engines().values()]),
     ):
         columns[name] = values * (count // len(values) + 1)
         draw.shuffle(columns[name])

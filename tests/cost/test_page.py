@@ -26,7 +26,7 @@ def test_page_opens_with_the_options_of_the_command(folder):
         "predict", "--model", "qwen3-8b", "--gpu", "l40s", "--batch", "4,16", "--context", "512",
         "--prompt", "2048",
         "--dtype", "fp8", "--cache-dtype", "fp8", "--tensor-parallel", "2",
-        "--usd-per-hour", "1.5", "--html", "page.html",
+        "--usd-per-hour", "1.5", "--engine", "vllm", "--html", "page.html",
     )  # fmt: skip
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == "Page written to page.html.\n"
@@ -36,6 +36,7 @@ def test_page_opens_with_the_options_of_the_command(folder):
         "parallelism": 1,
         "dtype": "fp8",
         "cache_dtype": "fp8",
+        "engine": "vllm",
         "batch": 4,
         "context": 512,
         "prompt": 2048,

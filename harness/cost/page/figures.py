@@ -168,6 +168,11 @@ def usable_bytes(setting: Setting) -> float:
     return USABLE_MEMORY * setting.on.gpu.memory_bytes
 
 
+def where(setting: Setting) -> str:
+    """The GPUs, such as "8 x H100-SXM5-80GB (TP 8)"."""
+    return setting.on.text
+
+
 def basis_of(setting: Setting) -> str:
     """What the kernel times of the setting's GPU rest on."""
     return constants_for(setting.on.gpu).basis

@@ -17,6 +17,7 @@ from ...core.html_page import content_security_policy, page_style
 from ...core.language_model import LanguageModel, load_language_model, preset_table
 from ...core.table import html_escaped
 from ..deployment import Deployment
+from ..engine import ONE_GRAPH, engines
 from ..parallelism import Parallelism
 from ..price_ratio import PriceRatio
 from ..prices import price_list
@@ -49,7 +50,7 @@ COMPONENT_NAMES = {
     "attention_arithmetic": "attention compute",
     "activations": "activations",
     "communication": "all-reduce between GPUs",
-    "launch": "kernel launches and other fixed costs",
+    "launch": "launches and fixed costs of kernels",
     "engine": "the engine between steps",
 }
 
@@ -81,6 +82,7 @@ _FORMULAS: tuple[Callable[..., Any], ...] = (
     figures.curve,
     figures.weight_bytes,
     figures.usable_bytes,
+    figures.where,
     figures.basis_of,
 )
 
@@ -132,6 +134,7 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
     gpus = {**gpu_table(), on.gpu.name: on.gpu}
     parallelisms = tuple(dict.fromkeys((*PARALLELISMS, on.parallelism)))
     cache_formats = {**CACHE_FORMATS, on.cache_format.name: on.cache_format}
+    serving_engines = {each.name: each for each in (ONE_GRAPH, *engines().values(), on.engine)}
     own = ApiPrice(
         model=f"price ratio {ratio.value:.4g}, {ratio.source}",
         input_usd_per_mtok=1.0,
@@ -145,6 +148,7 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
             "gpus": gpus,
             "parallelisms": parallelisms,
             "cache_formats": cache_formats,
+            "engines": serving_engines,
             "api_prices": prices,
             "component_names": COMPONENT_NAMES,
             "opening_deployment": on,
@@ -160,6 +164,7 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
         parallelisms=_numbered(map(_parallelism_text, parallelisms)),
         dtypes=_options((AS_STORED, *FORMATS)),
         cache_dtypes=_options((AS_STORED, *FORMATS)),
+        engines=_options(serving_engines),
         prices=_numbered(each.model for each in prices),
         most_batch=max(MOST_BATCH, opening.batch),
         most_tokens=max(MOST_TOKENS, opening.context, opening.prompt),
@@ -184,6 +189,7 @@ def _opening(setting: Setting, own: ApiPrice, parallelism: int) -> Mapping[str, 
             "parallelism": parallelism,
             "dtype": setting.dtype,
             "cache_dtype": setting.on.cache_format.name,
+            "engine": setting.on.engine.name,
             "batch": setting.batch,
             "context": setting.context,
             "prompt": setting.prompt,

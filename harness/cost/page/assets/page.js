@@ -1,7 +1,7 @@
 // The page: reads the setting, computes figures with the translated formulas above, and draws.
-const { py, Setting, UsageError, models, gpus, parallelisms, cache_formats, api_prices, component_names,
+const { py, Setting, UsageError, models, gpus, parallelisms, cache_formats, engines, api_prices, component_names,
   opening_deployment, price_ratio_at, figures, fitting_batch, break_even, curve, weight_bytes, usable_bytes,
-  basis_of } = formulas;
+  where, basis_of } = formulas;
 const element = (id) => document.getElementById(id);
 const opening = JSON.parse(element("opening").textContent);
 const TEXTS = opening.texts;
@@ -36,6 +36,7 @@ function read() {
       models.get(element("model").value), element("dtype").value, py.replace(opening_deployment, {
         gpu: gpus.get(element("gpu").value), parallelism: parallelisms[element("parallelism").value],
         cache_format: cache_formats.get(element("cache_dtype").value), usd_per_hour: numeric("usd") || null,
+        engine: engines.get(element("engine").value),
       }), numeric("batch"), numeric("context"), numeric("prompt"), hit_share, price_ratio_at(price, hit_share),
     ),
   };
@@ -224,7 +225,7 @@ function showTables(setting, price, found, points, breakEven) {
     const shown = value === undefined ? "…" : value === null ? (key.includes("usd") ? "no price" : "none that fits") : SHOW[show_](value);
     return [text, [shown, value, key]];
   });
-  const ratio = [`Price ratio of ${price.model}`, [number(setting.price_ratio), setting.price_ratio, "price_ratio"]];
+  const ratio = [`Price ratio, output over average input: ${price.model}`, [number(setting.price_ratio), setting.price_ratio, "price_ratio"]];
   table("numbers-table", "All numbers of the setting", ["figure", "value"], [...rows, ratio, ...roof("prefill", found.prefill), ...roof("decode", found.decode)]);
   table("components-table", "Components of a token's time", ["component", "output token", "share", "input token", "share"],
     component_names.items().map(([name, text]) => {
@@ -240,11 +241,9 @@ function showTables(setting, price, found, points, breakEven) {
 const SHOW = { seconds, number, dollars, gib };
 
 function answerOf(setting, found) {
-  const { gpu, parallelism } = setting.on;
-  const gpus_ = parallelism.gpus === 1 ? `one ${gpu.name}` : `${parallelism.gpus} ${gpu.name} (${parallelism.text})`;
   const usd = found.output_usd_per_mtok === null ? "" : ` 1M output tokens cost ${dollars(found.output_usd_per_mtok)}, `
     + `1M average input tokens ${dollars(found.billed_input_usd_per_mtok)}.`;
-  return `Modelled: on ${gpus_}, an output token of ${setting.model.name} at batch ${number(setting.batch)} costs `
+  return `Modelled: on ${where(setting)}, an output token of ${setting.model.name} at batch ${number(setting.batch)} costs `
     + `${number(found.gap, 3)} times the GPU time of an average input token. Each sequence gets a token every `
     + `${seconds(found.step_s)}; the largest part of that is ${component_names.get(found.bound)}.${usd}`;
 }
@@ -331,7 +330,7 @@ const steps = (value) => Math.round(Math.log2(value) * STEPS_PER_DOUBLING);
 const doubled = (step) => Math.round(2 ** (step / STEPS_PER_DOUBLING));
 for (const id of ["batch", "context", "prompt"]) join(id, steps, doubled);
 join("hits", (value) => value, (step) => step);
-for (const id of ["model", "gpu", "parallelism", "dtype", "cache_dtype", "price", "usd"]) element(id).value = opening.setting[id] ?? "";
+for (const id of ["model", "gpu", "parallelism", "dtype", "cache_dtype", "engine", "price", "usd"]) element(id).value = opening.setting[id] ?? "";
 element("gpu").addEventListener("change", () => { element("usd").value = gpus.get(element("gpu").value).usd_per_hour ?? ""; });
 element("setting").addEventListener("input", update);
 element("setting").addEventListener("change", update);
