@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core import options
-from ..core.errors import UsageError
+from ..core.errors import UsageError, printable
 from ..core.table import Column, Table, wide_option
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ class _Found:
         serving: measured serving runs.
         figures: published figures of engines.
         kernels: a row of errors for each class of measured kernels.
+        other_files: files that hold none of these.
     """
 
     serving: "list[ServingCheck]" = field(default_factory=list)
     figures: "list[EngineFigure]" = field(default_factory=list)
     kernels: list[dict[str, Any]] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
 
 
 @click.command("accuracy")
@@ -114,9 +116,13 @@ def _read(paths: Iterable[Path]) -> _Found:
             reason = error.strerror if isinstance(error, OSError) else "is not a CSV file in UTF-8"
             raise UsageError(f"PATH: {str(path)!r}: {reason}") from None
         try:
-            _add(found, path, rows)
+            read = _add(found, path, rows)
         except UsageError as error:
             raise UsageError(f"PATH: {str(path)!r}: {error}") from None
+        if not read:
+            found.other_files.append(str(path))
+    if not (found.serving or found.figures or found.kernels):
+        raise UsageError(f"PATH: none of the tables is in {', '.join(found.other_files)}")
     return found
 
 
@@ -131,8 +137,8 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from inside
 
 
-def _add(found: _Found, path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds a file's rows to the kind that its columns say."""
+def _add(found: _Found, path: Path, rows: list[dict[str, Any]]) -> bool:
+    """Adds a file's rows to the kind that its columns say; whether they are those of any."""
     from . import published_engines, serving_accuracy
     from .calibrate.layers import read_layer_file
 
@@ -143,9 +149,9 @@ def _add(found: _Found, path: Path, rows: list[dict[str, Any]]) -> None:
         found.figures.extend(published_engines.engine_figures(_complete(rows)))
     else:
         errors = _layer_rows(read_layer_file(path))
-        if not errors:
-            raise UsageError("holds none of the tables: its columns are " + (", ".join(columns) or "missing"))
         found.kernels.extend(errors)
+        return bool(errors)
+    return True
 
 
 def _complete(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, str]]:
@@ -267,6 +273,7 @@ def _document(found: _Found) -> dict[str, Any]:
         "published": [each.to_json() for each in found.figures],
         "runs": [check.to_json() for check in found.serving],
         "not_modelled": _not_modelled(found),
+        "other_files": found.other_files,
     }
 
 
@@ -283,6 +290,8 @@ def _blocks(found: _Found, *, wide: bool) -> Iterator[str]:
     for title, columns, rows in tables:
         if rows:
             yield Table.select(title, columns, rows).text(wide=wide)
+    if found.other_files:
+        yield f"None of the tables: {', '.join(printable(name) for name in found.other_files)}"
     missed = [each for each in found.figures if each.within is False and each.reason]
     if missed:
         yield "\n".join(f"{each.figure}: {each.reason}" for each in missed)

@@ -112,7 +112,7 @@ def _modelled(row: Mapping[str, str]) -> float:
     shape = _SHAPE.fullmatch(row["shape"].strip())
     if shape is None:
         raise UsageError(f"shape: {row['shape']!r} is not such as 'batch 64 128/2048 {{}}'")
-    options = ast.literal_eval(shape["options"])
+    options = _options(shape["options"])
     model, on = _read_figure(row["figure"], options)
     if shape["prompt"]:
         size = {"input_tokens": int(shape["prompt"]), "output_tokens": 1}
@@ -126,6 +126,17 @@ def _modelled(row: Mapping[str, str]) -> float:
     state = steady_state(model, on, concurrency=max(1, min(batch, fits)), **size)
     both = "prompt+gen" in row["figure"]
     return state.requests_per_s * (context if both else size["output_tokens"])
+
+
+def _options(text: str) -> Mapping[str, Any]:
+    """The sizes and dtypes of a shape: {'tp': 4, 'dtype': 'fp8'}."""
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        options = None
+    if not isinstance(options, dict):
+        raise UsageError(f"shape: {text!r} is not such as {{'tp': 4}}")
+    return options
 
 
 def _read_figure(figure: str, options: Mapping[str, Any]) -> tuple[LanguageModel, Deployment]:
@@ -146,7 +157,8 @@ def _read_figure(figure: str, options: Mapping[str, Any]) -> tuple[LanguageModel
 
 def _parallelism(options: Mapping[str, Any], engine: Engine) -> Parallelism:
     tensor, data = options.get("tp", 1), options.get("dp", 1)
-    whole = tensor * data if engine.whole_experts else 1
+    replicas = Parallelism(tensor_parallel=tensor, data_parallel=data)
+    whole = replicas.gpus if engine.whole_experts else 1
     return Parallelism(
         tensor_parallel=tensor,
         data_parallel=data,
