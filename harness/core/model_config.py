@@ -59,7 +59,19 @@ def read_model_config(path: Path, assume: Assume | None = None) -> ModelConfig:
     config = read_user_json(path, "config.json", max_mib=16)
     if not isinstance(config, dict):
         raise UsageError(f"must hold a JSON object, holds {short_repr(config)}")
-    return model_config(config, assume)
+    return model_config(_with_quantization_beside(path, config), assume)
+
+
+def _with_quantization_beside(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with ModelOpt's hf_quant_config.json, where older checkpoints have their formats."""
+    beside = path.with_name("hf_quant_config.json")
+    if path.name != "config.json" or config.get("quantization_config") is not None or not beside.is_file():
+        return config
+    try:
+        found = read_user_json(beside, "hf_quant_config.json", max_mib=16)
+    except UsageError as error:
+        raise UsageError(f"hf_quant_config.json: {error}") from None
+    return {**config, "quantization_config": found}
 
 
 def model_config(outer: dict[str, Any], assume: Assume | None = None) -> ModelConfig:

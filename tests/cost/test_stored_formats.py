@@ -4,6 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from decodetax.harness.core.errors import UsageError
+from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.stored_weights import weights_sentence
 from hand_made import assert_misuse, decodetax, strict_json
 
 QWEN3_32B = {
@@ -83,3 +86,15 @@ def test_the_cache_has_the_file_s_format_unless_another_is_asked_for(
 def test_an_unknown_method_is_refused_in_one_line(tmp_path: Any) -> None:
     refused = outcome_of(tmp_path, {"quant_method": "aqlm"})
     assert_misuse(refused, "quantization_config.quant_method: must be one of fp8, ", "was 'aqlm'")
+
+
+def test_formats_of_an_older_modelopt_checkpoint_are_read_beside_its_config(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_32B), encoding="utf-8")
+    inner = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": inner}), encoding="utf-8")
+    model = load_language_model(str(tmp_path))
+    assert (weights_sentence(model), model.cache_format) == ("attention and MLPs fp8, the rest bf16", "fp8")
+    beside.write_text("{", encoding="utf-8")
+    with pytest.raises(UsageError, match="hf_quant_config.json: is not JSON"):
+        load_language_model(str(tmp_path))
