@@ -96,5 +96,5 @@ def test_formats_of_an_older_modelopt_checkpoint_are_read_beside_its_config(tmp_
     model = load_language_model(str(tmp_path))
     assert (weights_sentence(model), model.cache_format) == ("attention and MLPs fp8, the rest bf16", "fp8")
     beside.write_text("{", encoding="utf-8")
-    with pytest.raises(UsageError, match="hf_quant_config.json: is not JSON"):
+    with pytest.raises(UsageError, match=r"hf_quant_config\.json: is not JSON"):
         load_language_model(str(tmp_path))
