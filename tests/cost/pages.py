@@ -14,7 +14,7 @@ from decodetax.harness.cost.price_ratio import PriceRatio
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 MODELS = {str(each["model"]): load_language_model(str(each["model"])) for each in preset_table()}
-RATIO = PriceRatio(4.0, "as given")
+RATIO = PriceRatio(4.0, "deepseek-v3 (from 2025-02-08), 2025-02-08 (pydantic/genai-prices)")
 
 
 def opening(**changes):

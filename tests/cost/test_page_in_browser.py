@@ -16,6 +16,7 @@ from decodetax.harness.cost.page.figures import fitting_batch, served_model
 from decodetax.harness.cost.page.html_page import MOST_BATCH, MOST_TOKENS
 from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.prediction import predict
+from decodetax.harness.cost.prices import price_list
 from pages import DESK, MODELS, PHONE, SET_AND_READ, fields_of, opening, random_settings, shown, write_page
 
 pytestmark = pytest.mark.slow
@@ -180,6 +181,9 @@ def test_break_even_batch_and_gap_are_those_of_the_command(browser, page_file, c
 )
 def test_nothing_is_wider_than_the_screen(browser, page_file, scheme, viewport):
     with shown(browser, page_file, scheme=scheme, viewport=viewport) as page:
+        longest = max(range(len(price_list())), key=lambda at: len(list(price_list())[at]))
+        page.locator("#price").select_option(index=1 + longest)
+        page.wait_for_selector("html:not([data-pending])", state="attached")
         page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         outside = page.evaluate(

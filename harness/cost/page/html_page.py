@@ -15,13 +15,14 @@ from ...core.formats import CACHE_FORMATS, FORMATS
 from ...core.gpus import gpu_table
 from ...core.html_page import content_security_policy, page_style
 from ...core.language_model import LanguageModel, load_language_model, preset_table
-from ...core.table import html_escaped
+from ...core.table import Table, html_escaped
 from ..deployment import Deployment
 from ..engine import ONE_GRAPH, engines
 from ..parallelism import Parallelism
 from ..price_ratio import PriceRatio
 from ..prices import price_list
 from . import figures
+from .expected_error import expected_error
 from .figures import AS_STORED, ApiPrice, Setting
 from .javascript import Program
 
@@ -136,7 +137,7 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
     cache_formats = {**CACHE_FORMATS, on.cache_format.name: on.cache_format}
     serving_engines = {each.name: each for each in (ONE_GRAPH, *engines().values(), on.engine)}
     own = ApiPrice(
-        model=f"price ratio {ratio.value:.4g}, {ratio.source}",
+        model=f"ratio {ratio.value:.4g}",
         input_usd_per_mtok=1.0,
         cached_input_usd_per_mtok=1.0,
         output_usd_per_mtok=ratio.value,
@@ -154,18 +155,20 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
             "opening_deployment": on,
         }
     )
+    error, error_table = expected_error()
     page = Template(_asset("page.html")).substitute(
         policy=content_security_policy(script),
         title="What an output token costs, modelled",
         style=page_style() + _asset("page.css"),
-        accuracy=_ACCURACY,
+        accuracy=html_escaped(error),
+        error_table=_plain_table(error_table),
         models=_options(models),
         gpus=_options(gpus),
         parallelisms=_numbered(map(_parallelism_text, parallelisms)),
         dtypes=_options((AS_STORED, *FORMATS)),
         cache_dtypes=_options((AS_STORED, *FORMATS)),
         engines=_options(serving_engines),
-        prices=_numbered(each.model for each in prices),
+        prices=_numbered([f"{own.model}: {ratio.source}", *(each.model for each in prices[1:])]),
         most_batch=max(MOST_BATCH, opening.batch),
         most_tokens=max(MOST_TOKENS, opening.context, opening.prompt),
         most_hits=MOST_HIT_PERCENT,
@@ -176,9 +179,6 @@ def html_page(opening: Setting, ratio: PriceRatio) -> str:
         script=script,
     )
     return page.removesuffix("\n")
-
-
-_ACCURACY = "docs/accuracy.md states the expected error."
 
 
 def _opening(setting: Setting, own: ApiPrice, parallelism: int) -> Mapping[str, Any]:
@@ -234,6 +234,16 @@ def _parallelism_text(parallelism: Parallelism) -> str:
     if parallelism.gpus == 1:
         return "1 GPU"
     return f"{parallelism.gpus} GPUs: {parallelism.text}"
+
+
+def _plain_table(table: Table) -> str:
+    """A table whose columns are not sorted."""
+    return (
+        table.html()
+        .replace('<button type="button">', "")
+        .replace("</button>", "")
+        .replace("; press a column's head to sort by it", "")
+    )
 
 
 def _numbered(texts: Iterable[str]) -> str:

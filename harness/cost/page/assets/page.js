@@ -91,6 +91,9 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const beside = (x, y, text, right, kind) => x > right * 0.6
   ? words(x - 10, y - 8, text, { "text-anchor": "end", class: kind }) : words(x + 10, y - 8, text, { class: kind });
 
+// Text that is cut to a width, by the mean width of a letter.
+const fitted = (text, width) => text.length * 7 < width ? text : `${text.slice(0, Math.floor(width / 7) - 1)}…`;
+
 function drawRoofline(found, points) {
   const sentence = `Prefill: ${number(found.prefill.operations_per_byte)} operations per byte, `
     + `${short(found.prefill.flop_per_s)}FLOP/s, ${percent(found.prefill.flop_per_s / found.prefill.roof_flop_per_s)} of its roof. `
@@ -147,7 +150,8 @@ function drawGap(setting, price, found, points, breakEven) {
     const labels = [...lines].sort((one, other) => one.ratio - other.ratio).map((each) => {
       const at = Math.min(y(each.ratio) - 4, free);
       free = at - 13;
-      return words(box[0] + 4, at, `${each.price.model}: ${number(each.ratio, 3)}`, { class: "priced" });
+      const text = each.price.model === opening.own_ratio ? each.price.model : `${each.price.model}: ${number(each.ratio, 3)}`;
+      return words(box[0] + 4, at, fitted(text, box[1] - box[0]), { class: "priced" });
     });
     return axes(x, y, box, "batch", "gap")
       + lines.map((each) => line(box[0], y(each.ratio), box[1], y(each.ratio), `price${each.chosen ? " chosen" : ""}`)).join("")
@@ -195,7 +199,7 @@ function drawUsd(found, price, hit_share) {
     return rows.map(([text, usd, kind], row) => {
       const y = 22 + 40 * row;
       const length = usd === null ? 0 : Math.max(1, Math.round(room * usd / most * 10) / 10);
-      return words(4, y - 4, text) + tag("rect", { x: 4, y, width: length, height: 14, class: kind })
+      return words(4, y - 4, fitted(text, width)) + tag("rect", { x: 4, y, width: length, height: 14, class: kind })
         + words(10 + length, y + 12, dollars(usd), { class: "soft" });
     }).join("");
   });
