@@ -121,12 +121,14 @@ def prefill_forward(
     sequences: int,
     prompt: int,
     rows: int,
+    replicas: int | None = None,
     parallelism: Parallelism = ONE_GPU,
     cache_format: Format = BF16,
 ) -> Forward:
     """A prefill of `sequences` prompts on each attention replica, in forwards of `rows` tokens.
 
-    Attention is that of all prompts. Logits are computed for one row a prompt: engines need those of the last
+    `replicas` of them prefill at the same time, all if None, and share the routed experts. Attention is that
+    of all prompts of a replica. Logits are computed for one row a prompt: engines need those of the last
     position only.
 
     Raises:
@@ -137,7 +139,7 @@ def prefill_forward(
         tokens=prompt,
         rows=rows,
         head_rows=sequences,
-        routed=rows * parallelism.data_parallel,
+        routed=rows * (replicas or parallelism.data_parallel),
         decode=False,
         parallelism=parallelism,
         cache_format=cache_format,

@@ -30,24 +30,32 @@ def prompt_s(model: LanguageModel, on: Deployment, *, prompt: int, decoding: int
     """Seconds that a prompt adds to the steps that its chunks share with `decoding` sequences.
 
     A step of c prompt tokens and d sequences multiplies c + d rows with the same weights, which are read
-    once; the projections of d rows would have run anyway. Attention is that of the prompt. Without decoding
-    sequences it is the time of a prefill alone, without the engine's own.
+    once; the projections of d rows would have run anyway. Attention is that of the prompt. Attention replicas
+    prefill at the same time, as they share the steps of the experts. Without decoding sequences it is the
+    time of one prefill alone, without the engine's own.
     """
     chunk = min(prompt, CHUNK_TOKENS)
     replica = math.ceil(decoding / (on.parallelism.data_parallel * on.parallelism.pipeline_parallel))
-    own_s, shared_s = _prefill_s(model, on, prompt, chunk + replica)
-    without_s = _prefill_s(model, on, prompt, replica)[1] if replica else 0.0
+    if not decoding:
+        own_s, shared_s = _prefill_s(model, on, prompt, chunk, replicas=1)
+        return own_s + prompt / chunk * shared_s
+    replicas = on.parallelism.data_parallel
+    own_s, shared_s = _prefill_s(model, on, prompt, chunk + replica, replicas)
+    without_s = _prefill_s(model, on, prompt, replica, replicas)[1]
     return own_s + prompt / chunk * (shared_s - without_s)
 
 
 @functools.lru_cache(maxsize=4096)
-def _prefill_s(model: LanguageModel, on: Deployment, prompt: int, rows: int) -> tuple[float, float]:
+def _prefill_s(
+    model: LanguageModel, on: Deployment, prompt: int, rows: int, replicas: int
+) -> tuple[float, float]:
     """Seconds of a prompt's attention and logits, and of all that its rows share with others'."""
     forward: Forward = prefill_forward(
         model,
         sequences=1,
         prompt=prompt,
         rows=rows,
+        replicas=replicas,
         parallelism=on.parallelism,
         cache_format=on.cache_format,
     )
