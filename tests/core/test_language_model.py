@@ -173,6 +173,7 @@ def test_config_of_a_preset_gives_the_preset(load_config):
         head_dim=None,
         intermediate_size=14336,
         vocab_size=128256,
+        max_position_embeddings=131072,
     )
     assert dataclasses.replace(loaded, name=llama.name, source=llama.source) == llama
 
