@@ -6,19 +6,13 @@ from typing import Literal
 from ..core.formats import BF16, FP8_BLOCKS, Format
 from ..core.gpus import Gpu
 from .attention_parts import Attention, IndexScores, StateUpdate
+from .attention_time import decode_attention_time, prefill_attention_time
 from .communication import transfer_s
 from .deployment import Deployment
 from .forward import Forward, Part
-from .kernel_time import (
-    GROUPED,
-    SINGLE,
-    KernelTime,
-    constants_for,
-    decode_attention_time,
-    gemm_time,
-    prefill_attention_time,
-    rate_of,
-)
+from .gemm_time import gemm_time
+from .kernel_constants import GROUPED, SINGLE, constants_for
+from .kernel_time import KernelTime, rate_of
 from .mla_time import mla_decode_time
 from .moe_time import moe_time
 from .parts import ACTIVATION_BYTES, Elementwise, Matmul, RoutedExperts
@@ -113,7 +107,9 @@ def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
         in_features=part.in_features,
         dtype=dtype,
         weight_bytes_per_element=part.weight_format.bytes_per_element / _gemm_pace(part, dtype, on),
-        activation_bytes_per_element=ACTIVATION_BYTES if dtype == "bf16" else 1.0,
+        activation_bytes_per_element=ACTIVATION_BYTES,
+        quantised=dtype != "bf16",
+        in_l2=False,
     )
 
 
@@ -167,6 +163,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
             operations=part.operations,
             dtype=dtype,
             group=part.q_heads // part.kv_heads,
+            in_l2=False,
         )
     whole = prefill_attention_time(
         on.gpu,
@@ -185,6 +182,7 @@ def attention_time(part: Attention, on: Deployment) -> KernelTime:
         memory_s=whole.memory_s * share,
         compute_s=whole.compute_s * share,
         fixed_s=whole.fixed_s,
+        launch_s=whole.launch_s,
     )
 
 

@@ -10,7 +10,7 @@ from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.cost.all_reduce_time import all_reduce_time
 from decodetax.harness.cost.calibrate.__main__ import SOURCE
-from decodetax.harness.cost.calibrate.fit import accuracy_table
+from decodetax.harness.cost.calibrate.accuracy import accuracy_table
 from decodetax.harness.cost.calibrate.layer_accuracy import (
     SAMPLE_ROWS,
     accuracy_columns,

@@ -11,9 +11,10 @@ from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.cost.all_reduce_time import all_reduce_time
 from decodetax.harness.cost.attention_parts import Attention
+from decodetax.harness.cost.attention_time import decode_attention_time, prefill_attention_time
 from decodetax.harness.cost.deployment import Deployment
 from decodetax.harness.cost.forward import decode_forward, prefill_forward
-from decodetax.harness.cost.kernel_time import constants_for, decode_attention_time, prefill_attention_time
+from decodetax.harness.cost.kernel_constants import constants_for
 from decodetax.harness.cost.memory import resident_weight_bytes
 from decodetax.harness.cost.memory_fit import largest_batch
 from decodetax.harness.cost.mla_time import mla_decode_time

@@ -2,8 +2,9 @@
 
 python -m decodetax.harness.cost.calibrate FOLDER [--write]
 
-The folder holds `gemm.csv`, `decode_attention.csv` and `prefill_attention.csv`, one measured kernel a row. It
-stays outside the project, which keeps the constants and a sample of the rows: `--write` rewrites both.
+The folder holds CSV files of measured kernels, one a row: GEMM, decode attention and prefill attention, told
+apart by their columns. It stays outside the project, which keeps the constants, the error to expect of them
+and a sample of the rows: `--write` rewrites these.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...core.errors import UsageError
-from ..kernel_time import calibrated
-from .fit import Fitted, accuracy_columns, accuracy_table, cells_of, errors_by_class, fit_all
+from ..kernel_constants import calibrated
+from .accuracy import accuracy_columns, accuracy_table, error_rows, errors_by_class
+from .fit import Fitted, cells_of, fit_all, settled
 from .layer_accuracy import accuracy_columns as layer_columns
 from .layer_accuracy import files as layer_files
 from .layer_fit import errors_by_class as layer_errors
@@ -24,23 +26,26 @@ from .measured import SIZES, Measured, read, read_sample
 
 SOURCE = "ai-dynamo/aiconfigurator, Apache-2.0, commit 095f58a, 2026-08-21"
 DATA = Path(__file__).parents[2] / "core" / "data"
-SAMPLE_ROWS = 200
+SAMPLE_ROWS = 680
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the arguments; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m decodetax.harness.cost.calibrate", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--write", action="store_true", help="rewrite the constants and the sample of rows")
+    parser.add_argument(
+        "--write", action="store_true", help="rewrite the constants, their errors and the sample of rows"
+    )
     options = parser.parse_args(arguments)
     try:
         tables, layers = read(options.folder), read_layers(options.folder)
-        fitted = fit_all(tables)
+        fitted = settled(tables, fit_all(tables))
         _say(f"Measured kernels: {SOURCE}")
         for m in tables:
             _say(f"  {m.kernel}: {m.gpu.name}, {m.dtype}, {m.software}, {len(m.time_s)} rows")
         _say("\nRelative error of the modelled time, median / 90th percentile")
-        _say(accuracy_table(accuracy_columns(tables, fitted)))
+        columns = accuracy_columns(tables, fitted)
+        _say(accuracy_table(columns))
         of_layers = fit_layers(layers)
         errors = layer_columns(layers, of_layers)
         if layers:
@@ -51,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.write:
         _write(DATA / "kernel_constants.csv", constant_rows(tables, fitted))
+        _write(DATA / "kernel_errors.csv", error_rows(columns))
         _write(DATA / "measured_kernels.csv", sample_rows(tables))
         for name, rows in layer_files(layers, of_layers, errors, SOURCE).items():
             _write(DATA / name, rows)

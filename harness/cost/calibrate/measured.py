@@ -3,7 +3,7 @@
 import csv
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...core.data_table import data_table
 from ...core.errors import UsageError
 from ...core.gpus import Gpu, gpu_table
-from ..kernel_time import GROUPED, SINGLE
+from ..kernel_constants import GROUPED, SINGLE
 
 Array: TypeAlias = NDArray[Any]
 
@@ -25,7 +25,14 @@ SIZES = {
     "prefill_attention": {**_HEADS, "prompt": "tokens"},
 }
 _DTYPES = {"bfloat16": "bf16", "fp8": "fp8"}
-_DTYPE_COLUMN = {"gemm": "dtype", "decode_attention": "kv_dtype", "prefill_attention": None}
+_DTYPE_COLUMN = {"gemm": "dtype", "decode_attention": "kv_dtype", "prefill_attention": "kv_dtype"}
+_DTYPE_IF_MISSING = {"prefill_attention": "bfloat16"}  # tables of one dtype have no column for it
+# A file with these columns is one of the table's; it may be several.
+_RECOGNISED_BY = {
+    "gemm": {"m", "n", "k"},
+    "decode_attention": {"context", "head_dim"},
+    "prefill_attention": {"prompt"},
+}
 BYTES = {"bf16": 2.0, "fp8": 1.0}
 
 _LARGEST_GROUP = 16
@@ -73,7 +80,7 @@ class Measured:
     def only(self, rows: Array) -> "Measured":
         """Some of the rows, by mask or by index."""
         sizes = {name: values[rows] for name, values in self.sizes.items()}
-        return Measured(**{**vars(self), "sizes": sizes, "time_s": self.time_s[rows]})
+        return replace(self, sizes=sizes, time_s=self.time_s[rows])
 
     def classes(self) -> dict[str, Array]:
         """Masks of the row classes that errors are stated for; the constants are fitted to the first."""
@@ -94,46 +101,81 @@ class Measured:
 
 
 def read(folder: Path) -> list[Measured]:
-    """Reads a folder's tables.
+    """Reads a folder's tables, which their columns tell apart; a table may have several files.
 
     Raises:
         UsageError: the folder, a table, a column or a value is missing or invalid.
     """
     if not folder.is_dir():
         raise UsageError(f"FOLDER: {folder} is not a folder")
-    found = []
-    for table, sizes in SIZES.items():
-        path = folder / f"{table}.csv"
-        if not path.is_file():
-            raise UsageError(f"FOLDER: {folder} has no {path.name}")
-        with path.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
-            dtype_column = _DTYPE_COLUMN[table]
-            needed = {"gpu", "framework", "version", "latency_us", *sizes, *filter(None, [dtype_column])}
-            missing = sorted(needed - set(reader.fieldnames or ()))
-            if missing:
-                raise UsageError(f"{path.name}: has no column {', '.join(missing)}")
-            rows = [
-                {
-                    "gpu": row["gpu"],
-                    "software": f"{row['framework']} {row['version']}",
-                    "dtype": _DTYPES.get(row[dtype_column] if dtype_column else "bfloat16", ""),
-                    **{name: row[column] for column, name in sizes.items()},
-                    "latency_us": row["latency_us"],
-                }
-                for row in reader
-            ]
-        found += _grouped(table, rows)
-    return found
+    found = [each for path in sorted(folder.glob("*.csv")) for each in read_file(path)]
+    for table, columns in _RECOGNISED_BY.items():
+        if table not in {each.table for each in found}:
+            raise UsageError(
+                f"FOLDER: {folder} has no table of {table}, with columns {', '.join(sorted(columns))}"
+            )
+    return _joined(sorted(found, key=lambda each: list(SIZES).index(each.table)))
+
+
+def _joined(found: Sequence[Measured]) -> list[Measured]:
+    """Joins the rows of a kernel, GPU and dtype, which may come from several files and frameworks."""
+    by_key: dict[tuple[str, str, str], list[Measured]] = {}
+    for each in found:
+        by_key.setdefault(each.key, []).append(each)
+    return [
+        replace(
+            first,
+            software=", ".join(dict.fromkeys(each.software for each in parts)),
+            sizes={name: np.concatenate([each.sizes[name] for each in parts]) for name in first.sizes},
+            time_s=np.concatenate([each.time_s for each in parts]),
+        )
+        for parts in by_key.values()
+        for first in parts[:1]
+    ]
+
+
+def read_file(path: Path) -> list[Measured]:
+    """Reads one file of measured kernels; none if its columns are those of no table.
+
+    Raises:
+        UsageError: a column or a value is missing or invalid.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        columns = set(reader.fieldnames or ())
+        tables = [table for table, needed in _RECOGNISED_BY.items() if needed <= columns]
+        if not tables:
+            return []
+        [table] = tables
+        dtype_column, default = _DTYPE_COLUMN[table], _DTYPE_IF_MISSING.get(table)
+        needed = {"gpu", "framework", "version", "latency_us", *SIZES[table]}
+        missing = sorted((needed | ({dtype_column} if default is None else set())) - columns)
+        if missing:
+            raise UsageError(f"{path.name}: has no column {', '.join(missing)}")
+        rows = [
+            {
+                "gpu": row["gpu"],
+                "software": f"{row['framework']} {row['version']}",
+                "dtype": _DTYPES.get(row.get(dtype_column, default) or "", ""),
+                **{name: row[column] for column, name in SIZES[table].items()},
+                "latency_us": row["latency_us"],
+            }
+            for row in reader
+        ]
+    return _grouped(table, rows, path.name)
 
 
 def read_sample() -> list[Measured]:
     """Reads the sample of rows that comes with the package."""
     rows = data_table("measured_kernels.csv")
-    return [m for table in SIZES for m in _grouped(table, [row for row in rows if row["table"] == table])]
+    return [
+        m
+        for table in SIZES
+        for m in _grouped(table, [row for row in rows if row["table"] == table], "measured_kernels.csv")
+    ]
 
 
-def _grouped(table: str, rows: Sequence[Mapping[str, str]]) -> list[Measured]:
+def _grouped(table: str, rows: Sequence[Mapping[str, str]], file_name: str) -> list[Measured]:
     """Validates rows and groups them by kernel, GPU, dtype and software."""
     names = tuple(SIZES[table].values())
     groups: dict[tuple[str, str, str, str], list[list[float]]] = {}
@@ -141,16 +183,16 @@ def _grouped(table: str, rows: Sequence[Mapping[str, str]]) -> list[Measured]:
         try:
             values = [float(row[name]) for name in (*names, "latency_us")]
         except (TypeError, ValueError):
-            raise UsageError(f"{table}.csv: line {line} has a size or time that is not a number") from None
+            raise UsageError(f"{file_name}: line {line} has a size or time that is not a number") from None
         if not all(0 < value < float("inf") for value in values) or not row["dtype"]:
             raise UsageError(
-                f"{table}.csv: line {line} needs positive numbers and a dtype of {', '.join(_DTYPES)}"
+                f"{file_name}: line {line} needs positive numbers and a dtype of {', '.join(_DTYPES)}"
             )
         gpu = gpu_table().get(row["gpu"])
         if gpu is None:
-            raise UsageError(f"{table}.csv: gpu {row['gpu']!r} is not a name of `decodetax devices`")
+            raise UsageError(f"{file_name}: gpu {row['gpu']!r} is not a name of `decodetax devices`")
         if gpu.flop_per_s[row["dtype"]] is None:
-            raise UsageError(f"{table}.csv: {gpu.name} has no {row['dtype']}")
+            raise UsageError(f"{file_name}: {gpu.name} has no {row['dtype']}")
         kernel = table
         if table == "decode_attention":
             is_single = values[names.index("q_heads")] == values[names.index("kv_heads")]
