@@ -171,7 +171,8 @@ def fit_all(tables: Iterable[Measured]) -> Fitted:
 def settled(tables: Iterable[Measured], fitted: Fitted) -> Fitted:
     """The constants to keep: those that the project has, unless a fit is better than them by a tenth.
 
-    Searches that take other paths end in other minima, whose losses differ by 1%; figures do not move for that.
+    Searches that take other paths end in other minima, whose losses differ by 1%; figures do not move for
+    that.
     """
     kept = calibrated()
     return {
