@@ -141,6 +141,7 @@ def _add(found: _Found, path: Path, rows: list[dict[str, Any]]) -> bool:
     """Adds a file's rows to the kind that its columns say; whether they are those of any."""
     from . import published_engines, serving_accuracy
     from .calibrate.layers import read_layer_file
+    from .calibrate.measured import read_file
 
     columns = set(rows[0]) if rows else set()
     if columns >= serving_accuracy.COLUMNS:
@@ -148,7 +149,7 @@ def _add(found: _Found, path: Path, rows: list[dict[str, Any]]) -> bool:
     elif columns >= published_engines.COLUMNS:
         found.figures.extend(published_engines.engine_figures(_complete(rows)))
     else:
-        errors = _layer_rows(read_layer_file(path))
+        errors = [*_kernel_rows(read_file(path)), *_layer_rows(read_layer_file(path))]
         found.kernels.extend(errors)
         return bool(errors)
     return True
@@ -167,10 +168,9 @@ def _complete(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, str]]:
 
 
 def _kernel_rows(tables: Sequence[Any]) -> list[dict[str, Any]]:
-    from .calibrate.fit import errors_by_class
-    from .kernel_time import calibrated
+    from .calibrate.accuracy import errors_by_class, model_constants
 
-    return _error_rows(errors_by_class(tables, calibrated()))
+    return _error_rows(errors_by_class(tables, model_constants(tables)))
 
 
 def _layer_rows(tables: Sequence[Any]) -> list[dict[str, Any]]:
@@ -236,9 +236,9 @@ def _errors(
 def _basis(gpu: str) -> str:
     """What the kernel times of a GPU rest on."""
     from ..core.gpus import find_gpu
-    from .kernel_time import constants_for
+    from .kernel_constants import constants_for
 
-    return constants_for(find_gpu(gpu)).basis
+    return constants_for(find_gpu(gpu)).basis["gemm", "bf16"].text
 
 
 def _concurrency_rows(checks: "Sequence[ServingCheck]") -> list[dict[str, Any]]:

@@ -137,6 +137,13 @@ class Basis:
     median_error: float
     p90_error: float
 
+    @property
+    def text(self) -> str:
+        """Says whether the kernels of the GPU were measured, or from which others they are derived."""
+        if self.measured:
+            return f"calibrated on {self.gpu}"
+        return f"derived from the datasheet, with the constants of {self.gpu} in {self.dtype}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class KernelConstants:

@@ -8,7 +8,8 @@ from ...core.formats import FORMATS
 from ...core.language_model import LanguageModel
 from ..deployment import Deployment
 from ..forward import Forward, decode_forward
-from ..kernel_time import constants_for, rate_of
+from ..kernel_constants import constants_for
+from ..kernel_time import rate_of
 from ..memory import resident_weight_bytes
 from ..memory_fit import USABLE_MEMORY, largest_batch
 from ..part_time import product_dtype
@@ -175,7 +176,7 @@ def where(setting: Setting) -> str:
 
 def basis_of(setting: Setting) -> str:
     """What the kernel times of the setting's GPU rest on."""
-    return constants_for(setting.on.gpu).basis
+    return constants_for(setting.on.gpu).basis["gemm", "bf16"].text
 
 
 def figures(setting: Setting) -> Figures:
