@@ -18,6 +18,7 @@ from ..core.layers import (
 )
 from ..core.layers import (
     Experts,
+    GroupedQueryAttention,
     LatentAttention,
     LayerGroup,
     LinearAttention,
@@ -273,7 +274,7 @@ def _elementwise(
     for part in (share, group.mlp):
         if part is not None:
             elements, kernels = elements + 4 * model.hidden_size, kernels + 1
-    if share is not None:
+    if share is not None and not isinstance(share, GroupedQueryAttention):
         elements, kernels = elements + 2 * _rotated(share), kernels + 1
     inner = _dense_inner(group.mlp, pieces.parallelism.tensor_parallel)
     if inner:
