@@ -266,9 +266,10 @@ def _elementwise(
     """Kernels of a layer as engines fuse them, counted in elements read and written per token.
 
     A residual addition with the norm after it reads and writes 2 x hidden size, before attention and before
-    the MLP. The rotary embedding with the write to the cache reads and writes queries, keys and values; that of
-    grouped-query attention is part of its kernel as measured. The activation function of a gated MLP reads 2 and writes 1 x its intermediate size; that of routed experts is
-    part of their kernel. Products of 8 or 4 bits need their input quantised: 2 bytes read and 1 written.
+    the MLP. The rotary embedding with the write to the cache reads and writes queries, keys and values; that
+    of grouped-query attention is part of its kernel as measured. The activation function of a gated MLP reads
+    2 and writes 1 x its intermediate size; that of routed experts is part of their kernel. Products of 8 or 4
+    bits need their input quantised: 2 bytes read and 1 written.
     """
     elements, kernels, quantised, passes = 0.0, 0, 0.0, 0
     for part in (share, group.mlp):

@@ -100,7 +100,7 @@ def test_decode_step_of_a_dense_model_by_hand():
     assert found.weight_bytes == 2 * 90112
     assert found.kv_bytes == 2 * (2 * 30 * 64)
     # In and out of a layer's projections 192 + 128 + 320 + 192 = 832, of lm_head 320, of attention 4 x 32;
-    # between them 8 x 64 + 2 x 128 + 3 x 128 = 1152. 2 bytes each.
+    # between them 8 x 64 + 3 x 128 = 896. 2 bytes each.
     assert found.activation_bytes == 2 * 3 * (2 * 832 + 320 + 2 * 128 + 2 * 896)
     assert found.transfers == ()
 
