@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
-from decodetax.harness.cost.page.expressions import UntranslatableError
 from decodetax.harness.cost.page.javascript import Program
+from decodetax.harness.cost.page.names import UntranslatableError
 
 NODE = shutil.which("node")
 SIZES = {"small": 2, ("large", 1): 3.5}

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from .expressions import Parameter, UntranslatableError, literal, parameters_of
+from .names import Parameter, UntranslatableError, literal, parameters_of
 from .statements import Statements
 
 _BUILTINS = (

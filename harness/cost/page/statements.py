@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .expressions import Expressions, Parameter, arguments_of, js_name, literal, parameters_of
+from .expressions import Expressions
+from .names import Parameter, arguments_of, js_name, literal, parameters_of
 
 
 @dataclass
