@@ -46,6 +46,8 @@ class ModelConfig:
         names = [name for name in _PREDICTION_LAYERS if self.text.get(name)]
         if names:
             lines.append(f"layers for multi-token prediction are not counted ({names[0]})")
+        if self.text.get("attn_res_block_size"):
+            lines.append("attention over the outputs of earlier blocks is not counted (attn_res_block_size)")
         return tuple(lines)
 
 

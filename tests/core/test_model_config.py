@@ -173,6 +173,8 @@ def test_what_is_not_counted_or_assumed_is_said():
     assert "only the language model is counted, not the parts for images or sound" in model.assumed
     prediction = language_model(model_config(stored("dsa-glm51")), name="x").assumed
     assert prediction == ("layers for multi-token prediction are not counted (num_nextn_predict_layers)",)
+    residual = language_model(model_config(stored("kda-k3")), name="x").assumed[-1]
+    assert residual == "attention over the outputs of earlier blocks is not counted (attn_res_block_size)"
 
 
 # Families.

@@ -4,6 +4,7 @@ Small configs with odd sizes show that every field is read; a family's default c
 """
 
 import json
+from pathlib import Path
 
 import pytest
 from decodetax.harness.core.language_model import language_model
@@ -157,3 +158,8 @@ def test_parameters_of_odd_sizes_are_those_of_transformers(family):
 def test_parameters_of_the_default_config_are_those_of_transformers(family):
     built, read = counts(config_class(family)(**{"pad_token_id": 0, **NEEDED.get(family, {})}))
     assert read == pytest.approx(built, rel=0.005)
+
+
+def test_the_docs_give_the_number_of_families():
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert f"parameter counts of {len(FAMILIES)} families" in text
