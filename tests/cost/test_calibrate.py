@@ -244,3 +244,17 @@ def test_decode_attention_is_sampled_by_bytes_and_group():
         [True, False, False, False],
         [False, False, True, True],
     ]
+
+
+def test_a_table_may_have_several_files_and_a_gpu_without_constants_of_its_own(folder, tmp_path):
+    for name in measured.SIZES:
+        rows = list(csv.DictReader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
+        for part in range(2):
+            write_table(
+                tmp_path, f"{name}_{part}", [{**row, "gpu": "H200-SXM-141GB"} for row in rows[part::2]]
+            )
+    write_table(tmp_path, "other", [{"gpu": "H20", "watts": 400}])
+    tables = measured.read(tmp_path)
+    assert [len(each.time_s) for each in tables] == [len(each.time_s) for each in measured.read(folder)]
+    errors = accuracy.errors_by_class(tables, accuracy.model_constants(tables))
+    assert ("gemm", "H200-SXM-141GB", "bf16") in errors
