@@ -121,11 +121,20 @@ def _gemm_pace(part: Matmul, dtype: str, on: Deployment) -> float:
     return share / constants_for(on.gpu).gemm["fp8"].memory_share
 
 
+def expert_dtype(gpu: Gpu, weight_format: Format) -> str:
+    """The dtype of the products of routed experts, as `moe_time` names it."""
+    dtype = product_dtype(gpu, weight_format)
+    return "fp8_block" if weight_format.name == FP8_BLOCKS.name and dtype == "fp8" else dtype
+
+
+def cache_dtype(cache_format: Format) -> str:
+    """The dtype whose kernel reads a cache: caches of 8 and 4 bits are read at the bandwidth of fp8."""
+    return "bf16" if cache_format.bytes_per_element >= BF16.bytes_per_element else "fp8"
+
+
 def experts_time(part: RoutedExperts, on: Deployment) -> KernelTime:
     """Time of the routed experts of one layer, with everything between the router and the weighted sum."""
-    dtype: str = product_dtype(on.gpu, part.weight_format)
-    if part.weight_format.name == FP8_BLOCKS.name and dtype == "fp8":
-        dtype = "fp8_block"
+    dtype = expert_dtype(on.gpu, part.weight_format)
     return moe_time(
         on.gpu,
         tokens=part.tokens,
@@ -143,8 +152,8 @@ def experts_time(part: RoutedExperts, on: Deployment) -> KernelTime:
 
 
 def attention_time(part: Attention, on: Deployment) -> KernelTime:
-    """Time of one layer's attention; caches of 8 and 4 bits are read at the bandwidth of fp8."""
-    dtype = "bf16" if part.cache_format.bytes_per_element >= BF16.bytes_per_element else "fp8"
+    """Time of one layer's attention."""
+    dtype = cache_dtype(part.cache_format)
     if part.latent:
         return mla_decode_time(
             on.gpu,

@@ -16,6 +16,7 @@ from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
 from ..core.table import Column, Table, wide_option
+from .basis import decode_basis
 from .deployment import Deployment
 from .engine import ENGINES, ONE_GRAPH, engines
 from .memory import weight_formats
@@ -242,9 +243,15 @@ def _predictions(
         if left_out.fits(on, batch, context):
             prompt = asked["prompt"] or context
             found = predict(model, on, batch=batch, context=context, prompt=prompt, price_ratio=ratio.value)
-            latency = {"ttft_alone_s": ttft_alone_s(model, on, prompt)}
-            row = {**_place(model, on), **found.to_json(), **latency}
-            rows.append({**row, "price_ratio_source": ratio.source})
+            rows.append(
+                {
+                    **_place(model, on),
+                    **found.to_json(),
+                    "ttft_alone_s": ttft_alone_s(model, on, prompt),
+                    "price_ratio_source": ratio.source,
+                    "basis": decode_basis(model, on, batch=batch, context=context).to_json(),
+                }
+            )
     left_out.require_some(rows)
     return {"predictions": rows, "does_not_fit": left_out.rows}
 

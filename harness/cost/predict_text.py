@@ -1,7 +1,9 @@
 """The text of `decodetax predict`: what the figures are of, then their tables."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.table import TERMINAL_COLUMNS, Column, Table, percent
@@ -17,6 +19,10 @@ def _gib(size_bytes: float) -> str:
     return f"{size_bytes / 2**30:,.1f}"
 
 
+def _error(share: float) -> str:
+    return "?" if math.isnan(share) else f"{share:.0%}"
+
+
 _SHOW_USD = "{:.4g}".format
 _WHERE = {"gpus": Column("gpu"), "batch": Column("batch"), "context": Column("context")}
 _COMPONENTS = {
@@ -29,6 +35,7 @@ _COMPONENTS = {
     "launch": Column("launch", show=percent),
     "engine": Column("engine", show=percent, wide=True),
 }
+_BASIS_COLUMNS = {"derived_error": Column("error, derived", show=_error)}
 _TOKEN_COLUMNS = {
     **_WHERE,
     "ttft_alone_s": Column("TTFT ms", show=_milliseconds),
@@ -98,15 +105,18 @@ def document_text(document: Mapping[str, Any], *, wide: bool) -> str:
     blocks += [table.text(wide=wide) for table in tables]
     if of_requests:
         blocks += _slo_lines(document["limits"])
-    blocks.append(_filled(conditions))
+    blocks.append(_filled(f"{conditions}{_basis_sentence(rows)}"))
     return "\n\n".join(blocks)
 
 
 def _token_tables(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> list[Table]:
     """Tokens and their cost, and the parts of an output token's time."""
+    columns = {**_TOKEN_COLUMNS, **_BASIS_COLUMNS}
+    if not all(row["basis"]["measured"] for row in rows):  # a terminal has no room for both
+        columns["output_tokens_per_s"] = replace(columns["output_tokens_per_s"], wide=True)
     title = f"Shares of an output token's time{'' if wide else '; --wide adds activations'}"
     return [
-        Table.select("Tokens and their cost", _TOKEN_COLUMNS, map(_with_gpus, rows)),
+        Table.select("Tokens and their cost", columns, _shown(rows)),
         Table.select(title, _WHERE | _COMPONENTS, (_with_gpus(_shares(row)) for row in rows)),
     ]
 
@@ -118,7 +128,9 @@ def _request_tables(document: Mapping[str, Any]) -> list[Table]:
         for row in document["limits"]
     ]
     return [
-        Table.select("Requests in a steady state", _REQUEST_COLUMNS, map(_with_gpus, document["requests"])),
+        Table.select(
+            "Requests in a steady state", _REQUEST_COLUMNS | _BASIS_COLUMNS, _shown(document["requests"])
+        ),
         Table.select("Largest concurrency", _LIMIT_COLUMNS, map(_with_gpus, limits)),
     ]
 
@@ -174,6 +186,33 @@ def _request_conditions(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _filled(text: str) -> str:
     return textwrap.fill(text, TERMINAL_COLUMNS)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Rows as tables show them: with the error to expect of those whose kernels were not all measured."""
+    for row in rows:
+        basis = row["basis"]
+        error = None
+        if not basis["measured"]:
+            error = math.nan if basis["expected_error"] is None else basis["expected_error"]
+        yield {**_with_gpus(row), "derived_error": error}
+
+
+def _basis_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What "derived" and "error" mean, and of which kernels; empty if all were measured."""
+    derived = {
+        f"{each['kernel'].replace('_', ' ')} {each['variant']}".strip(): each["gpu"]
+        for row in rows
+        for each in row["basis"]["kernels"]
+        if not each["measured"]
+    }
+    if not derived:
+        return ""
+    sources = [f"{what} ({f'from {gpu}' if gpu else 'from none'})" for what, gpu in derived.items()]
+    return (
+        f" Derived, as not measured on the GPU in its format: {', '.join(sources)}. The error is that to "
+        "expect of a decode step, by the kernels' median errors; ? where it is unknown."
+    )
 
 
 def _with_gpus(row: Mapping[str, Any]) -> Mapping[str, Any]:

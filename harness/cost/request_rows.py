@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.language_model import LanguageModel
+from .basis import decode_basis
 from .deployment import Deployment
 from .memory_fit import largest_batch
 from .steady_state import largest_concurrency, saturation_concurrency, steady_state
@@ -50,10 +51,13 @@ class Requests:
         self, model: LanguageModel, on: Deployment, concurrencies: Sequence[int]
     ) -> list[dict[str, Any]]:
         """A row for each concurrency; requests beyond what fits the memory wait."""
-        return [
-            {**self._size, **steady_state(model, on, concurrency=each, **self._size).to_json()}
-            for each in concurrencies
-        ]
+        rows = []
+        for each in concurrencies:
+            state = steady_state(model, on, concurrency=each, **self._size)
+            middle = self.input_tokens + self.output_tokens // 2
+            basis = decode_basis(model, on, batch=state.running, context=middle)
+            rows.append({**self._size, **state.to_json(), "basis": basis.to_json()})
+        return rows
 
     def limits(self, model: LanguageModel, on: Deployment) -> dict[str, Any]:
         """The concurrency from which throughput hardly grows, the largest in memory, and that of the bounds.

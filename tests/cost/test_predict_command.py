@@ -430,6 +430,21 @@ def test_an_engine_adds_its_own_time(name):
     assert list(engines()) == list(ENGINES)
 
 
+def test_a_row_without_a_measured_basis_says_so_with_the_error_to_expect():
+    asked = (*PREDICT, "--gpu", "h100,h20")
+    own, other = predictions(*asked)
+    assert (own["basis"]["measured"], other["basis"]["measured"]) == (True, False)
+    _, tokens, *_, conditions = printed(*asked).split("\n\n")
+    assert "derived" in tokens
+    assert f"{other['basis']['expected_error']:.0%}" in tokens.splitlines()[-1]
+    assert tokens.splitlines()[4].endswith(" -")
+    assert "gemm bf16 (from H100-SXM5-80GB)" in " ".join(conditions.split())
+    assert "derived" not in printed(*PREDICT)
+    [row] = requests(*REQUESTS, "--gpu", "h20", "--concurrency", "8")["requests"]
+    assert not row["basis"]["measured"]
+    assert "derived" in printed(*REQUESTS, "--gpu", "h20", "--concurrency", "8")
+
+
 # Parallelism.
 
 
