@@ -32,7 +32,9 @@ _SERVING_COLUMNS = {
     "constants": Column("constants"),
     **_ERROR_COLUMNS,
     "ttft_median": Column("TTFT median error", show=_PERCENT),
-    "basis": Column("basis", wide=True),
+    "basis": Column("GEMM's basis", wide=True),
+    "expected_median": Column("its expected error", show=_PERCENT, wide=True),
+    "expected_p90": Column("its 90th percentile", show=_PERCENT, wide=True),
 }
 _CONCURRENCY_COLUMNS = {"concurrency": Column("concurrency"), **_ERROR_COLUMNS}
 _KERNEL_COLUMNS = {
@@ -218,7 +220,7 @@ def _serving_rows(checks: "Sequence[ServingCheck]") -> list[dict[str, Any]]:
                         "constants": name,
                         **errors,
                         "ttft_median": ttft.get("median"),
-                        "basis": _basis(gpu),
+                        **_basis(gpu, chosen[0].row["precision"]),
                     }
                 )
     return rows
@@ -233,12 +235,21 @@ def _errors(
     return {} if found is None else vars(found)
 
 
-def _basis(gpu: str) -> str:
-    """What the kernel times of a GPU rest on."""
+def _basis(gpu: str, precision: str) -> dict[str, Any]:
+    """What the GEMM times of a GPU and a precision rest on, and the error to expect of them."""
+    from ..core.formats import FORMATS
     from ..core.gpus import find_gpu
     from .kernel_constants import constants_for
 
-    return constants_for(find_gpu(gpu)).basis["gemm", "bf16"].text
+    bases = constants_for(find_gpu(gpu)).basis
+    stored = FORMATS.get(precision.partition("_")[0].lower())
+    dtype = "bf16" if stored is None else stored.multiplied_in
+    basis = bases.get(("gemm", dtype), bases["gemm", "bf16"])
+    return {
+        "basis": basis.text,
+        "expected_median": basis.median_error,
+        "expected_p90": basis.p90_error,
+    }
 
 
 def _concurrency_rows(checks: "Sequence[ServingCheck]") -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ class Engine:
         request_s: time of a request outside the steps: tokenising its prompt, queueing for the next step,
             sending the first token; with the host time of a prefill that no CUDA graph holds.
         sequence_s: further such time per sequence of a step: its sampling, detokenising and streaming.
+        hopper_tile_rows: rows that its GEMMs multiply at least on Hopper, whose tensor cores take 64 (wgmma)
+            unless the operands are exchanged; fewer rows are padded.
         hopper_fp8_gemm_share: share of the bandwidth that its fp8 GEMM of more than 16 rows reaches on
             Hopper; None as the measured kernel.
         hopper_fp8_cache_share: share of the bandwidth at which it reads an fp8 cache on Hopper; None as the
@@ -35,6 +37,7 @@ class Engine:
     step_s: float = 0.0
     sequence_s: float = 0.0
     request_s: float = 0.0
+    hopper_tile_rows: int = 64
     hopper_fp8_gemm_share: float | None = None
     hopper_fp8_cache_share: float | None = None
 
@@ -65,6 +68,7 @@ def _engine(row: Mapping[str, str]) -> Engine:
         step_s=float(row["step_us"]) * 1e-6,
         sequence_s=float(row["sequence_us"]) * 1e-6,
         request_s=float(row["request_ms"]) * 1e-3,
+        hopper_tile_rows=int(row["hopper_tile_rows"]),
         hopper_fp8_gemm_share=share("hopper_fp8_gemm_share"),
         hopper_fp8_cache_share=share("hopper_fp8_cache_share"),
     )

@@ -100,9 +100,10 @@ def product_dtype(gpu: Gpu, weight_format: Format) -> Literal["bf16", "fp8", "fp
 def matmul_time(part: Matmul, on: Deployment) -> KernelTime:
     """Time of one GEMM; its activations are quantised elsewhere (`Elementwise`)."""
     dtype = product_dtype(on.gpu, part.weight_format)
+    least = on.engine.hopper_tile_rows if on.gpu.sm == HOPPER else 1
     return gemm_time(
         on.gpu,
-        rows=max(1, math.ceil(part.rows)),
+        rows=max(least, math.ceil(part.rows)),
         out_features=max(1, round(part.out_features)),
         in_features=part.in_features,
         dtype=dtype,
