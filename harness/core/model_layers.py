@@ -79,6 +79,12 @@ def _listed_kinds(fields: Fields) -> list[str] | None:
         if full is None:
             return None
         other = fields.text("other_layers")
+        linear = fields.indices("linear_layers", first=1)
+        if linear is not None and linear != frozenset(range(fields.layers)) - full:
+            raise UsageError(
+                f"{fields.name('linear_layers')}: must be the layers that are not in "
+                f"{fields.name('full_layers')}, was {len(linear)} of {fields.layers} beside {len(full)}"
+            )
         return ["full" if layer in full else other for layer in range(fields.layers)]
     known = attention_kinds(fields.family)
     labels = fields.listed(name, list(value) if isinstance(value, str) else value)

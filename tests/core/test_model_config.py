@@ -156,6 +156,17 @@ def test_kimi_linear_has_recurrent_states_in_three_of_four_layers():
     assert linear.state_elements * linear.state_bytes == 4 * 32 * 128 * 128 + 2 * 3 * 3 * 4096
 
 
+def test_lists_of_layers_that_contradict_each_other_are_refused():
+    config = stored("kda-48b")
+    config["linear_attn_config"]["kda_layers"].append(4)
+    with pytest.raises(
+        UsageError,
+        match=r"^linear_attn_config\.kda_layers: must be the layers that are not in "
+        r"linear_attn_config\.full_attn_layers, was 21 of 27 beside 7$",
+    ):
+        language_model(model_config(config), name="x")
+
+
 def test_formats_are_read_by_layer_and_part():
     model = language_model(model_config(stored("q-mxfp4")), name="x")
     formats = model.layer_groups[0].formats
