@@ -95,29 +95,28 @@ const beside = (x, y, text, right, kind) => x > right * 0.6
 const fitted = (text, width) => text.length * 7 < width ? text : `${text.slice(0, Math.floor(width / 7) - 1)}…`;
 
 function drawRoofline(found, points) {
-  const sentence = `Prefill: ${number(found.prefill.operations_per_byte)} operations per byte, `
-    + `${short(found.prefill.flop_per_s)}FLOP/s, ${percent(found.prefill.flop_per_s / found.prefill.roof_flop_per_s)} of its roof. `
-    + `Decode step: ${number(found.decode.operations_per_byte)} operations per byte, `
-    + `${short(found.decode.flop_per_s)}FLOP/s, ${percent(found.decode.flop_per_s / found.decode.roof_flop_per_s)} of its roof. `
+  const told = (point) => `${number(point.operations_per_byte)} operations per byte, `
+    + `${short(point.flop_per_s)}FLOP/s, ${percent(point.flop_per_s / point.roof_flop_per_s)} of its roof. `;
+  const sentence = `Prefill: ${told(found.prefill)}Decode step: ${told(found.decode)}`
     + `The roofs meet at ${number(found.roof_flop_per_s / found.roof_bytes_per_s)} operations per byte.`;
   show("roofline", 360, "Roofline with the prefill and the decode step", sentence, (width) => {
     const box = [58, width - 14, 30, 310];
     const all = [found.prefill, found.decode, ...points.map((each) => each.decode)];
-    const marks = [...all.map((each) => each.operations_per_byte), found.roof_flop_per_s / found.roof_bytes_per_s];
-    const rates = all.map((each) => each.flop_per_s);
-    const x = logarithmic(Math.min(...marks) / 3, Math.max(...marks) * 4, box[0], box[1]);
-    const low = Math.min(...marks) / 3;
-    const y = logarithmic(Math.min(...rates) / 4, found.roof_flop_per_s * 4, box[3], box[2]);
+    const ridge = found.roof_flop_per_s / found.roof_bytes_per_s;
+    const marks = [...all.map((each) => each.operations_per_byte), ridge];
+    const [low, high] = [Math.min(...marks) / 3, Math.max(...marks) * 4];
+    const floor = Math.min(...all.map((each) => each.flop_per_s)) / 4;
+    const x = logarithmic(low, high, box[0], box[1]);
+    const y = logarithmic(floor, found.roof_flop_per_s * 4, box[3], box[2]);
     const roof = (intensity) => Math.min(found.roof_flop_per_s, intensity * found.roof_bytes_per_s);
-    const floor = Math.min(...rates) / 4;
-    const start = Math.max(low, floor / found.roof_bytes_per_s);
-    const knots = [start, found.roof_flop_per_s / found.roof_bytes_per_s, Math.max(...marks) * 4];
+    const knots = [Math.max(low, floor / found.roof_bytes_per_s), ridge, high];
+    const rate = { class: "soft", "text-anchor": x(ridge) > width * 0.7 ? "end" : "start" };
     const at = (point) => [x(point.operations_per_byte), y(point.flop_per_s)];
     const [px, py_] = at(found.prefill);
     const [dx, dy] = at(found.decode);
     return axes(x, y, box, "operations per byte", "FLOP/s of a GPU")
       + polyline(knots.map((each) => [x(each), y(roof(each))]), "roof")
-      + words(x(knots[1]) + 4, y(found.roof_flop_per_s) - 6, `${short(found.roof_flop_per_s)}FLOP/s`, { class: "soft", "text-anchor": x(knots[1]) > width * 0.7 ? "end" : "start" })
+      + words(x(ridge) + 4, y(found.roof_flop_per_s) - 6, `${short(found.roof_flop_per_s)}FLOP/s`, rate)
       + polyline(points.map((each) => at(each.decode)), "path")
       + tag("circle", { cx: px, cy: py_, r: 7, class: "prefill" }) + beside(px, py_ + 30, "prefill", width, "prefill")
       + tag("rect", { x: dx - 6, y: dy - 6, width: 12, height: 12, class: "decode" })
@@ -125,10 +124,13 @@ function drawRoofline(found, points) {
   });
 }
 
+// The lines of the chosen prices, and of the lowest, the middle and the highest ratio of the list.
 function priceLines(chosen, hit_share) {
   const ratios = api_prices.filter((each) => each.model !== opening.own_ratio)
-    .map((price) => ({ price, ratio: price_ratio_at(price, hit_share) })).sort((one, other) => one.ratio - other.ratio);
-  const picked = new Map([ratios[0], ratios[Math.floor(ratios.length / 2)], ratios.at(-1)].map((each) => [each.price.model, each]));
+    .map((price) => ({ price, ratio: price_ratio_at(price, hit_share) }))
+    .sort((one, other) => one.ratio - other.ratio);
+  const three = [ratios[0], ratios[Math.floor(ratios.length / 2)], ratios.at(-1)];
+  const picked = new Map(three.map((each) => [each.price.model, each]));
   picked.set(chosen.model, { price: chosen, ratio: price_ratio_at(chosen, hit_share), chosen: true });
   return [...picked.values()];
 }
@@ -138,8 +140,9 @@ function drawGap(setting, price, found, points, breakEven) {
   const crossing = breakEven === undefined ? "" : breakEven === null
     ? ` No batch that fits has a gap as low as ${number(setting.price_ratio)}, the ratio of ${price.model}.`
     : ` The gap falls to ${number(setting.price_ratio)}, the ratio of ${price.model}, at batch ${number(breakEven)}.`;
-  const sentence = `At batch ${number(setting.batch)} the gap is ${number(found.gap)}; it is ${number(points[0].gap)} at batch 1 and `
-    + `${number(points.at(-1).gap)} at batch ${number(points.at(-1).batch)}, the largest that fits.${crossing}`;
+  const last = points.at(-1);
+  const sentence = `At batch ${number(setting.batch)} the gap is ${number(found.gap)}; it is ${number(points[0].gap)} at `
+    + `batch 1 and ${number(last.gap)} at batch ${number(last.batch)}, the largest that fits.${crossing}`;
   show("gap", 360, "Gap against batch with price ratios", sentence, (width) => {
     const box = [48, width - 14, 30, 310];
     const gaps = [...points.map((each) => each.gap), ...lines.map((each) => each.ratio)];
@@ -150,11 +153,13 @@ function drawGap(setting, price, found, points, breakEven) {
     const labels = [...lines].sort((one, other) => one.ratio - other.ratio).map((each) => {
       const at = Math.min(y(each.ratio) - 4, free);
       free = at - 13;
-      const text = each.price.model === opening.own_ratio ? each.price.model : `${each.price.model}: ${number(each.ratio, 3)}`;
+      const { model } = each.price;
+      const text = model === opening.own_ratio ? model : `${model}: ${number(each.ratio, 3)}`;
       return words(box[0] + 4, at, fitted(text, box[1] - box[0]), { class: "priced" });
     });
     return axes(x, y, box, "batch", "gap")
-      + lines.map((each) => line(box[0], y(each.ratio), box[1], y(each.ratio), `price${each.chosen ? " chosen" : ""}`)).join("")
+      + lines.map(({ ratio, chosen }) => (
+        line(box[0], y(ratio), box[1], y(ratio), `price${chosen ? " chosen" : ""}`))).join("")
       + (breakEven ? line(x(breakEven), box[2], x(breakEven), box[3], "mark")
         + beside(x(breakEven), box[3] - 4, `break-even: ${number(breakEven)}`, width, "soft") : "")
       + polyline(points.map((each) => [x(each.batch), y(each.gap)]), "curve")
@@ -165,20 +170,25 @@ function drawGap(setting, price, found, points, breakEven) {
 
 function drawSplit(found) {
   const rows = component_names.items();
-  const share = (split, name, total) => split.get(name, 0) / total;
-  const sentence = rows.map(([name, text]) => `${text}: ${percent(share(found.output_split_s, name, found.output_s))} of an output token, `
-    + `${percent(share(found.input_split_s, name, found.input_s))} of an input token`).join("; ");
+  const of_output = (name) => found.output_split_s.get(name, 0) / found.output_s;
+  const of_input = (name) => found.input_split_s.get(name, 0) / found.input_s;
+  const sentence = rows.map(([name, text]) => `${text}: ${percent(of_output(name))} of an output token, `
+    + `${percent(of_input(name))} of an input token`).join("; ");
   show("split", 40 + 44 * rows.length, "Components of a token's time", `${sentence}.`, (width) => {
     const left = width < 500 ? 8 : 230;
     const room = width - left - 62;
-    const bar = (y, part, kind) => tag("rect", { x: left, y, width: Math.max(0.5, Math.round(room * part * 10) / 10), height: 12, class: kind })
-      + words(left + 5 + room * part, y + 10, percent(part), { class: "soft" });
-    return words(left, 14, "■ output token", { class: "decode" }) + words(left + 110, 14, "■ input token", { class: "prefill" })
+    const bar = (y, part, kind) => {
+      const length = Math.max(0.5, Math.round(room * part * 10) / 10);
+      return tag("rect", { x: left, y, width: length, height: 12, class: kind })
+        + words(left + 5 + length, y + 10, percent(part), { class: "soft" });
+    };
+    return words(left, 14, "■ output token", { class: "decode" })
+      + words(left + 110, 14, "■ input token", { class: "prefill" })
       + rows.map(([name, text], row) => {
         const y = 30 + 44 * row + (width < 500 ? 8 : 0);
-        const label = width < 500 ? words(left, y - 3, text) : words(left - 8, y + 17, text, { "text-anchor": "end" });
-        return label + bar(y, share(found.output_split_s, name, found.output_s), "decode")
-          + bar(y + 14, share(found.input_split_s, name, found.input_s), "prefill");
+        const label = width < 500
+          ? words(left, y - 3, text) : words(left - 8, y + 17, text, { "text-anchor": "end" });
+        return label + bar(y, of_output(name), "decode") + bar(y + 14, of_input(name), "prefill");
       }).join("");
   });
 }
@@ -186,7 +196,9 @@ function drawSplit(found) {
 function drawUsd(found, price, hit_share) {
   const billed = price.input_usd_per_mtok * (1 - hit_share) + price.cached_input_usd_per_mtok * hit_share;
   const listed = price.model === opening.own_ratio ? [] : [
-    [`${price.model}: average input`, billed, "priced"], [`${price.model}: output`, price.output_usd_per_mtok, "priced"]];
+    [`${price.model}: average input`, billed, "priced"],
+    [`${price.model}: output`, price.output_usd_per_mtok, "priced"],
+  ];
   const rows = [
     ["input, computed", found.input_usd_per_mtok, "prefill"],
     ["average input, with cache hits", found.billed_input_usd_per_mtok, "prefill"],
@@ -211,44 +223,60 @@ function table(id, caption, heads, rows) {
     const attributes = { class: "number", "data-value": value ?? "" };
     return tag("td", key ? { ...attributes, "data-figure": key } : attributes, escaped(text));
   };
-  element(id).innerHTML = tag("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, tag("table", {},
+  const line_of = ([text, ...cells]) => tag("tr", {}, tag("th", { scope: "row" }, escaped(text)), ...cells.map(cell));
+  const region = { class: "scroll", tabindex: 0, role: "region", "aria-label": caption };
+  element(id).innerHTML = tag("div", region, tag("table", {},
     tag("caption", { class: "unseen" }, escaped(caption)),
     tag("thead", {}, tag("tr", {}, ...heads.map((each) => tag("th", { scope: "col" }, escaped(each))))),
-    tag("tbody", {}, ...rows.map(([text, ...cells]) => tag("tr", {}, tag("th", { scope: "row" }, escaped(text)), ...cells.map(cell)))),
+    tag("tbody", {}, ...rows.map(line_of)),
   ));
 }
 
 function showTables(setting, price, found, points, breakEven) {
-  const roof = (name, point) => [
-    [`${name}: operations per byte`, [number(point.operations_per_byte), point.operations_per_byte, `${name}.operations_per_byte`]],
-    [`${name}: FLOP/s of a GPU`, [short(point.flop_per_s), point.flop_per_s, `${name}.flop_per_s`]],
-    [`${name}: share of its roof`, [percent(point.flop_per_s / point.roof_flop_per_s), point.flop_per_s / point.roof_flop_per_s]],
-  ];
-  const rows = TEXTS.figures.map(([key, text, show_]) => {
+  const roof = (name, point) => {
+    const { operations_per_byte, flop_per_s, roof_flop_per_s } = point;
+    const reached = flop_per_s / roof_flop_per_s;
+    return [
+      [`${name}: operations per byte`, [number(operations_per_byte), operations_per_byte, `${name}.operations_per_byte`]],
+      [`${name}: FLOP/s of a GPU`, [short(flop_per_s), flop_per_s, `${name}.flop_per_s`]],
+      [`${name}: share of its roof`, [percent(reached), reached]],
+    ];
+  };
+  const missing = (key) => key.includes("usd") ? "no price" : "none that fits";
+  const rows = TEXTS.figures.map(([key, text, written]) => {
     const value = key === "break_even_batch" ? breakEven : found[key];
-    const shown = value === undefined ? "…" : value === null ? (key.includes("usd") ? "no price" : "none that fits") : SHOW[show_](value);
+    const shown = value === undefined ? "…" : value === null ? missing(key) : SHOW[written](value);
     return [text, [shown, value, key]];
   });
-  const ratio = [`Price ratio, output over average input: ${price.model}`, [number(setting.price_ratio), setting.price_ratio, "price_ratio"]];
-  table("numbers-table", "All numbers of the setting", ["figure", "value"], [...rows, ratio, ...roof("prefill", found.prefill), ...roof("decode", found.decode)]);
-  table("components-table", "Components of a token's time", ["component", "output token", "share", "input token", "share"],
-    component_names.items().map(([name, text]) => {
-      const cells = ["output", "input"].flatMap((kind) => {
-        const part = found[`${kind}_split_s`].get(name, 0);
-        return [[seconds(part), part, `${kind}_split_s.${name}`], [percent(part / found[`${kind}_s`]), part / found[`${kind}_s`]]];
-      });
-      return [text, ...cells];
-    }));
-  table("curve-table", "Gap by batch", ["batch", "gap", "operations per byte of a decode step"], points.map((each) => [
-    number(each.batch), [number(each.gap), each.gap], [number(each.decode.operations_per_byte), each.decode.operations_per_byte]]));
+  rows.push([
+    `Price ratio, output over average input: ${price.model}`,
+    [number(setting.price_ratio), setting.price_ratio, "price_ratio"],
+  ]);
+  rows.push(...roof("prefill", found.prefill), ...roof("decode", found.decode));
+  table("numbers-table", "All numbers of the setting", ["figure", "value"], rows);
+
+  const parts = (name, kind) => {
+    const part = found[`${kind}_split_s`].get(name, 0);
+    const share = part / found[`${kind}_s`];
+    return [[seconds(part), part, `${kind}_split_s.${name}`], [percent(share), share]];
+  };
+  const heads = ["component", "output token", "share", "input token", "share"];
+  const components = component_names.items().map(([name, text]) => [text, ...parts(name, "output"), ...parts(name, "input")]);
+  table("components-table", "Components of a token's time", heads, components);
+
+  const curve_rows = points.map(({ batch, gap, decode }) => [
+    number(batch), [number(gap), gap], [number(decode.operations_per_byte), decode.operations_per_byte],
+  ]);
+  table("curve-table", "Gap by batch", ["batch", "gap", "operations per byte of a decode step"], curve_rows);
 }
 const SHOW = { seconds, number, dollars, gib };
 
 function answerOf(setting, found) {
-  const usd = found.output_usd_per_mtok === null ? "" : ` 1M output tokens cost ${dollars(found.output_usd_per_mtok)}, `
-    + `1M average input tokens ${dollars(found.billed_input_usd_per_mtok)}.`;
-  return `Modelled: on ${where(setting)}, an output token of ${setting.model.name} at batch ${number(setting.batch)} costs `
-    + `${number(found.gap, 3)} times the GPU time of an average input token. Each sequence gets a token every `
+  const [output_usd, input_usd] = [found.output_usd_per_mtok, found.billed_input_usd_per_mtok].map(dollars);
+  const usd = found.output_usd_per_mtok === null ? ""
+    : ` 1M output tokens cost ${output_usd}, 1M average input tokens ${input_usd}.`;
+  return `Modelled: on ${where(setting)}, an output token of ${setting.model.name} at batch ${number(setting.batch)} `
+    + `costs ${number(found.gap, 3)} times the GPU time of an average input token. Each sequence gets a token every `
     + `${seconds(found.step_s)}; the largest part of that is ${component_names.get(found.bound)}.${usd}`;
 }
 
@@ -270,14 +298,11 @@ function update() {
       return;
     }
     if (setting.batch > fits) {
-      problems.push(`Batch ${number(setting.batch)} does not fit the memory at this context. The figures are those of batch `
-        + `${number(fits)}, the largest that fits.`);
+      problems.push(`Batch ${number(setting.batch)} does not fit the memory at this context. The figures are those of `
+        + `batch ${number(fits)}, the largest that fits.`);
       setting = py.replace(setting, { batch: fits });
     }
-    const longest = setting.model.max_position_embeddings ?? null;
-    if (longest !== null && Math.max(setting.context, setting.prompt) > longest) {
-      problems.push(`${setting.model.name} reads at most ${number(longest)} tokens; the figures go beyond what it was made for.`);
-    }
+    problems.push(...doubts(setting));
     const found = figures(setting);
     const points = curve(setting, found.billed_input_s);
     const draw = (breakEven) => {
@@ -302,8 +327,16 @@ function update() {
     fail(error.message.replace(/^--[a-z-]+: /, ""));
   }
 }
-const doesNotFit = (setting) => `${setting.model.name} with one sequence of ${number(setting.context)} tokens does not fit: its weights take `
-  + `${gib(weight_bytes(setting))} a GPU, of ${gib(usable_bytes(setting))} that are usable. Choose more GPUs, a larger GPU or a narrower precision.`;
+const doesNotFit = (setting) => `${setting.model.name} with one sequence of ${number(setting.context)} tokens does not `
+  + `fit: its weights take ${gib(weight_bytes(setting))} a GPU, of ${gib(usable_bytes(setting))} that are usable. `
+  + "Choose more GPUs, a larger GPU or a narrower precision.";
+// What to doubt: sizes that the model is not made for, and what was assumed of its config.json.
+function doubts({ model, context, prompt }) {
+  const longest = model.max_position_embeddings ?? Infinity;
+  const beyond = Math.max(context, prompt) > longest
+    ? [`${model.name} is made for at most ${number(longest)} tokens; the figures go beyond that.`] : [];
+  return [...beyond, ...(model.assumed ?? []).map((each) => `Assumed: ${each}.`)];
+}
 function tell(lines) {
   element("problem").textContent = lines.join(" ");
   element("problem").hidden = lines.length === 0;
@@ -334,13 +367,19 @@ const steps = (value) => Math.round(Math.log2(value) * STEPS_PER_DOUBLING);
 const doubled = (step) => Math.round(2 ** (step / STEPS_PER_DOUBLING));
 for (const id of ["batch", "context", "prompt"]) join(id, steps, doubled);
 join("hits", (value) => value, (step) => step);
-for (const id of ["model", "gpu", "parallelism", "dtype", "cache_dtype", "engine", "price", "usd"]) element(id).value = opening.setting[id] ?? "";
-element("gpu").addEventListener("change", () => { element("usd").value = gpus.get(element("gpu").value).usd_per_hour ?? ""; });
+for (const id of ["model", "gpu", "parallelism", "dtype", "cache_dtype", "engine", "price", "usd"]) {
+  element(id).value = opening.setting[id] ?? "";
+}
+element("gpu").addEventListener("change", () => {
+  element("usd").value = gpus.get(element("gpu").value).usd_per_hour ?? "";
+});
 element("setting").addEventListener("input", update);
 element("setting").addEventListener("change", update);
 element("setting").addEventListener("submit", (event) => event.preventDefault());
 let width = innerWidth;
 window.addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; update(); } });
-window.addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("details")) details.open = true; });
+window.addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});
 update();
 document.documentElement.dataset.drawn = "yes";

@@ -101,7 +101,10 @@ const py = (() => {
   const format = (value, spec) => {
     const [, commas, digits, kind] = /^(,?)(?:\.(\d+))?([a-z%]?)$/.exec(spec) ?? [];
     if (kind === "%") return `${(value * 100).toFixed(digits ?? 6)}%`;
-    if (kind === "f") return value.toLocaleString("en-US", { minimumFractionDigits: digits ?? 6, maximumFractionDigits: digits ?? 6, useGrouping: Boolean(commas) });
+    if (kind === "f") {
+      const decimals = { minimumFractionDigits: digits ?? 6, maximumFractionDigits: digits ?? 6 };
+      return value.toLocaleString("en-US", { ...decimals, useGrouping: Boolean(commas) });
+    }
     if (kind === "g") return String(Number(value.toPrecision(digits ?? 6)));
     return commas ? value.toLocaleString("en-US") : str(value);
   };
