@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from decodetax.harness.core import files
 from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gpus import datasheet_rows
 from decodetax.harness.core.language_model import preset_table
@@ -585,16 +586,14 @@ def test_run_on_a_full_disk_prints_its_tables_and_names_the_file_that_it_went_to
 
 @pytest.mark.usefixtures("canned")
 def test_report_files_that_cannot_be_written_do_not_hinder_the_others(folder):
-    from decodetax.harness.bench import report_command  # noqa: PLC0415
-
-    write_bytes = report_command.write_bytes
+    write_bytes = files.write_bytes
 
     def full(target, content):
         if target.suffix == ".csv":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_bytes(target, content)
 
-    with mock.patch.object(report_command, "write_bytes", full):
+    with mock.patch.object(files, "write_bytes", full):
         outcome = run_canned(folder, "-o", "run.json", "--csv", "tables", "--html", "run.html")
     assert outcome.code == 1
     [line] = outcome.err.splitlines()
