@@ -98,14 +98,12 @@ class PrefillConstants:
         compute_share: share of the rate reached.
         fixed_s: time of an empty call.
         tile_s: an SM's time per tile of queries, independent of the number of keys.
-        pair_s: an SM's time per pair of a query and a key for the softmax, independent of the head dimension.
     """
 
     memory_share: float
     compute_share: float
     fixed_s: float
     tile_s: float
-    pair_s: float = 0.0
 
 
 Constants: TypeAlias = GemmConstants | DecodeConstants | PrefillConstants
