@@ -23,11 +23,6 @@ class Format:
     bytes_per_element: float
     multiplied_in: ProductDtype
 
-    @property
-    def weights_only(self) -> bool:
-        """Whether the product takes activations of 16 bits, so that narrower weights are dequantised."""
-        return self.multiplied_in == "bf16" and self.bytes_per_element < BF16.bytes_per_element
-
 
 def grouped_format(
     name: str,

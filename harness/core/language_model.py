@@ -99,7 +99,7 @@ class LanguageModel:
 
     @property
     def state_bytes_per_sequence(self) -> int:
-        """Bytes of a sequence's recurrent states in linear-attention and Mamba layers."""
+        """Bytes of a sequence's recurrent states in all layers, which do not grow with the context."""
         return sum(
             group.count * group.attention.state_elements * group.attention.state_bytes
             for group in self.layer_groups

@@ -1,4 +1,4 @@
-"""Layers of a language model: attention, MLP and experts, each with the projections that one GPU computes."""
+"""Layers of a language model: attention, MLP and experts, each with its projections."""
 
 import math
 from dataclasses import dataclass
@@ -98,17 +98,16 @@ class GroupedQueryAttention:
         index = 0 if self.indexer is None else self.indexer.head_dim
         return self.kv_heads * (self.head_dim + self.value_dim) + index
 
-    def projections(self, hidden_size: int, tensor_parallel: int = 1) -> tuple[Projection, ...]:
-        """One GPU's share: heads are split; with more GPUs than KV heads, GPUs hold copies of these."""
-        q_heads, kv_heads = self.q_heads // tensor_parallel, max(1, self.kv_heads // tensor_parallel)
+    def projections(self, hidden_size: int) -> tuple[Projection, ...]:
+        """The projections into and out of the attention, and those of its indexer."""
         values = 0 if self.values_are_keys else self.value_dim
-        queries = q_heads * (self.head_dim + (self.value_dim if self.output_gate else 0))
-        qkv = queries + kv_heads * (self.head_dim + values)
+        queries = self.q_heads * (self.head_dim + (self.value_dim if self.output_gate else 0))
+        qkv = queries + self.kv_heads * (self.head_dim + values)
         indexer = () if self.indexer is None else self.indexer.projections(hidden_size, hidden_size)
         return (
             Projection("qkv", hidden_size, qkv, "attention"),
             *indexer,
-            Projection("o", q_heads * self.value_dim, hidden_size, "attention"),
+            Projection("o", self.q_heads * self.value_dim, hidden_size, "attention"),
         )
 
 
@@ -146,13 +145,13 @@ class LatentAttention:
         """Elements that a token adds to the cache."""
         return self.latent_elements + (0 if self.indexer is None else self.indexer.head_dim)
 
-    def projections(self, hidden_size: int, tensor_parallel: int = 1) -> tuple[Projection, ...]:
-        """One GPU's share: heads are split; every GPU computes the latents.
+    def projections(self, hidden_size: int) -> tuple[Projection, ...]:
+        """The projections into and out of the attention, and those of its indexer.
 
         kv_b, the latent's projection to keys and values, has the same weights whether it is applied to each
         cached token or, as in decoding, absorbed into queries and outputs.
         """
-        heads = self.q_heads // tensor_parallel
+        heads = self.q_heads
         q = heads * (self.nope_head_dim + self.rope_head_dim)
         queries = [("q", hidden_size, q)]
         if self.q_rank is not None:
@@ -197,12 +196,11 @@ class LinearAttention:
 
     cached_elements = 0
 
-    def projections(self, hidden_size: int, tensor_parallel: int = 1) -> tuple[Projection, ...]:
-        """One GPU's share: heads are split."""
-        inputs, output = self.in_features_out / tensor_parallel, self.out_features_in / tensor_parallel
+    def projections(self, hidden_size: int) -> tuple[Projection, ...]:
+        """The projections into and out of the attention, without small ones."""
         return (
-            Projection("in", hidden_size, math.ceil(inputs), "attention"),
-            Projection("out", math.ceil(output), hidden_size, "attention"),
+            Projection("in", hidden_size, self.in_features_out, "attention"),
+            Projection("out", self.out_features_in, hidden_size, "attention"),
         )
 
 
@@ -250,13 +248,6 @@ class Experts:
     expert: Mlp
     shared: Mlp | None = None
     hidden_size: int | None = None
-
-    def expected_distinct(self, tokens: float) -> float:
-        """Expected number of routed experts that a batch of tokens uses, if all are equally likely.
-
-        count (1 - (1 - per_token / count)^tokens).
-        """
-        return float(self.count * (1.0 - (1.0 - self.per_token / self.count) ** tokens))
 
     def parameters(self, hidden_size: int, routed: int) -> int:
         """Number of weights of the router, the shared experts and a number of routed experts."""

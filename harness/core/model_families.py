@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UsageError, short_repr
-
-SIZE_AT_MOST = 2**31 - 1
+from .rotary import SIZE_AT_MOST
 
 _MOST_LAYERS = 4096
 

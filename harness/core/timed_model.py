@@ -7,7 +7,7 @@ from .errors import UsageError, short_repr
 from .language_model import LanguageModel, find_model
 from .layers import GroupedQueryAttention, LayerGroup, Mlp, Projection
 from .model_config import ModelConfig
-from .model_parts import Rotary, is_positive, require_positive, require_size
+from .rotary import Rotary, is_positive, require_positive, require_size
 
 _SIZES = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "intermediate_size", "vocab_size")
 _HEAD_DIMS = range(16, 257, 8)  # supported by the decode-attention kernel

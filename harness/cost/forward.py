@@ -175,7 +175,7 @@ class _Pieces:
 
 def _forward(model: LanguageModel, pieces: _Pieces) -> Forward:
     layers = [part for group in model.layer_groups for part in _layer_parts(model, group, pieces)]
-    [head] = head_projections(model, pieces.parallelism)
+    head = head_projection(model, pieces.parallelism)
     parts = (*_merged(layers), _matmul(head, 1, pieces.head_rows, lm_head_format(model)))
     return Forward(rows=pieces.rows, parts=parts, transfers=tuple(_transfers(model, pieces)))
 
@@ -238,10 +238,10 @@ def routed_experts(model: LanguageModel, group: LayerGroup, split: Parallelism, 
     )
 
 
-def head_projections(model: LanguageModel, split: Parallelism) -> tuple[Projection]:
+def head_projection(model: LanguageModel, split: Parallelism) -> Projection:
     """One GPU's share of lm_head."""
     vocabulary = math.ceil(model.vocab_size / split.tensor_parallel)
-    return (Projection("lm_head", model.hidden_size, vocabulary, "lm_head"),)
+    return Projection("lm_head", model.hidden_size, vocabulary, "lm_head")
 
 
 def lm_head_format(model: LanguageModel) -> Format:

@@ -6,7 +6,8 @@ from collections import Counter
 from ..core.formats import BF16, Format
 from ..core.language_model import LanguageModel
 from ..core.layers import Attention, Experts, GroupedQueryAttention, LinearAttention
-from .forward import head_projections, layer_projections, lm_head_format, routed_experts
+from ..core.stored_weights import stored_weights
+from .forward import head_projection, layer_projections, lm_head_format, routed_experts
 from .parallelism import ONE_GPU, Parallelism, attention_share
 
 
@@ -37,8 +38,8 @@ def _sequence_bytes(attention: Attention, context: int, cache_format: Format) ->
 def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ONE_GPU) -> float:
     """Bytes of all weights on one GPU, embedding and every expert included.
 
-    Layers are divided among the stages of a pipeline; the first has the embedding and the last lm_head, of
-    which the larger counts.
+    A stage of a pipeline has its share of the layers' bytes, also where their number does not divide; the
+    first has the embedding and the last lm_head, of which the larger counts.
 
     Raises:
         UsageError: the GPUs cannot share the model's heads.
@@ -53,7 +54,7 @@ def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ON
             experts = routed_experts(model, group, parallelism, tokens=1)
             each += experts.local_experts * experts.parameters * group.formats.experts.bytes_per_element
         layers += group.count * each
-    [head] = head_projections(model, parallelism)
+    head = head_projection(model, parallelism)
     embedding = head.parameters * model.formats.embedding.bytes_per_element
     lm_head = 0.0 if model.tied_embeddings else head.parameters * lm_head_format(model).bytes_per_element
     stages = parallelism.pipeline_parallel
@@ -62,16 +63,11 @@ def resident_weight_bytes(model: LanguageModel, *, parallelism: Parallelism = ON
 
 
 def weight_formats(model: LanguageModel) -> str:
-    """Names of the formats of the weights, those with the most bytes first: "mxfp4 and bf16"."""
+    """Names of the formats of the layers' weights, that of the most weights first: "mxfp4 and bf16"."""
     weights: Counter[str] = Counter()
-    for group in model.layer_groups:
-        for projection in layer_projections(group, model.hidden_size, ONE_GPU):
-            weights[group.formats.of(projection.role, projection.name).name] += (
-                group.count * projection.parameters
-            )
-        if isinstance(group.mlp, Experts):
-            experts = routed_experts(model, group, ONE_GPU, tokens=1)
-            weights[group.formats.experts.name] += group.count * experts.experts * experts.parameters
+    for each in stored_weights(model):
+        if each.part not in ("embedding", "lm_head"):
+            weights[each.format.name] += each.parameters
     # A router is small, and every engine keeps it apart.
     total = weights.total()
     return " and ".join(name for name, count in weights.most_common() if count > total / 100)

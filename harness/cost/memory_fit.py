@@ -115,7 +115,7 @@ def largest_context(model: LanguageModel, on: Deployment, *, batch: int) -> int 
     def fits(context: int) -> bool:
         return sequence_bytes(model, on, context) <= most_bytes
 
-    return None if fits(MAX_CONTEXT) else _last(fits, MAX_CONTEXT)
+    return None if fits(MAX_CONTEXT) else last_that_holds(fits, MAX_CONTEXT)
 
 
 def sequence_bytes(model: LanguageModel, on: Deployment, context: int) -> float:
@@ -134,9 +134,9 @@ def _free_bytes(model: LanguageModel, on: Deployment) -> float:
     return USABLE_MEMORY * on.gpu.memory_bytes - resident_weight_bytes(model, parallelism=on.parallelism)
 
 
-def _last(holds: Callable[[int], bool], most: int) -> int:
+def last_that_holds(holds: Callable[[int], bool], most: int) -> int:
     """The last of 1 to `most` for which a condition holds that, once broken, stays so; 0 if none."""
-    below, above = 0, most
+    below, above = 0, most + 1
     while above - below > 1:
         middle = (below + above) // 2
         below, above = (middle, above) if holds(middle) else (below, middle)

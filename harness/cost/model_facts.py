@@ -6,7 +6,6 @@ from typing import Any
 
 from ..core.formats import Format
 from ..core.language_model import LanguageModel
-from ..core.layers import LinearAttention
 from ..core.stored_weights import stored_weights, weights_sentence
 
 
@@ -24,7 +23,7 @@ def model_json(model: LanguageModel, cache_format: Format) -> dict[str, Any]:
         "parameters": model.parameters,
         "active_parameters": model.active_parameters,
         "kv_bytes_per_token": kv_bytes_per_token(model, cache_format),
-        "state_bytes_per_sequence": state_bytes_per_sequence(model),
+        "state_bytes_per_sequence": model.state_bytes_per_sequence,
         "max_position_embeddings": model.max_position_embeddings,
         "weights": [
             {
@@ -42,17 +41,7 @@ def model_json(model: LanguageModel, cache_format: Format) -> dict[str, Any]:
 
 def kv_bytes_per_token(model: LanguageModel, cache_format: Format) -> float:
     """Bytes that a token adds to the KV caches of all layers, while within their windows."""
-    attentions = [(group.count, group.attention) for group in model.layer_groups if group.attention]
-    return cache_format.bytes_per_element * sum(count * each.cached_elements for count, each in attentions)
-
-
-def state_bytes_per_sequence(model: LanguageModel) -> int:
-    """Bytes of the recurrent states of all layers, which do not grow with the context."""
-    return sum(
-        group.count * group.attention.state_elements * group.attention.state_bytes
-        for group in model.layer_groups
-        if isinstance(group.attention, LinearAttention)
-    )
+    return cache_format.bytes_per_element * model.kv_elements_per_token
 
 
 def warnings_of(model: LanguageModel, contexts: Sequence[int]) -> Iterator[str]:

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
 from ..core.layers import Attention, Experts, GroupedQueryAttention, LatentAttention, LinearAttention
-
-MAX_GPUS = 4096
-"""Most GPUs of a deployment."""
+from ..core.options import MAX_GPUS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +16,7 @@ class Parallelism:
     `tensor_parallel` GPUs share each layer's attention and dense MLP; `data_parallel` such groups hold copies
     of these and decode different sequences. Routed experts are divided among `expert_parallel` GPUs, which
     divides tensor_parallel x data_parallel; the rest of that product splits each expert. `pipeline_parallel`
-    stages have an equal number of layers each, the last ones fewer where it does not divide them.
+    stages have equal shares of the layers.
 
     Raises:
         UsageError: a size is not a positive integer, `expert_parallel` does not divide, or there are more

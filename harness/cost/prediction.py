@@ -31,7 +31,7 @@ class Prediction:
 
     Attributes:
         model: the language model.
-        deployment: the GPUs and dtypes.
+        deployment: the GPUs and what runs on them.
         batch: sequences decoded together.
         context: tokens in each sequence's cache.
         prompt: tokens of a prompt.
@@ -172,7 +172,7 @@ def predict(
     """Models an input token of a prompt, and an output token at a batch and a context.
 
     Raises:
-        UsageError: weights and caches do not fit the memory, or `tensor_parallel` does not divide the model.
+        UsageError: weights and caches do not fit the memory, or the GPUs cannot share the model.
     """
     fits = largest_batch(model, on, context=context)
     if batch > fits:

@@ -15,10 +15,10 @@ from ..core.formats import BF16, CACHE_FORMATS, FORMATS, Format
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
 from .deployment import Deployment
-from .engine import ONE_GRAPH, Engine, engines
+from .engine import ONE_GRAPH, Engine
 from .memory_fit import largest_batch
 from .parallelism import Parallelism
-from .serving_accuracy import weight_format
+from .serving_accuracy import engine_of, weight_format
 from .steady_state import steady_state
 from .step_time import decode_step_s
 
@@ -35,7 +35,6 @@ _SHAPE = re.compile(
 )
 _GPUS = re.compile(r"(?P<gpu>.+?)x(?P<count>\d+)")
 _ALIASES = {"mixtral": "mixtral-8x7b", "qwen3-235b": "qwen3-235b-a22b"}
-_ENGINES = {"sglang": "sglang", "trt-llm": "trtllm", "vllm": "vllm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +147,7 @@ def _read_figure(figure: str, options: Mapping[str, Any]) -> tuple[LanguageModel
     cache = options.get("cache", "bf16")
     if cache not in CACHE_FORMATS:
         raise UsageError(f"shape: cache {cache!r} is not one of {', '.join(CACHE_FORMATS)}")
-    named = [_ENGINES[word.lower()] for word in words if word.lower() in _ENGINES]
-    engine = engines()[named[0]] if named else ONE_GRAPH
+    engine = next((each for each in map(engine_of, words) if each is not ONE_GRAPH), ONE_GRAPH)
     split = _parallelism(options, engine)
     on = Deployment(gpu=gpu, parallelism=split, cache_format=CACHE_FORMATS[cache], engine=engine)
     return (model if weights is None else model.with_formats(weights)), on

@@ -1,14 +1,13 @@
 """Steady state of continuous batching: time per output token, time to first token, throughput and cost."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.errors import UsageError
 from ..core.language_model import LanguageModel
 from .deployment import Deployment
-from .memory_fit import largest_batch
+from .memory_fit import largest_batch, last_that_holds
 from .prediction import MAX_BATCH
 from .step_time import decode_step_s, engine_s, prompt_s
 
@@ -133,7 +132,7 @@ def saturation_concurrency(
         state = steady_state(model, on, concurrency=concurrency, **sizes)
         return state.output_tokens_per_s < goal
 
-    return min(most, _last(below, most) + 1)
+    return min(most, last_that_holds(below, most) + 1)
 
 
 def largest_concurrency(
@@ -154,13 +153,6 @@ def largest_concurrency(
         ttft_met = slo_ttft_s is None or state.ttft_s <= slo_ttft_s
         return ttft_met and (slo_tpot_s is None or state.tpot_s <= slo_tpot_s)
 
-    return _last(meets, min(MAX_BATCH, largest_batch(model, on, context=input_tokens + output_tokens)))
-
-
-def _last(holds: Callable[[int], bool], most: int) -> int:
-    """The last of 1 to `most` for which a condition holds that, once broken, stays so; 0 if none."""
-    below, above = 0, most + 1
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (middle, above) if holds(middle) else (below, middle)
-    return below
+    return last_that_holds(
+        meets, min(MAX_BATCH, largest_batch(model, on, context=input_tokens + output_tokens))
+    )

@@ -19,7 +19,7 @@ from decodetax.harness.bench.decoder_parts import DecodeCache, PrefillCache, mat
 from decodetax.harness.bench.providers import PROVIDERS
 from decodetax.harness.bench.transformers_peer import Peer, empty_cache
 from decodetax.harness.core.gate import judge
-from decodetax.harness.core.model_parts import Rotary
+from decodetax.harness.core.rotary import Rotary
 from decodetax.harness.core.timed_model import load_timed_model
 
 SIZES = {

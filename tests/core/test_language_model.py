@@ -108,14 +108,6 @@ def test_active_parameters_are_near_the_published_ones(name, published_billion, 
     assert load_language_model("llama-3.1-8b").active_parameters == 8_030_261_248
 
 
-def test_distinct_experts_are_the_expected_number():
-    experts = Experts(count=8, per_token=2, expert=Mlp(intermediate_size=64))
-    assert experts.expected_distinct(0) == 0
-    assert experts.expected_distinct(1) == pytest.approx(2)
-    assert experts.expected_distinct(2) == pytest.approx(8 * (1 - (6 / 8) ** 2))
-    assert experts.expected_distinct(1000) == pytest.approx(8)
-
-
 def test_one_format_replaces_those_of_the_layers():
     model = load_language_model("llama-3.1-8b").with_formats(FORMATS["fp8"])
     assert {group.formats.mlp for group in model.layer_groups} == {FORMATS["fp8"]}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
-from decodetax.harness.core.formats import ALL_BF16, BF16, FORMATS, FP8, MXFP4, Format, Formats, layers_in
+from decodetax.harness.core.formats import ALL_BF16, BF16, FP8, MXFP4, Formats, layers_in
 from decodetax.harness.core.language_model import LanguageModel
 from decodetax.harness.core.layers import Experts, GroupedQueryAttention, LayerGroup, Mlp
 from decodetax.harness.core.stored_weights import stored_weights, weights_sentence
@@ -92,8 +92,3 @@ def test_a_projection_of_its_own_format_is_counted_in_it() -> None:
     }
     assert found["attention", "bf16"] == 3 * 64 * 64
     assert found["attention", "fp8"] == 3 * 64 * 96
-
-
-@pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
-def test_weight_only_formats_are_those_narrower_than_their_product(format_: Format) -> None:
-    assert format_.weights_only == (format_.name in {"int8", "int4", "mxfp4"})

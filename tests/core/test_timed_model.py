@@ -9,7 +9,7 @@ import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.layers import Projection
-from decodetax.harness.core.model_parts import Rotary
+from decodetax.harness.core.rotary import Rotary
 from decodetax.harness.core.timed_model import TimedModel, load_timed_model
 
 # Odd on purpose: no field equals another one or follows from it, so a mix-up shows.

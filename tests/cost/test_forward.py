@@ -12,7 +12,7 @@ import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.language_model import load_language_model, preset_table
-from decodetax.harness.core.layers import Experts, LatentAttention, Mlp
+from decodetax.harness.core.layers import Experts, LatentAttention
 from decodetax.harness.cost.attention_parts import Attention
 from decodetax.harness.cost.forward import Transfer, decode_forward, prefill_forward
 from decodetax.harness.cost.memory import cache_bytes_per_sequence, resident_weight_bytes
@@ -215,13 +215,24 @@ def test_experts_have_no_dense_mlp_beside_them():
     assert list(matmuls_of(decode(alone))) == ["qkv", "o", "router", "lm_head"]
 
 
+def routed(count, per_token, tokens):
+    return RoutedExperts(
+        times=1,
+        tokens=tokens,
+        hidden_size=1,
+        intermediate_size=1,
+        gated=True,
+        experts=count,
+        experts_per_token=per_token,
+    )
+
+
 @pytest.mark.parametrize(
     ("count", "per_token", "tokens", "distinct"),
     [(128, 8, 1, 8), (4, 2, 1, 2), (4, 2, 2, 3), (4, 2, 3, 3.5), (8, 8, 5, 8), (8, 2, 8192, 8)],
 )
 def test_distinct_experts_by_hand(count, per_token, tokens, distinct):
-    experts = Experts(count=count, per_token=per_token, expert=Mlp(intermediate_size=1))
-    assert experts.expected_distinct(tokens) == pytest.approx(distinct, rel=1e-12)
+    assert routed(count, per_token, tokens).distinct == pytest.approx(distinct, rel=1e-12)
 
 
 @given(data=st.data(), count=st.integers(1, 5), tokens=st.integers(1, 3))
@@ -229,8 +240,7 @@ def test_distinct_experts_are_the_mean_over_all_choices(data, count, tokens):
     per_token = data.draw(st.integers(1, count))
     ways = list(itertools.combinations(range(count), per_token))
     reached = [len(set().union(*chosen)) for chosen in itertools.product(ways, repeat=tokens)]
-    experts = Experts(count=count, per_token=per_token, expert=Mlp(intermediate_size=1))
-    assert experts.expected_distinct(tokens) == pytest.approx(sum(reached) / len(reached))
+    assert routed(count, per_token, tokens).distinct == pytest.approx(sum(reached) / len(reached))
 
 
 # Sliding windows.

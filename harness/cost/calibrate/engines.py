@@ -2,8 +2,9 @@
 
 python -m decodetax.harness.cost.calibrate.engines
 
-prints, for each engine, the constants of a grid with the least squared relative error of the time per output
-token. What the grid holds is rounded to what the runs can tell apart.
+prints, for each engine, the constants of a grid with the least mean squared logarithm of modelled over
+measured time per output token. The grid is as fine as the runs can tell apart. The time of a request does not
+change it, and is kept.
 """
 
 import itertools
