@@ -114,11 +114,15 @@ def serving_checks(rows: Iterable[Mapping[str, str]], engine: Engine | None = No
     A row that cannot be modelled is listed with the reason.
 
     Raises:
-        UsageError: a cell that must be a number is none, or a time is not positive.
+        UsageError: a cell that must be a number is none, or a time is not positive; names the line of a file
+            whose first is the header.
     """
     found = []
-    for row in rows:
-        sizes = _numbers(row)
+    for line, row in enumerate(rows, start=2):
+        try:
+            sizes = _numbers(row)
+        except UsageError as error:
+            raise UsageError(f"line {line}: {error}") from None
         try:
             model, on = _deployment(row, sizes, engine or engine_of(row["engine"]))
             state = steady_state(
@@ -143,12 +147,12 @@ def _numbers(row: Mapping[str, str]) -> dict[str, int]:
     """
     sizes = {}
     for column in ("input_tokens", "output_tokens", "concurrency", "tensor_parallel", *_SIZES):
-        text = row.get(column) or "1"
+        text = row.get(column) or _if_empty(column)
         if not text.isdecimal() or not int(text):
             raise UsageError(f"{column}: {text!r} is not a positive integer")
         sizes[column] = int(text)
     for column in ("ttft_ms", "tpot_ms"):
-        text = row.get(column) or "1"
+        text = row.get(column) or _if_empty(column)
         try:
             valid = 0 < float(text) < float("inf")
         except ValueError:
@@ -156,6 +160,10 @@ def _numbers(row: Mapping[str, str]) -> dict[str, int]:
         if not valid:
             raise UsageError(f"{column}: {text!r} is not a positive number")
     return sizes
+
+
+def _if_empty(column: str) -> str:
+    return "" if column in COLUMNS else "1"
 
 
 def _deployment(

@@ -74,7 +74,8 @@ def steady_state(
 
     TTFT = the engine's time of a request + prefill alone + half of the decode step that is under way + the
     queue behind other prompts. Of these, `BUNCHED` arrive together; the mean of them waits for half of the
-    others. Requests that do not fit the memory wait in addition, by Little's law.
+    others; with one output token each waits for all others. A prefix cache spares its share of a prefill, down
+    to the time of one token. Requests that do not fit the memory wait in addition, by Little's law.
 
     Raises:
         UsageError: not one such request fits the memory.
@@ -86,13 +87,16 @@ def steady_state(
     running = min(concurrency, fits)
     steps, computed = output_tokens - 1, 1 - cache_hits
     step_s = decode_step_s(model, on, batch=running, context=input_tokens + output_tokens // 2)
-    alone_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=0) + engine_s(on, 1)
-    alone_s += on.engine.request_s
+    whole_s = prompt_s(model, on, prompt=input_tokens, decoding=0) + engine_s(on, 1)
+    # The last token is always computed, and the weights are read for it.
+    least_s = decode_step_s(model, on, batch=1, context=input_tokens)
+    alone_s = max(computed * whole_s, min(least_s, whole_s)) + on.engine.request_s
     prefill_s = computed * prompt_s(model, on, prompt=input_tokens, decoding=running)
     others = max(0.0, running / on.parallelism.data_parallel - 1)
     others_s = others * prefill_s / on.parallelism.pipeline_parallel
     tpot_s = step_s + (others_s / steps if steps else 0.0)
-    queued_s = BUNCHED * others_s / 2 + (step_s / 2 if running > 1 else 0.0)
+    bunched_s = BUNCHED * others_s / 2 + (step_s / 2 if running > 1 else 0.0)
+    queued_s = bunched_s if steps else others_s  # without steps each prompt waits for all others
     busy_s = alone_s + queued_s + steps * tpot_s
     requests_per_s = running / busy_s
     # Little's law: concurrency requests in the system finish at that rate.

@@ -113,7 +113,11 @@ def test_a_folder_without_files_is_refused(tmp_path):
 
 def test_wrong_cells_are_refused_with_their_column(tmp_path):
     path = write(tmp_path / "runs.csv", [{**SERVING[0], "concurrency": "many"}])
-    assert "concurrency: 'many' is not a positive integer" in refused(path)
+    assert "line 2: concurrency: 'many' is not a positive integer" in refused(path)
+    path = write(tmp_path / "empty.csv", [SERVING[0], {**SERVING[0], "concurrency": ""}])
+    assert "line 3: concurrency: '' is not a positive integer" in refused(path)
+    path = write(tmp_path / "short.csv", [{**SERVING[0], "tpot_ms": None}])
+    assert "line 2: tpot_ms: '' is not a positive number" in refused(path)
     path = write(tmp_path / "figures.csv", [{**FIGURES[0], "published": "-1"}])
     assert "published: '-1' is not a positive number" in refused(path)
     (tmp_path / "long.csv").write_text(",".join(SERVING[0]) + "\n" + "1," * 40 + "\n", encoding="utf-8")

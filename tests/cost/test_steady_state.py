@@ -70,3 +70,18 @@ def test_an_objective_that_nothing_meets_gives_zero():
 def test_a_request_that_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="--requests: 10000000/1: one request does not fit"):
         state(1, input_tokens=10_000_000, output_tokens=1)
+
+
+@pytest.mark.parametrize("concurrency", [4, 32, 128])
+def test_prompts_alone_take_no_less_than_their_arithmetic(concurrency):
+    # With one output token each, all time is prefill: operations bound the requests per second.
+    found = state(concurrency, output_tokens=1)
+    operations = 2 * (LLAMA.parameters - LLAMA.embedding_parameters) * 1024
+    assert found.requests_per_s < H100.gpu.flop_per_s["bf16"] / operations
+    assert found.requests_per_s * found.ttft_s == pytest.approx(concurrency)
+
+
+@pytest.mark.parametrize("cache_hits", [0.9, 1.0])
+def test_a_prompt_in_the_prefix_cache_still_reads_all_weights(cache_hits):
+    alone_s = state(1, cache_hits=cache_hits).ttft_alone_s
+    assert alone_s > LLAMA.parameters * 1.8 / H100.gpu.bandwidth_bytes_per_s
