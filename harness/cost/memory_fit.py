@@ -54,7 +54,7 @@ class MemoryFit:
         """The fields by their names, and their provenance."""
         return {"provenance": "modelled", **asdict(self)}
 
-    def refusal(self, model: LanguageModel, on: Deployment) -> str:
+    def refusal(self, model: LanguageModel, on: Deployment, context_option: str = "--context") -> str:
         """Why the batch does not fit, and what would, in one line that names an option."""
         weights, caches = f"weights of {_gib(self.weight_bytes)}", f"a cache of {_gib(self.kv_bytes)}"
         usable = f"{_gib(self.usable_bytes)} usable, {USABLE_MEMORY:.0%} of {_gib(on.gpu.memory_bytes)}"
@@ -63,7 +63,7 @@ class MemoryFit:
             option, what = "--gpu", f"{model.name}, {size} in {weight_formats(model)}, does"
             held, most = f"{weights} a GPU, beside {caches}", "no batch and no context fits"
         else:
-            option = "--batch" if self.largest_batch else "--context"
+            option = "--batch" if self.largest_batch else context_option
             one = self.batch == 1
             what = f"{'a sequence' if one else f'{self.batch} sequences'} of {self.context} tokens"
             what += " does" if one else " do"

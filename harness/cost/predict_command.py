@@ -268,7 +268,7 @@ def _requests(
         slo_ttft_s=_in_seconds(asked["slo_ttft"]),
         slo_tpot_s=_in_seconds(asked["slo_tpot"]),
     )
-    rows, limits, left_out = [], [], _LeftOut(model)
+    rows, limits, left_out = [], [], _LeftOut(model, "--requests")
     for on in deployments:
         if left_out.fits(on, 1, requests.context):
             states = requests.states(model, on, asked["concurrency"] or DEFAULT_CONCURRENCIES)
@@ -298,8 +298,9 @@ def _place(model: LanguageModel, on: Deployment) -> dict[str, Any]:
 class _LeftOut:
     """What does not fit the memory: a row for each, with the reason."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, context_option: str = "--context") -> None:
         self._model = model
+        self._context_option = context_option
         self.rows: list[dict[str, Any]] = []
 
     def fits(self, on: Deployment, batch: int, context: int) -> bool:
@@ -307,7 +308,8 @@ class _LeftOut:
         if batch <= largest_batch(self._model, on, context=context):
             return True
         fit = memory_fit(self._model, on, batch=batch, context=context)
-        self.rows.append({**_place(self._model, on), "reason": fit.refusal(self._model, on), **fit.to_json()})
+        reason = fit.refusal(self._model, on, self._context_option)
+        self.rows.append({**_place(self._model, on), "reason": reason, **fit.to_json()})
         return False
 
     def require_some(self, rows: Sequence[Any]) -> None:

@@ -74,8 +74,8 @@ def steady_state(
 
     TTFT = the engine's time of a request + prefill alone + half of the decode step that is under way + the
     queue behind other prompts. Of these, `BUNCHED` arrive together; the mean of them waits for half of the
-    others; with one output token each waits for all others. A prefix cache spares its share of a prefill, down
-    to the time of one token. Requests that do not fit the memory wait in addition, by Little's law.
+    others; with one output token each waits for all others. A prefix cache spares its share of a prefill,
+    down to the time of one token. Requests that do not fit the memory wait in addition, by Little's law.
 
     Raises:
         UsageError: not one such request fits the memory.

@@ -602,3 +602,9 @@ def test_broken_config_is_named_in_one_line(tmp_path):
     assert_misuse(decodetax("predict", "--model", path), "--model", "num_experts_per_tok")
     path = write_config(tmp_path, model_type="mixtral", num_local_experts=2, num_experts_per_tok=3)
     assert_misuse(decodetax("predict", "--model", path), "--model", "num_experts_per_tok: must be at most 2")
+
+
+def test_requests_that_do_not_fit_are_refused_by_their_option():
+    outcome = decodetax("predict", "--requests", "500000/1000")
+    assert outcome.code == 2
+    assert outcome.err.startswith("decodetax: --requests: a sequence of 501000 tokens does not fit")
