@@ -124,7 +124,12 @@ def _read(paths: Iterable[Path]) -> _Found:
         if not read:
             found.other_files.append(str(path))
     if not (found.serving or found.figures or found.kernels):
-        raise UsageError(f"PATH: none of the tables is in {', '.join(found.other_files)}")
+        from .serving_accuracy import COLUMNS
+
+        needed = ", ".join(sorted(COLUMNS))
+        raise UsageError(
+            f"PATH: none of the tables is in {', '.join(found.other_files)}; a row of serving runs has {needed}"
+        )
     return found
 
 

@@ -96,6 +96,7 @@ def test_figures_whose_words_or_shape_cannot_be_read_are_listed(tmp_path):
         ("none.csv", None, "No such file"),
         ("empty.csv", b"", "none of the tables is in"),
         ("other.csv", b"a,b\n1,2\n", "none of the tables is in"),
+        ("no_time.csv", b"model,gpu\na,b\n", "a row of serving runs has concurrency, engine, gpu"),
         ("binary.csv", b"\xff\xfe\x00", "is not a CSV file in UTF-8"),
     ],
 )
