@@ -126,10 +126,8 @@ def _read(paths: Iterable[Path]) -> _Found:
     if not (found.serving or found.figures or found.kernels):
         from .serving_accuracy import COLUMNS
 
-        needed = ", ".join(sorted(COLUMNS))
-        raise UsageError(
-            f"PATH: none of the tables is in {', '.join(found.other_files)}; a row of serving runs has {needed}"
-        )
+        files, needed = ", ".join(found.other_files), ", ".join(sorted(COLUMNS))
+        raise UsageError(f"PATH: none of the tables is in {files}; a row of serving runs has {needed}")
     return found
 
 
