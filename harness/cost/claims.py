@@ -1,6 +1,7 @@
 """Checks the article's claims on why output tokens cost more, each with numbers.
 
-The numbers come from a run if one is given, and are modelled otherwise; prices come from the price list.
+The numbers come from a run if one is given, and are modelled otherwise; prices come from the price list. The
+module is long as every claim has its sentences beside its numbers.
 """
 
 from collections import Counter

@@ -99,8 +99,6 @@ def moe_time(
         expert_parallel=expert_parallel,
         tensor_parallel=tensor_parallel,
     )
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     loads = expert_loads(sizes["tokens"], int(experts), int(experts_per_token), int(expert_parallel), routing)
     variant, rate_dtype = variant_of(gpu, dtype, weight_bytes_per_element)
     return moe_terms(
@@ -120,7 +118,13 @@ def moe_time(
 
 
 def variant_of(gpu: Gpu, dtype: str, weight_bytes_per_element: float) -> tuple[str, str]:
-    """The variant of the constants, and the dtype of the rate, for a GPU's products of stored weights."""
+    """The variant of the constants, and the dtype of the rate, for a GPU's products of stored weights.
+
+    Raises:
+        UsageError: the dtype is not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     rate_dtype = "fp8" if dtype == "fp8_block" else dtype
     if gpu.flop_per_s[rate_dtype] is None:
         rate_dtype = dtype = "bf16"

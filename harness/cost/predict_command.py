@@ -174,9 +174,9 @@ def predict_command(published: bool, html: Path | None, wide: bool, as_json: boo
     """Model the cost of input and output tokens on any known GPU.
 
     Nothing is measured and no GPU is needed. Kernel times are rooflines with efficiencies and fixed costs
-    fitted to measured kernels of H100 and A100 (docs/accuracy.md states the error). Times are device seconds,
-    money is in US dollars. Exit code 2 means a wrong argument: an unknown name, a shape that does not divide,
-    too little memory.
+    fitted to measured kernels (docs/accuracy.md names GPUs and errors). Times are device seconds, money is in
+    US dollars. Exit code 2 means a wrong argument: an unknown name, GPUs that cannot share the model, too
+    little memory.
     """
     if published:
         _show_published(wide=wide, as_json=as_json)
