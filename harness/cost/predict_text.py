@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.table import TERMINAL_COLUMNS, Column, Table, percent
 from ..core.units import number, seconds
+from .engine import ONE_GRAPH
 from .model_facts import in_billions
 
 
@@ -180,7 +181,12 @@ def _request_conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"Requests of {first['input_tokens']:,} input and {first['output_tokens']:,} output tokens{cached}; "
         "as one ends the next begins. TTFT is the time to the first token, TPOT the time per output token "
-        "after it, both of one user. Throughput and cost are those of all GPUs."
+        "after it, both of one user. Throughput and cost are those of all GPUs. "
+        + (
+            "No engine's own time is counted, so that a served model is slower: --engine adds it."
+            if first["engine"] == ONE_GRAPH.name
+            else f"Engine: {first['engine']}."
+        )
     )
 
 
