@@ -178,10 +178,12 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
 def _request_conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     first = rows[0]
     cached = f", {first['cache_hits']:.0%} of the input in a prefix cache" if first["cache_hits"] else ""
+    waiting = any(row["saturated"] for row in rows)
     return (
         f"Requests of {first['input_tokens']:,} input and {first['output_tokens']:,} output tokens{cached}; "
         "as one ends the next begins. TTFT is the time to the first token, TPOT the time per output token "
         "after it, both of one user. Throughput and cost are those of all GPUs. "
+        + ("Requests that do not fit the memory wait, which TTFT counts. " if waiting else "")
         + (
             "No engine's own time is counted, so that a served model is slower: --engine adds it."
             if first["engine"] == ONE_GRAPH.name

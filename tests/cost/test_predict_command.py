@@ -264,6 +264,17 @@ def test_saturation_is_where_more_requests_hardly_add_throughput():
     assert 0.9 * most < at <= most
 
 
+@pytest.mark.parametrize("engine", [None, "vllm"])
+@pytest.mark.parametrize("waiting", [False, True])
+def test_text_of_requests_names_the_engine_and_those_that_wait(engine, waiting):
+    most = requests(*REQUESTS)["limits"][0]["memory_concurrency"]
+    asked = (*REQUESTS, "--concurrency", str(most + waiting), *(("--engine", engine) if engine else ()))
+    text = " ".join(printed(*asked).split())
+    assert ("Engine: vllm." in text) == (engine is not None)
+    assert ("No engine's own time is counted" in text) == (engine is None)
+    assert ("wait, which TTFT counts" in text) == waiting
+
+
 def test_requests_on_a_gpu_that_one_does_not_fit_are_left_out():
     document = requests(
         "predict",
