@@ -1,10 +1,9 @@
 """The report in a real browser, without a network."""
 
 import re
-from contextlib import contextmanager
 
 import pytest
-from browsers import CHROMIUM, chromium
+from browsers import CHROMIUM, DESK, PHONE, chromium, shown
 from decodetax.harness.bench.chart_data import price_ratios
 from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.cost.prices import price_list
@@ -18,7 +17,6 @@ if CHROMIUM is None:
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 RATIOS = price_ratios(price_list())
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +37,6 @@ def reports(tmp_path_factory):
     for name, some in runs.items():
         (folder / f"{name}.html").write_text(html_report(some, RATIOS), encoding="utf-8")
     return folder
-
-
-@contextmanager
-def shown(browser, path, *, scheme="light", viewport=DESK):
-    """The page, drawn; it must have fetched nothing, said nothing on the console and opened no dialog."""
-    context = browser.new_context(color_scheme=scheme, viewport=viewport)
-    page, said, asked = context.new_page(), [], []
-    context.route(
-        "**/*", lambda route: route.continue_() if route.request.url == path.as_uri() else route.abort()
-    )
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    page.goto(path.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
-    try:
-        yield page
-    finally:
-        context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,8 @@ from decodetax.harness.core.errors import UsageError, short_repr
 from decodetax.harness.core.formats import FORMATS
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.layers import Experts, LatentAttention, Mlp
+from odd_config import CONFIG
 
-# Odd on purpose: no field equals another one or follows from it, so a mix-up shows.
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-    "intermediate_size": 200,
-    "vocab_size": 1001,
-    "tie_word_embeddings": False,
-}
 REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 PRESETS = preset_table()
 

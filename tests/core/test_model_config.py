@@ -24,6 +24,7 @@ from decodetax.harness.core.layers import (
 )
 from decodetax.harness.core.model_config import model_config
 from decodetax.harness.core.model_families import families
+from odd_config import CONFIG
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -63,18 +64,6 @@ REFUSED = {
     "tf-xlm-roberta-xl": "cannot be modelled: it is an encoder, not a decoder (model_type xlm-roberta-xl)",
 }
 
-# No field equals another one or follows from it, so a mix-up shows.
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-    "intermediate_size": 200,
-    "vocab_size": 1001,
-    "tie_word_embeddings": False,
-}
 EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 
 

@@ -11,19 +11,8 @@ from decodetax.harness.core.language_model import load_language_model, preset_ta
 from decodetax.harness.core.layers import Projection
 from decodetax.harness.core.rotary import Rotary
 from decodetax.harness.core.timed_model import TimedModel, load_timed_model
+from odd_config import CONFIG
 
-# Odd on purpose: no field equals another one or follows from it, so a mix-up shows.
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-    "intermediate_size": 200,
-    "vocab_size": 1001,
-    "tie_word_embeddings": False,
-}
 NOT_TIMED = {row["model"]: row["can_run"] for row in preset_table() if row["can_run"] != "yes"}
 
 

@@ -1,7 +1,6 @@
-"""Pages of `predict --html` in a browser: opening them, setting their form, reading their figures."""
+"""Pages of `predict --html` in a browser: writing them, setting their form, reading their figures."""
 
 import random
-from contextlib import contextmanager
 
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.gpus import gpu_table
@@ -12,7 +11,6 @@ from decodetax.harness.cost.page.figures import AS_STORED, Setting
 from decodetax.harness.cost.page.html_page import PARALLELISMS, html_page
 from decodetax.harness.cost.price_ratio import PriceRatio
 
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 MODELS = {str(each["model"]): load_language_model(str(each["model"])) for each in preset_table()}
 RATIO = PriceRatio(4.0, "deepseek-v3 (from 2025-02-08), 2025-02-08 (pydantic/genai-prices)")
 
@@ -38,28 +36,6 @@ def opening(**changes):
 def write_page(path, setting, ratio=RATIO):
     path.write_text(html_page(setting, ratio), encoding="utf-8")
     return path
-
-
-@contextmanager
-def shown(browser, path, *, scheme="light", viewport=DESK):
-    """The page, drawn; it must have fetched nothing, said nothing on the console and opened no dialog."""
-    context = browser.new_context(color_scheme=scheme, viewport=viewport)
-    page, said, asked = context.new_page(), [], []
-    context.route(
-        "**/*", lambda route: route.continue_() if route.request.url == path.as_uri() else route.abort()
-    )
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    page.goto(path.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
-    try:
-        yield page
-    finally:
-        context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
 
 
 SET_AND_READ = """(settings) => settings.map((setting) => {

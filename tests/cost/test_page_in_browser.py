@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from browsers import CHROMIUM, chromium
+from browsers import CHROMIUM, DESK, PHONE, chromium, shown
 from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.errors import UsageError
@@ -17,7 +17,7 @@ from decodetax.harness.cost.page.html_page import MOST_BATCH, MOST_TOKENS
 from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.prediction import predict
 from decodetax.harness.cost.prices import price_list
-from pages import DESK, MODELS, PHONE, SET_AND_READ, fields_of, opening, random_settings, shown, write_page
+from pages import MODELS, SET_AND_READ, fields_of, opening, random_settings, write_page
 
 pytestmark = pytest.mark.slow
 
