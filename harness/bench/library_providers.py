@@ -1,4 +1,4 @@
-"""Decode attention by FlashInfer, FlashAttention and FlexAttention.
+"""Attention by FlashInfer (decode), FlashAttention and FlexAttention (decode and prefill).
 
 They run on CUDA GPUs only, in 16 bits. If a library is missing or does not take a shape, its row says so.
 """
@@ -9,16 +9,17 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.cases import Case, DecodeAttention
-from ..core.inputs import DecodeAttentionInputs
+from ..core.inputs import DecodeAttentionInputs, PrefillAttentionInputs
 from .device import Device
 
 Bound = Callable[[], Tensor]
+AnyInputs = TypeVar("AnyInputs", DecodeAttentionInputs, PrefillAttentionInputs)
 
 WORKSPACE_BYTES = 128 * 2**20
 """FlashInfer's workspace for split-KV partials, of the size that its documentation gives."""
@@ -56,12 +57,10 @@ def refuses_without(library: str, *, ragged: bool = True) -> Callable[[Case, Dev
     return refuses
 
 
-def or_unsupported(
-    bind: Callable[[DecodeAttentionInputs], Bound],
-) -> Callable[[DecodeAttentionInputs], Bound]:
+def or_unsupported(bind: Callable[[AnyInputs], Bound]) -> Callable[[AnyInputs], Bound]:
     """Turn a library's error about a shape or a GPU into NotImplementedError: it is no wrong result."""
 
-    def bound(inputs: DecodeAttentionInputs) -> Bound:
+    def bound(inputs: AnyInputs) -> Bound:
         try:
             call = bind(inputs)
             call()
@@ -160,11 +159,43 @@ def flex_attention(inputs: DecodeAttentionInputs) -> Bound:
     """PyTorch's FlexAttention, compiled, with GQA."""
     compiled = _compiled_flex_attention()
     q, k, v = inputs.q[:, :, None], inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
+    return _compiled_for_shape(lambda: compiled(q, k, v, enable_gqa=True)[:, :, 0])
+
+
+@or_unsupported
+def prefill_flash_attn(inputs: PrefillAttentionInputs) -> Bound:
+    """FlashAttention's causal attention of whole prompts."""
+    library: Any = importlib.import_module("flash_attn")
+    q, k, v = (tensor.transpose(1, 2) for tensor in (inputs.q, inputs.k, inputs.v))
 
     def call() -> Tensor:
-        found: Tensor = compiled(q, k, v, enable_gqa=True)
-        return found[:, :, 0]
+        found: Tensor = library.flash_attn_func(q, k, v, causal=True)
+        return found.transpose(1, 2)
 
+    return call
+
+
+@or_unsupported
+def prefill_flex_attention(inputs: PrefillAttentionInputs) -> Bound:
+    """PyTorch's FlexAttention, compiled, with GQA; blocks above the diagonal are left out."""
+    compiled = _compiled_flex_attention()
+    mask = _causal_blocks(inputs.q.shape[2], inputs.q.device)
+    return _compiled_for_shape(
+        lambda: compiled(inputs.q, inputs.k, inputs.v, block_mask=mask, enable_gqa=True)
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _causal_blocks(tokens: int, device: torch.device) -> Any:
+    """FlexAttention's causal mask by blocks, the same for all copies of a case's inputs."""
+    module: Any = importlib.import_module("torch.nn.attention.flex_attention")
+    return module.create_block_mask(
+        lambda _batch, _head, query, key: query >= key, None, None, tokens, tokens, device=str(device)
+    )
+
+
+def _compiled_for_shape(call: Bound) -> Bound:
+    """The call, after a first one that compiles it for its shapes."""
     limits = dict.fromkeys(("cache_size_limit", "accumulated_cache_size_limit"), MAX_SHAPES)
     with torch._dynamo.config.patch(limits):  # noqa: SLF001  (by default no more than 8 shapes are compiled)
         call()

@@ -178,7 +178,11 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         _library("flash_attn", library_providers.flash_attn),
         _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
-    "prefill_attention": (Provider(name="torch", run=torch_providers.prefill_attention),),
+    "prefill_attention": (
+        Provider(name="torch", run=torch_providers.prefill_attention),
+        _library("flash_attn", library_providers.prefill_flash_attn),
+        _library("torch", library_providers.prefill_flex_attention, name="torch-flex"),
+    ),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
 }
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.attention.flex_attention
 from decodetax.harness.bench import library_providers, runner
 from decodetax.harness.bench.providers import PROVIDERS, Provider, gate_of
+from decodetax.harness.core.cases import PrefillAttention
 from decodetax.harness.core.inputs import draw
 from decodetax.kernels import reference
 from fakes import FakeDevice, bench
@@ -18,12 +19,14 @@ from msgspec import structs
 from small_cases import decode_case, matmul_case, source
 
 CASE = decode_case(dtype="bf16", context=37, batch=3, kv_heads=2, group=4, head_dim=16)
+PROMPT = PrefillAttention(sequences=2, prompt=37, q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
 COMPILED = library_providers._compiled_flex_attention.__wrapped__
 LIBRARIES = {"flashinfer": "flashinfer", "flash-attn": "flash_attn", "torch-flex": "torch"}
+LIBRARY_NAMES = {"flash-attn": "flash_attn", "torch-flex": "FlexAttention"}
 
 
-def provider(name):
-    [found] = [each for each in PROVIDERS["decode_attention"] if each.name == name]
+def provider(name, operation="decode_attention"):
+    [found] = [each for each in PROVIDERS[operation] if each.name == name]
     return found
 
 
@@ -69,10 +72,19 @@ def with_kvcache(q, k_cache, v_cache, *, cache_seqlens):
     return attention(q[:, 0], k_cache, v_cache, cache_seqlens)[:, None]
 
 
-def flex(q, k, v, *, enable_gqa):
+def flash_attn_func(q, k, v, *, causal):
+    """Causal, as the library: [batch, tokens, heads, head_dim]."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def flex(q, k, v, *, enable_gqa, block_mask=None):
     assert enable_gqa
-    assert q.shape[2] == 1
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert (q.shape[2] == 1) == (block_mask is None)
+    positions = torch.arange(k.shape[2])
+    seen = None if block_mask is None else block_mask.mask_mod(0, 0, positions[:, None], positions)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +95,9 @@ def _fakes(monkeypatch):
         sys.modules, "flashinfer", types.SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper)
     )
     monkeypatch.setitem(
-        sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_with_kvcache=with_kvcache)
+        sys.modules,
+        "flash_attn",
+        types.SimpleNamespace(flash_attn_with_kvcache=with_kvcache, flash_attn_func=flash_attn_func),
     )
     monkeypatch.setattr(library_providers, "_compiled_flex_attention", lambda: flex)
     monkeypatch.setattr(library_providers, "WORKSPACE_BYTES", 16)
@@ -96,6 +110,20 @@ def test_library_is_called_as_documented_and_passes_the_gate(name):
     gate = gate_of(CASE, inputs)
     assert gate.judge(call()).passed
     assert gate.judge(provider(name).run(inputs)).passed
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "torch-flex"])
+def test_prefill_library_is_called_as_documented_and_passes_the_gate(name):
+    inputs = draw(PROMPT, source())
+    found = provider(name, "prefill_attention")
+    gate = gate_of(PROMPT, inputs)
+    assert gate.judge(found.bind(inputs)()).passed
+    assert found.refuses(PROMPT, FakeDevice()) == f"{LIBRARY_NAMES[name]} needs a CUDA GPU"
+
+
+def test_prefill_mask_of_flex_attention_leaves_out_blocks_above_the_diagonal():
+    mask = library_providers._causal_blocks(512, torch.device("cpu"))
+    assert mask.to_dense()[0, 0].tolist() == torch.ones(4, 4).tril().tolist()
 
 
 def test_flashinfer_is_planned_once_for_all_copies_of_a_case():
@@ -175,7 +203,7 @@ def test_flex_attention_that_would_run_eagerly_is_unsupported(compiled_contexts,
 def test_missing_library_gpu_or_dtype_is_the_reason(name, library, monkeypatch):
     refuses = provider(name).refuses
     gpu = FakeDevice(kind="cuda")
-    library = "FlexAttention" if library == "torch" else library
+    library = LIBRARY_NAMES.get(name, library)
     assert refuses(CASE, gpu) is None
     assert refuses(CASE, FakeDevice()) == f"{library} needs a CUDA GPU"
     assert refuses(decode_case(), gpu) == f"{library} takes bf16 and fp16"
