@@ -6,6 +6,7 @@ in float64. Inputs may have any floating dtype, float8 included.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -152,34 +153,120 @@ def prefill_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
+    cu_seqlens: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
+    context_lens: torch.Tensor | None = None,
+    k_cache: torch.Tensor | None = None,
+    v_cache: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    causal: bool = True,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    q_scale: torch.Tensor | float | None = None,
+    k_scale: torch.Tensor | float | None = None,
+    v_scale: torch.Tensor | float | None = None,
     rows: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Causal attention of a prompt, in float64.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of prompts over a cached prefix and themselves, in float64.
 
     Args:
-        q: [batch, q_heads, tokens, head_dim].
-        k: [batch, kv_heads, tokens, head_dim].
-        v: like `k`.
+        q: [batch, tokens, q_heads, head_dim]; with `cu_seqlens` [tokens, q_heads, head_dim].
+        k: like `q`, with kv_heads heads.
+        v: like `k`, with its own head_dim.
+        cu_seqlens: [batch + 1], integers: sequence i has the tokens cu_seqlens[i] to cu_seqlens[i + 1].
+        lengths: [batch], integers, clamped to 0..tokens: live tokens of each sequence; None means all.
+        context_lens: [batch], integers, clamped to 0..capacity: tokens of each cached prefix, without those
+            of `q`.
+        k_cache: [batch, capacity, kv_heads, head_dim]; with `block_table`
+            [pages, page_size, kv_heads, head_dim].
+        v_cache: like `k_cache`, with the head_dim of `v`.
+        block_table: [batch, max_pages], integers: the pages of each sequence, in order.
+        causal: whether a token attends to no later one.
         scale: multiplies the scores; None means 1 / sqrt(head_dim).
-        rows: int64 [rows], the query positions to compute; None means all.
+        window: sliding window: the oldest token that a token attends to is window - 1 before it.
+        softcap: c: scores s become c tanh(s / c).
+        sinks: [q_heads]: attention sinks, one more logit per query head, whose value is 0.
+        q_scale: number, [] or [1]: multiplies the queries.
+        k_scale: number, [], [1] or [kv_heads]: multiplies the keys of the cache, and `k` if it has their
+            dtype or there is no cache.
+        v_scale: the same for the values.
+        rows: int64 [rows], the tokens of each sequence to compute, of a padded `q` alone; None means all.
 
     Returns:
-        [batch, q_heads, rows, head_dim], float64.
+        Output, the shape of `q` (or `rows` of its tokens) with the head_dim of `v`, and log-sum-exp of the
+        logits (natural log) of that shape without head_dim, both float64. A dead token, and one that attends
+        to none, gives output 0 and -inf.
     """
-    batch, q_heads, tokens, head_dim = q.shape
-    kv_heads = k.shape[1]
+    packed = q.dim() == 3
+    queries, keys, values = (x[None] if packed else x for x in (q, k, v))
+    batch, tokens, q_heads, head_dim = queries.shape
+    kv_heads, group = k.shape[-2], q_heads // k.shape[-2]
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    rows = torch.arange(tokens, device=q.device) if rows is None else rows.to(q.device)
-    future = torch.arange(tokens, device=q.device) > rows[:, None]  # [rows, tokens]
-    output = torch.empty(batch, q_heads, len(rows), head_dim, dtype=torch.float64, device=q.device)
-    for sequence in range(batch):
-        for head in range(q_heads):
-            kv_head = head // (q_heads // kv_heads)
-            scores = _float64(q[sequence, head, rows]) @ _float64(k[sequence, kv_head]).T * scale
-            probabilities, _ = _softmax(scores.masked_fill(future, -math.inf))
-            output[sequence, head] = probabilities @ _float64(v[sequence, kv_head])
-    return output
+    scale *= _per_head(q_scale, 1)[0]
+    k_scales, v_scales = (_per_head(each, kv_heads) for each in (k_scale, v_scale))
+    wanted = torch.arange(tokens, device=q.device) if rows is None else rows.to(q.device)
+    output = torch.zeros(batch, len(wanted), q_heads, v.shape[-1], dtype=torch.float64, device=q.device)
+    lse = torch.full(output.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
+    for sequence, (first, length) in enumerate(_extents(batch, tokens, cu_seqlens, lengths)):
+        at = 0 if packed else sequence
+        pages = None if block_table is None else block_table[sequence]
+        live = ((wanted >= first) & (wanted < first + length)).nonzero()[:, 0]
+        for head in range(kv_heads):
+            new = slice(first, first + length), head
+            all_keys, all_values = _float64(keys[at][new]), _float64(values[at][new])
+            if k_cache is None or v_cache is None or context_lens is None:
+                all_keys, all_values = all_keys * k_scales[head], all_values * v_scales[head]
+            else:
+                capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+                prefix = min(max(int(context_lens[sequence]), 0), capacity)
+                cached_keys, cached_values = (
+                    _float64(_live(cache, sequence, head, 0, prefix, pages)) if prefix else new_tokens[:0]
+                    for cache, new_tokens in ((k_cache, all_keys), (v_cache, all_values))
+                )
+                factors = (k_scales[head], v_scales[head]) if k.dtype == k_cache.dtype else (1.0, 1.0)
+                all_keys = torch.cat([cached_keys * k_scales[head], all_keys * factors[0]])
+                all_values = torch.cat([cached_values * v_scales[head], all_values * factors[1]])
+            # Positions count the cached tokens; those of the keys are 0, 1, 2, ...
+            position = (wanted[live] - first + len(all_keys) - length)[:, None]
+            at_key = torch.arange(len(all_keys), device=q.device)
+            hidden = (at_key > position) & causal
+            if window is not None:
+                hidden |= at_key <= position - window
+            for q_head in range(head * group, (head + 1) * group):
+                scores = _float64(queries[at, wanted[live], q_head]) @ all_keys.T * scale
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                scores = scores.masked_fill(hidden, -math.inf)
+                if sinks is not None:
+                    scores = torch.cat([scores, _float64(sinks[q_head]).expand(len(live), 1)], dim=1)
+                probabilities, lse[at, live, q_head] = _softmax(scores)
+                output[at, live, q_head] = _weighted(probabilities[:, : len(all_keys)], all_values, ~hidden)
+    return (output[0], lse[0]) if packed else (output, lse)
+
+
+def _extents(
+    batch: int, tokens: int, cu_seqlens: torch.Tensor | None, lengths: torch.Tensor | None
+) -> list[tuple[int, int]]:
+    """The first token and the number of tokens of each sequence."""
+    if cu_seqlens is not None:
+        bounds = [min(max(bound, 0), tokens) for bound in cu_seqlens.tolist()]
+        return [(first, max(last - first, 0)) for first, last in itertools.pairwise(bounds)]
+    if lengths is None:
+        return [(0, tokens)] * batch
+    return [(0, min(max(length, 0), tokens)) for length in lengths.tolist()]
+
+
+def _weighted(probabilities: torch.Tensor, values: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """Probabilities @ values; a value reaches only the rows that attend to its token, also if it is NaN."""
+    finite = values.isfinite()
+    result = probabilities @ values.where(finite, 0.0)
+    for token in (~finite).any(dim=1).nonzero()[:, 0].tolist():
+        row = values[token].where(~finite[token], 0.0)
+        product = probabilities[:, token, None] * row
+        result += product.where(attended[:, token, None] & ~finite[token], 0.0)
+    return result
 
 
 def _live(

@@ -142,7 +142,7 @@ class Oracles(Protocol):
 
     prefill_matmul: Callable[..., Tensor]
     decode_attention: Callable[..., tuple[Tensor, Tensor]]
-    prefill_attention: Callable[..., Tensor]
+    prefill_attention: Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +190,11 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
             return _decode_attention_gate(case, inputs, oracles, all_pairs=all_columns)
         case PrefillAttention(), PrefillAttentionInputs():
             tokens = sampled_tokens(case.prompt, inputs.q.device)
+            q, k, v = (each.transpose(1, 2) for each in (inputs.q, inputs.k, inputs.v))
+            expected, _ = oracles.prefill_attention(q, k, v, rows=tokens)
             return Gate(
                 select=lambda out: out[:, :, tokens],
-                expected=oracles.prefill_attention(inputs.q, inputs.k, inputs.v, rows=tokens),
+                expected=expected.transpose(1, 2),
                 bound=tolerance(dtype, reduction=case.prompt, roundings=3),
             )
     raise TypeError(f"inputs: {type(inputs).__name__} are not those of a {type(case).__name__}")

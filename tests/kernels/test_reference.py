@@ -115,11 +115,47 @@ def test_merge_oracle_equals_attention_over_both_parts():
 
 @pytest.mark.parametrize("rows", [None, [0], [11, 3]], ids=str)
 def test_prefill_attention_oracle_is_causal(rows):
-    q = normal(2, 6, 12, 16, dtype=torch.bfloat16, seed=1)
-    k, v = (normal(2, 3, 12, 16, dtype=torch.bfloat16, seed=seed) for seed in (2, 3))
+    q = normal(2, 12, 6, 16, dtype=torch.bfloat16, seed=1)
+    k, v = (normal(2, 12, 3, 16, dtype=torch.bfloat16, seed=seed) for seed in (2, 3))
     expected = functional.scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True
-    )
+        *(each.double().transpose(1, 2) for each in (q, k, v)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
     wanted = None if rows is None else torch.tensor(rows)
-    actual = reference.prefill_attention(q, k, v, rows=wanted)
-    torch.testing.assert_close(actual, expected if rows is None else expected[:, :, rows], **EXACT)
+    actual, _ = reference.prefill_attention(q, k, v, rows=wanted)
+    torch.testing.assert_close(actual, expected if rows is None else expected[:, rows], **EXACT)
+
+
+@pytest.mark.parametrize("page_size", [0, 3])
+def test_prefill_attention_oracle_of_a_chunk_is_that_of_decode(page_size):
+    inputs = decode_inputs([9, 13], capacity=20, query_tokens=4, page_size=page_size, dtype=torch.float64)
+    contiguous = decode_inputs([9, 13], capacity=20, query_tokens=4, dtype=torch.float64)
+    k, v = (
+        torch.stack([contiguous[name][i, length - 4 : length] for i, length in enumerate([9, 13])])
+        for name in ("k_cache", "v_cache")
+    )
+    options = {"window": 6, "softcap": 2.0, "sinks": torch.linspace(-1, 1, 8), "k_scale": 0.7}
+    expected = reference.decode_attention(**inputs, **options, v_scale=1.5)
+    inputs["context_lens"] = inputs["context_lens"] - 4
+    actual = reference.prefill_attention(k=k, v=v, **inputs, **options, v_scale=1.5)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_prefill_attention_oracle_of_packed_sequences_is_that_of_each_alone():
+    q, k, v = (normal(9, 2, 16, dtype=torch.float64, seed=seed) for seed in (1, 2, 3))
+    output, lse = reference.prefill_attention(q, k, v, cu_seqlens=torch.tensor([0, 2, 2, 7]), causal=False)
+    for first, last in ((0, 2), (2, 7)):
+        alone = reference.prefill_attention(*(each[None, first:last] for each in (q, k, v)), causal=False)
+        torch.testing.assert_close(output[first:last], alone[0][0], **EXACT)
+        torch.testing.assert_close(lse[first:last], alone[1][0], **EXACT)
+    assert (output[7:] == 0).all()
+    assert (lse[7:] == -math.inf).all()
+
+
+def test_prefill_attention_oracle_keeps_values_that_are_not_finite_in_the_rows_that_attend_to_them():
+    q, k, v = (normal(1, 5, 1, 16, dtype=torch.float64, seed=seed) for seed in (1, 2, 3))
+    v[0, 3, 0, 2] = math.inf
+    output, _ = reference.prefill_attention(q, k, v)
+    assert output[0, :3].isfinite().all()
+    assert (output[0, 3:, 0, 2] == math.inf).all()
+    assert output[0, 3:, 0, 3:].isfinite().all()
