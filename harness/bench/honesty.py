@@ -101,7 +101,7 @@ def output_like(inputs: Inputs) -> Tensor:
         case MatmulInputs() | DecodeAttentionInputs():
             return inputs.out
         case PrefillAttentionInputs():
-            return inputs.q
+            return inputs.q[..., :1].expand(*inputs.q.shape[:-1], inputs.v.shape[-1])
         case DecoderLayerInputs():
             return inputs.hidden
 

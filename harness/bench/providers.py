@@ -11,7 +11,7 @@ from ... import kernels
 from ...kernels import MatmulProblem, gpu_limits, interpreting, reference
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
-from ..core.cases import Case, DecoderLayer, PrefillMatmul
+from ..core.cases import Case, DecoderLayer, PrefillMatmul, attention_options
 from ..core.gate import Gate
 from ..core.inputs import CacheLayout, DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
@@ -71,6 +71,16 @@ class Provider:
         )
 
 
+def taking(*options: str, refuses: Refuses = lambda case, device: None) -> Refuses:  # noqa: ARG005
+    """A refusal of attention with options (see `attention_options`) other than these."""
+
+    def refuses_options(case: Case, device: Device) -> str | None:
+        missing = [option for option in attention_options(case) if option not in options]
+        return f"does not take {', '.join(missing)}" if missing else refuses(case, device)
+
+    return refuses_options
+
+
 def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
     if device.kind != "cuda":
         return "compiled Triton kernels need a CUDA GPU; see the interpreter checks"
@@ -122,7 +132,7 @@ def _library(
     return Provider(
         name=name or library.replace("_", "-"),
         run=lambda inputs: bind(inputs)(),
-        refuses=library_providers.refuses_without(library, ragged=ragged),
+        refuses=taking(refuses=library_providers.refuses_without(library, ragged=ragged)),
         bind=bind,
     )
 
@@ -131,7 +141,7 @@ def _key_pages(name: str, bind: Callable[[Any], Callable[[], Tensor]]) -> Provid
     return Provider(
         name=name,
         run=lambda inputs: bind(inputs)(),
-        refuses=torch_providers.pages_on_cpu,
+        refuses=taking(refuses=torch_providers.pages_on_cpu),
         bind=bind,
         layout="k-pages",
     )
@@ -158,12 +168,18 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         ),
     ),
     "decode_attention": (
-        Provider(name="torch", run=torch_providers.decode_attention, refuses=torch_providers.ragged),
-        Provider(name="torch-matmul", run=cpu_attention.by_matmul, refuses=torch_providers.ragged_or_not_cpu),
+        Provider(
+            name="torch", run=torch_providers.decode_attention, refuses=taking(refuses=torch_providers.ragged)
+        ),
+        Provider(
+            name="torch-matmul",
+            run=cpu_attention.by_matmul,
+            refuses=taking(refuses=torch_providers.ragged_or_not_cpu),
+        ),
         Provider(
             name="torch-v-transposed",
             run=cpu_attention.by_matmul,
-            refuses=torch_providers.ragged_or_not_cpu,
+            refuses=taking(refuses=torch_providers.ragged_or_not_cpu),
             layout="v-transposed",
         ),
         _key_pages("torch-k-pages", cpu_attention.key_pages),
@@ -171,7 +187,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(
             name="triton",
             run=run_decode_attention,
-            refuses=_needs_compiled_triton,
+            refuses=taking(refuses=_needs_compiled_triton),
             tunable=TUNABLE["decode_attention"],
         ),
         _library("flashinfer", library_providers.flashinfer),
@@ -179,7 +195,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
     "prefill_attention": (
-        Provider(name="torch", run=torch_providers.prefill_attention),
+        Provider(name="torch", run=torch_providers.prefill_attention, refuses=taking()),
         _library("flash_attn", library_providers.prefill_flash_attn),
         _library("torch", library_providers.prefill_flex_attention, name="torch-flex"),
     ),
@@ -208,7 +224,7 @@ def _refuses_interpreted(function: UserFunction) -> Refuses:
             return "the interpreter is not timed; see the interpreter checks"
         return None
 
-    return refuses
+    return taking(refuses=refuses)
 
 
 def tunable_provider(operation: str) -> tuple[Provider, Tunable]:

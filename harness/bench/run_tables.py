@@ -32,6 +32,9 @@ _three_digits = partial(number, digits=3)
 _rate = partial(si, digits=3)
 
 
+_ATTENTION_OPTIONS = ("v_head_dim", "latent", "window", "softcap", "sinks")
+
+
 def _gigabytes(bytes_per_s: float) -> str:
     return number(bytes_per_s / 1e9, 3)
 
@@ -176,8 +179,9 @@ def provider_name(row: Row) -> str:
 
 
 def shape_text(case: Case) -> str:
-    """The sizes of a case, by name."""
-    sizes = {name: getattr(case, name) for name in case.__struct_fields__ if name not in {"phase", "part"}}
+    """The sizes of a case, by name; without options that it does not have."""
+    hidden = {"phase", "part", *(name for name in _ATTENTION_OPTIONS if not getattr(case, name, None))}
+    sizes = {name: getattr(case, name) for name in case.__struct_fields__ if name not in hidden}
     if "contexts" in sizes:
         lengths = [(length, len(tuple(same))) for length, same in groupby(sizes["contexts"])]
         sizes["contexts"] = " + ".join(f"{count} x {length}" for length, count in lengths)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+from .cases import AttentionCase, Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 from .inputs import DTYPES, Inputs, Source, draw
 from .records import Roof
 from .work import ELEMENT_BYTES
@@ -170,17 +170,24 @@ def _elements(case: Case) -> list[int]:
         case PrefillMatmul():
             return [case.rows * case.in_features, case.out_features * case.in_features]
         case DecodeAttention():
-            cache = case.batch * case.kv_heads * case.capacity * case.head_dim
-            return [case.batch * case.q_heads * case.head_dim, cache, cache]
+            entries = case.batch * case.kv_heads * case.capacity
+            q = case.batch * case.q_heads * case.head_dim
+            of_values = [] if case.latent else [entries * case.value_dim]
+            return [q, entries * case.head_dim, *of_values, *_sinks(case)]
         case PrefillAttention():
-            head = case.sequences * case.prompt * case.head_dim
-            return [case.q_heads * head, case.kv_heads * head, case.kv_heads * head]
+            tokens = case.sequences * case.prompt
+            keys, values = (tokens * case.kv_heads * width for width in (case.head_dim, case.value_dim))
+            return [tokens * case.q_heads * case.head_dim, keys, values, *_sinks(case)]
         case DecoderLayer():
             model = case.model
             cache = case.sequences * model.kv_heads * case.tokens * model.head_dim
             hidden = case.sequences * case.query_tokens * model.hidden_size
             weights = [projection.parameters for projection in model.projections]
             return [hidden, cache, cache, *weights, 2 * model.hidden_size]
+
+
+def _sinks(case: AttentionCase) -> list[int]:
+    return [case.q_heads] if case.sinks else []
 
 
 def memory_bytes(case: Case) -> int:

@@ -9,7 +9,7 @@ Cases are msgspec structs: the types of their fields check a case read from a ru
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -21,6 +21,7 @@ Phase = Literal["prefill", "decode"]
 Dtype = Annotated[str, Meta(pattern=r"\A(bf16|fp16|fp32)\Z")]
 Length = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Softcap = Annotated[float, Meta(gt=0, le=1e30)]
 
 
 _Size = TypeVar("_Size", int, float)
@@ -73,11 +74,23 @@ class PrefillMatmul(
         )
 
 
-class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decode_attention"):
+class DecodeAttention(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag="decode_attention"
+):
     """Grouped-query attention (GQA) of one new token per sequence over its KV cache.
 
     Attributes:
         contexts: cached tokens of each sequence.
+        head_dim: elements of a query and a key.
+        v_head_dim: elements of a value and of an output; None means head_dim.
+        latent: whether the values are the first v_head_dim elements of each cached key, so that one latent
+            per token and KV head is cached: multi-head latent attention (MLA).
+        window: sliding window: tokens that a query attends to, itself the last; None means all.
+        softcap: c: scores s become c tanh(s / c); None leaves them.
+        sinks: whether each query head has one more logit, an attention sink, whose value is 0.
+
+    Raises:
+        ValueError: a latent is narrower than the values in it.
     """
 
     operation: ClassVar[str] = "decode_attention"
@@ -88,6 +101,20 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
     kv_heads: Size
     head_dim: Size
     dtype: Dtype
+    v_head_dim: Size | None = None
+    latent: bool = False
+    window: Size | None = None
+    softcap: Softcap | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.latent and self.value_dim > self.head_dim:
+            raise ValueError(f"v_head_dim: {self.value_dim} of a latent of {self.head_dim} elements")
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a value."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def batch(self) -> int:
@@ -104,25 +131,43 @@ class DecodeAttention(Struct, frozen=True, kw_only=True, tag_field="operation", 
         """Readable and unique among a run's cases."""
         uniform = len(set(self.contexts)) == 1
         contexts = str(self.contexts[0]) if uniform else "+".join(map(str, self.contexts))
-        heads = f"q{self.q_heads}-kv{self.kv_heads}-d{self.head_dim}"
+        heads = _heads_text(self) + ("-latent" if self.latent else "")
         return f"decode/attention/b{self.batch}-c{contexts}-{heads}/{self.dtype}"
 
     def work(self) -> Work:
-        """Two products, each 2 operations per query head, cached token and element; K and V are read once."""
+        """Two products, each 2 operations per query head, token attended to and element.
+
+        K and V of the tokens in the window are read once, or one latent in place of both.
+        """
         size = ELEMENT_BYTES[self.dtype]
-        tokens = sum(self.contexts)
-        product = 2 * tokens * self.q_heads * self.head_dim
-        cache = tokens * self.kv_heads * self.head_dim * size
-        rows = self.batch * self.q_heads * self.head_dim * size
+        tokens = sum(min(context, self.window or context) for context in self.contexts)
+        entries = tokens * self.kv_heads * size
+        rows = self.batch * self.q_heads * size
+        cache = {"k_cache": entries * self.head_dim, "v_cache": entries * self.value_dim}
+        if self.latent:
+            cache = {"latent_cache": entries * self.head_dim}
         return Work(
-            operation_terms={"scores": product, "values": product},
-            read_terms={"q": rows, "k_cache": cache, "v_cache": cache, "context_lens": 4 * self.batch},
-            written_terms={"out": rows},
+            operation_terms={
+                "scores": 2 * tokens * self.q_heads * self.head_dim,
+                "values": 2 * tokens * self.q_heads * self.value_dim,
+            },
+            read_terms={
+                "q": rows * self.head_dim,
+                **cache,
+                "context_lens": 4 * self.batch,
+                **({"sinks": self.q_heads * size} if self.sinks else {}),
+            },
+            written_terms={"out": rows * self.value_dim},
         )
 
 
-class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation", tag="prefill_attention"):
-    """Causal attention of `sequences` prompts of `prompt` tokens each, over themselves."""
+class PrefillAttention(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="operation", tag="prefill_attention"
+):
+    """Causal attention of `sequences` prompts of `prompt` tokens each, over themselves.
+
+    Heads, window, softcap and sinks are as in `DecodeAttention`.
+    """
 
     operation: ClassVar[str] = "prefill_attention"
     phase: ClassVar[Phase] = "prefill"
@@ -133,24 +178,71 @@ class PrefillAttention(Struct, frozen=True, kw_only=True, tag_field="operation",
     kv_heads: Size
     head_dim: Size
     dtype: Dtype
+    v_head_dim: Size | None = None
+    window: Size | None = None
+    softcap: Softcap | None = None
+    sinks: bool = False
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a value."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
 
     @property
     def id(self) -> str:
         """Readable and unique among a run's cases."""
-        heads = f"q{self.q_heads}-kv{self.kv_heads}-d{self.head_dim}"
-        return f"prefill/attention/s{self.sequences}-p{self.prompt}-{heads}/{self.dtype}"
+        return f"prefill/attention/s{self.sequences}-p{self.prompt}-{_heads_text(self)}/{self.dtype}"
 
     def work(self) -> Work:
-        """Two products, each 2 operations per query head, visible (query, key) pair and element."""
+        """Two products, each 2 operations per query head, visible (query, key) pair and element.
+
+        The first `window` tokens of a prompt see themselves and all before, the others `window` tokens each.
+        """
         size = ELEMENT_BYTES[self.dtype]
-        pairs = self.sequences * self.prompt * (self.prompt + 1) // 2
-        product = 2 * pairs * self.q_heads * self.head_dim
-        tokens = self.sequences * self.prompt * self.head_dim * size
+        window = min(self.window or self.prompt, self.prompt)
+        pairs = self.sequences * (window * (window + 1) // 2 + (self.prompt - window) * window)
+        tokens = self.sequences * self.prompt * size
         return Work(
-            operation_terms={"scores": product, "values": product},
-            read_terms={"q": tokens * self.q_heads, "k": tokens * self.kv_heads, "v": tokens * self.kv_heads},
-            written_terms={"out": tokens * self.q_heads},
+            operation_terms={
+                "scores": 2 * pairs * self.q_heads * self.head_dim,
+                "values": 2 * pairs * self.q_heads * self.value_dim,
+            },
+            read_terms={
+                "q": tokens * self.q_heads * self.head_dim,
+                "k": tokens * self.kv_heads * self.head_dim,
+                "v": tokens * self.kv_heads * self.value_dim,
+                **({"sinks": self.q_heads * size} if self.sinks else {}),
+            },
+            written_terms={"out": tokens * self.q_heads * self.value_dim},
         )
+
+
+AttentionCase = DecodeAttention | PrefillAttention
+
+
+def attention_options(case: "Case") -> tuple[str, ...]:
+    """What an attention has beyond keys and values of one size, in words; empty for other cases."""
+    if not isinstance(case, DecodeAttention | PrefillAttention):
+        return ()
+    found = {
+        "a latent cache (MLA)": isinstance(case, DecodeAttention) and case.latent,
+        "values of another size than keys": case.value_dim != case.head_dim,
+        "a sliding window": case.window is not None,
+        "a softcap": case.softcap is not None,
+        "attention sinks": case.sinks,
+    }
+    return tuple(option for option, present in found.items() if present)
+
+
+def _heads_text(case: AttentionCase) -> str:
+    """Heads and options of an attention, a part of its id."""
+    values = "" if case.v_head_dim is None else f"v{case.v_head_dim}"
+    text = f"q{case.q_heads}-kv{case.kv_heads}-d{case.head_dim}{values}"
+    if case.window is not None:
+        text += f"-w{case.window}"
+    if case.softcap is not None:
+        text += "-softcap" + repr(case.softcap).removesuffix(".0")
+    return text + ("-sinks" if case.sinks else "")
 
 
 class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag="decoder_layer"):
@@ -190,7 +282,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
         )
 
     @property
-    def attention(self) -> "DecodeAttention | PrefillAttention":
+    def attention(self) -> AttentionCase:
         """The layer's attention as a case of its own."""
         heads = attention_heads(self.model)
         if self.phase == "decode":
@@ -228,7 +320,7 @@ class DecoderLayer(Struct, frozen=True, kw_only=True, tag_field="operation", tag
 Case = PrefillMatmul | DecodeAttention | PrefillAttention | DecoderLayer
 
 
-def attention_heads(model: TimedModel) -> dict[str, int]:
+def attention_heads(model: TimedModel) -> dict[str, Any]:
     """A model's head counts and head dimension, under the field names of an attention case."""
     return {"q_heads": model.q_heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
 
@@ -257,7 +349,7 @@ class TokenCases:
     """
 
     projections: tuple[PrefillMatmul, ...]
-    attention: DecodeAttention | PrefillAttention
+    attention: AttentionCase
     layer: DecoderLayer
     lm_head: PrefillMatmul
     projection_tokens: int

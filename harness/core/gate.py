@@ -7,14 +7,14 @@ Tolerances are derived here and nowhere else. The error of an output row is
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .cases import Case, DecodeAttention, PrefillAttention, PrefillMatmul
+from .cases import AttentionCase, Case, DecodeAttention, PrefillAttention, PrefillMatmul
 from .inputs import DTYPES, DecodeAttentionInputs, Inputs, MatmulInputs, PrefillAttentionInputs
 
 SAFETY = 2.0
@@ -191,7 +191,9 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
         case PrefillAttention(), PrefillAttentionInputs():
             tokens = sampled_tokens(case.prompt, inputs.q.device)
             q, k, v = (each.transpose(1, 2) for each in (inputs.q, inputs.k, inputs.v))
-            expected, _ = oracles.prefill_attention(q, k, v, rows=tokens)
+            expected, _ = oracles.prefill_attention(
+                q, k, v, rows=tokens, sinks=inputs.sinks, **_options(case)
+            )
             return Gate(
                 select=lambda out: out[:, :, tokens],
                 expected=expected.transpose(1, 2),
@@ -207,17 +209,38 @@ def _decode_attention_gate(
     sequences, heads = sampled_pairs(case, inputs.q.device, all_pairs=all_pairs)
 
     def select(out: Tensor) -> Tensor:
-        return out.reshape(case.batch, case.kv_heads, -1, case.head_dim)[sequences, heads]
+        return out.reshape(case.batch, case.kv_heads, -1, out.shape[-1])[sequences, heads]
 
     # [pairs, capacity, 1, head_dim]; keys in pages have one dimension more.
     k_cache, v_cache = (
-        torch.movedim(cache, -2, 1)[sequences, heads].reshape(len(heads), case.capacity, 1, case.head_dim)
-        for cache in (inputs.k_cache, inputs.v_cache)
+        torch.movedim(cache, -2, 1)[sequences, heads].reshape(len(heads), case.capacity, 1, width)
+        for cache, width in ((inputs.k_cache, case.head_dim), (inputs.v_cache, case.value_dim))
     )
-    expected, _ = oracles.decode_attention(select(inputs.q), k_cache, v_cache, inputs.context_lens[sequences])
+    q, context_lens = select(inputs.q), inputs.context_lens[sequences]
+    expected = torch.empty(*q.shape[:-1], case.value_dim, dtype=torch.float64, device=q.device)
+    # Sinks differ by head: without them one call computes all pairs.
+    for pairs, sinks in _by_sinks(inputs.sinks, heads, case.kv_heads):
+        expected[pairs], _ = oracles.decode_attention(
+            q[pairs], k_cache[pairs], v_cache[pairs], context_lens[pairs], sinks=sinks, **_options(case)
+        )
     # Scores and probabilities may be rounded to the storage dtype; the output is.
     bound = tolerance(DTYPES[case.dtype], reduction=case.capacity, roundings=3)
     return Gate(select=select, expected=expected, bound=bound)
+
+
+def _by_sinks(sinks: Tensor | None, heads: Tensor, kv_heads: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Pairs of one KV head each, int64 [pairs], and the sinks of its query heads; all pairs without sinks."""
+    if sinks is None:
+        yield torch.arange(len(heads), device=heads.device), None
+        return
+    for head, group in enumerate(sinks.view(kv_heads, -1)):
+        yield (heads == head).nonzero()[:, 0], group
+
+
+def _options(case: AttentionCase) -> dict[str, Any]:
+    """Options of an oracle, without those that the case does not have."""
+    options = {"window": case.window, "softcap": case.softcap}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def sampled_pairs(

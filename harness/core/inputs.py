@@ -4,12 +4,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .cases import Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
+from .cases import AttentionCase, Case, DecodeAttention, DecoderLayer, PrefillAttention, PrefillMatmul
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -84,11 +84,13 @@ first-level cache (32 KiB of bf16 at head_dim 64)."""
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeAttentionInputs:
-    """q, out [batch, q_heads, head_dim], caches [batch, capacity, kv_heads, head_dim], context_lens [batch].
+    """q [batch, q_heads, head_dim], caches [batch, capacity, kv_heads, head_dim], context_lens [batch].
 
     The caches are views of memory in the order that `layout` names. Keys in pages are
     [batch, pages, page_tokens, kv_heads, head_dim]. `contexts` holds the lengths on the host for providers
-    that need them.
+    that need them. Values and `out` have elements of their own number, the case's v_head_dim; those of a
+    latent cache are a view of the first elements of `k_cache`. `sinks` are [q_heads]; `window`, `softcap` and
+    `sinks` are None where the attention has none.
     """
 
     q: Tensor
@@ -98,15 +100,25 @@ class DecodeAttentionInputs:
     contexts: tuple[int, ...]
     out: Tensor
     layout: CacheLayout = "heads-first"
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillAttentionInputs:
-    """q [sequences, q_heads, prompt, head_dim], k and v [sequences, kv_heads, prompt, head_dim]."""
+    """q [sequences, q_heads, prompt, head_dim], k and v [sequences, kv_heads, prompt, head_dim].
+
+    Values have elements of their own number, the case's v_head_dim. `sinks` are [q_heads]; `window`,
+    `softcap` and `sinks` are None where the attention has none.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,20 +160,24 @@ def _(case: PrefillMatmul, source: Source) -> Inputs:
 def _(case: DecodeAttention, source: Source) -> Inputs:
     dtype = DTYPES[case.dtype]
     q = source.normal(case.batch, case.q_heads, case.head_dim, dtype=dtype)
-    shape = (case.batch, case.kv_heads, case.capacity, case.head_dim)
-    k_cache, v_cache = (source.normal(*shape, dtype=dtype).transpose(1, 2) for _ in range(2))
-    for cache in (k_cache, v_cache):
+    memory = [
+        source.normal(case.batch, case.kv_heads, case.capacity, width, dtype=dtype)
+        for width in ((case.head_dim,) if case.latent else (case.head_dim, case.value_dim))
+    ]
+    for cache in memory:
         if min(case.contexts) < case.capacity:
             source.writable(cache)
         for sequence, context in enumerate(case.contexts):
-            cache[sequence, context:] = math.nan
+            cache[sequence, :, context:] = math.nan
+    k_cache, v_cache = memory[0].transpose(1, 2), memory[-1].transpose(1, 2)[..., : case.value_dim]
     return DecodeAttentionInputs(
         q=q,
         k_cache=k_cache,
         v_cache=v_cache,
         context_lens=torch.tensor(case.contexts, dtype=torch.int32, device=q.device),
         contexts=case.contexts,
-        out=torch.full_like(q, math.nan),
+        out=q.new_full((case.batch, case.q_heads, case.value_dim), math.nan),
+        **_options(case, source),
     )
 
 
@@ -169,10 +185,20 @@ def _(case: DecodeAttention, source: Source) -> Inputs:
 def _(case: PrefillAttention, source: Source) -> Inputs:
     dtype = DTYPES[case.dtype]
     q, k, v = (
-        source.normal(case.sequences, heads, case.prompt, case.head_dim, dtype=dtype)
-        for heads in (case.q_heads, case.kv_heads, case.kv_heads)
+        source.normal(case.sequences, heads, case.prompt, width, dtype=dtype)
+        for heads, width in (
+            (case.q_heads, case.head_dim),
+            (case.kv_heads, case.head_dim),
+            (case.kv_heads, case.value_dim),
+        )
     )
-    return PrefillAttentionInputs(q=q, k=k, v=v)
+    return PrefillAttentionInputs(q=q, k=k, v=v, **_options(case, source))
+
+
+def _options(case: AttentionCase, source: Source) -> dict[str, Any]:
+    """Window, softcap and sinks of an attention, by the field names of its inputs."""
+    drawn = source.normal(case.q_heads, dtype=DTYPES[case.dtype]) if case.sinks else None
+    return {"window": case.window, "softcap": case.softcap, "sinks": drawn}
 
 
 @draw.register
@@ -212,16 +238,19 @@ def in_layout(inputs: Inputs, layout: CacheLayout) -> Inputs:
         layout: the layout. One other than heads-first needs contexts of one length.
 
     Raises:
-        ValueError: contexts of unequal lengths: dead cache would be read as live.
+        ValueError: contexts of unequal lengths: dead cache would be read as live; or values that are a part
+            of the keys, which have no memory of their own.
     """
     if not isinstance(inputs, DecodeAttentionInputs) or layout == inputs.layout:
         return inputs
     if len(set(inputs.contexts)) > 1:
         raise ValueError(f"contexts: must be of one length with layout {layout}, not {inputs.contexts}")
+    if inputs.v_cache.data_ptr() == inputs.k_cache.data_ptr():
+        raise ValueError(f"v_cache: must not be a view of k_cache with layout {layout}")
     batch, capacity, kv_heads, head_dim = inputs.k_cache.shape
     k_memory, v_memory = (cache.transpose(1, 2) for cache in (inputs.k_cache, inputs.v_cache))
     if layout == "v-transposed":
-        values = v_memory.reshape(batch, kv_heads, head_dim, capacity)
+        values = v_memory.reshape(batch, kv_heads, -1, capacity)
         return dataclasses.replace(inputs, v_cache=values.permute(0, 3, 1, 2), layout=layout)
     keys = k_memory.reshape(batch, kv_heads, -1, head_dim, page_tokens(capacity))
     return dataclasses.replace(inputs, k_cache=keys.permute(0, 2, 4, 1, 3), layout=layout)

@@ -1,8 +1,11 @@
 """The cases of a sweep, and their ids."""
 
+import msgspec
 import pytest
 from decodetax.harness.core.cases import (
+    Case,
     DecodeAttention,
+    PrefillAttention,
     cases_of,
 )
 from decodetax.harness.core.timed_model import load_timed_model
@@ -121,3 +124,39 @@ def test_id_lists_ragged_contexts():
     assert case(0, 1, 70).id == f"decode/attention/b3-c0+1+70-{HEADS}/bf16"
     assert case(7, 7).id == f"decode/attention/b2-c7-{HEADS}/bf16"
     assert case(1, 70, 0).id != case(0, 1, 70).id
+
+
+SMALL = {"q_heads": 4, "kv_heads": 2, "head_dim": 16, "dtype": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [
+        ({"v_head_dim": 8}, "q4-kv2-d16v8"),
+        ({"v_head_dim": 8, "latent": True}, "q4-kv2-d16v8-latent"),
+        ({"window": 4}, "q4-kv2-d16-w4"),
+        ({"softcap": 50.0}, "q4-kv2-d16-softcap50"),
+        ({"softcap": 0.5, "sinks": True, "window": 9}, "q4-kv2-d16-w9-softcap0.5-sinks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_id_names_the_options_of_an_attention(options, heads):
+    assert DecodeAttention(contexts=(7,), **SMALL, **options).id == f"decode/attention/b1-c7-{heads}/bf16"
+    if "latent" not in options:
+        prefill = PrefillAttention(sequences=2, prompt=7, **SMALL, **options)
+        assert prefill.id == f"prefill/attention/s2-p7-{heads}/bf16"
+
+
+def test_attention_without_options_is_written_as_before_them_and_read_back():
+    case = DecodeAttention(contexts=(7,), **SMALL)
+    written = msgspec.json.decode(msgspec.json.encode(case))
+    assert written == {"operation": "decode_attention", "contexts": [7], **SMALL}
+    assert list(written)[1:] == ["contexts", *SMALL]
+    assert msgspec.convert(written, Case) == case
+    capped = DecodeAttention(contexts=(7,), **SMALL, softcap=50.0, window=3)
+    assert msgspec.convert(msgspec.to_builtins(capped), Case) == capped
+
+
+def test_values_of_a_latent_are_a_part_of_it():
+    with pytest.raises(ValueError, match="v_head_dim: 17 of a latent of 16 elements"):
+        DecodeAttention(contexts=(7,), **SMALL, latent=True, v_head_dim=17)

@@ -93,6 +93,68 @@ def test_decode_attention_counts_live_tokens(contexts, dtype, product, read, wri
     assert work.written_terms == written
 
 
+@pytest.mark.parametrize(
+    ("options", "operations", "read", "written"),
+    [
+        pytest.param(
+            {"window": 3},
+            {"scores": 960, "values": 960},  # 2 x (3 + 2) tokens x 6 heads x 16
+            {"q": 384, "k_cache": 320, "v_cache": 320, "context_lens": 8},
+            384,
+            id="window: min(context, window) tokens",
+        ),
+        pytest.param(
+            {"v_head_dim": 8},
+            {"scores": 1728, "values": 864},  # 9 tokens
+            {"q": 384, "k_cache": 576, "v_cache": 288, "context_lens": 8},
+            192,
+            id="values of their own size",
+        ),
+        pytest.param(
+            {"v_head_dim": 8, "latent": True},
+            {"scores": 1728, "values": 864},
+            {"q": 384, "latent_cache": 576, "context_lens": 8},
+            192,
+            id="latent: read once",
+        ),
+        pytest.param(
+            {"softcap": 50.0, "sinks": True},
+            {"scores": 1728, "values": 1728},
+            {"q": 384, "k_cache": 576, "v_cache": 576, "context_lens": 8, "sinks": 12},
+            384,
+            id="softcap and sinks",
+        ),
+    ],
+)
+def test_options_of_decode_attention_are_counted(options, operations, read, written):
+    work = DecodeAttention(contexts=(7, 2), dtype="bf16", **HEADS, **options).work()
+    assert work.operation_terms == operations
+    assert work.read_terms == read
+    assert work.written_terms == {"out": written}
+
+
+def test_mla_decode_of_deepseek_v3_reads_each_latent_once():
+    case = DecodeAttention(
+        contexts=(4096,), q_heads=128, kv_heads=1, head_dim=576, v_head_dim=512, latent=True, dtype="bf16"
+    )
+    assert case.work().operations == 2 * 4096 * 128 * (576 + 512)
+    assert case.work().read_terms["latent_cache"] == 4096 * 576 * 2
+
+
+@pytest.mark.parametrize(("window", "pairs"), [(None, 15), (1, 5), (3, 12), (5, 15), (9, 15)])
+def test_window_of_a_prompt_counts_the_pairs_in_it(window, pairs):
+    # 5 tokens and a window of 3: 1 + 2 + 3 + 3 + 3 pairs
+    case = PrefillAttention(
+        sequences=2, prompt=5, q_heads=6, kv_heads=2, head_dim=16, v_head_dim=8, window=window, dtype="bf16"
+    )
+    assert case.work().operation_terms == {
+        "scores": 2 * 2 * pairs * 6 * 16,
+        "values": 2 * 2 * pairs * 6 * 8,
+    }
+    assert case.work().read_terms == {"q": 1920, "k": 640, "v": 320}
+    assert case.work().written_terms == {"out": 960}
+
+
 def test_decode_attention_capacity_is_its_longest_context():
     assert DecodeAttention(contexts=(1, 0, 7), dtype="bf16", **HEADS).capacity == 7
     assert DecodeAttention(contexts=(0,), dtype="bf16", **HEADS).capacity == 1
