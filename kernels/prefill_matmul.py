@@ -33,16 +33,9 @@ from . import checks
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
+from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
-from .matmul_tile import (
-    accumulate,
-    load_tile,
-    split_columns,
-    store_item,
-    store_output,
-    store_pairs,
-    tile_of_item,
-)
+from .matmul_tile import accumulate, load_tile, tile_of_item
 from .scale_factors import matmul_factors
 
 if TYPE_CHECKING:
@@ -76,6 +69,7 @@ def _matmul_kernel(
     stride_weight_k: tl.tensor,
     stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
+    stride_x_scale_batch: tl.tensor,
     stride_x_scale: tl.tensor,
     stride_weight_scale_batch: tl.tensor,
     stride_weight_scale: tl.tensor,
@@ -154,11 +148,14 @@ def _matmul_kernel(
 
     if WEIGHT_FIRST:
         acc = tl.trans(acc)
+    epilogue = Epilogue(
+        out_ptr, stride_out_batch, stride_out_row, stride_out_column, bias_ptr, stride_bias_batch,
+        stride_bias, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
+        stride_weight_scale_batch, stride_weight_scale, factor, rows, features, partial_ptr,
+    )  # fmt: skip
     store_item(
-        acc, item - whole_tiles, batch, row + lanes_m, feature, partial_ptr, out_ptr, bias_ptr, x_scale_ptr,
-        weight_scale_ptr, factor, rows, features, stride_bias_batch, stride_bias, stride_x_scale,
-        stride_weight_scale_batch, stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column,
-        ACTIVATION, COLUMNS, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+        acc, item - whole_tiles, batch, row + lanes_m, feature, epilogue, ACTIVATION, COLUMNS,
+        NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
     )  # fmt: skip
 
 
@@ -204,6 +201,11 @@ def _tma_kernel(
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, BLOCK_N)
     k_tiles = tl.cdiv(in_features, BLOCK_K)
+    epilogue = Epilogue(
+        out_ptr, 0, stride_out_row, stride_out_column, bias_ptr, 0, stride_bias,
+        x_scale_ptr, 0, stride_x_scale, weight_scale_ptr, 0,
+        stride_weight_scale, factor, rows, features, partial_ptr,
+    )  # fmt: skip
     PART_K: tl.constexpr = BLOCK_K // max(1, PROMOTED_PARTS)
     for index in tl.range(
         tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
@@ -234,20 +236,17 @@ def _tma_kernel(
             acc += pending
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
+        offs_m = row + tl.arange(0, BLOCK_M)
         if ACTIVATION == "swiglu":
             gate, up = split_columns(acc)
             store_pairs(
-                gate, up, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr,
-                out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias,
-                stride_x_scale, 0, stride_weight_scale, 0, stride_out_row, stride_out_column,
-                ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+                gate, up, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, BLOCK_N,
+                NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
             )  # fmt: skip
         else:
             store_item(
-                acc, item - whole_tiles, batch, row + tl.arange(0, BLOCK_M), feature, partial_ptr, out_ptr,
-                bias_ptr, x_scale_ptr, weight_scale_ptr, factor, rows, features, 0, stride_bias,
-                stride_x_scale, 0, stride_weight_scale, 0, stride_out_row, stride_out_column,
-                ACTIVATION, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+                acc, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, BLOCK_N,
+                NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
             )  # fmt: skip
 
 
@@ -264,6 +263,7 @@ def _split_k_reduce_kernel(
     whole_tiles: tl.tensor,
     stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
+    stride_x_scale_batch: tl.tensor,
     stride_x_scale: tl.tensor,
     stride_weight_scale_batch: tl.tensor,
     stride_weight_scale: tl.tensor,
@@ -296,11 +296,12 @@ def _split_k_reduce_kernel(
     for _ in range(NUM_SPLITS):
         acc += tl.load(partial_ptrs, mask=live, other=0.0)
         partial_ptrs += BLOCK_M * BLOCK_N
-    store_output(
-        acc, batch, offs_m, feature, out_ptr, bias_ptr, x_scale_ptr, weight_scale_ptr, factor,
-        rows, features, stride_bias_batch, stride_bias, stride_x_scale, stride_weight_scale_batch,
-        stride_weight_scale, stride_out_batch, stride_out_row, stride_out_column, ACTIVATION, COLUMNS,
+    epilogue = Epilogue(
+        out_ptr, stride_out_batch, stride_out_row, stride_out_column, bias_ptr, stride_bias_batch,
+        stride_bias, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
+        stride_weight_scale_batch, stride_weight_scale, factor, rows, features, None,
     )  # fmt: skip
+    store_output(acc, batch, offs_m, feature, epilogue, ACTIVATION, COLUMNS)
 
 
 def prefill_matmul(
@@ -433,6 +434,7 @@ def _launch(
     }
     batches = {
         "stride_bias_batch": bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
+        "stride_x_scale_batch": x.shape[1] * _per_row(x_scales),
         # Of the scale: batches that share a weight may each have their own.
         "stride_weight_scale_batch": plan.features if _batched(weight_scales, plan) else 0,
         "stride_out_batch": matrices.stride(0),
