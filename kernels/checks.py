@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from .decode_plan import takes_split_scale
 from .decode_tiling import MAX_SPLITS, DecodeTiling
 from .interpreter import interpreting
 from .matmul_tiling import MatmulTiling
@@ -15,6 +16,9 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit, and the range of a split is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
 _MAX_QUERY_TOKENS = 8
+_MAX_GROUP = 128
+_MAX_HEAD_DIM = 576
+_MAX_V_HEAD_DIM = 512
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _CACHE_DTYPES = (*_FLOAT8, torch.int8)
@@ -153,8 +157,10 @@ def check_decode_attention(
     _check_queries(q)
     _check_caches(q, k_cache, v_cache, paged=block_table is not None)
     batch, q_heads, kv_heads = q.shape[0], q.shape[-2], k_cache.shape[2]
-    if q_heads % kv_heads or q_heads // kv_heads > 64:
-        raise ValueError(f"q has {q_heads} heads; it must have 1 to 64 for each of the {kv_heads} in k_cache")
+    if q_heads % kv_heads or q_heads // kv_heads > _MAX_GROUP:
+        raise ValueError(
+            f"q has {q_heads} heads; it must have 1 to {_MAX_GROUP} for each of the {kv_heads} in k_cache"
+        )
     _check_int32("context_lens", context_lens, "q", q)
     _check_shape("context_lens", context_lens, (batch,), "[batch]")
     _check_last_contiguous("context_lens", context_lens)
@@ -180,7 +186,10 @@ def check_decode_attention(
         _check_device("sinks", sinks, "q", q)
         _check_last_contiguous("sinks", sinks)
     for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        _check_scale(name, head_scale, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
+        shapes, meaning = {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]"
+        if name == "k_scale" and takes_split_scale(k_cache, v_cache):
+            shapes, meaning = {(2,)}, ", or [2], of the elements of v_cache and of the rest"
+        _check_scale(name, head_scale, shapes, meaning, ("q", q))
     _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
 
 
@@ -225,7 +234,7 @@ def _check_queries(q: torch.Tensor) -> None:
     _check_nonempty("q", q)
     _check_runnable("q", q)
     _check_last_contiguous("q", q)
-    _check_head_dim("q", q)
+    _check_head_dim("q", q, _MAX_HEAD_DIM)
     if q.dim() == 4 and q.shape[1] > _MAX_QUERY_TOKENS:
         raise ValueError(f"q has {q.shape[1]} query tokens; it must have 1 to {_MAX_QUERY_TOKENS}")
 
@@ -244,7 +253,7 @@ def _check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
         _check_nonempty(name, cache)
         _check_device(name, cache, "q", q)
         _check_last_contiguous(name, cache)
-    _check_head_dim("v_cache", v_cache)
+    _check_head_dim("v_cache", v_cache, _MAX_V_HEAD_DIM)
     if k_cache.dtype not in (q.dtype, *_CACHE_DTYPES):
         kinds = ", ".join(map(str, _CACHE_DTYPES))
         raise ValueError(f"k_cache is {k_cache.dtype}; it must be {q.dtype}, the dtype of q, or of {kinds}")
@@ -275,10 +284,10 @@ def _check_decode_out(
         _check_writable("out", out)
 
 
-def _check_head_dim(name: str, tensor: torch.Tensor) -> None:
+def _check_head_dim(name: str, tensor: torch.Tensor, most: int) -> None:
     head_dim = tensor.shape[-1]
-    if head_dim % 8 or not 16 <= head_dim <= 256:
-        raise ValueError(f"{name} has head_dim {head_dim}; it must be a multiple of 8 from 16 to 256")
+    if not 1 <= head_dim <= most:
+        raise ValueError(f"{name} has head_dim {head_dim}; it must be from 1 to {most}")
 
 
 def _check_scale(

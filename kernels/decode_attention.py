@@ -32,7 +32,14 @@ import triton.language as tl
 from . import checks
 from .decode_plan import DecodePlan, plan_decode
 from .decode_schedule import LENGTHS_BLOCK, balanced_chunk, live_tokens, split_chunk
-from .decode_tile import attend, normalized, scaled_to_float16, store_output
+from .decode_tile import (
+    attend,
+    largest_of_rows,
+    normalized,
+    power_of_two,
+    scaled_to_float16,
+    store_output,
+)
 from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, DecodeTiling
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
@@ -45,7 +52,7 @@ _COMBINE_BLOCK_PARTIALS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to bottom)
+def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from top to bottom)
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
@@ -102,6 +109,9 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
     BLOCK_N: tl.constexpr,
     EDGE_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    LATENT: tl.constexpr,
+    SPLIT_K_SCALE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ) -> None:
     """Processes one CTA's chunk of KV tiles: loops over its work items, and over the tiles of each item.
 
@@ -150,18 +160,39 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
             + sequence * stride_q_batch
             + (rows // GROUP).to(tl.int64)[:, None] * stride_q_token
             + heads[:, None] * stride_q_head
-            + offs_d[None, :]
         )
-        q = tl.load(q_ptrs, mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+        q = tl.load(
+            q_ptrs + offs_d[None, :], mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0
+        )
+        q_rest, rest_factor = None, None
+        if BLOCK_R > 0:
+            offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
+            live_r = live_rows[:, None] & (offs_r < HEAD_DIM)[None, :]
+            q_rest = tl.load(q_ptrs + offs_r[None, :], mask=live_r, other=0.0)
         scale = score_factor
         if k_scale_ptr is not None:
-            scale = scale * tl.load(k_scale_ptr + kv_head * stride_k_scale).to(tl.float32)
+            main_scale = tl.load(k_scale_ptr + kv_head * stride_k_scale).to(tl.float32)
+            if SPLIT_K_SCALE:
+                # The factor of all scores is the main part's scale, or the rest's if that is 0.
+                rest_scale = tl.load(k_scale_ptr + stride_k_scale).to(tl.float32)
+                q = tl.where(main_scale == 0.0, 0.0, q).to(q.dtype)
+                rest_factor = tl.where(main_scale == 0.0, 1.0, rest_scale / main_scale)
+                main_scale = tl.where(main_scale == 0.0, rest_scale, main_scale)
+            scale = scale * main_scale
         # With a factor >= 0 the maximum of scaled scores is the scaled maximum: move the sign to q.
         q = tl.where(scale < 0.0, -q, q)
+        if BLOCK_R > 0:
+            q_rest = tl.where(scale < 0.0, -q_rest, q_rest)
         factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
         if k_ptr.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.bfloat16:
-            q, row_factor = scaled_to_float16(q)
-            factor *= row_factor
+            largest = largest_of_rows(q)
+            if BLOCK_R > 0:
+                largest = tl.maximum(largest, largest_of_rows(q_rest))
+            power = power_of_two(largest)
+            q = scaled_to_float16(q, power)
+            if BLOCK_R > 0:
+                q_rest = scaled_to_float16(q_rest, power)
+            factor *= power
 
         k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
         v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT
@@ -187,7 +218,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
                 HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
                 K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
                 HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
+                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
             )  # fmt: skip
         acc, total, maximum = attend(
             hot_begin, hot_end, begin, end, acc, total, maximum, q, factor, positions,
@@ -195,7 +226,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-            BLOCK_G, BLOCK_D, BLOCK_V, BLOCK_N, False, NUM_STAGES,
+            BLOCK_G, BLOCK_D, BLOCK_V, BLOCK_N, False, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
         )  # fmt: skip
         acc, total, maximum = attend(
             hot_end * EDGES, tl.minimum(chunk_end * EDGES, tl.cdiv(end, EDGE_N)),
@@ -204,7 +235,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0915  (one tile loop, read from top to b
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-            BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES,
+            BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
         )  # fmt: skip
 
         out, lse_log2 = normalized(acc, maximum, total)
@@ -332,14 +363,15 @@ def decode_attention(
 
     Args:
         q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim], bfloat16, float16
-            or float32; head_dim a multiple of 8 from 16 to 256, with stride 1. The 1 to 8 query
+            or float32; head_dim 1 to 576, with stride 1 (multiples of 8 are fast). The 1 to 8 query
             tokens are the last ones of the sequence; attention among them is causal.
         k_cache: [batch, capacity, kv_heads, head_dim]; any strides, except 1 for head_dim: tokens
             or heads may come first in memory. A paged KV cache, with `block_table`, is
             [pages, page_size, kv_heads, head_dim]. Dtype of `q`, float8_e4m3fn, float8_e5m2 or
-            int8. q_heads is kv_heads times the GQA group size, 1 to 64; query heads
+            int8. q_heads is kv_heads times the GQA group size, 1 to 128; query heads
             h group, ..., h group + group - 1 read key-value head h.
-        v_cache: like `k_cache`, with its own head_dim (same limits) and strides.
+        v_cache: like `k_cache`, with its own head_dim, 1 to 512, and strides. A view of the first
+            elements of each key (multi-head latent attention: `k_cache[..., :512]`) is not loaded again.
         context_lens: [batch] int32: live tokens of each cache, those of `q` included, clamped to
             0..capacity. Tokens past them are never read.
         block_table: [batch, max_pages] int32: the pages of each sequence in order;
@@ -353,8 +385,10 @@ def decode_attention(
             c tanh(s / c), after `scale` and `k_scale`.
         sinks: [q_heads], bfloat16, float16 or float32: attention sinks, one more logit per query head
             whose value is 0; it counts in the log-sum-exp.
-        k_scale: dequantisation scale of `k_cache`: a number, or float32 [], [1] or [kv_heads].
-        v_scale: dequantisation scale of `v_cache`, likewise.
+        k_scale: dequantisation scale of `k_cache`: a number, or float32 [], [1] or [kv_heads]. Of a latent
+            cache with one KV head, whose values are a power of two of elements and at least half of the
+            key, also [2]: of the values' elements, and of the rest.
+        v_scale: dequantisation scale of `v_cache`, likewise; without it, the first of a `k_scale` of [2].
         num_splits: split-KV: split each sequence into this many chunks by its own length, so that
             its result does not depend on the rest of the batch. None means chunks of equal size
             across the batch.
@@ -391,7 +425,7 @@ def decode_attention(
         **arguments, **scales, num_splits=num_splits, return_lse=return_lse, out=out, tiling=tiling
     )
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
-    factors = _factors(plan, q, scales)
+    factors = _factors(plan, q, k_cache.shape[2], scales)
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("q", q))
@@ -423,11 +457,11 @@ def decode_attention_workspace_bytes(
     checks.check_decode_attention(q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, **options)
     block_table, num_splits, tiling = map(options.get, ("block_table", "num_splits", "tiling"))
     plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
-    _factors(plan, q, options)
+    _factors(plan, q, k_cache.shape[2], options)
     return plan.workspace_bytes
 
 
-def _factors(plan: DecodePlan, q: torch.Tensor, options: dict[str, Any]) -> DecodeFactors:
+def _factors(plan: DecodePlan, q: torch.Tensor, kv_heads: int, options: dict[str, Any]) -> DecodeFactors:
     scale, softcap, k_scale, v_scale = map(options.get, ("scale", "softcap", "k_scale", "v_scale"))
     return decode_factors(
         head_dim=q.shape[-1],
@@ -435,6 +469,7 @@ def _factors(plan: DecodePlan, q: torch.Tensor, options: dict[str, Any]) -> Deco
         softcap=softcap,
         k_scale=k_scale,
         v_scale=v_scale,
+        split_k_scale=plan.latent and kv_heads == 1 and plan.blocks.d == plan.v_head_dim,
         cache_factor=E4M3_BITS_FACTOR if plan.e4m3_bits else 1.0,
     )
 
@@ -464,7 +499,6 @@ def _launch(
         assert workspace is not None  # noqa: S101  (the caller has allocated it)
         partials, partial_lses, partial_counts = plan.workspace_views(workspace)
     unit = _stride_unit(k_cache, v_cache)
-    block_v = triton.next_power_of_2(plan.v_head_dim)
     common = {
         "context_lens_ptr": context_lens,
         "out_ptr": out,
@@ -486,7 +520,7 @@ def _launch(
         "V_HEAD_DIM": plan.v_head_dim,
         "NUM_SPLITS": tiling.num_splits,
         "BLOCK_G": tiling.block_g,
-        "BLOCK_V": block_v,
+        "BLOCK_V": plan.blocks.v,
         "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
@@ -523,10 +557,13 @@ def _launch(
             MIN_TILES=tiling.min_tiles,
             ITEM_COST_TILES=ITEM_COST_TILES,
             LENGTHS_BLOCK=LENGTHS_BLOCK,
-            BLOCK_D=triton.next_power_of_2(q.shape[-1]),
+            BLOCK_D=plan.blocks.d,
             BLOCK_N=tiling.block_n,
             EDGE_N=EDGE_TOKENS,
             NUM_STAGES=tiling.num_stages,
+            LATENT=plan.latent,
+            SPLIT_K_SCALE=factors.split_k_scale,
+            BLOCK_R=plan.blocks.r,
             num_warps=tiling.num_warps,
             maxnreg=tiling.max_registers,
             num_stages=tiling.num_stages,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .decode_tiling import DecodeTiling, choose_decode_tiling
+from .decode_tiling import DecodeTiling, HeadBlocks, choose_decode_tiling, head_blocks
 
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
@@ -29,6 +29,8 @@ class DecodePlan:
         group: query heads of a GQA group.
         page_size: tokens of a page; 0 for a contiguous cache.
         capacity: tokens that the cache of one sequence can hold.
+        latent: whether the values are the first elements of the keys, in the same memory.
+        blocks: blocks that keys and values are divided into.
         e4m3_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
     """
 
@@ -41,6 +43,8 @@ class DecodePlan:
     group: int
     page_size: int
     capacity: int
+    latent: bool
+    blocks: HeadBlocks
     e4m3_bits: bool
 
     @property
@@ -62,6 +66,27 @@ class DecodePlan:
         return words[:lses], words[lses : lses + rows], words[lses + rows :].view(torch.int32)
 
 
+def is_latent(k_cache: torch.Tensor, v_cache: torch.Tensor) -> bool:
+    """Whether `v_cache` is a view of the first elements of each key of `k_cache`, as in MLA."""
+    return (
+        k_cache.data_ptr() == v_cache.data_ptr()
+        and v_cache.shape[-1] <= k_cache.shape[-1]
+        and k_cache.stride() == v_cache.stride()
+        and k_cache.dtype == v_cache.dtype
+    )
+
+
+def takes_split_scale(k_cache: torch.Tensor, v_cache: torch.Tensor) -> bool:
+    """Whether a cache may have two scales: a latent of one head, whose values are the main part of a key."""
+    head_dim, v_head_dim = k_cache.shape[-1], v_cache.shape[-1]
+    return (
+        k_cache.shape[2] == 1
+        and v_head_dim < head_dim
+        and is_latent(k_cache, v_cache)
+        and head_blocks(head_dim, v_head_dim, latent=True).d == v_head_dim
+    )
+
+
 def plan_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -76,6 +101,7 @@ def plan_decode(
     kv_heads, head_dim, v_head_dim = k_cache.shape[2], q.shape[-1], v_cache.shape[-1]
     page_size = 0 if block_table is None else k_cache.shape[1]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+    latent = is_latent(k_cache, v_cache)
     if tiling is None:
         tiling = choose_decode_tiling(
             batch=q.shape[0],
@@ -88,6 +114,7 @@ def plan_decode(
             page_size=page_size,
             element_bytes=k_cache.element_size(),
             query_element_bytes=q.element_size(),
+            latent=latent,
             limits=limits,
         )
     if num_splits is not None:
@@ -106,5 +133,7 @@ def plan_decode(
         group=q.shape[-2] // kv_heads,
         page_size=page_size,
         capacity=capacity,
+        latent=latent,
+        blocks=head_blocks(head_dim, v_head_dim, latent=latent),
         e4m3_bits=k_cache.dtype == torch.float8_e4m3fn and limits.compute_capability < 89,
     )

@@ -79,7 +79,7 @@ def _in_page(PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
+def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
     first_tile: tl.tensor,
     last_tile: tl.tensor,
     begin: tl.tensor,
@@ -112,17 +112,32 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    q_rest: tl.tensor,
+    rest_factor: tl.tensor,
+    LATENT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ) -> tl.tuple:
     """Online softmax over KV tiles [first_tile, last_tile) of BLOCK_N tokens, from a running state.
 
     The state of one work item: `maximum` [BLOCK_G] is the largest score in base 2; the accumulator `acc`
     [BLOCK_G, BLOCK_V] and the sum of probabilities `total` [BLOCK_G] are relative to it.
+
+    Keys of more elements than BLOCK_D are a main part and a rest of BLOCK_R; scores of the rest are
+    multiplied by `rest_factor`, if there is one. If LATENT, the values are the first elements of the keys:
+    the tile of the main part, loaded once, is the operand of both products.
     """
     offs_d, offs_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    live_d, live_v = offs_d < HEAD_DIM, offs_v < V_HEAD_DIM
+    live_d = offs_d < HEAD_DIM
+    # Of a latent tile all elements of the keys are loaded; the surplus of the accumulator is never stored.
+    V_WIDTH: tl.constexpr = HEAD_DIM if LATENT else V_HEAD_DIM
+    live_v = offs_v < V_WIDTH
     in_page = _in_page(PAGE_SIZE, BLOCK_N)
     k_ptrs = k_head + (in_page * K_STRIDE_TOKEN)[None, :] + offs_d[:, None]  # [BLOCK_D, BLOCK_N]
     v_ptrs = v_head + (in_page * V_STRIDE_TOKEN)[:, None] + offs_v[None, :]  # [BLOCK_N, BLOCK_V]
+    if BLOCK_R > 0:
+        offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
+        live_r = offs_r < HEAD_DIM
+        r_ptrs = k_head + (in_page * K_STRIDE_TOKEN)[None, :] + offs_r[:, None]  # [BLOCK_R, BLOCK_N]
     # If warps share rows, sum rows after the last tile: a sum per tile would be a reduction across warps.
     LATE_SUM: tl.constexpr = BLOCK_G <= 32
     sums = tl.zeros((BLOCK_G, BLOCK_N if LATE_SUM else 1), tl.float32)
@@ -134,15 +149,33 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
             v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
             k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs, v_ptrs + v_offs
+            if BLOCK_R > 0:
+                r_tile_ptrs = r_ptrs + k_offs
         else:
             pages, page_offs = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
             k_offs = pages * K_STRIDE_PAGE + page_offs * K_STRIDE_TOKEN
             v_offs = pages * V_STRIDE_PAGE + page_offs * V_STRIDE_TOKEN
             k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs[None, :], v_ptrs + v_offs[:, None]
+            if BLOCK_R > 0:
+                r_tile_ptrs = r_ptrs + k_offs[None, :]
         # Unused cache may hold NaN, and 0 x NaN is NaN: tokens past the context must not be loaded at all.
         k_mask, v_mask = live_d[:, None] & live_n[None, :], live_n[:, None] & live_v[None, :]
-        k = _loaded(k_tile_ptrs, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
-        scores = tl.dot(q, _dot_operand(k, q.dtype), input_precision=PRECISION)  # [BLOCK_G, BLOCK_N]
+        if LATENT:
+            v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_WIDTH < BLOCK_V)
+            values = _dot_operand(v, q.dtype)
+            keys = tl.trans(values)
+        else:
+            k = _loaded(k_tile_ptrs, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
+            keys = _dot_operand(k, q.dtype)
+        if BLOCK_R > 0:
+            r_mask = live_r[:, None] & live_n[None, :] if MASKED else live_r[:, None]
+            rest = _loaded(r_tile_ptrs, r_mask, MASKED or HEAD_DIM < BLOCK_D + BLOCK_R)
+            scores = tl.dot(q_rest, _dot_operand(rest, q.dtype), input_precision=PRECISION)
+            if rest_factor is not None:
+                scores *= rest_factor
+            scores = tl.dot(q, keys, scores, input_precision=PRECISION)
+        else:
+            scores = tl.dot(q, keys, input_precision=PRECISION)  # [BLOCK_G, BLOCK_N]
         score_factor = factor
         if HAS_SOFTCAP:
             scores = softcap_log2 * _tanh(scores * factor[:, None])
@@ -167,9 +200,10 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         decay = tl.exp2(maximum - offset)
         sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
         maximum = new_maximum
-        v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_HEAD_DIM < BLOCK_V)
         weights = probabilities.to(q.dtype)
-        values = _dot_operand(v, q.dtype)
+        if not LATENT:
+            v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_WIDTH < BLOCK_V)
+            values = _dot_operand(v, q.dtype)
         if MASKED and QUERY_TOKENS > 1:
             # A non-finite V of a token that a row does not attend to must not reach the row (0 x NaN is NaN).
             # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row.
@@ -192,13 +226,22 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def scaled_to_float16(q: tl.tensor) -> tl.tuple:
-    """Rows of bfloat16, each divided by a power of two, as float16 in [-2, 2]; and the powers of two."""
-    wide = q.to(tl.float32)
-    largest = tl.max(tl.abs(wide), 1)
+def largest_of_rows(q: tl.tensor) -> tl.tensor:
+    """Largest magnitude of each row, in float32."""
+    return tl.max(tl.abs(q.to(tl.float32)), 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def power_of_two(largest: tl.tensor) -> tl.tensor:
+    """The powers of two just below these magnitudes; 1 for 0 and infinity."""
     power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    power = tl.where((power == 0.0) | (power == float("inf")), 1.0, power)
-    return (wide / power[:, None]).to(tl.float16), power
+    return tl.where((power == 0.0) | (power == float("inf")), 1.0, power)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scaled_to_float16(q: tl.tensor, power: tl.tensor) -> tl.tensor:
+    """Rows of bfloat16 divided by their `power_of_two`, as float16 in [-2, 2]."""
+    return (q.to(tl.float32) / power[:, None]).to(tl.float16)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -30,6 +30,8 @@ MAX_SPLITS = 1 << 16
 
 _MIN_CHUNK_TILES = 5  # a smaller chunk costs more to combine than it saves
 _MAX_ACCUMULATOR_ELEMENTS = 16384  # a larger accumulator spills
+_LEAST_BLOCK = 16  # the smallest dimension of `tl.dot`
+_LARGEST_PADDED = 256  # a longer key is divided into a main part and a rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,41 @@ class DecodeTiling:
         return dataclasses.replace(self, max_registers=registers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadBlocks:
+    """Blocks, powers of two, that keys and values are divided into.
+
+    Attributes:
+        d: elements of the main part of a key.
+        r: elements of the rest of a key; 0 if there is none.
+        v: elements of a value. In a latent cache `d`: values are the main part of the keys.
+    """
+
+    d: int
+    r: int
+    v: int
+
+
+@functools.cache
+def head_blocks(head_dim: int, v_head_dim: int, *, latent: bool) -> HeadBlocks:
+    """The blocks of a head. A key of 576 is 512 and 64: one block of 1024 would be half padding.
+
+    Args:
+        head_dim: elements of a key.
+        v_head_dim: elements of a value.
+        latent: whether the values are the first elements of the keys.
+    """
+    v = max(_LEAST_BLOCK, _next_power_of_two(v_head_dim))
+    d = max(_LEAST_BLOCK, _next_power_of_two(head_dim))
+    if latent or head_dim > _LARGEST_PADDED:
+        d = max(_LEAST_BLOCK, _power_of_two_within(head_dim))
+    if latent:
+        # Of a small head the values' block alone, else all of the keys that a power of two holds.
+        d = v = v if head_dim <= 2 * v else max(v, d)
+    rest = head_dim - d
+    return HeadBlocks(d=d, r=max(_LEAST_BLOCK, _next_power_of_two(rest)) if rest > 0 else 0, v=v)
+
+
 @functools.cache
 def choose_decode_tiling(
     *,
@@ -90,6 +127,7 @@ def choose_decode_tiling(
     query_tokens: int = 1,
     v_head_dim: int | None = None,
     query_element_bytes: int | None = None,
+    latent: bool = False,
 ) -> DecodeTiling:
     """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
 
@@ -108,23 +146,25 @@ def choose_decode_tiling(
         query_tokens: query tokens per sequence.
         v_head_dim: elements of a value; None means `head_dim`.
         query_element_bytes: bytes of a query element; None means those of the cache, but at least 2.
+        latent: whether the values are the first elements of the keys, as in MLA.
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
     """
     v_head_dim = v_head_dim or head_dim
     rows = q_heads // kv_heads * query_tokens
-    block_d, block_v = _next_power_of_two(head_dim), _next_power_of_two(v_head_dim)
+    blocks = head_blocks(head_dim, v_head_dim, latent=latent)
+    token_elements = blocks.d + blocks.r + (0 if latent else blocks.v)
     dot_bytes = max(2, element_bytes, query_element_bytes or 0)
     block_g = _block_g(rows, max(head_dim, v_head_dim), dot_bytes)
     # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened in
     # registers, and 32-bit elements need twice the registers of 16-bit ones: both get half the tile.
     tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
     tile_bytes //= 1 if element_bytes == dot_bytes == 2 else 2
-    token_bytes = (block_d + block_v) * (element_bytes if dot_bytes == 2 else 4)
+    token_bytes = token_elements * (element_bytes if dot_bytes == 2 else 4)
     tokens = min(128, tile_bytes // token_bytes, max(32, 8192 // block_g))
     block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
-    shared = functools.partial(_shared_bytes, limits, block_d, block_v, element_bytes, dot_bytes)
+    shared = functools.partial(_shared_bytes, limits, blocks, token_elements, element_bytes, dot_bytes)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
     block_g, block_n, depth = next(
         (fewer_rows, fewer_tokens, depth)
@@ -134,7 +174,7 @@ def choose_decode_tiling(
         if shared(fewer_rows, fewer_tokens, depth) <= limits.shared_bytes_per_block
     )
     warps, by_registers = _warps_and_occupancy(
-        block_g, max(block_d, block_v), block_n, element_bytes, dot_bytes
+        block_g, max(blocks.d, blocks.v), block_n, element_bytes, dot_bytes
     )
     by_shared = limits.shared_bytes_per_sm // (shared(block_g, block_n, depth) + 1024)
     per_sm = max(1, min(by_shared, by_registers))
@@ -179,8 +219,8 @@ def _warps_and_occupancy(
 
 def _shared_bytes(
     limits: GpuLimits,
-    block_d: int,
-    block_v: int,
+    blocks: HeadBlocks,
+    token_elements: int,
     element_bytes: int,
     dot_bytes: int,
     block_g: int,
@@ -191,15 +231,15 @@ def _shared_bytes(
     if dot_bytes == 4:
         # The FMA path passes all operands through shared memory, widened tiles and scores too. A tenth more
         # covers alignment gaps.
-        widened = 0 if element_bytes == 4 else 4 * block_n * max(block_d, block_v)
-        tiles = depth * block_n * (block_d + block_v) * element_bytes + widened
-        return (tiles + 4 * block_g * (block_d + 2 * block_n)) * 11 // 10
+        widened = 0 if element_bytes == 4 else 4 * block_n * max(blocks.d, blocks.v)
+        tiles = depth * block_n * token_elements * element_bytes + widened
+        return (tiles + 4 * block_g * (blocks.d + blocks.r + 2 * block_n)) * 11 // 10
     # wgmma and tcgen05 (64 rows) read operands from shared memory; mma.sync copies a tile to registers first.
     in_place = block_g >= 64 and limits.compute_capability // 10 in {9, 10}
-    tiles = (depth if in_place else depth - 1) * block_n * (block_d + block_v) * element_bytes
-    queries_and_probabilities = block_g * (block_d + block_n) * dot_bytes
+    tiles = (depth if in_place else depth - 1) * block_n * token_elements * element_bytes
+    queries_and_probabilities = block_g * (blocks.d + blocks.r + block_n) * dot_bytes
     # The epilogue stages the result in shared memory to store it row by row.
-    return max(tiles + queries_and_probabilities, 4 * block_g * block_v) + 2048
+    return max(tiles + queries_and_probabilities, 4 * block_g * blocks.v) + 2048
 
 
 def _halved(value: int, least: int) -> tuple[int, ...]:

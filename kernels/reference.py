@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 
@@ -83,8 +84,9 @@ def decode_attention(
         window: sliding window: tokens that a query token attends to, itself the last; None means all.
         softcap: c: scores s become c tanh(s / c).
         sinks: [q_heads]: attention sinks, one more logit per query head, whose value is 0.
-        k_scale: number, [], [1] or [kv_heads]: multiplies the keys.
-        v_scale: the same for the values.
+        k_scale: number, [], [1] or [kv_heads]: multiplies the keys. With one KV head and a `v_cache` that
+            is a view of the first elements of `k_cache` also [2]: multiplies these elements, and the rest.
+        v_scale: the same for the values; None means the first of a `k_scale` of [2].
 
     Returns:
         Output [batch, (query_tokens,) q_heads, head_dim of v_cache] and log-sum-exp of the logits (natural
@@ -96,7 +98,13 @@ def decode_attention(
     kv_heads = k_cache.shape[2]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    k_scales, v_scales = (_per_head(each, kv_heads) for each in (k_scale, v_scale))
+    if kv_heads == 1 and isinstance(k_scale, torch.Tensor) and k_scale.numel() == 2:
+        v_scale = k_scale[:1] if v_scale is None else v_scale
+        parts = (v_cache.shape[-1], head_dim - v_cache.shape[-1])
+        k_scales = [_float64(k_scale).repeat_interleave(torch.tensor(parts, device=q.device))]
+    else:
+        k_scales = _per_head(k_scale, kv_heads)
+    v_scales = _per_head(v_scale, kv_heads)
     output = torch.zeros(*queries.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full(queries.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
     for sequence, context_len in enumerate(context_lens.tolist()):
@@ -121,7 +129,7 @@ def decode_attention(
     return output.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
 
 
-def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[float]:
+def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[Any]:
     if scale is None:
         return [1.0] * kv_heads
     values = scale.reshape(-1).tolist() if isinstance(scale, torch.Tensor) else [float(scale)]

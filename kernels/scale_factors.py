@@ -29,6 +29,7 @@ class DecodeFactors:
         value: of the output.
         k_scale: the scale of the K cache, if it is a tensor.
         v_scale: the scale of the V cache, if it is a tensor.
+        split_k_scale: whether `k_scale` is one of the values' elements of a latent cache, one of the rest.
     """
 
     score: float
@@ -36,6 +37,7 @@ class DecodeFactors:
     value: float
     k_scale: torch.Tensor | None
     v_scale: torch.Tensor | None
+    split_k_scale: bool = False
 
 
 def decode_factors(
@@ -46,6 +48,7 @@ def decode_factors(
     k_scale: Scale,
     v_scale: Scale,
     cache_factor: float = 1.0,
+    split_k_scale: bool = False,
 ) -> DecodeFactors:
     """The factors of a call with checked arguments.
 
@@ -56,11 +59,17 @@ def decode_factors(
         k_scale: likewise.
         v_scale: likewise.
         cache_factor: multiplies the elements of both caches, which the kernel decodes too small by it.
+        split_k_scale: whether a `k_scale` of 2 elements is one of the values' elements of a latent cache and
+            one of the rest.
 
     Raises:
         ValueError: a factor is outside the range of float32; names the argument and its range.
     """
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    split_k_scale = split_k_scale and isinstance(k_scale, torch.Tensor) and k_scale.numel() == 2
+    if split_k_scale and v_scale is None:
+        assert isinstance(k_scale, torch.Tensor)  # noqa: S101  (the line above)
+        v_scale = k_scale[:1]
     k_number, k_tensor = _number_and_tensor(k_scale)
     v_number, v_tensor = _number_and_tensor(v_scale)
     name = "scale" if k_tensor is not None or k_scale is None else "scale times k_scale"
@@ -87,6 +96,7 @@ def decode_factors(
         value=v_number * cache_factor,
         k_scale=k_tensor,
         v_scale=v_tensor,
+        split_k_scale=split_k_scale,
     )
 
 

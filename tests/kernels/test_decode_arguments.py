@@ -44,12 +44,7 @@ DECODE = {
     "q_empty": ({"q": zeros(0, 8, 64)}, f"q has shape [0, 8, 64]; {ALL_SIZES}"),
     "q_device": ({"q": zeros(2, 8, 64, **META)}, "q is on meta; it must be on a CUDA device, or on the CPU"),
     "q_strides": ({"q": zeros(2, 64, 8).transpose(1, 2)}, f"q has strides (512, 1, 8); {LAST}"),
-    "head_dim_odd": ({"q": zeros(2, 8, 60)}, "q has head_dim 60; it must be a multiple of 8 from 16 to 256"),
-    "head_dim_small": ({"q": zeros(2, 8, 8)}, "q has head_dim 8; it must be a multiple of 8 from 16 to 256"),
-    "head_dim_large": (
-        {"q": zeros(2, 8, 264)},
-        "q has head_dim 264; it must be a multiple of 8 from 16 to 256",
-    ),
+    "head_dim_large": ({"q": zeros(2, 8, 577)}, "q has head_dim 577; it must be from 1 to 576"),
     "k_batch": (
         {"k_cache": zeros(3, 20, 2, 64)},
         (
@@ -83,8 +78,8 @@ DECODE = {
         ),
     ),
     "v_head_dim": (
-        {"v_cache": zeros(2, 20, 2, 60)},
-        "v_cache has head_dim 60; it must be a multiple of 8 from 16 to 256",
+        {"v_cache": zeros(2, 20, 2, 513)},
+        "v_cache has head_dim 513; it must be from 1 to 512",
     ),
     "v_dtype": (
         {"v_cache": zeros(2, 20, 2, 64, **HALF)},
@@ -101,11 +96,11 @@ DECODE = {
     ),
     "heads_not_divided": (
         {"q": zeros(2, 7, 64)},
-        "q has 7 heads; it must have 1 to 64 for each of the 2 in k_cache",
+        "q has 7 heads; it must have 1 to 128 for each of the 2 in k_cache",
     ),
     "group_too_large": (
-        {"q": zeros(2, 130, 64)},
-        "q has 130 heads; it must have 1 to 64 for each of the 2 in k_cache",
+        {"q": zeros(2, 258, 64)},
+        "q has 258 heads; it must have 1 to 128 for each of the 2 in k_cache",
     ),
     "lengths_dtype": (
         {"context_lens": zeros(2, dtype=torch.int64)},
