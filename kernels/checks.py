@@ -186,7 +186,8 @@ def check_decode_attention(
         _check_device("sinks", sinks, "q", q)
         _check_last_contiguous("sinks", sinks)
     for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        shapes, meaning = {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]"
+        shapes: set[tuple[int, ...]] = {(kv_heads,)}
+        meaning = f" or [kv_heads]: [{kv_heads}]"
         if name == "k_scale" and takes_split_scale(k_cache, v_cache):
             shapes, meaning = {(2,)}, ", or [2], of the elements of v_cache and of the rest"
         _check_scale(name, head_scale, shapes, meaning, ("q", q))
