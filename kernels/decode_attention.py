@@ -164,8 +164,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
         q = tl.load(
             q_ptrs + offs_d[None, :], mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0
         )
-        q_rest: Any = None
-        rest_factor: Any = None
+        q_rest, rest_factor = q, None  # a key without a rest uses neither
         if BLOCK_R > 0:
             offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
             live_r = live_rows[:, None] & (offs_r < HEAD_DIM)[None, :]
