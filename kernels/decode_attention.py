@@ -44,6 +44,7 @@ from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, Decod
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
+from .launch import allocate, cached_launches, launch
 from .scale_factors import DecodeFactors, decode_factors
 
 patch_interpreter()
@@ -337,6 +338,7 @@ def _combine_kernel(
         )  # fmt: skip
 
 
+@cached_launches
 def decode_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -430,12 +432,12 @@ def decode_attention(
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("q", q))
     elif workspace_bytes:
-        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=q.device)
+        workspace = allocate((workspace_bytes,), torch.uint8, q.device)
     out, lse = out if isinstance(out, tuple) else (out, None)
     if out is None:
-        out = torch.empty((*q.shape[:-1], v_cache.shape[-1]), dtype=q.dtype, device=q.device)
+        out = allocate((*q.shape[:-1], v_cache.shape[-1]), q.dtype, q.device)
     if return_lse and lse is None:
-        lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        lse = allocate(q.shape[:-1], torch.float32, q.device)
     _launch(plan, factors, **arguments, out=out, lse=lse, workspace=workspace)
     return out if lse is None else (out, lse)
 
@@ -524,7 +526,9 @@ def _launch(
         "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
-        _split_kv_kernel[(plan.programs,)](
+        launch(
+            _split_kv_kernel,
+            (plan.programs,),
             **common,
             q_ptr=q,
             k_ptr=k_cache,
@@ -570,7 +574,9 @@ def _launch(
         )
         if plan.slots:
             combine_rows = math.ceil(plan.slot_rows / COMBINE_PROGRAMS)
-            _combine_kernel[(plan.programs, math.ceil(plan.slot_rows / combine_rows))](
+            launch(
+                _combine_kernel,
+                (plan.programs, math.ceil(plan.slot_rows / combine_rows)),
                 **common,
                 COMBINE_ROWS=combine_rows,
                 BLOCK_S=_COMBINE_BLOCK_PARTIALS,

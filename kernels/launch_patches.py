@@ -15,6 +15,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
+from . import launch as _launch  # noqa: F401  (loaded before a launch is replaced: it keeps Triton's own)
 from .interpreter import interpreting
 
 if TYPE_CHECKING:

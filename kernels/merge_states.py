@@ -14,6 +14,7 @@ import triton.language as tl
 
 from . import checks
 from .interpreter import patch_interpreter
+from .launch import allocate, cached_launches, launch
 
 patch_interpreter()
 
@@ -56,6 +57,7 @@ def _merge_states_kernel(
     tl.store(out_lse_ptr + offs_r, tl.where(total == 0.0, float("-inf"), offset + tl.log(total)), mask=live_r)
 
 
+@cached_launches
 def merge_states(
     o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,12 +82,14 @@ def merge_states(
     checks.check_merge_states(o, lse, o2, lse2)
     head_dim = o.shape[-1]
     rows = o.numel() // head_dim
-    out = torch.empty(o.shape, dtype=o.dtype, device=o.device)
-    out_lse = torch.empty(lse.shape, dtype=torch.float32, device=o.device)
+    out = allocate(o.shape, o.dtype, o.device)
+    out_lse = allocate(lse.shape, torch.float32, o.device)
     block_d = triton.next_power_of_2(head_dim)
     block_r = max(1, _BLOCK_ELEMENTS // block_d)
     with torch.cuda.device_of(o):  # type: ignore[no-untyped-call]
-        _merge_states_kernel[(triton.cdiv(rows, block_r),)](
+        launch(
+            _merge_states_kernel,
+            (triton.cdiv(rows, block_r),),
             o_ptr=o.contiguous(),
             lse_ptr=lse.contiguous(),
             o2_ptr=o2.contiguous(),

@@ -34,6 +34,7 @@ from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
+from .launch import allocate, cached_launches, launch
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import accumulate, load_tile, tile_of_item
 from .scale_factors import matmul_factors
@@ -304,6 +305,7 @@ def _split_k_reduce_kernel(
     store_output(acc, batch, offs_m, feature, epilogue, ACTIVATION, COLUMNS)
 
 
+@cached_launches
 def prefill_matmul(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -367,10 +369,10 @@ def prefill_matmul(
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("x", x))
     elif workspace_bytes:
-        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
+        workspace = allocate((workspace_bytes,), torch.uint8, x.device)
     if out is None:
         dtype = out_dtype or checks.default_out_dtype(x)
-        out = torch.empty((*x.shape[:-1], plan.out_features), dtype=dtype, device=x.device)
+        out = allocate((*x.shape[:-1], plan.out_features), dtype, x.device)
     _launch(plan, **epilogue, precision=precision, out=out, workspace=workspace)
     return out
 
@@ -456,7 +458,9 @@ def _launch(
     }
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if tiling.variant == "pointers":
-            _matmul_kernel[(plan.items,)](
+            launch(
+                _matmul_kernel,
+                (plan.items,),
                 **epilogue,
                 **batches,
                 **product,
@@ -477,7 +481,9 @@ def _launch(
         else:
             specialized = tiling.variant == "warp_specialized"
             part_k = tiling.block_k // max(1, plan.promoted_parts)
-            _tma_kernel[(min(tiling.programs, plan.items),)](
+            launch(
+                _tma_kernel,
+                (min(tiling.programs, plan.items),),
                 **epilogue,
                 **product,
                 x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, part_k]),
@@ -491,7 +497,9 @@ def _launch(
         if plan.split_tiles:
             live_rows = min(tiling.block_m, triton.next_power_of_2(x.shape[1]))
             reduce_m = max(1, min(live_rows, _REDUCE_ELEMENTS // tiling.block_n))
-            _split_k_reduce_kernel[(plan.split_tiles, triton.cdiv(live_rows, reduce_m))](
+            launch(
+                _split_k_reduce_kernel,
+                (plan.split_tiles, triton.cdiv(live_rows, reduce_m)),
                 **epilogue,
                 **batches,
                 NUM_SPLITS=tiling.num_splits,
