@@ -33,8 +33,8 @@ from . import checks
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
-from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
 from .launch import allocate, cached_launches, launch
+from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import accumulate, load_tile, tile_of_item
 from .scale_factors import matmul_factors
