@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from .block_scales import LEAST_BLOCK_K, block_size, weight_has_blocks, x_has_blocks
 from .decode_plan import takes_split_scale
 from .decode_tiling import MAX_SPLITS, DecodeTiling
 from .interpreter import interpreting
@@ -24,6 +25,8 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _CACHE_DTYPES = (*_FLOAT8, torch.int8)
 _ACTIVATIONS = (None, "silu", "gelu", "swiglu")
 _WORKSPACE_ALIGNMENT = 16
+_MAX_INT8_K = 2**17 - 1
+"""Products of two int8 elements are at most 2^14: so many of them stay below 2^31."""
 
 
 def check_prefill_matmul(
@@ -42,7 +45,7 @@ def check_prefill_matmul(
     """Raise ValueError unless the arguments are as `prefill_matmul` documents them."""
     _check_one_of("activation", activation, _ACTIVATIONS)
     _check_one_of("precision", precision, ("ieee", "tf32"))
-    _check_one_of("out_dtype", out_dtype, (None, *_DTYPES))
+    _check_one_of("out_dtype", out_dtype, (None, *_DTYPES, torch.int32))
     if tiling is not None and not isinstance(tiling, MatmulTiling):
         raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a MatmulTiling")
     _check_operands(x, weight)
@@ -50,6 +53,8 @@ def check_prefill_matmul(
     if activation == "swiglu" and features % 2:
         raise ValueError(f"weight has {features} rows; for swiglu it must have as many up as gate rows")
     out_dtype = out_dtype or default_out_dtype(x)
+    if out_dtype == torch.int32:
+        _check_integer_out(x, bias=bias, activation=activation, x_scale=x_scale, weight_scale=weight_scale)
     if bias is not None:
         _check_tensor("bias", bias)
         if weight.dim() == 2 or bias.dim() == 1:
@@ -59,11 +64,14 @@ def check_prefill_matmul(
         _check_device("bias", bias, "x", x)
         if bias.dtype not in (out_dtype, torch.float32):
             raise ValueError(f"bias is {bias.dtype}; it must be {out_dtype}, as the result, or torch.float32")
-    for name, scale, of, operand in (
-        ("x_scale", x_scale, "x", x),
-        ("weight_scale", weight_scale, "weight", weight),
+    for name, scale, of, operand, has_blocks in (
+        ("x_scale", x_scale, "x", x, x_has_blocks),
+        ("weight_scale", weight_scale, "weight", weight, weight_has_blocks),
     ):
         rows = tuple(operand.shape[:-1])
+        if has_blocks(scale, operand):
+            _check_block_scale(name, scale, (of, operand), weight)
+            continue
         meaning = f", or that of {of} without its last dimension: {list(rows)}"
         _check_scale(name, scale, {rows, (*rows, 1)}, meaning, (of, operand))
         if isinstance(scale, torch.Tensor):
@@ -87,8 +95,8 @@ def default_out_dtype(x: torch.Tensor) -> torch.dtype:
 
 def _check_operands(x: torch.Tensor, weight: torch.Tensor) -> None:
     _check_tensor("x", x)
-    if x.dtype not in (*_DTYPES, *_FLOAT8):
-        kinds = ", ".join(map(str, (*_DTYPES, *_FLOAT8)))
+    if x.dtype not in (*_DTYPES, *_FLOAT8, torch.int8):
+        kinds = ", ".join(map(str, (*_DTYPES, *_FLOAT8, torch.int8)))
         raise ValueError(f"x is {x.dtype}; it must be one of {kinds}")
     if x.dim() == 0:
         raise ValueError("x has no dimensions; it must be [..., in_features]")
@@ -106,13 +114,52 @@ def _check_operands(x: torch.Tensor, weight: torch.Tensor) -> None:
     else:
         _check_shape("weight", weight, (None, x.shape[-1]), "[out_features, in_features of x]")
     _check_nonempty("weight", weight)
-    allowed = (
-        _FLOAT8 if x.dtype in _FLOAT8 else (x.dtype,) if x.element_size() == 4 else (x.dtype, torch.int8)
-    )
+    allowed = _FLOAT8 if x.dtype in _FLOAT8 else (x.dtype, torch.int8) if x.element_size() == 2 else (x.dtype,)
     if weight.dtype not in allowed:
         kinds = " or ".join(map(str, allowed))
         raise ValueError(f"weight is {weight.dtype}; under x of {x.dtype} it must be {kinds}")
     _check_device("weight", weight, "x", x)
+    if x.dtype == torch.int8 and x.shape[-1] > _MAX_INT8_K:
+        raise ValueError(
+            f"x has {x.shape[-1]} in_features; in int8 it must have at most {_MAX_INT8_K}, whose sums int32 holds"
+        )
+
+
+def _check_block_scale(
+    name: str, scale: torch.Tensor, of: tuple[str, torch.Tensor], weight: torch.Tensor
+) -> None:
+    """Scales per block of K: any strides, blocks of a power of two."""
+    operand = of[1]
+    _check_tensor(name, scale)
+    if scale.dtype not in _DTYPES:
+        kinds = ", ".join(map(str, _DTYPES))
+        raise ValueError(f"{name} is {scale.dtype}; it must be one of {kinds}")
+    if weight.element_size() > 1:
+        raise ValueError(f"{name} has shape {list(scale.shape)}; blocks need a weight of 8 bits")
+    _check_nonempty(name, scale)
+    in_features = operand.shape[-1]
+    block_k = block_size(in_features, scale.shape[-1])
+    if block_k is None or block_k < LEAST_BLOCK_K:
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}; its last dimension must divide {in_features} in_features "
+            f"into blocks of a power of two of at least {LEAST_BLOCK_K}"
+        )
+    rows = operand.shape[-2] if name == "weight_scale" else 1
+    if name == "weight_scale" and block_size(rows, scale.shape[-2]) is None:
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}; it must divide {rows} rows of weight into blocks of a power "
+            "of two"
+        )
+    _check_device(name, scale, *of)
+
+
+def _check_integer_out(x: torch.Tensor, **epilogue: object) -> None:
+    """int32 sums of int8 products, without an epilogue."""
+    if x.dtype != torch.int8:
+        raise ValueError(f"out_dtype is torch.int32; under x of {x.dtype} it must be a float dtype")
+    for name, value in epilogue.items():
+        if value is not None:
+            raise ValueError(f"{name} is given; it must be None where out_dtype is torch.int32")
 
 
 def _check_rows_view(out: torch.Tensor, weight: torch.Tensor) -> None:

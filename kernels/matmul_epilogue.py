@@ -1,4 +1,4 @@
-"""Device functions of the matmul kernels: the epilogue of a tile, from float32 sums to what is stored."""
+"""Device functions of the matmul kernels: the epilogue of a tile, from float32 or int32 sums to what is stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Epilogue(NamedTuple):
         factor: multiplies all sums.
         rows: M of each batch.
         features: rows of the weight.
-        partial_ptr: float32 partial sums [splits, BLOCK_M, BLOCK_N], or None without split-K.
+        partial_ptr: partial sums in float32 or int32 [splits, BLOCK_M, BLOCK_N], or None without split-K.
     """
 
     out_ptr: tl.tensor
@@ -92,7 +92,8 @@ def store_output(
     if ACTIVATION == "swiglu":
         acc, up = tl.split(tl.reshape(acc, (acc.shape[0], acc.shape[1] // 2, 2)))
         up = _scaled(up, scale, batch_index, columns + out_features, live_n, epilogue)
-    acc = _scaled(acc, scale, batch_index, columns, live_n, epilogue)
+    if epilogue.out_ptr.dtype.element_ty != tl.int32:  # int32 sums are stored as they are
+        acc = _scaled(acc, scale, batch_index, columns, live_n, epilogue)
     if ACTIVATION == "silu" or ACTIVATION == "swiglu":  # noqa: PLR1714  (Triton has no `in`)
         acc = acc / (1.0 + tl.exp(-acc))
     if ACTIVATION == "swiglu":
@@ -123,7 +124,7 @@ def store_item(
     LANE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Epilogue of an item: stores a whole tile's output, or the float32 partial sums of K split `split` >= 0.
+    """Epilogue of an item: stores a whole tile's output, or the partial sums of K split `split` >= 0.
 
     `acc` starts at column LANE of the tile. Columns are stored in SLICES slices, one after another, so that
     scales, bias and addresses take fewer registers.
@@ -193,7 +194,7 @@ def _scaled(
     epilogue: Epilogue,
 ) -> tl.tensor:
     """Sums of features multiplied by their scales, plus the bias."""
-    acc = acc * scale
+    acc = acc.to(tl.float32) * scale
     if epilogue.weight_scale_ptr is not None:
         scale_ptrs = epilogue.weight_scale_ptr + batch * epilogue.stride_weight_scale_batch
         scale_ptrs += features * epilogue.stride_weight_scale

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .block_scales import BlockScales, block_scales
 from .matmul_tile_tables import MatmulProblem
 from .matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, choose_matmul_tiling
 
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
+    from .scale_factors import Scale
 
 _MAX_LANE_OFFSET = 2**31
 _FLOAT8_ACCUMULATION_K = 128
@@ -38,7 +40,8 @@ class MatmulPlan:
         float8_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
         flattens: whether to flatten the persistent tile loop; on sm_100 that adds too many instructions.
         promoted_parts: parts of a K step whose products are each added to a float32 accumulator; 0 where the
-            tensor cores accumulate in float32 themselves.
+            tensor cores accumulate over all of K, in float32 or int32.
+        blocks: scales per block of K; None without any.
     """
 
     x: torch.Tensor
@@ -51,6 +54,27 @@ class MatmulPlan:
     float8_bits: bool
     flattens: bool
     promoted_parts: int
+    blocks: BlockScales | None
+
+    @property
+    def block_scales(self) -> str:
+        """How the weight's block scales vary over the columns of a tile; see `scale_pointers`."""
+        if self.blocks is None:
+            return "none"
+        if self.blocks.weight is None:
+            return "one"
+        aligned = self.blocks.weight_block_n % (self.tiling.block_columns // (2 if self.gated else 1)) == 0
+        if not self.gated:
+            return "one" if aligned or self.blocks.weight.shape[1] == 1 else "each"
+        up_aligned = self.out_features % (self.tiling.block_columns // 2) == 0
+        if not aligned or not up_aligned:
+            return "each"
+        return "pairs" if self.tiling.variant == "pointers" else "halves"
+
+    @property
+    def integer_sums(self) -> bool:
+        """Whether sums are int32, which hold those of int8 products exactly."""
+        return self.x.dtype == torch.int8 and self.promoted_parts == 0
 
     @property
     def items(self) -> int:
@@ -85,11 +109,15 @@ def plan_matmul(
     precision: str,
     tiling: MatmulTiling | None,
     limits: GpuLimits,
+    x_scale: Scale = None,
+    weight_scale: Scale = None,
 ) -> MatmulPlan:
     """The plan of a call with checked arguments; `choose_matmul_tiling` fills in a missing tiling."""
     gated = activation == "swiglu"
+    given_x, given_weight = x, weight
     x = _as_matrices(x) if weight.dim() == 2 else x
     batch, rows, in_features = x.shape
+    blocks = block_scales(given_x, given_weight, x_scale, weight_scale, (batch, rows))
     weight = weight.expand(batch, *weight.shape[-2:])
     features = weight.shape[1]
     tma = batch == 1 and _fits_tma(x) and _fits_tma(weight)
@@ -104,14 +132,21 @@ def plan_matmul(
             aligned=_loads_16_bytes(x[0]) and _loads_16_bytes(weight[0]),
             tma=tma,
             tf32=precision == "tf32",
+            integer=x.dtype == torch.int8,
+            scaled_k=None if blocks is None else blocks.part_k,
         )
         tiling = choose_matmul_tiling(problem, limits)
     if tiling.variant != "pointers" and not (tma and limits.compute_capability >= TMA_FROM_CAPABILITY):
         tiling = dataclasses.replace(tiling, variant="pointers")
     tiles = batch * math.ceil(rows / tiling.block_m) * math.ceil(features / tiling.block_columns)
     whole_tiles = tiles if tiling.num_splits == 1 else min(tiling.whole_tiles, tiles)
-    hopper, is_float8 = limits.compute_capability // 10 == 9, x.element_size() == 1
-    promoted_parts = math.ceil(tiling.block_k / _FLOAT8_ACCUMULATION_K) if hopper and is_float8 else 0
+    hopper, is_float8 = limits.compute_capability // 10 == 9, x.dtype.itemsize == 1 and x.dtype != torch.int8
+    part_k = min(
+        _FLOAT8_ACCUMULATION_K if hopper and is_float8 else tiling.block_k,
+        tiling.block_k if blocks is None else blocks.part_k,
+    )
+    is_promoted = (hopper and is_float8) or blocks is not None
+    promoted_parts = math.ceil(tiling.block_k / part_k) if is_promoted else 0
     return MatmulPlan(
         x=x,
         weight=weight,
@@ -124,6 +159,7 @@ def plan_matmul(
         # Triton 3.9.0 lacks a wait where the epilogue of a flattened loop uses the part in flight.
         flattens=hopper and promoted_parts <= 1,
         promoted_parts=promoted_parts,
+        blocks=blocks,
     )
 
 

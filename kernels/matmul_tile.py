@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .float8 import to_float16
+from .matmul_block_scales import promoted
 from .interpreter import patch_interpreter
 
 patch_interpreter()
@@ -76,20 +77,25 @@ def accumulate(
     FLOAT8_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     PROMOTED_PARTS: tl.constexpr,
+    factors: tl.tuple,
+    pending_factors: tl.tuple,
+    BLOCK_SCALES: tl.constexpr,
 ) -> tl.tuple:
     """Tensor-core step: adds x [BLOCK_M, PART_K] times the transpose of weight [BLOCK_N, PART_K] to `acc`.
 
-    Int8 weights are converted to the dtype of x, which holds their values exactly. WEIGHT_FIRST swaps the
-    operands (swap AB) and accumulates the transposed product: weights may then come from registers, and fill
-    the rows of a tensor-core instruction even if x has few rows.
+    Int8 weights are converted to the dtype of x, which holds their values exactly; under int8 x both are
+    multiplied as integers, and `acc` is int32 unless sums are promoted. WEIGHT_FIRST swaps the operands (swap
+    AB) and accumulates the transposed product: weights may then come from registers, and fill the rows of a
+    tensor-core instruction even if x has few rows.
 
-    PROMOTED_PARTS 0 leaves accumulation to the tensor cores. Otherwise their sums are too imprecise, so each
-    product is promoted: added to `acc` by float32 units. One part per K step is promoted at once. Of several,
-    each is promoted after the next one is issued, so that these additions overlap tensor-core work: `pending`
-    is the product not yet promoted. The last of a step stays in flight while the next step begins.
+    PROMOTED_PARTS 0 leaves accumulation to the tensor cores. Otherwise their sums are too imprecise, or each
+    block of K has scales of its own, so each product is promoted: multiplied by its factors and added to
+    `acc` by float32 units. One part per K step is promoted at once. Of several, each is promoted after the
+    next one is issued, so that these additions overlap tensor-core work: `pending` is the product not yet
+    promoted, with `pending_factors`. The last of a step stays in flight while the next step begins.
 
     Returns:
-        acc and pending.
+        acc, pending and pending_factors.
     """
     if FLOAT8_BITS:
         x = to_float16(x)
@@ -103,8 +109,9 @@ def accumulate(
     else:
         product = tl.dot(x, tl.trans(weight), input_precision=PRECISION)
         if PROMOTED_PARTS == 1:
-            acc += product
+            acc = promoted(acc, product, factors, WEIGHT_FIRST, BLOCK_SCALES)
         else:
-            acc += pending
+            acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
             pending = product
-    return acc, pending
+            pending_factors = factors
+    return acc, pending, pending_factors

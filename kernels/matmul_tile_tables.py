@@ -10,8 +10,8 @@ from .gpu_limits import registers_for
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
-DotKind = Literal["float16", "float8", "int8_weight", "tf32", "float32"]
-"""Operands of a dot: 16-bit floats, 8-bit floats, 16-bit floats by int8 weights, float32 as tf32 or IEEE."""
+DotKind = Literal["float16", "float8", "int8", "int8_weight", "tf32", "float32"]
+"""Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by int8 weights, float32 as tf32 or IEEE."""
 
 # From the datasheets, by compute capability: dense 16-bit operations and DRAM bytes per second and SM, and
 # bytes of the L2 cache.
@@ -39,6 +39,8 @@ class MatmulProblem:
         aligned: whether both operands can be loaded 16 bytes at a time.
         tma: whether both operands meet the alignment rules of tensor descriptors.
         tf32: whether 4-byte elements are multiplied as tf32 rather than IEEE float32.
+        integer: whether x is int8.
+        scaled_k: elements of K that have the same scales; None means all of them.
     """
 
     rows: int
@@ -50,6 +52,8 @@ class MatmulProblem:
     aligned: bool
     tma: bool = False
     tf32: bool = False
+    integer: bool = False
+    scaled_k: int | None = None
 
     @classmethod
     def contiguous(
@@ -72,7 +76,7 @@ class MatmulProblem:
         if self.x_bytes == 4:
             return "tf32" if self.tf32 else "float32"
         if self.x_bytes == 1:
-            return "float8"
+            return "int8" if self.integer else "float8"
         return "int8_weight" if self.weight_bytes == 1 else "float16"
 
     @property
@@ -135,6 +139,13 @@ _MANY_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
         100: tuple(replace(tile, k=_FLOAT8_K) for tile in (_LARGEST, _TWO_SQUARES, _NARROW)),
         120: (_SQUARE,),
     },
+    "int8": {
+        80: (replace(_LARGEST, stages=3, k=128), replace(_SQUARE, k=128), replace(_NARROW, k=128)),
+        86: (replace(_SQUARE, k=128), replace(_NARROW, stages=3, k=128)),
+        90: (replace(_LARGEST, stages=3, k=128), replace(_TWO_SQUARES, k=128), replace(_NARROW, k=128)),
+        100: tuple(replace(tile, k=128) for tile in (_LARGEST, _TWO_SQUARES, _NARROW)),
+        120: (replace(_SQUARE, k=128), replace(_NARROW, stages=3, k=128)),
+    },
     "int8_weight": {
         80: (_SQUARE,),
         86: (replace(_SQUARE, k=32),),
@@ -151,6 +162,7 @@ _MANY_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
 _UNALIGNED_ROWS: dict[DotKind, TileConfig] = {
     "float16": TileConfig(m=64, n=128, k=32, warps=8, stages=2, per_sm=2),
     "float8": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
+    "int8": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
     "int8_weight": TileConfig(m=64, n=128, k=32, warps=8, stages=2, per_sm=2),
     "tf32": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
     "float32": TileConfig(m=32, n=64, k=16, warps=8, stages=3, per_sm=3),
@@ -178,7 +190,13 @@ def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfi
     generation = generation_of(limits)
     # If wide tiles are enough to fill the GPU, they read x from L2 less often.
     wide = problem.out_features >= 2 * 64 * limits.sm_count
-    pick = {"float16": _few_float16, "float8": _few_float8, "int8_weight": _few_int8, "tf32": _few_tf32}
+    pick = {
+        "float16": _few_float16,
+        "float8": _few_float8,
+        "int8": _few_float8,
+        "int8_weight": _few_int8,
+        "tf32": _few_tf32,
+    }
     return _with_stages(pick[problem.kind](m, generation, wide), problem, limits)
 
 

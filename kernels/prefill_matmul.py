@@ -34,6 +34,7 @@ from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .launch import allocate, cached_launches, launch
+from .matmul_block_scales import block_factors, promoted, scale_pointers
 from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import accumulate, load_tile, tile_of_item
@@ -93,6 +94,19 @@ def _matmul_kernel(
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     WIDE: tl.constexpr,
+    x_block_ptr: tl.tensor,
+    weight_block_ptr: tl.tensor,
+    stride_x_block_batch: tl.tensor,
+    stride_x_block_row: tl.tensor,
+    stride_x_block_k: tl.tensor,
+    stride_weight_block_batch: tl.tensor,
+    stride_weight_block_row: tl.tensor,
+    stride_weight_block_k: tl.tensor,
+    INTEGER_SUMS: tl.constexpr,
+    BLOCK_SCALES: tl.constexpr,
+    X_BLOCK_K: tl.constexpr,
+    WEIGHT_BLOCK_K: tl.constexpr,
+    WEIGHT_BLOCK_N: tl.constexpr,
 ) -> None:
     """One work item per CTA; loads operands through pointers (cp.async).
 
@@ -132,20 +146,43 @@ def _matmul_kernel(
     weight_base += weight_row * stride_weight_row
     step_k = tl.full((), PART_K, tl.int64)
 
-    acc = tl.zeros((BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N), dtype=tl.float32)
+    scales = scale_pointers(
+        x_block_ptr, weight_block_ptr, batch, row + lanes_m, weight_row, weight_lanes, features // 2,
+        stride_x_block_batch, stride_x_block_row, stride_weight_block_batch, stride_weight_block_row,
+        BLOCK_SCALES, WEIGHT_BLOCK_N,
+    )  # fmt: skip
+    factors = block_factors(
+        scales, live_m, live_n, first_k * BLOCK_K, in_features, stride_x_block_k, stride_weight_block_k,
+        BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+    )  # fmt: skip
+    acc = tl.zeros(
+        (BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N),
+        dtype=tl.int32 if INTEGER_SUMS else tl.float32,
+    )
     pending = tl.zeros_like(acc)
+    pending_factors = (tl.zeros_like(factors[0]), tl.zeros_like(factors[1]))
     for k_tile in range(first_k, last_k):
         for part in tl.static_range(BLOCK_K // PART_K):
-            live_k = offs_k < in_features - k_tile * BLOCK_K - part * PART_K
+            k = k_tile * BLOCK_K + part * PART_K
+            live_k = offs_k < in_features - k
+            if BLOCK_SCALES != "none":
+                # One part ahead: they arrive while this part is multiplied.
+                next_factors = block_factors(
+                    scales, live_m, live_n, k + PART_K, in_features, stride_x_block_k, stride_weight_block_k,
+                    BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+                )  # fmt: skip
             x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
             weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
-            acc, pending = accumulate(
-                x, weight, acc, pending, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, PROMOTED_PARTS
-            )
+            acc, pending, pending_factors = accumulate(
+                x, weight, acc, pending, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, PROMOTED_PARTS,
+                factors, pending_factors, BLOCK_SCALES,
+            )  # fmt: skip
+            if BLOCK_SCALES != "none":
+                factors = next_factors
             x_base += step_k * stride_x_k
             weight_base += step_k * stride_weight_k
     if PROMOTED_PARTS > 1:
-        acc += pending
+        acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
 
     if WEIGHT_FIRST:
         acc = tl.trans(acc)
@@ -193,6 +230,19 @@ def _tma_kernel(
     WARP_SPECIALIZE: tl.constexpr,
     SLICES: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    x_block_ptr: tl.tensor,
+    weight_block_ptr: tl.tensor,
+    stride_x_block_batch: tl.tensor,
+    stride_x_block_row: tl.tensor,
+    stride_x_block_k: tl.tensor,
+    stride_weight_block_batch: tl.tensor,
+    stride_weight_block_row: tl.tensor,
+    stride_weight_block_k: tl.tensor,
+    INTEGER_SUMS: tl.constexpr,
+    BLOCK_SCALES: tl.constexpr,
+    X_BLOCK_K: tl.constexpr,
+    WEIGHT_BLOCK_K: tl.constexpr,
+    WEIGHT_BLOCK_N: tl.constexpr,
 ) -> None:
     """Persistent kernel: each CTA loops over work items, assigned round-robin; the TMA loads the operands.
 
@@ -216,28 +266,55 @@ def _tma_kernel(
             item, whole_tiles, blocks_m, blocks_n, k_tiles, GROUP_M, NUM_SPLITS
         )
         row, feature = block_m * BLOCK_M, block_n * BLOCK_N
-        acc = tl.zeros((BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N), dtype=tl.float32)
+        acc = tl.zeros(
+            (BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N),
+            dtype=tl.int32 if INTEGER_SUMS else tl.float32,
+        )
         if NUM_SPLITS == 1:
             first_k = 0
             last_k = k_tiles
+        offs_m, lanes_n = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+        weight_row = feature
+        if ACTIVATION == "swiglu":
+            weight_row = feature // 2
+            lanes_n = lanes_n % (BLOCK_N // 2) + lanes_n // (BLOCK_N // 2) * (features // 2)
+        live_m, live_n = offs_m < rows, weight_row + lanes_n < features
+        scales = scale_pointers(
+            x_block_ptr, weight_block_ptr, batch, offs_m, weight_row, lanes_n, features // 2,
+            stride_x_block_batch, stride_x_block_row, stride_weight_block_batch, stride_weight_block_row,
+            BLOCK_SCALES, WEIGHT_BLOCK_N,
+        )  # fmt: skip
+        factors = block_factors(
+            scales, live_m, live_n, first_k * BLOCK_K, in_features, stride_x_block_k, stride_weight_block_k,
+            BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+        )  # fmt: skip
         pending = tl.zeros_like(acc)
+        pending_factors = (tl.zeros_like(factors[0]), tl.zeros_like(factors[1]))
         for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
             for part in tl.static_range(BLOCK_K // PART_K):
                 k = k_tile * BLOCK_K + part * PART_K
+                if BLOCK_SCALES != "none":
+                    # One part ahead: they arrive while this part is multiplied.
+                    next_factors = block_factors(
+                        scales, live_m, live_n, k + PART_K, in_features, stride_x_block_k,
+                        stride_weight_block_k, BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+                    )  # fmt: skip
                 x = x_desc.load([row, k])
                 if ACTIVATION == "swiglu":
                     halves = weight_desc.load([0, feature // 2, k])  # [2, BLOCK_N / 2, PART_K]
                     weight = tl.reshape(halves, (BLOCK_N, PART_K))
                 else:
                     weight = weight_desc.load([feature, k])
-                acc, pending = accumulate(
-                    x, weight, acc, pending, WEIGHT_FIRST, False, PRECISION, PROMOTED_PARTS
-                )
+                acc, pending, pending_factors = accumulate(
+                    x, weight, acc, pending, WEIGHT_FIRST, False, PRECISION, PROMOTED_PARTS,
+                    factors, pending_factors, BLOCK_SCALES,
+                )  # fmt: skip
+                if BLOCK_SCALES != "none":
+                    factors = next_factors
         if PROMOTED_PARTS > 1:
-            acc += pending
+            acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
-        offs_m = row + tl.arange(0, BLOCK_M)
         if ACTIVATION == "swiglu":
             gate, up = split_columns(acc)
             store_pairs(
@@ -293,9 +370,9 @@ def _split_k_reduce_kernel(
 
     partial_ptrs = partial_ptr + tile.to(tl.int64) * (NUM_SPLITS * BLOCK_M * BLOCK_N)
     partial_ptrs += lanes_m[:, None] * BLOCK_N + lanes_n[None, :]  # [REDUCE_M, BLOCK_N]
-    acc = tl.zeros((REDUCE_M, BLOCK_N), dtype=tl.float32)
+    acc = tl.zeros((REDUCE_M, BLOCK_N), dtype=partial_ptr.dtype.element_ty)
     for _ in range(NUM_SPLITS):
-        acc += tl.load(partial_ptrs, mask=live, other=0.0)
+        acc += tl.load(partial_ptrs, mask=live, other=0)
         partial_ptrs += BLOCK_M * BLOCK_N
     epilogue = Epilogue(
         out_ptr, stride_out_batch, stride_out_row, stride_out_column, bias_ptr, stride_bias_batch,
@@ -364,7 +441,9 @@ def prefill_matmul(
     checks.check_prefill_matmul(
         x=x, weight=weight, **epilogue, out_dtype=out_dtype, precision=precision, out=out, tiling=tiling
     )
-    plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device))
+    plan = plan_matmul(
+        x, weight, activation, precision, tiling, gpu_limits(x.device), x_scale, weight_scale
+    )
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("x", x))
@@ -387,8 +466,9 @@ def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor, **opti
     """
     checks.check_prefill_matmul(x=x, weight=weight, **options)
     activation, precision = options.get("activation"), options.get("precision", "ieee")
-    tiling = options.get("tiling")
-    return plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device)).workspace_bytes
+    tiling, limits = options.get("tiling"), gpu_limits(x.device)
+    scales = options.get("x_scale"), options.get("weight_scale")
+    return plan_matmul(x, weight, activation, precision, tiling, limits, *scales).workspace_bytes
 
 
 def _launch(
@@ -408,15 +488,21 @@ def _launch(
     if plan.float8_bits:
         x, weight = _e4m3_codes(x), _e4m3_codes(weight)
     coded = sum(operand.dtype == torch.uint8 for operand in (x, weight))
+    blocks = plan.blocks
     factor, x_scales, weight_scales = matmul_factors(
-        x_scale, weight_scale, operand_factor=E4M3_BITS_FACTOR**coded, device=x.device
+        None if blocks is not None and blocks.x is not None else x_scale,
+        None if blocks is not None and blocks.weight is not None else weight_scale,
+        operand_factor=E4M3_BITS_FACTOR**coded,
+        device=x.device,
     )
     epilogue = {
         "bias_ptr": bias,
         "x_scale_ptr": x_scales,
         "weight_scale_ptr": weight_scales,
         "out_ptr": matrices,
-        "partial_ptr": workspace.view(-1).view(torch.uint8)[: plan.workspace_bytes].view(torch.float32)
+        "partial_ptr": workspace.view(-1).view(torch.uint8)[: plan.workspace_bytes].view(
+            torch.int32 if plan.integer_sums else torch.float32
+        )
         if workspace is not None and plan.split_tiles
         else None,
         "factor": factor,
@@ -455,6 +541,8 @@ def _launch(
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
         "maxnreg": tiling.max_registers,
+        "INTEGER_SUMS": plan.integer_sums,
+        **_block_arguments(plan),
     }
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if tiling.variant == "pointers":
@@ -506,6 +594,29 @@ def _launch(
                 REDUCE_M=reduce_m,
                 num_warps=4,
             )
+
+
+def _block_arguments(plan: MatmulPlan) -> dict[str, Any]:
+    """The kernels' arguments that describe scales per block of K."""
+    blocks = plan.blocks
+    x = None if blocks is None else blocks.x
+    weight = None if blocks is None else blocks.weight
+    x_strides = (0, 0, 0) if x is None else x.stride()
+    weight_strides = (0, 0, 0) if weight is None else weight.stride()
+    return {
+        "x_block_ptr": x,
+        "weight_block_ptr": weight,
+        "stride_x_block_batch": x_strides[0],
+        "stride_x_block_row": x_strides[1],
+        "stride_x_block_k": x_strides[2],
+        "stride_weight_block_batch": weight_strides[0],
+        "stride_weight_block_row": weight_strides[1],
+        "stride_weight_block_k": weight_strides[2],
+        "BLOCK_SCALES": plan.block_scales,
+        "X_BLOCK_K": 1 if blocks is None else blocks.x_block_k,
+        "WEIGHT_BLOCK_K": 1 if blocks is None else blocks.weight_block_k,
+        "WEIGHT_BLOCK_N": 1 if blocks is None else blocks.weight_block_n,
+    }
 
 
 def _per_row(scales: torch.Tensor | None) -> int:

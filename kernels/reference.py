@@ -30,14 +30,16 @@ def prefill_matmul(
             for "swiglu" first the rows of the gate, then as many of the up projection.
         bias: [out_features] or [batch, out_features], or None.
         activation: None, "silu", "gelu" (exact, with erf) or "swiglu": silu(gate) x up.
-        x_scale: a number, a tensor of one element, or one scale per row of x; its last dimension may be 1.
-        weight_scale: the same for the weight.
+        x_scale: a number, a tensor of one element, or one scale per row of x; its last dimension may be 1. Or
+            one per row and block of in_features: [..., blocks].
+        weight_scale: the same for the weight, whose rows may also be in blocks: [..., row blocks, blocks].
 
     Returns:
         [..., out_features], float64; half as many features for "swiglu".
     """
-    scaled_x = _float64(x) * _of_rows(x_scale, x)
-    product = scaled_x @ (_float64(weight) * _of_rows(weight_scale, weight)).transpose(-1, -2)
+    scaled_x = _float64(x) * _of_elements(x_scale, x, rows=False)
+    scaled_weight = _float64(weight) * _of_elements(weight_scale, weight, rows=True)
+    product = scaled_x @ scaled_weight.transpose(-1, -2)
     if bias is not None:
         product = product + (_float64(bias)[:, None] if bias.dim() == 2 else _float64(bias))
     if activation == "swiglu":
@@ -46,6 +48,28 @@ def prefill_matmul(
     if activation == "silu":
         return torch.nn.functional.silu(product)
     return torch.nn.functional.gelu(product) if activation == "gelu" else product
+
+
+def _of_elements(scale: torch.Tensor | float | None, operand: torch.Tensor, *, rows: bool) -> torch.Tensor:
+    """A scale in a shape that multiplies an operand [..., rows, elements]; blocks are powers of two.
+
+    `rows` says that also the rows of the operand may be in blocks.
+    """
+    if not isinstance(scale, torch.Tensor) or scale.dim() != operand.dim() or scale.numel() == 1:
+        return _of_rows(scale, operand)
+    per_row = scale.shape[-2:] == (1, operand.shape[-2]) and rows
+    if per_row or scale.shape[-1] == 1 and scale.shape[:-1] == operand.shape[:-1]:
+        return _of_rows(scale, operand)
+    scale = _repeated(_float64(scale), operand, -1)
+    return _repeated(scale, operand, -2) if rows else scale
+
+
+def _repeated(scale: torch.Tensor, operand: torch.Tensor, dim: int) -> torch.Tensor:
+    """Scales per block of a dimension as scales per element."""
+    size, elements = 1, operand.shape[dim]
+    while -(-elements // size) > scale.shape[dim]:
+        size *= 2
+    return scale.repeat_interleave(size, dim).narrow(dim, 0, elements)
 
 
 def _of_rows(scale: torch.Tensor | float | None, operand: torch.Tensor) -> torch.Tensor:
