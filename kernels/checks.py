@@ -64,18 +64,7 @@ def check_prefill_matmul(
         _check_device("bias", bias, "x", x)
         if bias.dtype not in (out_dtype, torch.float32):
             raise ValueError(f"bias is {bias.dtype}; it must be {out_dtype}, as the result, or torch.float32")
-    for name, scale, of, operand, has_blocks in (
-        ("x_scale", x_scale, "x", x, x_has_blocks),
-        ("weight_scale", weight_scale, "weight", weight, weight_has_blocks),
-    ):
-        rows = tuple(operand.shape[:-1])
-        if has_blocks(scale, operand):
-            _check_block_scale(name, scale, (of, operand), weight)
-            continue
-        meaning = f", or that of {of} without its last dimension: {list(rows)}"
-        _check_scale(name, scale, {rows, (*rows, 1)}, meaning, (of, operand))
-        if isinstance(scale, torch.Tensor):
-            _check_contiguous(name, scale)
+    _check_matmul_scales(x, weight, x_scale, weight_scale)
     if out is not None:
         columns = features // 2 if activation == "swiglu" else features
         _check_shape(
@@ -86,6 +75,26 @@ def check_prefill_matmul(
         _check_device("out", out, "x", x)
         _check_writable("out", out)
         _check_rows_view(out, weight)
+
+
+def _check_matmul_scales(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    x_scale: torch.Tensor | float | None,
+    weight_scale: torch.Tensor | float | None,
+) -> None:
+    for name, scale, of, operand, has_blocks in (
+        ("x_scale", x_scale, "x", x, x_has_blocks),
+        ("weight_scale", weight_scale, "weight", weight, weight_has_blocks),
+    ):
+        rows = tuple(operand.shape[:-1])
+        if isinstance(scale, torch.Tensor) and has_blocks(scale, operand):
+            _check_block_scale(name, scale, (of, operand), weight)
+            continue
+        meaning = f", or that of {of} without its last dimension: {list(rows)}"
+        _check_scale(name, scale, {rows, (*rows, 1)}, meaning, (of, operand))
+        if isinstance(scale, torch.Tensor):
+            _check_contiguous(name, scale)
 
 
 def default_out_dtype(x: torch.Tensor) -> torch.dtype:
@@ -114,14 +123,16 @@ def _check_operands(x: torch.Tensor, weight: torch.Tensor) -> None:
     else:
         _check_shape("weight", weight, (None, x.shape[-1]), "[out_features, in_features of x]")
     _check_nonempty("weight", weight)
-    allowed = _FLOAT8 if x.dtype in _FLOAT8 else (x.dtype, torch.int8) if x.element_size() == 2 else (x.dtype,)
+    allowed = (
+        _FLOAT8 if x.dtype in _FLOAT8 else (x.dtype, torch.int8) if x.element_size() == 2 else (x.dtype,)
+    )
     if weight.dtype not in allowed:
         kinds = " or ".join(map(str, allowed))
         raise ValueError(f"weight is {weight.dtype}; under x of {x.dtype} it must be {kinds}")
     _check_device("weight", weight, "x", x)
     if x.dtype == torch.int8 and x.shape[-1] > _MAX_INT8_K:
         raise ValueError(
-            f"x has {x.shape[-1]} in_features; in int8 it must have at most {_MAX_INT8_K}, whose sums int32 holds"
+            f"x has {x.shape[-1]} in_features; in int8 it must have at most {_MAX_INT8_K}, for sums in int32"
         )
 
 
@@ -147,8 +158,8 @@ def _check_block_scale(
     rows = operand.shape[-2] if name == "weight_scale" else 1
     if name == "weight_scale" and block_size(rows, scale.shape[-2]) is None:
         raise ValueError(
-            f"{name} has shape {list(scale.shape)}; it must divide {rows} rows of weight into blocks of a power "
-            "of two"
+            f"{name} has shape {list(scale.shape)}; it must divide {rows} rows of weight into blocks of a "
+            "power of two"
         )
     _check_device(name, scale, *of)
 

@@ -8,6 +8,8 @@ is one fused multiply-add per element.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -16,19 +18,38 @@ from .interpreter import patch_interpreter
 patch_interpreter()
 
 
+class BlockScaleTensors(NamedTuple):
+    """Scales per block of K, as arguments of a kernel: an operand without blocks has None as its pointer.
+
+    Attributes:
+        x_ptr: [batch, rows, blocks of K], or None.
+        stride_x_batch: in elements, as the others.
+        stride_x_row: between rows.
+        stride_x_k: between blocks of K.
+        weight_ptr: [batch, blocks of rows, blocks of K], or None.
+        stride_weight_batch: of the scales of the weight.
+        stride_weight_row: between blocks of rows.
+        stride_weight_k: between blocks of K.
+    """
+
+    x_ptr: tl.tensor
+    stride_x_batch: tl.tensor
+    stride_x_row: tl.tensor
+    stride_x_k: tl.tensor
+    weight_ptr: tl.tensor
+    stride_weight_batch: tl.tensor
+    stride_weight_row: tl.tensor
+    stride_weight_k: tl.tensor
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def scale_pointers(
-    x_block_ptr: tl.tensor,
-    weight_block_ptr: tl.tensor,
+    scales: BlockScaleTensors,
     batch: tl.tensor,
     offs_m: tl.tensor,
     weight_row: tl.tensor,
     weight_lanes: tl.tensor,
     up_rows: tl.tensor,
-    stride_x_block_batch: tl.tensor,
-    stride_x_block_row: tl.tensor,
-    stride_weight_block_batch: tl.tensor,
-    stride_weight_block_row: tl.tensor,
     BLOCK_SCALES: tl.constexpr,
     WEIGHT_BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
@@ -38,66 +59,73 @@ def scale_pointers(
     "pairs" or "halves", one block of gate and one of up rows, interleaved or in halves; or "each" column.
 
     Args:
+        scales: the scales of both operands.
+        batch: of this tile.
         offs_m: [BLOCK_M], rows of x.
         weight_row: the tile's first row of the weight.
         weight_lanes: [BLOCK_N], the rows of the tile's columns, counted from `weight_row`.
         up_rows: rows from the gate to the up projection.
+        BLOCK_SCALES: as above.
+        WEIGHT_BLOCK_N: rows of the weight per block.
     """
-    x_ptrs = None
-    weight_ptrs = None
-    up_ptr = None
-    if x_block_ptr is not None:
-        x_ptrs = x_block_ptr + batch.to(tl.int64) * stride_x_block_batch
-        x_ptrs = x_ptrs + offs_m.to(tl.int64) * stride_x_block_row
-    if weight_block_ptr is not None:
-        weight_block_ptr += batch.to(tl.int64) * stride_weight_block_batch
+    x_ptrs, weight_ptrs, up_ptr = offs_m, offs_m, offs_m  # stay where the call has no such scales
+    if scales.x_ptr is not None:
+        x_ptrs = scales.x_ptr + batch.to(tl.int64) * scales.stride_x_batch
+        x_ptrs = x_ptrs + offs_m.to(tl.int64) * scales.stride_x_row
+    if scales.weight_ptr is not None:
+        weight_ptr = scales.weight_ptr + batch.to(tl.int64) * scales.stride_weight_batch
+        row = weight_row.to(tl.int64)
         if BLOCK_SCALES == "each":
-            rows = weight_row.to(tl.int64) + weight_lanes
-            weight_ptrs = weight_block_ptr + rows // WEIGHT_BLOCK_N * stride_weight_block_row
+            weight_ptrs = weight_ptr + (row + weight_lanes) // WEIGHT_BLOCK_N * scales.stride_weight_row
         else:
-            first = weight_row.to(tl.int64)
-            weight_ptrs = weight_block_ptr + first // WEIGHT_BLOCK_N * stride_weight_block_row
+            weight_ptrs = weight_ptr + row // WEIGHT_BLOCK_N * scales.stride_weight_row
             if BLOCK_SCALES != "one":
-                up_ptr = weight_block_ptr + (first + up_rows) // WEIGHT_BLOCK_N * stride_weight_block_row
+                up_ptr = weight_ptr + (row + up_rows) // WEIGHT_BLOCK_N * scales.stride_weight_row
     return x_ptrs, weight_ptrs, up_ptr
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def no_factors(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SCALES: tl.constexpr) -> tl.tuple:
+    """Factors of 0, in the shapes of `block_factors`."""
+    zeros = tl.zeros((BLOCK_M,), tl.float32)
+    return zeros, tl.zeros((BLOCK_N if BLOCK_SCALES == "each" else BLOCK_M,), tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def block_factors(
+    none: tl.tuple,
+    scales: BlockScaleTensors,
     pointers: tl.tuple,
     live_m: tl.tensor,
     live_n: tl.tensor,
     k: tl.tensor,
     in_features: tl.tensor,
-    stride_x_block_k: tl.tensor,
-    stride_weight_block_k: tl.tensor,
     BLOCK_SCALES: tl.constexpr,
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
 ) -> tl.tuple:
     """Factors of the product that begins at `k`, 0 past the end of K: two, as `promoted` takes them.
 
-    The first has an element per row, [BLOCK_M]. The second is that of the up columns, or with "each" an
-    element per column, [BLOCK_N].
+    The first has an element per row, [BLOCK_M]. The second is that of the up columns; with "each" it has an
+    element per column, [BLOCK_N]. Without block scales they are `none`, so that a loop does not change them.
     """
-    x_ptrs, weight_ptrs, up_ptr = pointers
-    live = k < in_features
-    first = tl.zeros(live_m.shape, tl.float32)
-    second = first
+    first, second = none
     if BLOCK_SCALES != "none":
-        first += 1.0
-        if x_ptrs is not None:
-            x_offset = (k // X_BLOCK_K).to(tl.int64) * stride_x_block_k
+        x_ptrs, weight_ptrs, up_ptr = pointers
+        live = k < in_features
+        if scales.x_ptr is not None:
+            x_offset = (k // X_BLOCK_K).to(tl.int64) * scales.stride_x_k
             first = tl.load(x_ptrs + x_offset, mask=live_m & live, other=0.0).to(tl.float32)
-        if weight_ptrs is not None:
-            weight_offset = (k // WEIGHT_BLOCK_K).to(tl.int64) * stride_weight_block_k
+        else:
+            first += 1.0
+        if scales.weight_ptr is not None:
+            weight_offset = (k // WEIGHT_BLOCK_K).to(tl.int64) * scales.stride_weight_k
             if BLOCK_SCALES == "each":
                 second = tl.load(weight_ptrs + weight_offset, mask=live_n & live, other=0.0).to(tl.float32)
             else:
-                scale = tl.load(weight_ptrs + weight_offset, mask=live, other=0.0).to(tl.float32)
-                if up_ptr is not None:
+                if BLOCK_SCALES != "one":
                     second = first * tl.load(up_ptr + weight_offset, mask=live, other=0.0).to(tl.float32)
-                first = first * scale
+                first = first * tl.load(weight_ptrs + weight_offset, mask=live, other=0.0).to(tl.float32)
     return first, second
 
 
@@ -122,10 +150,9 @@ def promoted(
             product = product * tl.expand_dims(second, COLUMN)
         elif BLOCK_SCALES != "one":
             columns = tl.arange(0, acc.shape[ROW])
+            is_up = columns >= acc.shape[ROW] // 2
             if BLOCK_SCALES == "pairs":
                 is_up = columns % 2 == 1
-            else:
-                is_up = columns >= acc.shape[ROW] // 2
             factor = tl.where(tl.expand_dims(is_up, COLUMN), tl.expand_dims(second, ROW), factor)
         acc += product * factor
     return acc

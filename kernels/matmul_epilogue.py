@@ -1,4 +1,4 @@
-"""Device functions of the matmul kernels: the epilogue of a tile, from float32 or int32 sums to what is stored."""
+"""Device functions of the matmul kernels: the epilogue of a tile, from sums to what is stored."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from .float8 import to_float16
-from .matmul_block_scales import promoted
 from .interpreter import patch_interpreter
+from .matmul_block_scales import promoted
 
 patch_interpreter()
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
 DotKind = Literal["float16", "float8", "int8", "int8_weight", "tf32", "float32"]
-"""Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by int8 weights, float32 as tf32 or IEEE."""
+"""Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by int8, float32 as tf32 or IEEE."""
 
 # From the datasheets, by compute capability: dense 16-bit operations and DRAM bytes per second and SM, and
 # bytes of the L2 cache.

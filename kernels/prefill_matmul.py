@@ -34,7 +34,7 @@ from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .launch import allocate, cached_launches, launch
-from .matmul_block_scales import block_factors, promoted, scale_pointers
+from .matmul_block_scales import BlockScaleTensors, block_factors, no_factors, promoted, scale_pointers
 from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
 from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
 from .matmul_tile import accumulate, load_tile, tile_of_item
@@ -146,13 +146,16 @@ def _matmul_kernel(
     weight_base += weight_row * stride_weight_row
     step_k = tl.full((), PART_K, tl.int64)
 
-    scales = scale_pointers(
-        x_block_ptr, weight_block_ptr, batch, row + lanes_m, weight_row, weight_lanes, features // 2,
-        stride_x_block_batch, stride_x_block_row, stride_weight_block_batch, stride_weight_block_row,
-        BLOCK_SCALES, WEIGHT_BLOCK_N,
+    scales = BlockScaleTensors(
+        x_block_ptr, stride_x_block_batch, stride_x_block_row, stride_x_block_k,
+        weight_block_ptr, stride_weight_block_batch, stride_weight_block_row, stride_weight_block_k,
     )  # fmt: skip
+    pointers = scale_pointers(
+        scales, batch, row + lanes_m, weight_row, weight_lanes, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
+    )
+    none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
     factors = block_factors(
-        scales, live_m, live_n, first_k * BLOCK_K, in_features, stride_x_block_k, stride_weight_block_k,
+        none, scales, pointers, live_m, live_n, first_k * BLOCK_K, in_features,
         BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
     )  # fmt: skip
     acc = tl.zeros(
@@ -160,25 +163,23 @@ def _matmul_kernel(
         dtype=tl.int32 if INTEGER_SUMS else tl.float32,
     )
     pending = tl.zeros_like(acc)
-    pending_factors = (tl.zeros_like(factors[0]), tl.zeros_like(factors[1]))
+    pending_factors = none
     for k_tile in range(first_k, last_k):
         for part in tl.static_range(BLOCK_K // PART_K):
             k = k_tile * BLOCK_K + part * PART_K
             live_k = offs_k < in_features - k
-            if BLOCK_SCALES != "none":
-                # One part ahead: they arrive while this part is multiplied.
-                next_factors = block_factors(
-                    scales, live_m, live_n, k + PART_K, in_features, stride_x_block_k, stride_weight_block_k,
-                    BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
-                )  # fmt: skip
+            # One part ahead: they arrive while this part is multiplied.
+            next_factors = block_factors(
+                none, scales, pointers, live_m, live_n, k + PART_K, in_features,
+                BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+            )  # fmt: skip
             x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
             weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
             acc, pending, pending_factors = accumulate(
                 x, weight, acc, pending, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, PROMOTED_PARTS,
                 factors, pending_factors, BLOCK_SCALES,
             )  # fmt: skip
-            if BLOCK_SCALES != "none":
-                factors = next_factors
+            factors = next_factors
             x_base += step_k * stride_x_k
             weight_base += step_k * stride_weight_k
     if PROMOTED_PARTS > 1:
@@ -279,26 +280,28 @@ def _tma_kernel(
             weight_row = feature // 2
             lanes_n = lanes_n % (BLOCK_N // 2) + lanes_n // (BLOCK_N // 2) * (features // 2)
         live_m, live_n = offs_m < rows, weight_row + lanes_n < features
-        scales = scale_pointers(
-            x_block_ptr, weight_block_ptr, batch, offs_m, weight_row, lanes_n, features // 2,
-            stride_x_block_batch, stride_x_block_row, stride_weight_block_batch, stride_weight_block_row,
-            BLOCK_SCALES, WEIGHT_BLOCK_N,
+        scales = BlockScaleTensors(
+            x_block_ptr, stride_x_block_batch, stride_x_block_row, stride_x_block_k,
+            weight_block_ptr, stride_weight_block_batch, stride_weight_block_row, stride_weight_block_k,
         )  # fmt: skip
+        pointers = scale_pointers(
+            scales, batch, offs_m, weight_row, lanes_n, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
+        )
+        none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
         factors = block_factors(
-            scales, live_m, live_n, first_k * BLOCK_K, in_features, stride_x_block_k, stride_weight_block_k,
+            none, scales, pointers, live_m, live_n, first_k * BLOCK_K, in_features,
             BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
         )  # fmt: skip
         pending = tl.zeros_like(acc)
-        pending_factors = (tl.zeros_like(factors[0]), tl.zeros_like(factors[1]))
+        pending_factors = none
         for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
             for part in tl.static_range(BLOCK_K // PART_K):
                 k = k_tile * BLOCK_K + part * PART_K
-                if BLOCK_SCALES != "none":
-                    # One part ahead: they arrive while this part is multiplied.
-                    next_factors = block_factors(
-                        scales, live_m, live_n, k + PART_K, in_features, stride_x_block_k,
-                        stride_weight_block_k, BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
-                    )  # fmt: skip
+                # One part ahead: they arrive while this part is multiplied.
+                next_factors = block_factors(
+                    none, scales, pointers, live_m, live_n, k + PART_K, in_features,
+                    BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+                )  # fmt: skip
                 x = x_desc.load([row, k])
                 if ACTIVATION == "swiglu":
                     halves = weight_desc.load([0, feature // 2, k])  # [2, BLOCK_N / 2, PART_K]
@@ -309,8 +312,7 @@ def _tma_kernel(
                     x, weight, acc, pending, WEIGHT_FIRST, False, PRECISION, PROMOTED_PARTS,
                     factors, pending_factors, BLOCK_SCALES,
                 )  # fmt: skip
-                if BLOCK_SCALES != "none":
-                    factors = next_factors
+                factors = next_factors
         if PROMOTED_PARTS > 1:
             acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
         if WEIGHT_FIRST:
@@ -441,9 +443,7 @@ def prefill_matmul(
     checks.check_prefill_matmul(
         x=x, weight=weight, **epilogue, out_dtype=out_dtype, precision=precision, out=out, tiling=tiling
     )
-    plan = plan_matmul(
-        x, weight, activation, precision, tiling, gpu_limits(x.device), x_scale, weight_scale
-    )
+    plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device), x_scale, weight_scale)
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("x", x))
@@ -500,9 +500,9 @@ def _launch(
         "x_scale_ptr": x_scales,
         "weight_scale_ptr": weight_scales,
         "out_ptr": matrices,
-        "partial_ptr": workspace.view(-1).view(torch.uint8)[: plan.workspace_bytes].view(
-            torch.int32 if plan.integer_sums else torch.float32
-        )
+        "partial_ptr": workspace.view(-1)
+        .view(torch.uint8)[: plan.workspace_bytes]
+        .view(torch.int32 if plan.integer_sums else torch.float32)
         if workspace is not None and plan.split_tiles
         else None,
         "factor": factor,

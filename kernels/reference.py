@@ -58,7 +58,7 @@ def _of_elements(scale: torch.Tensor | float | None, operand: torch.Tensor, *, r
     if not isinstance(scale, torch.Tensor) or scale.dim() != operand.dim() or scale.numel() == 1:
         return _of_rows(scale, operand)
     per_row = scale.shape[-2:] == (1, operand.shape[-2]) and rows
-    if per_row or scale.shape[-1] == 1 and scale.shape[:-1] == operand.shape[:-1]:
+    if per_row or (scale.shape[-1] == 1 and scale.shape[:-1] == operand.shape[:-1]):
         return _of_rows(scale, operand)
     scale = _repeated(_float64(scale), operand, -1)
     return _repeated(scale, operand, -2) if rows else scale
