@@ -1,14 +1,14 @@
-"""Triton kernels (decode attention, prefill matmul, merge of attention states), their tilings and oracles.
+"""Triton kernels (decode and prefill attention, prefill matmul, merge of attention states) and their oracles.
 
 Importing this package, or `decodetax.kernels.reference`, does not import Triton, so that `use_interpreter`
 can still choose how Triton runs. The kernels are imported on first use.
 
 Why the package has its own module class: after importing a submodule, Python binds it as an attribute of its
-package. `decode_attention`, `prefill_matmul`, `merge_states` and `gpu_limits` each name a submodule and a
-function in it, so `import decodetax.kernels.decode_attention` would turn `decodetax.kernels.decode_attention`
-into the module. Importing the functions here, before anyone imports the submodules, would prevent that, but
-it would import Triton; and a module-level `__getattr__` is not asked for an attribute that exists. Only
-`__setattr__` on the class sees the binding.
+package. `decode_attention`, `prefill_attention`, `prefill_matmul`, `merge_states` and `gpu_limits` each name
+a submodule and a function in it, so `import decodetax.kernels.decode_attention` would turn the attribute
+`decodetax.kernels.decode_attention` into the module. Importing the functions here, before anyone imports the
+submodules, would prevent that, but it would import Triton; and a module-level `__getattr__` is not asked for
+an attribute that exists. Only `__setattr__` on the class sees the binding.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .matmul_tile_tables import MatmulProblem
     from .matmul_tiling import MatmulTiling, choose_matmul_tiling
     from .merge_states import merge_states
+    from .prefill_attention import prefill_attention, prefill_attention_workspace_bytes
+    from .prefill_attention_tiling import PrefillAttentionTiling, choose_prefill_attention_tiling
     from .prefill_matmul import prefill_matmul, prefill_matmul_workspace_bytes
 
 __all__ = [
@@ -34,13 +36,17 @@ __all__ = [
     "GpuLimits",
     "MatmulProblem",
     "MatmulTiling",
+    "PrefillAttentionTiling",
     "choose_decode_tiling",
     "choose_matmul_tiling",
+    "choose_prefill_attention_tiling",
     "decode_attention",
     "decode_attention_workspace_bytes",
     "gpu_limits",
     "interpreting",
     "merge_states",
+    "prefill_attention",
+    "prefill_attention_workspace_bytes",
     "prefill_matmul",
     "prefill_matmul_workspace_bytes",
     "use_interpreter",
@@ -53,6 +59,8 @@ _EXPORTS = {
     "matmul_tile_tables": ("MatmulProblem",),
     "matmul_tiling": ("MatmulTiling", "choose_matmul_tiling"),
     "merge_states": ("merge_states",),
+    "prefill_attention": ("prefill_attention", "prefill_attention_workspace_bytes"),
+    "prefill_attention_tiling": ("PrefillAttentionTiling", "choose_prefill_attention_tiling"),
     "prefill_matmul": ("prefill_matmul", "prefill_matmul_workspace_bytes"),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -1,0 +1,105 @@
+"""Tile sizes and CTA count of `prefill_attention`, and the function that chooses them from shapes and GPU."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .gpu_limits import GpuLimits, require_max_registers, require_positive, require_powers_of_two
+
+PrefillAttentionVariant = Literal["pointers", "descriptors", "warp_specialized"]
+VARIANTS: tuple[PrefillAttentionVariant, ...] = ("pointers", "descriptors", "warp_specialized")
+
+_LEAST_BLOCK = 16
+"""Least dimension of a dot, and least rows of an mma instruction of the tensor cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillAttentionTiling:
+    """Tile sizes and CTA count of one prefill attention.
+
+    Attributes:
+        block_m: query tokens of a row block.
+        block_n: KV tokens per tile.
+        programs: CTAs of the persistent kernel.
+        num_warps: warps per CTA.
+        num_stages: stages of the software pipeline.
+        variant: "pointers" loads keys and values through pointers (cp.async); "descriptors" with the TMA of
+            sm_90 and newer; "warp_specialized" also gives the loads a warp of their own, on sm_100.
+        max_registers: registers per thread at most; None leaves it to the compiler.
+    """
+
+    block_m: int
+    block_n: int
+    programs: int
+    num_warps: int
+    num_stages: int
+    variant: PrefillAttentionVariant = "pointers"
+    max_registers: int | None = None
+
+    def __post_init__(self) -> None:
+        require_powers_of_two(self, "block_m", "block_n", "num_warps")
+        require_positive(self, "programs", "num_stages")
+        require_max_registers(self.max_registers)
+        for name in ("block_m", "block_n"):
+            if getattr(self, name) < _LEAST_BLOCK:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {_LEAST_BLOCK}")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
+
+
+def head_dim_blocks(head_dim: int) -> tuple[int, int]:
+    """Columns of the two tiles that hold head_dim elements, each a power of two; the second may be 0.
+
+    192 are 128 and 64. One tile serves where two would not be smaller.
+    """
+    whole = max(_LEAST_BLOCK, 1 << (head_dim - 1).bit_length())
+    first = whole // 2
+    rest = max(_LEAST_BLOCK, 1 << (head_dim - first - 1).bit_length())
+    return (whole, 0) if first < _LEAST_BLOCK or first + rest >= whole else (first, rest)
+
+
+@functools.cache
+def choose_prefill_attention_tiling(
+    *,
+    batch: int,
+    tokens: int,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    element_bytes: int,
+    limits: GpuLimits,
+    v_head_dim: int | None = None,
+) -> PrefillAttentionTiling:
+    """The tiling of one prefill attention, from shapes: lengths stay on the device.
+
+    Args:
+        batch: sequences.
+        tokens: most query tokens of a sequence, or their mean where sequences are packed.
+        q_heads: query heads.
+        kv_heads: key-value heads.
+        head_dim: elements of a query and a key.
+        element_bytes: bytes of an element of q, k and v.
+        limits: the GPU to run on.
+        v_head_dim: elements of a value; None means `head_dim`.
+
+    Returns:
+        A tiling that fits the GPU's shared memory and registers.
+    """
+    del kv_heads
+    width = max(sum(head_dim_blocks(head_dim)), 1 << ((v_head_dim or head_dim) - 1).bit_length())
+    most_rows = 32 if element_bytes == 4 else 128
+    block_m = max(_LEAST_BLOCK, min(most_rows, 1 << (tokens - 1).bit_length()))
+    block_n = 32 if element_bytes == 4 else 64
+    warps = 4 if block_m * width <= 128 * 64 else 8
+    items = batch * q_heads * math.ceil(tokens / block_m)
+    return PrefillAttentionTiling(
+        block_m=block_m,
+        block_n=block_n,
+        programs=min(items, limits.sm_count),
+        num_warps=warps,
+        num_stages=2,
+        variant="descriptors" if limits.compute_capability >= 90 and element_bytes < 4 else "pointers",
+    )
