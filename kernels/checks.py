@@ -5,6 +5,8 @@ This file is over 400 lines because every argument of three functions is checked
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .block_scales import LEAST_BLOCK_K, block_size, weight_has_blocks, x_has_blocks
@@ -16,10 +18,10 @@ from .matmul_tiling import MatmulTiling
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Token positions are 32-bit, and the range of a split is rounded up past the last token.
 _MAX_CAPACITY = 1 << 30
-_MAX_QUERY_TOKENS = 8
 _MAX_GROUP = 128
 _MAX_HEAD_DIM = 576
 _MAX_V_HEAD_DIM = 512
+_MAX_ROWS = 1 << 30
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _CACHE_DTYPES = (*_FLOAT8, torch.int8)
@@ -197,6 +199,8 @@ def check_decode_attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor | None = None,
+    q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
@@ -206,25 +210,31 @@ def check_decode_attention(
     v_scale: torch.Tensor | float | None = None,
     num_splits: int | None = None,
     return_lse: bool = False,
+    lse_layout: str = "tokens-first",
+    lse_base: str | int = "e",
     out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     tiling: DecodeTiling | None = None,
 ) -> None:
     """Raise ValueError unless the arguments are as `decode_attention` documents them."""
+    _check_one_of("lse_layout", lse_layout, ("tokens-first", "heads-first"))
+    _check_lse_base(lse_base)
     if tiling is not None and not isinstance(tiling, DecodeTiling):
         raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a DecodeTiling")
-    _check_queries(q)
-    _check_caches(q, k_cache, v_cache, paged=block_table is not None)
-    batch, q_heads, kv_heads = q.shape[0], q.shape[-2], k_cache.shape[2]
+    _check_queries(q, packed=cu_seqlens is not None)
+    batch = _check_query_lengths(q, cu_seqlens, q_lens)
+    _check_caches(q, k_cache, v_cache, batch, paged=block_table is not None)
+    q_heads, kv_heads = q.shape[-2], k_cache.shape[2]
     if q_heads % kv_heads or q_heads // kv_heads > _MAX_GROUP:
         raise ValueError(
             f"q has {q_heads} heads; it must have 1 to {_MAX_GROUP} for each of the {kv_heads} in k_cache"
         )
-    _check_int32("context_lens", context_lens, "q", q)
+    _check_row_count(q, q_heads // kv_heads)
+    _check_integers("context_lens", context_lens, "q", q)
     _check_shape("context_lens", context_lens, (batch,), "[batch]")
     _check_last_contiguous("context_lens", context_lens)
     capacity = k_cache.shape[1]
     if block_table is not None:
-        _check_int32("block_table", block_table, "q", q)
+        _check_integers("block_table", block_table, "q", q)
         _check_shape("block_table", block_table, (batch, None), "[batch, max_pages]")
         _check_nonempty("block_table", block_table)
         _check_last_contiguous("block_table", block_table)
@@ -249,7 +259,7 @@ def check_decode_attention(
         if name == "k_scale" and takes_split_scale(k_cache, v_cache):
             shapes, meaning = {(2,)}, ", or [2], of the elements of v_cache and of the rest"
         _check_scale(name, head_scale, shapes, meaning, ("q", q))
-    _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse)
+    _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse, lse_layout=lse_layout)
 
 
 def check_workspace(
@@ -283,23 +293,69 @@ def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse
         _check_device(name, each, "o", o)
 
 
-def _check_queries(q: torch.Tensor) -> None:
+def _check_queries(q: torch.Tensor, *, packed: bool) -> None:
     _check_floating("q", q)
+    if packed and q.dim() != 3:
+        raise ValueError(
+            f"q has shape {list(q.shape)}; with cu_seqlens it must be [tokens, q_heads, head_dim]"
+        )
     if q.dim() not in (3, 4):
         raise ValueError(
             f"q has shape {list(q.shape)}; it must be [batch, q_heads, head_dim] or "
             "[batch, query_tokens, q_heads, head_dim]"
         )
-    _check_nonempty("q", q)
+    if 0 in (q.shape[1:] if packed else q.shape):
+        raise ValueError(f"q has shape {list(q.shape)}; every size must be at least 1")
     _check_runnable("q", q)
     _check_last_contiguous("q", q)
     _check_head_dim("q", q, _MAX_HEAD_DIM)
-    if q.dim() == 4 and q.shape[1] > _MAX_QUERY_TOKENS:
-        raise ValueError(f"q has {q.shape[1]} query tokens; it must have 1 to {_MAX_QUERY_TOKENS}")
 
 
-def _check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *, paged: bool) -> None:
-    batch, head_dim = q.shape[0], q.shape[-1]
+def _check_query_lengths(
+    q: torch.Tensor, cu_seqlens: torch.Tensor | None, q_lens: torch.Tensor | None
+) -> int:
+    """Checks how many query tokens each sequence has; returns the number of sequences."""
+    if cu_seqlens is not None:
+        if q_lens is not None:
+            raise ValueError("q_lens is given with cu_seqlens; only one of them may be")
+        _check_integers("cu_seqlens", cu_seqlens, "q", q)
+        _check_shape("cu_seqlens", cu_seqlens, (None,), "[batch + 1]")
+        if cu_seqlens.shape[0] < 2:
+            raise ValueError(
+                f"cu_seqlens has shape {list(cu_seqlens.shape)}; it must be [batch + 1] with a batch of at "
+                "least 1"
+            )
+        _check_last_contiguous("cu_seqlens", cu_seqlens)
+        return cu_seqlens.shape[0] - 1
+    if q_lens is not None:
+        if q.dim() != 4:
+            raise ValueError(
+                f"q has shape {list(q.shape)}; with q_lens it must be [batch, max_tokens, q_heads, head_dim]"
+            )
+        _check_integers("q_lens", q_lens, "q", q)
+        _check_shape("q_lens", q_lens, (q.shape[0],), "[batch]")
+        _check_last_contiguous("q_lens", q_lens)
+    return q.shape[0]
+
+
+def _check_row_count(q: torch.Tensor, group: int) -> None:
+    """Query rows of a key-value head are counted in 32 bits."""
+    tokens = math.prod(q.shape[:-2])
+    if tokens * group > _MAX_ROWS:
+        raise ValueError(
+            f"q has {tokens} query tokens; with groups of {group} it may have {_MAX_ROWS // group}"
+        )
+
+
+def _check_lse_base(lse_base: object) -> None:
+    if isinstance(lse_base, bool) or lse_base not in ("e", 2):
+        raise ValueError(f"lse_base is {lse_base!r}; it must be 'e' or 2")
+
+
+def _check_caches(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: int, *, paged: bool
+) -> None:
+    head_dim = q.shape[-1]
     if paged:
         layout, first = "[pages, page_size, kv_heads, head_dim] with head_dim of q", None
     else:
@@ -325,13 +381,17 @@ def _check_decode_out(
     v_head_dim: int,
     *,
     return_lse: bool,
+    lse_layout: str,
 ) -> None:
     if isinstance(out, tuple):
         if not return_lse or len(out) != 2:
             raise ValueError("out is a tuple; it may be the pair of output and log-sum-exp with return_lse")
         out, lse = out
         _check_tensor("out[1]", lse)
-        _check_shape("out[1]", lse, tuple(q.shape[:-1]), "the shape of q without head_dim")
+        meaning = "the shape of q without head_dim"
+        if lse_layout == "heads-first":
+            meaning += ", heads before tokens"
+        _check_shape("out[1]", lse, lse_shape(q, lse_layout), meaning)
         _check_dtype("out[1]", lse, torch.float32)
         _check_device("out[1]", lse, "q", q)
         _check_contiguous("out[1]", lse)
@@ -341,6 +401,12 @@ def _check_decode_out(
         _check_same("out", out, "q", q)
         _check_last_contiguous("out", out)
         _check_writable("out", out)
+
+
+def lse_shape(q: torch.Tensor, lse_layout: str) -> tuple[int, ...]:
+    """Shape of the log-sum-exp of `decode_attention`."""
+    *lead, tokens, heads = q.shape[:-1]
+    return (*lead, heads, tokens) if lse_layout == "heads-first" else (*lead, tokens, heads)
 
 
 def _check_head_dim(name: str, tensor: torch.Tensor, most: int) -> None:
@@ -415,9 +481,10 @@ def _check_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} is {tensor.dtype}; it must be {dtype}")
 
 
-def _check_int32(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+def _check_integers(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     _check_tensor(name, tensor)
-    _check_dtype(name, tensor, torch.int32)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} is {tensor.dtype}; it must be torch.int32 or torch.int64")
     _check_device(name, tensor, other_name, other)
 
 

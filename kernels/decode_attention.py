@@ -31,6 +31,14 @@ import triton.language as tl
 
 from . import checks
 from .decode_plan import DecodePlan, plan_decode
+from .decode_ragged_schedule import (
+    clamped_length,
+    ragged_chunk,
+    ragged_queries,
+    ragged_split_chunk,
+    row_block_tokens,
+    sequence_of_item,
+)
 from .decode_schedule import LENGTHS_BLOCK, balanced_chunk, live_tokens, split_chunk
 from .decode_tile import (
     attend,
@@ -50,9 +58,12 @@ from .scale_factors import DecodeFactors, decode_factors
 patch_interpreter()
 
 _COMBINE_BLOCK_PARTIALS = 16
+_LN_2 = math.log(2.0)
+# Numbers that change from call to call: no kernel is compiled for those that are 1 or multiples of 16.
+_NOT_SPECIALIZED = ("query_tokens", "stride_lse_batch", "stride_lse_token", "stride_lse_head")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from top to bottom)
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -87,6 +98,13 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     stride_out_head: tl.tensor,
     stride_k_scale: tl.tensor,
     stride_v_scale: tl.tensor,
+    cu_seqlens_ptr: tl.tensor,
+    q_lens_ptr: tl.tensor,
+    query_tokens: tl.tensor,
+    stride_lse_batch: tl.tensor,
+    stride_lse_token: tl.tensor,
+    stride_lse_head: tl.tensor,
+    lse_factor: tl.tensor,
     GROUP: tl.constexpr,
     QUERY_TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -113,6 +131,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     LATENT: tl.constexpr,
     SPLIT_K_SCALE: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    UNIT_TILES: tl.constexpr,
 ) -> None:
     """Processes one CTA's chunk of KV tiles: loops over its work items, and over the tiles of each item.
 
@@ -122,11 +141,32 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
     SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
+    COUNT_FIELDS: tl.constexpr = 3 if QUERY_TOKENS == 0 else 2
+    UNIT_N: tl.constexpr = BLOCK_N * UNIT_TILES
     EDGES: tl.constexpr = BLOCK_N // EDGE_N
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     items_per_sequence = kv_heads * ROW_BLOCKS
-    if NUM_SPLITS > 0:
+    if QUERY_TOKENS == 0:
+        sequences = batch if cu_seqlens_ptr is None else batch + 1
+        if NUM_SPLITS > 0:
+            (
+                first_item, chunk_first, stop_item, last_item, chunk_last, num_partials,
+                at_sequence, sequence_item, last_sequence, last_sequence_item,
+            ) = ragged_split_chunk(
+                program, context_lens_ptr, cu_seqlens_ptr, q_lens_ptr, batch, sequences, query_tokens,
+                capacity, window, kv_heads, GROUP, HAS_WINDOW, NUM_SPLITS, BLOCK_G, UNIT_N, LENGTHS_BLOCK,
+            )  # fmt: skip
+        else:
+            (
+                first_item, chunk_first, stop_item, last_item, chunk_last, num_partials,
+                at_sequence, sequence_item, last_sequence, last_sequence_item,
+            ) = ragged_chunk(
+                program, programs, context_lens_ptr, cu_seqlens_ptr, q_lens_ptr, batch, sequences,
+                query_tokens, capacity, window, kv_heads,
+                GROUP, HAS_WINDOW, MIN_TILES, BLOCK_G, UNIT_N, ITEM_COST_TILES, LENGTHS_BLOCK,
+            )  # fmt: skip
+    elif NUM_SPLITS > 0:
         first_item, chunk_first, stop_item, last_item, chunk_last, num_partials = split_chunk(
             program, context_lens_ptr, capacity, window, items_per_sequence,
             QUERY_TOKENS, HAS_WINDOW, NUM_SPLITS, BLOCK_N,
@@ -137,29 +177,61 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             QUERY_TOKENS, HAS_WINDOW, MIN_TILES, BLOCK_N, ITEM_COST_TILES, LENGTHS_BLOCK,
         )  # fmt: skip
     if partial_counts_ptr is not None:
-        tl.store(partial_counts_ptr + 2 * program.to(tl.int64), last_item)
-        tl.store(partial_counts_ptr + 2 * program.to(tl.int64) + 1, num_partials)
+        counts_ptr = partial_counts_ptr + COUNT_FIELDS * program.to(tl.int64)
+        if QUERY_TOKENS == 0:
+            tl.store(counts_ptr, last_item - last_sequence_item)
+            tl.store(counts_ptr + 2, last_sequence)
+        else:
+            tl.store(counts_ptr, last_item)
+        tl.store(counts_ptr + 1, num_partials)
 
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
     for index in tl.range(0, stop_item - first_item, disable_licm=True):
         item = first_item + index
-        sequence = (item // items_per_sequence).to(tl.int64)
-        kv_head = item % items_per_sequence // ROW_BLOCKS
-        rows = item % ROW_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
-        live_rows = rows < ROWS
-        length = tl.load(context_lens_ptr + sequence)
-        begin, end = live_tokens(length, capacity, window, QUERY_TOKENS, HAS_WINDOW)
-        first_tile = begin // BLOCK_N
-        last_tile = tl.cdiv(end, BLOCK_N)
-        chunk_begin = first_tile + tl.where(item == first_item, chunk_first, 0)
-        chunk_end = tl.where(item == last_item, first_tile + chunk_last, last_tile)
+        if QUERY_TOKENS == 0:
+            at_sequence, sequence_item, row_blocks = sequence_of_item(
+                item, at_sequence, sequence_item, cu_seqlens_ptr, q_lens_ptr, batch, query_tokens, kv_heads,
+                GROUP, BLOCK_G,
+            )  # fmt: skip
+            sequence = at_sequence.to(tl.int64)
+            kv_head = (item - sequence_item) // row_blocks
+            block = (item - sequence_item) % row_blocks
+            rows = block * BLOCK_G + tl.arange(0, BLOCK_G)
+            first_query, tokens, live = ragged_queries(
+                at_sequence, cu_seqlens_ptr, q_lens_ptr, batch, query_tokens
+            )
+            stored_rows = rows < tokens * GROUP
+            live_rows = rows < live * GROUP
+            length = clamped_length(context_lens_ptr, at_sequence, batch, capacity)
+            begin, end, unmasked_end = row_block_tokens(
+                block, length, live, window, GROUP, BLOCK_G, HAS_WINDOW
+            )
+            positions = tl.where(live_rows, length - live + rows // GROUP, -1)
+        else:
+            sequence = (item // items_per_sequence).to(tl.int64)
+            kv_head = item % items_per_sequence // ROW_BLOCKS
+            rows = item % ROW_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
+            first_query = 0
+            live_rows = rows < ROWS
+            stored_rows = live_rows
+            length = tl.load(context_lens_ptr + sequence)
+            begin, end = live_tokens(length, capacity, window, QUERY_TOKENS, HAS_WINDOW)
+            positions = end - QUERY_TOKENS + rows // GROUP
+            unmasked_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
+        # The chunk of this item, in units and then in tiles.
+        first_unit = begin // UNIT_N
+        last_unit = tl.cdiv(end, UNIT_N)
+        chunk_begin = first_unit + tl.where(item == first_item, chunk_first, 0)
+        chunk_end = tl.where(item == last_item, first_unit + chunk_last, last_unit)
+        begun, finished = chunk_begin == first_unit, chunk_end == last_unit
+        chunk_begin, chunk_end = chunk_begin * UNIT_TILES, chunk_end * UNIT_TILES
 
         heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)
         q_ptrs = (
             q_ptr
             + sequence * stride_q_batch
-            + (rows // GROUP).to(tl.int64)[:, None] * stride_q_token
+            + (first_query + rows // GROUP).to(tl.int64)[:, None] * stride_q_token
             + heads[:, None] * stride_q_head
         )
         q = tl.load(
@@ -205,9 +277,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
         acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
         total = tl.zeros((BLOCK_G,), tl.float32)
         maximum = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-        positions = end - QUERY_TOKENS + rows // GROUP
         # Every row attends to tokens [unmasked_begin, unmasked_end).
-        unmasked_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
         unmasked_begin = tl.maximum(end - window, 0) if HAS_WINDOW else begin
         hot_begin = tl.minimum(tl.maximum(tl.cdiv(unmasked_begin, BLOCK_N), chunk_begin), chunk_end)
         hot_end = tl.minimum(tl.maximum(unmasked_end // BLOCK_N, hot_begin), chunk_end)
@@ -239,27 +309,31 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
         )  # fmt: skip
 
+        if QUERY_TOKENS == 0:
+            # Rows past the live query tokens attended to tiles without a mask.
+            acc = tl.where(live_rows[:, None], acc, 0.0)
+            total = tl.where(live_rows, total, 0.0)
         out, lse_log2 = normalized(acc, maximum, total)
-        begun = chunk_begin == first_tile
-        if begun & (chunk_end == last_tile):
+        if begun & finished:
             store_output(
-                out, lse_log2, rows, live_rows, sequence, kv_head, end,
-                out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
+                out, lse_log2, rows, stored_rows, sequence, kv_head, positions,
+                out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
                 stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
-                GROUP, QUERY_TOKENS, V_HEAD_DIM,
+                first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
+                GROUP, V_HEAD_DIM,
             )  # fmt: skip
         elif partial_ptr is not None:
             slot = program.to(tl.int64)
             if NUM_SPLITS == 0:
                 slot += tl.where(begun, 0, programs)
             row_offs = slot * SLOT_ROWS + rows % BLOCK_G
-            live = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
-            tl.store(partial_ptr + row_offs[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=live)
-            tl.store(partial_lse_ptr + row_offs, lse_log2, mask=live_rows)
+            stored = stored_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
+            tl.store(partial_ptr + row_offs[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=stored)
+            tl.store(partial_lse_ptr + row_offs, lse_log2, mask=stored_rows)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _combine_kernel(
+@triton.jit(do_not_specialize=_NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
+def _combine_kernel(  # noqa: PLR0915  (one loop, read from top to bottom)
     partial_ptr: tl.tensor,
     partial_lse_ptr: tl.tensor,
     partial_counts_ptr: tl.tensor,
@@ -269,12 +343,20 @@ def _combine_kernel(
     sinks_ptr: tl.tensor,
     v_scale_ptr: tl.tensor,
     v_factor: tl.tensor,
+    batch: tl.tensor,
     kv_heads: tl.tensor,
     capacity: tl.tensor,
     stride_out_batch: tl.tensor,
     stride_out_token: tl.tensor,
     stride_out_head: tl.tensor,
     stride_v_scale: tl.tensor,
+    cu_seqlens_ptr: tl.tensor,
+    q_lens_ptr: tl.tensor,
+    query_tokens: tl.tensor,
+    stride_lse_batch: tl.tensor,
+    stride_lse_token: tl.tensor,
+    stride_lse_head: tl.tensor,
+    lse_factor: tl.tensor,
     GROUP: tl.constexpr,
     QUERY_TOKENS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
@@ -291,12 +373,25 @@ def _combine_kernel(
     ROWS: tl.constexpr = GROUP * QUERY_TOKENS
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_G - 1) // BLOCK_G
     SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
+    COUNT_FIELDS: tl.constexpr = 3 if QUERY_TOKENS == 0 else 2
     first_program = tl.program_id(0).to(tl.int64)
     programs = tl.num_programs(0)
-    item = tl.load(partial_counts_ptr + 2 * first_program)
-    num_partials = tl.load(partial_counts_ptr + 2 * first_program + 1)
+    item = tl.load(partial_counts_ptr + COUNT_FIELDS * first_program)
+    num_partials = tl.load(partial_counts_ptr + COUNT_FIELDS * first_program + 1)
     first_row = tl.program_id(1) * COMBINE_ROWS
-    item_rows = tl.minimum(ROWS - item % ROW_BLOCKS * BLOCK_G, SLOT_ROWS)
+    if QUERY_TOKENS == 0:
+        sequence = tl.load(partial_counts_ptr + COUNT_FIELDS * first_program + 2)
+        first_query, tokens, live_queries = ragged_queries(
+            sequence, cu_seqlens_ptr, q_lens_ptr, batch, query_tokens
+        )
+        item_blocks = tl.maximum(tl.cdiv(tokens * GROUP, BLOCK_G), 1)
+        kv_head, block = item // item_blocks, item % item_blocks
+        item_rows = tl.minimum(tokens * GROUP - block * BLOCK_G, BLOCK_G)
+    else:
+        sequence = item // (kv_heads * ROW_BLOCKS)
+        kv_head, block = item % (kv_heads * ROW_BLOCKS) // ROW_BLOCKS, item % ROW_BLOCKS
+        item_rows = tl.minimum(ROWS - block * BLOCK_G, SLOT_ROWS)
+        first_query = 0
     last_row = tl.where(num_partials > 0, tl.minimum(first_row + COMBINE_ROWS, item_rows), first_row)
 
     offs_v = tl.arange(0, BLOCK_V)
@@ -327,14 +422,19 @@ def _combine_kernel(
             acc = acc * decay[:, None] + tl.sum(weights[:, None] * partials, 0)[None, :]
             maximum = new_maximum
         out, lse_log2 = normalized(acc, maximum, total)
-        sequence = item // (kv_heads * ROW_BLOCKS)
-        _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
-        rows = item % ROW_BLOCKS * BLOCK_G + row + tl.arange(0, 1)
+        rows = block * BLOCK_G + row + tl.arange(0, 1)
+        if QUERY_TOKENS == 0:
+            length = clamped_length(context_lens_ptr, sequence, batch, capacity)
+            positions = tl.where(rows // GROUP < live_queries, length - live_queries + rows // GROUP, -1)
+        else:
+            _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
+            positions = end - QUERY_TOKENS + rows // GROUP
         store_output(
-            out, lse_log2, rows, rows < ROWS, sequence, item % (kv_heads * ROW_BLOCKS) // ROW_BLOCKS, end,
-            out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor, kv_heads,
+            out, lse_log2, rows, rows >= 0, sequence, kv_head, positions,
+            out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
             stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
-            GROUP, QUERY_TOKENS, V_HEAD_DIM,
+            first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
+            GROUP, V_HEAD_DIM,
         )  # fmt: skip
 
 
@@ -345,6 +445,8 @@ def decode_attention(
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
     *,
+    cu_seqlens: torch.Tensor | None = None,
+    q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
@@ -354,19 +456,25 @@ def decode_attention(
     v_scale: torch.Tensor | float | None = None,
     num_splits: int | None = None,
     return_lse: bool = False,
+    lse_layout: str = "tokens-first",
+    lse_base: str | int = "e",
     out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     workspace: torch.Tensor | None = None,
     tiling: DecodeTiling | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one or a few query tokens per sequence over the live part of its KV cache.
+    """Attention of the last query tokens of each sequence over the live part of its KV cache.
+
+    One query token a sequence is a decode step, a few are speculative decoding, many are a chunk of a prompt;
+    with `cu_seqlens` or `q_lens` the sequences of one call may have different numbers of them.
 
     Not differentiable. Results have the same bits every run. The launch depends only on shapes and
     capacity, never on the lengths, which stay on the device: it can be captured in a CUDA graph.
 
     Args:
-        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim], bfloat16, float16
-            or float32; head_dim 1 to 576, with stride 1 (multiples of 8 are fast). The 1 to 8 query
-            tokens are the last ones of the sequence; attention among them is causal.
+        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim]; packed, with `cu_seqlens`,
+            [tokens, q_heads, head_dim]. bfloat16, float16 or float32; head_dim 1 to 576, with stride 1
+            (multiples of 8 are fast). The query tokens are the last ones of the sequence; attention among
+            them is causal.
         k_cache: [batch, capacity, kv_heads, head_dim]; any strides, except 1 for head_dim: tokens
             or heads may come first in memory. A paged KV cache, with `block_table`, is
             [pages, page_size, kv_heads, head_dim]. Dtype of `q`, float8_e4m3fn, float8_e5m2 or
@@ -374,9 +482,14 @@ def decode_attention(
             h group, ..., h group + group - 1 read key-value head h.
         v_cache: like `k_cache`, with its own head_dim, 1 to 512, and strides. A view of the first
             elements of each key (multi-head latent attention: `k_cache[..., :512]`) is not loaded again.
-        context_lens: [batch] int32: live tokens of each cache, those of `q` included, clamped to
+        context_lens: [batch] int32 or int64: live tokens of each cache, those of `q` included, clamped to
             0..capacity. Tokens past them are never read.
-        block_table: [batch, max_pages] int32: the pages of each sequence in order;
+        cu_seqlens: [batch + 1] int32 or int64: sequence b has the packed query tokens cu_seqlens[b] to
+            cu_seqlens[b + 1] - 1, any number of them, also none. Ascending from 0, which is not checked;
+            clamped to 0..tokens. Tokens of `q` past the last sequence give output 0 and -inf.
+        q_lens: [batch] int32 or int64: how many of the query tokens of each sequence are live, the first ones
+            in `q`; clamped to 0..query_tokens. The others are never read, and give output 0 and -inf.
+        block_table: [batch, max_pages] int32 or int64: the pages of each sequence in order;
             capacity = max_pages x page_size. Entries past the live pages are never read; live
             entries must lie in 0..pages - 1, which is not checked.
         scale: multiplies the scores, at most 2.36e38 in magnitude, with a number `k_scale` too; None means
@@ -395,6 +508,9 @@ def decode_attention(
             its result does not depend on the rest of the batch. None means chunks of equal size
             across the batch.
         return_lse: also return the log-sum-exp of the logits.
+        lse_layout: "tokens-first", the shape of `q` without head_dim; or "heads-first", in which heads come
+            before tokens: [batch, q_heads, query_tokens], [q_heads, batch], or packed [q_heads, tokens].
+        lse_base: "e" for the natural logarithm, or 2.
         out: output tensor: shape of `q` with the head_dim of `v_cache`, dtype of `q`, stride 1 for
             head_dim, not overlapping the inputs. With `return_lse` it may be a pair, the second for
             the log-sum-exp, contiguous. None allocates.
@@ -405,9 +521,9 @@ def decode_attention(
         tiling: tile sizes and CTA count; None means those of `choose_decode_tiling`.
 
     Returns:
-        Output [batch, (query_tokens,) q_heads, head_dim of `v_cache`], dtype of `q`; with
-        `return_lse` a pair with the natural log-sum-exp [batch, (query_tokens,) q_heads], float32.
-        A sequence of length 0, or a query token before its start, gives output 0 and -inf.
+        Output, shape of `q` with the head_dim of `v_cache`, dtype of `q`; with `return_lse` a pair with the
+        log-sum-exp, float32, natural and [batch, (query_tokens,) q_heads] unless `lse_layout` and `lse_base`
+        say otherwise. A sequence of length 0, or a query token before its start, gives output 0 and -inf.
 
     Raises:
         ValueError: an argument has the wrong shape, strides, dtype, device, size or range; or tensors are
@@ -418,15 +534,26 @@ def decode_attention(
         "k_cache": k_cache,
         "v_cache": v_cache,
         "context_lens": context_lens,
+        "cu_seqlens": cu_seqlens,
+        "q_lens": q_lens,
         "block_table": block_table,
         "window": window,
         "sinks": sinks,
     }
     scales: dict[str, Any] = {"scale": scale, "softcap": softcap, "k_scale": k_scale, "v_scale": v_scale}
     checks.check_decode_attention(
-        **arguments, **scales, num_splits=num_splits, return_lse=return_lse, out=out, tiling=tiling
+        **arguments,
+        **scales,
+        num_splits=num_splits,
+        return_lse=return_lse,
+        lse_layout=lse_layout,
+        lse_base=lse_base,
+        out=out,
+        tiling=tiling,
     )
-    plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    plan = plan_decode(
+        q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device), cu_seqlens, q_lens
+    )
     factors = _factors(plan, q, k_cache.shape[2], scales)
     workspace_bytes = plan.workspace_bytes
     if workspace is not None:
@@ -437,8 +564,13 @@ def decode_attention(
     if out is None:
         out = allocate((*q.shape[:-1], v_cache.shape[-1]), q.dtype, q.device)
     if return_lse and lse is None:
-        lse = allocate(q.shape[:-1], torch.float32, q.device)
-    _launch(plan, factors, **arguments, out=out, lse=lse, workspace=workspace)
+        lse = allocate(checks.lse_shape(q, lse_layout), torch.float32, q.device)
+    if q.numel():
+        token_lses = lse if lse is None or lse_layout == "tokens-first" else lse.transpose(-1, -2)
+        lse_factor = _LN_2 if lse_base == "e" else 1.0
+        _launch(
+            plan, factors, **arguments, out=out, lse=token_lses, lse_factor=lse_factor, workspace=workspace
+        )
     return out if lse is None else (out, lse)
 
 
@@ -457,8 +589,12 @@ def decode_attention_workspace_bytes(
         ValueError: as `decode_attention`.
     """
     checks.check_decode_attention(q=q, k_cache=k_cache, v_cache=v_cache, context_lens=context_lens, **options)
-    block_table, num_splits, tiling = map(options.get, ("block_table", "num_splits", "tiling"))
-    plan = plan_decode(q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device))
+    block_table, num_splits, tiling, cu_seqlens, q_lens = map(
+        options.get, ("block_table", "num_splits", "tiling", "cu_seqlens", "q_lens")
+    )
+    plan = plan_decode(
+        q, k_cache, v_cache, block_table, num_splits, tiling, gpu_limits(q.device), cu_seqlens, q_lens
+    )
     _factors(plan, q, k_cache.shape[2], options)
     return plan.workspace_bytes
 
@@ -484,14 +620,20 @@ def _launch(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+    q_lens: torch.Tensor | None,
     block_table: torch.Tensor | None,
     window: int | None,
     sinks: torch.Tensor | None,
     out: torch.Tensor,
     lse: torch.Tensor | None,
+    lse_factor: float,
     workspace: torch.Tensor | None,
 ) -> None:
-    """Launches the split-KV kernel and, if it may leave partials, the combine kernel."""
+    """Launches the split-KV kernel and, if it may leave partials, the combine kernel.
+
+    `lse` has the shape of `q` without head_dim.
+    """
     tiling, kv_heads = plan.tiling, k_cache.shape[2]
     k_scale, v_scale, softcap_log2 = factors.k_scale, factors.v_scale, factors.softcap_log2
     if plan.e4m3_bits:
@@ -501,6 +643,9 @@ def _launch(
         assert workspace is not None  # noqa: S101  (the caller has allocated it)
         partials, partial_lses, partial_counts = plan.workspace_views(workspace)
     unit = _stride_unit(k_cache, v_cache)
+    packed = cu_seqlens is not None
+    out_batch, out_token, out_head = _row_strides(out, -2, packed=packed)
+    lse_batch, lse_token, lse_head = (0, 0, 0) if lse is None else _row_strides(lse, -1, packed=packed)
     common = {
         "context_lens_ptr": context_lens,
         "out_ptr": out,
@@ -511,11 +656,19 @@ def _launch(
         "sinks_ptr": sinks,
         "v_scale_ptr": v_scale,
         "v_factor": factors.value,
+        "cu_seqlens_ptr": cu_seqlens,
+        "q_lens_ptr": q_lens,
+        "query_tokens": plan.most_query_tokens,
+        "lse_factor": lse_factor,
+        "batch": context_lens.shape[0],
         "kv_heads": kv_heads,
         "capacity": plan.capacity,
-        "stride_out_batch": out.stride(0),
-        "stride_out_token": out.stride(1) if out.dim() == 4 else 0,
-        "stride_out_head": out.stride(-2),
+        "stride_out_batch": out_batch,
+        "stride_out_token": out_token,
+        "stride_out_head": out_head,
+        "stride_lse_batch": lse_batch,
+        "stride_lse_token": lse_token,
+        "stride_lse_head": lse_head,
         "stride_v_scale": 0 if v_scale is None or v_scale.numel() == 1 else v_scale.stride(0),
         "GROUP": plan.group,
         "QUERY_TOKENS": plan.query_tokens,
@@ -525,6 +678,7 @@ def _launch(
         "BLOCK_V": plan.blocks.v,
         "enable_fp_fusion": True,
     }
+    q_batch, q_token, q_head = _row_strides(q, -2, packed=packed)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         launch(
             _split_kv_kernel,
@@ -538,10 +692,9 @@ def _launch(
             score_factor=factors.score,
             softcap_log2=0.0 if softcap_log2 is None else softcap_log2,
             window=0 if window is None else min(window, plan.capacity),
-            batch=q.shape[0],
-            stride_q_batch=q.stride(0),
-            stride_q_token=q.stride(1) if q.dim() == 4 else 0,
-            stride_q_head=q.stride(-2),
+            stride_q_batch=q_batch,
+            stride_q_token=q_token,
+            stride_q_head=q_head,
             stride_k_batch=k_cache.stride(0) // unit,
             stride_k_head=k_cache.stride(2) // unit,
             stride_v_batch=v_cache.stride(0) // unit,
@@ -568,6 +721,7 @@ def _launch(
             LATENT=plan.latent,
             SPLIT_K_SCALE=factors.split_k_scale,
             BLOCK_R=plan.blocks.r,
+            UNIT_TILES=plan.unit_tiles,
             num_warps=tiling.num_warps,
             maxnreg=tiling.max_registers,
             num_stages=tiling.num_stages,
@@ -583,6 +737,14 @@ def _launch(
                 num_warps=4,
                 maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             )
+
+
+def _row_strides(tensor: torch.Tensor, heads: int, *, packed: bool) -> tuple[int, int, int]:
+    """Strides of sequences, query tokens and heads of a tensor whose dimension `heads` has the heads."""
+    if tensor.dim() + heads == 2:  # sequences, query tokens and heads
+        return tensor.stride(0), tensor.stride(1), tensor.stride(heads)
+    per_row = tensor.stride(0)
+    return (0, per_row, tensor.stride(heads)) if packed else (per_row, 0, tensor.stride(heads))
 
 
 def _stride_unit(*caches: torch.Tensor) -> int:

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .decode_tiling import DecodeTiling, HeadBlocks, choose_decode_tiling, head_blocks
+from .decode_tiling import DecodeTiling, HeadBlocks, choose_decode_tiling, head_blocks, most_row_blocks
 
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
+
+MAX_COMPILED_QUERY_TOKENS = 8
+"""More query tokens per sequence take the kernel of ragged queries, compiled once for all numbers of them."""
+
+_PREFILL_QUERY_TOKENS = 16
+"""Packed queries of more tokens than sequences are tiled for at least so many tokens each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,10 @@ class DecodePlan:
         slots: split-KV partials that it may leave in the workspace.
         slot_rows: rows of each partial.
         v_head_dim: elements of a value.
-        query_tokens: query tokens per sequence.
+        query_tokens: query tokens per sequence, which the kernel is compiled for; 0 for ragged queries, and
+            for more of them, whose number is an argument.
+        most_query_tokens: query tokens that a sequence has room for; all of them where they are packed.
+        unit_tiles: KV tiles that the schedule of ragged queries assigns together.
         group: query heads of a GQA group.
         page_size: tokens of a page; 0 for a contiguous cache.
         capacity: tokens that the cache of one sequence can hold.
@@ -40,6 +49,8 @@ class DecodePlan:
     slot_rows: int
     v_head_dim: int
     query_tokens: int
+    most_query_tokens: int
+    unit_tiles: int
     group: int
     page_size: int
     capacity: int
@@ -49,16 +60,18 @@ class DecodePlan:
 
     @property
     def workspace_bytes(self) -> int:
-        """Float32 partials and their log-sum-exps, and two int32 per CTA."""
+        """Float32 partials and their log-sum-exps, and two int32 per CTA, three with ragged queries."""
         if not self.slots:
             return 0
-        return 4 * (self.slots * self.slot_rows * (self.v_head_dim + 1) + 2 * self.programs)
+        count_fields = 2 if self.query_tokens else 3
+        return 4 * (self.slots * self.slot_rows * (self.v_head_dim + 1) + count_fields * self.programs)
 
     def workspace_views(self, workspace: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of a workspace: partials, their log-sum-exps, and partial counts.
 
         Partials are [slots, slot_rows, v_head_dim]. Partial counts are [programs, 2] int32: the last item of
-        each CTA, and its number of partials if the CTA begins it and does not finish it, else 0.
+        each CTA, and its number of partials if the CTA begins it and does not finish it, else 0. With ragged
+        queries they are [programs, 3]: the last item counted within its sequence, the same, the sequence.
         """
         words = workspace.view(-1).view(torch.uint8)[: self.workspace_bytes].view(torch.float32)
         rows = self.slots * self.slot_rows
@@ -95,17 +108,25 @@ def plan_decode(
     num_splits: int | None,
     tiling: DecodeTiling | None,
     limits: GpuLimits,
+    cu_seqlens: torch.Tensor | None = None,
+    q_lens: torch.Tensor | None = None,
 ) -> DecodePlan:
     """The plan of a call with checked arguments; `choose_decode_tiling` fills in a missing tiling."""
-    query_tokens = q.shape[1] if q.dim() == 4 else 1
+    batch, packed_tokens = q.shape[0], None
+    query_tokens = most_query_tokens = q.shape[1] if q.dim() == 4 else 1
+    if cu_seqlens is not None:
+        batch, packed_tokens = cu_seqlens.shape[0] - 1, q.shape[0]
+        most_query_tokens = packed_tokens
+        query_tokens = _typical_query_tokens(packed_tokens, batch, num_splits)
     kv_heads, head_dim, v_head_dim = k_cache.shape[2], q.shape[-1], v_cache.shape[-1]
     page_size = 0 if block_table is None else k_cache.shape[1]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     latent = is_latent(k_cache, v_cache)
     if tiling is None:
         tiling = choose_decode_tiling(
-            batch=q.shape[0],
+            batch=batch,
             query_tokens=query_tokens,
+            packed_tokens=packed_tokens,
             q_heads=q.shape[-2],
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -119,21 +140,42 @@ def plan_decode(
         )
     if num_splits is not None:
         tiling = dataclasses.replace(tiling, num_splits=num_splits)
-    rows = q.shape[-2] // kv_heads * query_tokens
-    items = q.shape[0] * kv_heads * math.ceil(rows / tiling.block_g)
+    group = q.shape[-2] // kv_heads
+    rows = group * query_tokens
+    items = kv_heads * most_row_blocks(batch, rows, packed_tokens, group, tiling.block_g)
+    ragged = (
+        cu_seqlens is not None
+        or q_lens is not None
+        or query_tokens > MAX_COMPILED_QUERY_TOKENS
+        or (query_tokens > 1 and rows > tiling.block_g)
+    )
     programs = items * tiling.num_splits or tiling.programs
     return DecodePlan(
         tiling=tiling,
         programs=programs,
         # A CTA with a balanced chunk may leave two partials: of an item it continues and of one it begins.
         slots=0 if programs == 1 or tiling.num_splits == 1 else programs * (1 if tiling.num_splits else 2),
-        slot_rows=min(rows, tiling.block_g),
+        slot_rows=tiling.block_g if ragged else min(rows, tiling.block_g),
         v_head_dim=v_head_dim,
-        query_tokens=query_tokens,
-        group=q.shape[-2] // kv_heads,
+        query_tokens=0 if ragged else query_tokens,
+        most_query_tokens=most_query_tokens,
+        # A unit of as many tokens times the group is a multiple of the rows of a block.
+        unit_tiles=tiling.block_g // math.gcd(tiling.block_g, group * tiling.block_n) if ragged else 1,
+        group=group,
         page_size=page_size,
         capacity=capacity,
         latent=latent,
         blocks=head_blocks(head_dim, v_head_dim, latent=latent),
         e4m3_bits=k_cache.dtype == torch.float8_e4m3fn and limits.compute_capability < 89,
     )
+
+
+def _typical_query_tokens(packed_tokens: int, batch: int, num_splits: int | None) -> int:
+    """Query tokens of a sequence that packed queries are tiled for.
+
+    How they are shared among the sequences is known on the device alone. If there are more tokens than
+    sequences, one may have nearly all of them. With `num_splits` the tiling must not depend on the batch.
+    """
+    if num_splits is None and packed_tokens <= batch:
+        return 1
+    return max(_PREFILL_QUERY_TOKENS, -(-packed_tokens // batch) if num_splits is None else 0)

@@ -35,7 +35,7 @@ def live_tokens(
     HAS_WINDOW: tl.constexpr,
 ) -> tl.tuple:
     """Tokens [begin, end) that at least one query token of a sequence of this length attends to."""
-    end = tl.minimum(tl.maximum(lengths, 0), capacity)
+    end = tl.minimum(tl.maximum(lengths, 0), capacity).to(tl.int32)
     begin = tl.maximum(end - window - (QUERY_TOKENS - 1), 0) if HAS_WINDOW else end * 0
     return begin, end
 

@@ -182,7 +182,7 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
             score_factor = tl.full((BLOCK_G,), 1.0, tl.float32)
         if MASKED:
             attended = live_n[None, :]
-            if QUERY_TOKENS > 1:
+            if QUERY_TOKENS != 1:
                 attended = attended & (tokens[None, :] <= positions[:, None])
                 if HAS_WINDOW:
                     attended = attended & (tokens[None, :] > positions[:, None] - window)
@@ -204,7 +204,7 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
         if not LATENT:
             v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_WIDTH < BLOCK_V)
             values = _dot_operand(v, q.dtype)
-        if MASKED and QUERY_TOKENS > 1:
+        if MASKED and QUERY_TOKENS != 1:
             # A non-finite V of a token that a row does not attend to must not reach the row (0 x NaN is NaN).
             # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row.
             # The counts do not overlap, because a tile has fewer than 32 tokens.
@@ -217,7 +217,7 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
             values = tl.where(codes == 0.0, values, 0.0).to(q.dtype)
             counts = tl.dot(attended.to(q.dtype), codes.to(q.dtype), input_precision=PRECISION).to(tl.int32)
         acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
-        if MASKED and QUERY_TOKENS > 1:
+        if MASKED and QUERY_TOKENS != 1:
             infinities = tl.where(counts & 31 > 0, float("inf"), 0.0)
             acc += infinities + tl.where(counts & 992 > 0, float("-inf"), 0.0)
             acc += tl.where(counts >= 1024, float("nan"), 0.0)
@@ -270,28 +270,35 @@ def store_output(
     live_rows: tl.tensor,
     sequence: tl.tensor,
     kv_head: tl.tensor,
-    length: tl.tensor,
+    positions: tl.tensor,
     out_ptr: tl.tensor,
     lse_ptr: tl.tensor,
     sinks_ptr: tl.tensor,
     v_scale_ptr: tl.tensor,
     v_factor: tl.tensor,
-    kv_heads: tl.tensor,
     stride_out_batch: tl.tensor,
     stride_out_token: tl.tensor,
     stride_out_head: tl.tensor,
     stride_v_scale: tl.tensor,
+    first_query: tl.tensor,
+    stride_lse_batch: tl.tensor,
+    stride_lse_token: tl.tensor,
+    stride_lse_head: tl.tensor,
+    lse_factor: tl.tensor,
     GROUP: tl.constexpr,
-    QUERY_TOKENS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
 ) -> None:
-    """Epilogue of an item: applies attention sinks and v_scale, stores output and natural log-sum-exp."""
-    tokens = rows // GROUP
+    """Epilogue of an item: applies attention sinks and v_scale, stores output and log-sum-exp.
+
+    The log-sum-exp is multiplied by `lse_factor`. `positions` [rows] are negative for query tokens that
+    attend to no token. `first_query` is the place of the sequence's first one in packed queries, else 0.
+    """
+    tokens = (first_query + rows // GROUP).to(tl.int64)
     heads = kv_head * GROUP + rows % GROUP
     if sinks_ptr is not None:
         sinks = tl.load(sinks_ptr + heads, mask=live_rows, other=0.0).to(tl.float32) * 1.4426950408889634
         # A query token before the start of the sequence has output 0, with or without sinks.
-        sinks = tl.where(length - QUERY_TOKENS + tokens >= 0, sinks, float("-inf"))
+        sinks = tl.where(positions >= 0, sinks, float("-inf"))
         out, lse_log2 = _with_sink(out, lse_log2, sinks)
     factor = v_factor
     if v_scale_ptr is not None:
@@ -300,12 +307,13 @@ def store_output(
     out_ptrs = (
         out_ptr
         + sequence.to(tl.int64) * stride_out_batch
-        + tokens.to(tl.int64)[:, None] * stride_out_token
+        + tokens[:, None] * stride_out_token
         + heads.to(tl.int64)[:, None] * stride_out_head
         + offs_v[None, :]
     )
     live = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
     tl.store(out_ptrs, (out * factor).to(out_ptr.dtype.element_ty), mask=live)
     if lse_ptr is not None:
-        row = (sequence.to(tl.int64) * QUERY_TOKENS + tokens) * (kv_heads * GROUP) + heads
-        tl.store(lse_ptr + row, lse_log2 * 0.6931471805599453, mask=live_rows)
+        lse_ptrs = lse_ptr + sequence.to(tl.int64) * stride_lse_batch
+        lse_ptrs += tokens * stride_lse_token + heads.to(tl.int64) * stride_lse_head
+        tl.store(lse_ptrs, lse_log2 * lse_factor, mask=live_rows)

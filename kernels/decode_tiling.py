@@ -128,6 +128,7 @@ def choose_decode_tiling(
     v_head_dim: int | None = None,
     query_element_bytes: int | None = None,
     latent: bool = False,
+    packed_tokens: int | None = None,
 ) -> DecodeTiling:
     """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
 
@@ -143,10 +144,11 @@ def choose_decode_tiling(
         page_size: tokens of a page; 0 for a contiguous cache.
         element_bytes: bytes of a cache element.
         limits: the GPU to run on.
-        query_tokens: query tokens per sequence.
+        query_tokens: query tokens per sequence, or that a typical sequence has.
         v_head_dim: elements of a value; None means `head_dim`.
         query_element_bytes: bytes of a query element; None means those of the cache, but at least 2.
         latent: whether the values are the first elements of the keys, as in MLA.
+        packed_tokens: query tokens of all sequences, if they may be shared among them in any way.
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
@@ -178,7 +180,7 @@ def choose_decode_tiling(
     )
     by_shared = limits.shared_bytes_per_sm // (shared(block_g, block_n, depth) + 1024)
     per_sm = max(1, min(by_shared, by_registers))
-    items = batch * kv_heads * math.ceil(rows / block_g)
+    items = kv_heads * most_row_blocks(batch, rows, packed_tokens, q_heads // kv_heads, block_g)
     most_tiles = items * (math.ceil(capacity / block_n) + ITEM_COST_TILES)
     return DecodeTiling(
         block_g=block_g,
@@ -192,6 +194,15 @@ def choose_decode_tiling(
         # Page ids are prefetched as far ahead of the K and V loads as those are of their use.
         num_stages=depth if page_size == 0 else 2 * depth - 1,
     )
+
+
+def most_row_blocks(batch: int, rows: int, packed_tokens: int | None, group: int, block_g: int) -> int:
+    """Row blocks of all sequences at most: of `rows` rows each, or of packed tokens, shared in any way."""
+    if packed_tokens is None:
+        return batch * math.ceil(rows / block_g)
+    # Each sequence may leave a block that is not full; and so may the tokens that belong to none.
+    parts = min(batch + 1, packed_tokens)
+    return (packed_tokens * group + parts * (block_g - 1)) // block_g
 
 
 def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:

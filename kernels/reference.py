@@ -86,6 +86,8 @@ def decode_attention(
     v_cache: torch.Tensor,
     context_lens: torch.Tensor,
     *,
+    cu_seqlens: torch.Tensor | None = None,
+    q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
@@ -94,15 +96,20 @@ def decode_attention(
     k_scale: torch.Tensor | float | None = None,
     v_scale: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one or a few query tokens per sequence over the live part of its cache, in float64.
+    """Attention of the last query tokens of each sequence over the live part of its cache, in float64.
 
     Args:
-        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim].
+        q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim]; with `cu_seqlens`
+            [tokens, q_heads, head_dim].
         k_cache: [batch, capacity, kv_heads, head_dim]; with `block_table`
             [pages, page_size, kv_heads, head_dim].
         v_cache: like `k_cache`, with its own head_dim.
         context_lens: [batch], integers; clamped to 0..capacity. Cache past them is never read. The
             query tokens are the last ones of the sequence; attention among them is causal.
+        cu_seqlens: [batch + 1], integers: where the packed query tokens of each sequence begin, and the end
+            of the last; tokens after it give output 0 and -inf.
+        q_lens: [batch], integers: how many query tokens of each sequence are live, the first ones in `q`;
+            the others give output 0 and -inf.
         block_table: [batch, max_pages], integers: the pages of each sequence, in order.
         scale: multiplies the scores; None means 1 / sqrt(head_dim).
         window: sliding window: tokens that a query token attends to, itself the last; None means all.
@@ -113,12 +120,11 @@ def decode_attention(
         v_scale: the same for the values; None means the first of a `k_scale` of [2].
 
     Returns:
-        Output [batch, (query_tokens,) q_heads, head_dim of v_cache] and log-sum-exp of the logits (natural
-        log) [batch, (query_tokens,) q_heads], both float64. A query token that attends to no token gives
+        Output, shape of `q` with the head_dim of v_cache, and log-sum-exp of the logits (natural log), shape
+        of `q` without head_dim, both float64. A query token that attends to no token gives
         output 0 and -inf.
     """
-    queries = q[:, None] if q.dim() == 3 else q
-    _, query_tokens, q_heads, head_dim = queries.shape
+    q_heads, head_dim = q.shape[-2:]
     kv_heads = k_cache.shape[2]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
@@ -129,28 +135,44 @@ def decode_attention(
     else:
         k_scales = _per_head(k_scale, kv_heads)
     v_scales = _per_head(v_scale, kv_heads)
-    output = torch.zeros(*queries.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
-    lse = torch.full(queries.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
+    output = torch.zeros(*q.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
+    lse = torch.full(q.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
+    # [query tokens, q_heads, ...] of each sequence, views.
+    queries, outputs, lses = (
+        _query_tokens(each, cu_seqlens, q_lens, 2 if each is lse else 3) for each in (q, output, lse)
+    )
     for sequence, context_len in enumerate(context_lens.tolist()):
         length = min(max(context_len, 0), capacity)
         pages = None if block_table is None else block_table[sequence]
         for head in range(kv_heads):
             group = slice(head * (q_heads // kv_heads), (head + 1) * (q_heads // kv_heads))
-            for token in range(query_tokens):
-                end = length - query_tokens + token + 1
+            for token, query in enumerate(queries[sequence]):
+                end = length - len(queries[sequence]) + token + 1
                 begin = 0 if window is None else max(end - window, 0)
                 if end <= 0:
                     continue
                 keys = _float64(_live(k_cache, sequence, head, begin, end, pages)) * k_scales[head]
-                scores = _float64(queries[sequence, token, group]) @ keys.T * scale  # [group, end - begin]
+                scores = _float64(query[group]) @ keys.T * scale  # [group, end - begin]
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
                 if sinks is not None:
                     scores = torch.cat([scores, _float64(sinks[group])[:, None]], dim=1)
-                probabilities, lse[sequence, token, group] = _softmax(scores)
+                probabilities, lses[sequence][token, group] = _softmax(scores)
                 values = _float64(_live(v_cache, sequence, head, begin, end, pages)) * v_scales[head]
-                output[sequence, token, group] = probabilities[:, : end - begin] @ values
-    return output.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
+                outputs[sequence][token, group] = probabilities[:, : end - begin] @ values
+    return output, lse
+
+
+def _query_tokens(
+    rows: torch.Tensor, cu_seqlens: torch.Tensor | None, q_lens: torch.Tensor | None, packed_dims: int
+) -> list[torch.Tensor]:
+    """The live query tokens [tokens, q_heads, ...] of each sequence; with `packed_dims` there is one each."""
+    if cu_seqlens is not None:
+        starts = cu_seqlens.tolist()
+        return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+    padded = rows[:, None] if rows.dim() == packed_dims else rows
+    lens = [padded.shape[1]] * len(padded) if q_lens is None else q_lens.tolist()
+    return [each[: max(live, 0)] for each, live in zip(padded, lens, strict=True)]
 
 
 def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[Any]:
