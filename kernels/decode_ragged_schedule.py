@@ -9,8 +9,8 @@ The KV tokens of an item are counted in units of UNIT_N tokens, a multiple of BL
 units and ITEM_COST_TILES. As in `decode_schedule`, every CTA takes an equal-sized chunk of all units, or
 (NUM_SPLITS n) each item is split into n chunks.
 
-UNIT_N is such that RATIO = GROUP UNIT_N / BLOCK_G is an integer. The units of the row blocks of a sequence are
-then floor((c + i) / RATIO) for block i, and their sum has a closed form: no CTA loops over row blocks.
+UNIT_N is such that RATIO = GROUP UNIT_N / BLOCK_G is an integer. The units of row block i of a sequence are
+then floor((c + i) / RATIO), and their sum has a closed form: no CTA loops over row blocks.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def most_row_blocks(batch: int, rows: int, packed_tokens: int | None, group: int
         return batch * math.ceil(rows / block_g)
     # Each sequence may leave a block that is not full; and so may the tokens that belong to none.
     parts = min(batch + 1, packed_tokens)
-    return (packed_tokens * group + parts * (block_g - 1)) // block_g
+    return max(1, (packed_tokens * group + parts * (block_g - 1)) // block_g)
 
 
 def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:

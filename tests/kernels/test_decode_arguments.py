@@ -27,6 +27,8 @@ LAST = "the last must be 1"
 ALL_SIZES = "every size must be at least 1"
 SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
 FLOATS = torch.zeros(2, 8)
+PACKED = {"q": zeros(5, 8, 64), "cu_seqlens": zeros(3, **INTS)}
+PADDED = {"q": zeros(2, 5, 8, 64), "q_lens": zeros(2, **INTS)}
 NOT_ON_CPU = "is on meta; it must be on cpu, the device of q"
 
 DECODE = {
@@ -38,7 +40,10 @@ DECODE = {
             "[batch, query_tokens, q_heads, head_dim]"
         ),
     ),
-    "q_too_many_tokens": ({"q": zeros(2, 9, 8, 64)}, "q has 9 query tokens; it must have 1 to 8"),
+    "q_too_many_rows": (
+        {"q": zeros(1, 1, 8, 64).expand(2, 2**28, 8, 64)},
+        "q has 536870912 query tokens; with groups of 4 it may have 268435456",
+    ),
     "q_no_tensor": ({"q": [1.0]}, "q is a list; it must be a torch.Tensor"),
     "q_no_tokens": ({"q": zeros(2, 0, 8, 64)}, f"q has shape [2, 0, 8, 64]; {ALL_SIZES}"),
     "q_empty": ({"q": zeros(0, 8, 64)}, f"q has shape [0, 8, 64]; {ALL_SIZES}"),
@@ -103,8 +108,8 @@ DECODE = {
         "q has 258 heads; it must have 1 to 128 for each of the 2 in k_cache",
     ),
     "lengths_dtype": (
-        {"context_lens": zeros(2, dtype=torch.int64)},
-        "context_lens is torch.int64; it must be torch.int32",
+        {"context_lens": zeros(2, dtype=torch.int16)},
+        "context_lens is torch.int16; it must be torch.int32 or torch.int64",
     ),
     "lengths_shape": (
         {"context_lens": zeros(3, **INTS)},
@@ -116,8 +121,67 @@ DECODE = {
         {"context_lens": zeros(4, **INTS)[::2]},
         f"context_lens has strides (2,); {LAST}",
     ),
+    "cu_seqlens_no_tensor": (
+        PACKED | {"cu_seqlens": [0, 2]},
+        "cu_seqlens is a list; it must be a torch.Tensor",
+    ),
+    "cu_seqlens_dtype": (
+        PACKED | {"cu_seqlens": zeros(3)},
+        "cu_seqlens is torch.bfloat16; it must be torch.int32 or torch.int64",
+    ),
+    "cu_seqlens_shape": (
+        PACKED | {"cu_seqlens": zeros(3, 1, **INTS)},
+        "cu_seqlens has shape [3, 1]; it must be [batch + 1]: [any]",
+    ),
+    "cu_seqlens_short": (
+        PACKED | {"cu_seqlens": zeros(1, **INTS)},
+        "cu_seqlens has shape [1]; it must be [batch + 1] with a batch of at least 1",
+    ),
+    "cu_seqlens_batch": (
+        PACKED | {"cu_seqlens": zeros(4, **INTS)},
+        (
+            "k_cache has shape [2, 20, 2, 64]; it must be [batch, capacity, kv_heads, head_dim] "
+            "with batch and head_dim of q: [3, any, any, 64]"
+        ),
+    ),
+    "cu_seqlens_device": (PACKED | {"cu_seqlens": zeros(3, **INTS, **META)}, f"cu_seqlens {NOT_ON_CPU}"),
+    "cu_seqlens_strides": (
+        PACKED | {"cu_seqlens": zeros(6, **INTS)[::2]},
+        f"cu_seqlens has strides (2,); {LAST}",
+    ),
+    "q_of_cu_seqlens": (
+        PACKED | {"q": zeros(2, 2, 8, 64)},
+        "q has shape [2, 2, 8, 64]; with cu_seqlens it must be [tokens, q_heads, head_dim]",
+    ),
+    "q_of_cu_seqlens_no_heads": (
+        PACKED | {"q": zeros(5, 0, 64)},
+        f"q has shape [5, 0, 64]; {ALL_SIZES}",
+    ),
+    "q_lens_and_cu_seqlens": (
+        PACKED | {"q_lens": zeros(2, **INTS)},
+        "q_lens is given with cu_seqlens; only one of them may be",
+    ),
+    "q_lens_no_tensor": (PADDED | {"q_lens": [1, 2]}, "q_lens is a list; it must be a torch.Tensor"),
+    "q_lens_dtype": (PADDED | {"q_lens": zeros(2)}, "q_lens is torch.bfloat16; it must be torch.int32 or"),
+    "q_lens_shape": (PADDED | {"q_lens": zeros(3, **INTS)}, "q_lens has shape [3]; it must be [batch]: [2]"),
+    "q_lens_device": (PADDED | {"q_lens": zeros(2, **INTS, **META)}, f"q_lens {NOT_ON_CPU}"),
+    "q_lens_strides": (PADDED | {"q_lens": zeros(4, **INTS)[::2]}, f"q_lens has strides (2,); {LAST}"),
+    "q_of_q_lens": (
+        {"q_lens": zeros(2, **INTS)},
+        "q has shape [2, 8, 64]; with q_lens it must be [batch, max_tokens, q_heads, head_dim]",
+    ),
+    "lse_layout": (
+        {"lse_layout": "heads"},
+        "lse_layout is 'heads'; it must be one of tokens-first, heads-first",
+    ),
+    "lse_base": ({"lse_base": 10}, "lse_base is 10; it must be 'e' or 2"),
+    "lse_base_bool": ({"lse_base": True}, "lse_base is True; it must be 'e' or 2"),
+    "out_lse_heads_first": (
+        {"out": (zeros(2, 8, 64), FLOATS), "return_lse": True, "lse_layout": "heads-first"},
+        "out[1] has shape [2, 8]; it must be the shape of q without head_dim, heads before tokens: [8, 2]",
+    ),
     "table_no_tensor": ({"block_table": [[0]]}, "block_table is a list; it must be a torch.Tensor"),
-    "table_dtype": ({"block_table": zeros(2, 4)}, "block_table is torch.bfloat16; it must be torch.int32"),
+    "table_dtype": ({"block_table": zeros(2, 4)}, "block_table is torch.bfloat16; it must be torch.int32 or"),
     "table_shape": (
         {"block_table": zeros(3, 4, **INTS)},
         "block_table has shape [3, 4]; it must be [batch, max_pages]: [2, any]",
