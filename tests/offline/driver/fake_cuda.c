@@ -4,7 +4,8 @@
  * It runs no kernel. It refuses what the CUDA driver documents as invalid (a tensor map, a grid, a block, shared
  * memory, a cubin of another GPU), and writes a line of JSON to the file $FAKE_CUDA_LOG for each kernel that is
  * loaded, each tensor map and each launch, with the bytes of every kernel parameter. How many parameters a
- * kernel has, and their sizes, are read from the cubin, as ptxas wrote them.
+ * kernel has, and their sizes, are read from the cubin, as ptxas wrote them. While the variable is empty nothing is
+ * written, so that the host time of a launch can be measured.
  *
  * The GPU: $FAKE_CUDA_CAPABILITY (90), $FAKE_CUDA_SHARED_BYTES a block may have, $FAKE_CUDA_SM_COUNT.
  *
@@ -41,8 +42,10 @@ enum {
 
 static void log_json(const char *format, ...) {
     static FILE *log;
+    const char *path = getenv("FAKE_CUDA_LOG");
+    if (path && !*path)
+        return;
     if (!log) {
-        const char *path = getenv("FAKE_CUDA_LOG");
         log = path ? fopen(path, "a") : stderr;
         if (!log)
             abort();

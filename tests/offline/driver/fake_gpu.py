@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from decodetax import kernels
 from decodetax.harness.bench import providers
 from decodetax.harness.core.errors import one_line
@@ -96,18 +97,6 @@ def fake_gpu(gpu: Gpu, log_path: Path) -> Iterator[list[Launch]]:
     Host functions of the package choose their tilings as on that GPU, and accept CPU tensors. An error of a
     launch is one of its problems, and the caller goes on.
     """
-    limits = kernel_limits(gpu)
-    settings = {
-        "FAKE_CUDA_LOG": str(log_path),
-        "FAKE_CUDA_CAPABILITY": str(gpu.sm),
-        "FAKE_CUDA_SHARED_BYTES": str(limits.shared_bytes_per_block),
-        "FAKE_CUDA_SM_COUNT": str(limits.sm_count),
-    }
-    cuda = {
-        "current_device": lambda: 0,
-        "get_device_capability": lambda _device=None: divmod(gpu.sm, 10),
-        "set_device": lambda _device: None,
-    }
     log, launches, functions = Log(log_path), [], {}
 
     def launch(run: Any, function: Any, args: Any, grid: Any, options: Any) -> Any:
@@ -120,16 +109,40 @@ def fake_gpu(gpu: Gpu, log_path: Path) -> Iterator[list[Launch]]:
         launches.append(checked(function.__name__, kernel, bound, grid, log.new(), functions, error))
         return kernel
 
+    with fake_driver(gpu, log_path, launch):
+        yield launches
+
+
+@contextlib.contextmanager
+def fake_driver(gpu: Gpu, log_path: Path | str, launch: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Triton's CUDA driver on the fake library, for a GPU; `launch` replaces Triton's own, if given."""
+    limits = kernel_limits(gpu)
+    settings = {
+        "FAKE_CUDA_LOG": str(log_path),
+        "FAKE_CUDA_CAPABILITY": str(gpu.sm),
+        "FAKE_CUDA_SHARED_BYTES": str(limits.shared_bytes_per_block),
+        "FAKE_CUDA_SM_COUNT": str(limits.sm_count),
+    }
+    cuda = {
+        "current_device": lambda: 0,
+        "get_device_capability": lambda _device=None: divmod(gpu.sm, 10),
+        "set_device": lambda _device: None,
+    }
+    run = triton.JITFunction.run
+
+    def stream(_device: int) -> int:
+        return 0
+
     with contextlib.ExitStack() as patches:
         patches.enter_context(launches_patched(gpu, launch))
+        if launch is None:
+            patches.enter_context(mock.patch.object(triton.JITFunction, "run", run))
         patches.enter_context(mock.patch.dict(os.environ, settings))
         patches.enter_context(mock.patch.multiple(torch.cuda, **cuda))
-        patches.enter_context(
-            mock.patch.object(torch._C, "_cuda_getCurrentRawStream", return_value=0, create=True)
-        )
+        patches.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", stream, create=True))
         patches.enter_context(mock.patch.object(driver, "_active", CudaDriver()))
         patches.enter_context(mock.patch.object(providers, "gpu_limits", return_value=limits))
-        yield launches
+        yield
 
 
 def checked(

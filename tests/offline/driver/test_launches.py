@@ -5,55 +5,21 @@ maps, grid, block and shared memory. The slow tests make all launches of `decode
 of `tests/gpu`.
 """
 
-import json
 import os
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
-from compiled_program import output_of
 
-HERE = Path(__file__).parent
-GPU_TESTS = HERE.parents[1] / "gpu"
 FULL = os.environ.get("DECODETAX_FULL_MATRIX") == "2"
 SHARES = 24
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """Folder of the fake `libcuda.so.1`."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc, which Triton compiles its launcher with, is not installed")
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        pytest.skip("Python.h, which Triton compiles its launcher with, is not installed")
-    import triton  # noqa: PLC0415  (the conftest decides first how it runs)
-
-    folder = tmp_path_factory.mktemp("cuda")
-    headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
-    options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-    subprocess.run(
-        ["gcc", *options, f"-I{headers}", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1",
-         HERE / "fake_cuda.c"],
-        check=True,
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="module")
-def launched(library, tmp_path_factory):
+def launched(driver_program, tmp_path_factory):
     """Makes the launches of a call of `launched_calls.py` for a GPU, in a process of its own."""
 
     def launch(gpu, call, *options):
-        variables = {
-            "LD_LIBRARY_PATH": f"{library}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-            "TRITON_LIBCUDA_PATH": str(library),
-            "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{GPU_TESTS}",
-        }
         log = tmp_path_factory.mktemp("log") / "log.jsonl"
-        printed = output_of(HERE / "launched_calls.py", gpu, call, log, *options, **variables)
-        answer = json.loads(printed.splitlines()[-1])
+        answer = driver_program("launched_calls.py", gpu, call, log, *options)
         return answer["launches"], answer["returned"]
 
     return launch
