@@ -32,6 +32,7 @@ from .decode_tile import _with_sink, normalized
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
+from .launch import allocate, cached_launches, launch
 from .prefill_attention_plan import PLANNED_OPTIONS, PrefillAttentionPlan, plan_prefill_attention
 from .prefill_attention_schedule import (
     ORDER_BLOCKS,
@@ -293,6 +294,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             tl.store(lse_ptrs, lse, mask=stored_rows)
 
 
+@cached_launches
 def prefill_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -401,12 +403,12 @@ def prefill_attention(
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("q", q))
     elif workspace_bytes:
-        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=q.device)
+        workspace = allocate((workspace_bytes,), torch.uint8, q.device)
     out, lse = out if isinstance(out, tuple) else (out, None)
     if out is None:
-        out = torch.empty((*q.shape[:-1], v.shape[-1]), dtype=checks.default_out_dtype(q), device=q.device)
+        out = allocate((*q.shape[:-1], v.shape[-1]), checks.default_out_dtype(q), q.device)
     if return_lse and lse is None:
-        lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        lse = allocate(q.shape[:-1], torch.float32, q.device)
     _launch(plan, new, cached, **arguments, q_scale=q_scale, out=out, lse=lse, workspace=workspace)
     return out if lse is None else (out, lse)
 
@@ -501,7 +503,9 @@ def _launch(
     keys, values = plan.key_tiles, plan.value_tiles
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         if order is not None:
-            order_kernel[(plan.batch, triton.cdiv(plan.row_blocks, ORDER_BLOCKS))](
+            launch(
+                order_kernel,
+                (plan.batch, triton.cdiv(plan.row_blocks, ORDER_BLOCKS)),
                 **lengths_arguments,
                 most=plan.most_keys,
                 PACKED=packed,
@@ -509,7 +513,9 @@ def _launch(
                 ORDER_SEQUENCES=ORDER_SEQUENCES,
                 num_warps=4,
             )
-        _prefill_attention_kernel[(plan.programs,)](
+        launch(
+            _prefill_attention_kernel,
+            (plan.programs,),
             **lengths_arguments,
             q_ptr=q,
             k_ptr=k,

@@ -23,13 +23,20 @@ import fake_gpu
 import torch
 import triton
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.kernels import DecodeTiling, decode_attention, launch, merge_states, prefill_matmul
+from decodetax.kernels import (
+    DecodeTiling,
+    decode_attention,
+    launch,
+    merge_states,
+    prefill_attention,
+    prefill_matmul,
+)
 from triton import knobs
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
-HOST_FUNCTIONS = decode_attention, merge_states, prefill_matmul
+HOST_FUNCTIONS = decode_attention, merge_states, prefill_attention, prefill_matmul
 REPETITIONS = 400
 
 
@@ -70,6 +77,11 @@ def matmul(rows, in_features, out_features, dtype=BF16, **options):
     return {"x": empty(rows, in_features), "weight": empty(out_features, in_features, dtype=dtype), **options}
 
 
+def prompts(**options):
+    size = (300,) if "cu_seqlens" in options else (2, 150)
+    return {"q": empty(*size, 8, 64), "k": empty(*size, 2, 64), "v": empty(*size, 2, 64), **options}
+
+
 def usual():
     """Of the same kernels as the call of `launched_calls.small`."""
     return decode(return_lse=True, softcap=3.5)
@@ -107,6 +119,11 @@ ALL = FEW | {
     ),
     "matmul by TMA": (prefill_matmul, lambda: matmul(300, 512, 256, weight_scale=torch.ones(256))),
     "matmul of int8": (prefill_matmul, lambda: matmul(16, 512, 256, dtype=torch.int8)),
+    "prefill attention": (prefill_attention, lambda: prompts(return_lse=True)),
+    "prefill attention of ragged prompts": (
+        prefill_attention,
+        lambda: prompts(cu_seqlens=torch.tensor([0, 100, 300], dtype=torch.int32)),
+    ),
     "batched matmul": (
         prefill_matmul,
         lambda: {"x": empty(3, 40, 64), "weight": empty(3, 48, 64), "out_dtype": torch.float32},
