@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from unittest import mock
 
 from decodetax.harness import cli
-from decodetax.harness.core.cases import PrefillMatmul, Sweep
+from decodetax.harness.core.cases import PrefillMatmul
 from decodetax.harness.core.gap import Gap
 from decodetax.harness.core.language_model import language_model
 from decodetax.harness.core.model_config import model_config
 from decodetax.harness.core.records import Ceiling, InterpreterCheck, Row, Run
+from decodetax.harness.core.sweep import Sweep
 from decodetax.harness.core.timed_model import TimedModel
 from decodetax.harness.core.whole_model import WholeForward, WholeModel
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Row
+from decodetax.harness.core.sweep import cases_of
 from hand_made import (
     CPU,
     TINY,

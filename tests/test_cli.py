@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 from decodetax.harness.core import files
-from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gpus import datasheet_rows
 from decodetax.harness.core.language_model import preset_table
+from decodetax.harness.core.sweep import cases_of
 from hand_made import (
     CPU,
     TINY,

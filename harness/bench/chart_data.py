@@ -29,8 +29,11 @@ OPERATIONS = {
 }
 OUTPUT_PARTS = {
     "projections": "weights: projections",
+    "experts": "weights: experts",
     "lm_head": "weights: LM head",
     "attention": "KV cache: attention",
+    "window_attention": "KV cache: sliding-window attention",
+    "latent_attention": "KV cache: latent attention (MLA)",
     "rest": "rest: norms, activation, launches",
 }
 

@@ -266,6 +266,8 @@ def _leaves(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in entry.items():
         if isinstance(value, Mapping):
             leaves |= _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):
+            leaves |= _leaves({str(index): each for index, each in enumerate(value)}, f"{prefix}{name}.")
         else:
             leaves[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
     return leaves

@@ -16,18 +16,6 @@ from ..core.inputs import DecodeAttentionInputs
 Bound = Callable[[], Tensor]
 
 
-def by_matmul(inputs: DecodeAttentionInputs) -> Tensor:
-    """Unfused: softmax(q @ k.T) @ v, as a batch of (sequence, KV head) pairs.
-
-    It takes keys and values in any order of tokens and elements.
-    """
-    k, v = (cache.transpose(1, 2).flatten(0, 1) for cache in (inputs.k_cache, inputs.v_cache))
-    q = inputs.q.view(len(k), -1, inputs.q.shape[-1])
-    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
-    torch.bmm(scores.softmax(-1), v, out=inputs.out.view(q.shape))
-    return inputs.out
-
-
 def key_pages(inputs: DecodeAttentionInputs) -> Bound:
     """Scores by `_page_scores`, values by a matrix product."""
     page_scores = _page_scores(inputs)

@@ -16,7 +16,7 @@ from ..core.gate import Gate
 from ..core.inputs import CacheLayout, DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
 from ..core.work import ELEMENT_BYTES
-from . import cpu_attention, decoder_layer, library_providers, torch_providers
+from . import cpu_attention, decoder_layer, library_providers, torch_providers, unfused_attention
 from .device import Device
 from .launcher import launcher_problem
 from .tilings import (
@@ -169,17 +169,25 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
     ),
     "decode_attention": (
         Provider(
-            name="torch", run=torch_providers.decode_attention, refuses=taking(refuses=torch_providers.ragged)
+            name="torch",
+            run=torch_providers.decode_attention,
+            refuses=taking(*torch_providers.UNFUSED, refuses=torch_providers.ragged),
         ),
         Provider(
             name="torch-matmul",
-            run=cpu_attention.by_matmul,
-            refuses=taking(refuses=torch_providers.ragged_or_not_cpu),
+            run=unfused_attention.decode,
+            refuses=taking(*torch_providers.UNFUSED, refuses=torch_providers.fused_alone),
         ),
         Provider(
             name="torch-v-transposed",
-            run=cpu_attention.by_matmul,
-            refuses=taking(refuses=torch_providers.ragged_or_not_cpu),
+            run=unfused_attention.decode,
+            refuses=taking(
+                "a sliding window",
+                "a softcap",
+                "attention sinks",
+                "values of another size than keys",
+                refuses=torch_providers.ragged_or_not_cpu,
+            ),
             layout="v-transposed",
         ),
         _key_pages("torch-k-pages", cpu_attention.key_pages),
@@ -187,7 +195,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(
             name="triton",
             run=run_decode_attention,
-            refuses=taking(refuses=_needs_compiled_triton),
+            refuses=taking(*torch_providers.UNFUSED, refuses=_needs_compiled_triton),
             tunable=TUNABLE["decode_attention"],
         ),
         _library("flashinfer", library_providers.flashinfer),
@@ -195,7 +203,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
     ),
     "prefill_attention": (
-        Provider(name="torch", run=torch_providers.prefill_attention, refuses=taking()),
+        Provider(name="torch", run=torch_providers.prefill_attention),
         _library("flash_attn", library_providers.prefill_flash_attn),
         _library("torch", library_providers.prefill_flex_attention, name="torch-flex"),
     ),

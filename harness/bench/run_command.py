@@ -130,6 +130,11 @@ def run_command(
 
         check_memory(settings, opened)
         if settings.whole_model == "transformers":
+            if settings.model.in_parts is not None:
+                raise UsageError(
+                    f"--whole-model: transformers needs a model whose layers are timed whole; "
+                    f"{settings.model.name} has {settings.model.in_parts}"
+                )
             require_transformers()
         with options.user_code():
             load_user_functions(settings.providers)  # a wrong name is reported before anything is measured

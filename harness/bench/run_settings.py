@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, convert
 
 from ..core.arena import memory_bytes
-from ..core.cases import Case, Size, Sweep
+from ..core.cases import Case, Size
 from ..core.errors import UsageError
 from ..core.record_fields import NonNegative, Positive
 from ..core.records import Run
+from ..core.sweep import Sweep
 from ..core.timed_model import TimedModel
 from .device import Device
 
@@ -87,12 +88,21 @@ def check_memory(settings: Settings, device: Device) -> None:
     def needs(*cases: Case) -> int:
         return max(map(memory_bytes, cases))
 
-    one = sweep.decode_attention(model, 1, min(sweep.contexts)).work().bytes_total
+    one = min(
+        case.work().bytes_total for case in sweep.output_token(model, 1, min(sweep.contexts)).attentions
+    )
     prompt_option = "--prompt" if settings.prompt else "--context"
+    prompts = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
     named = [
-        ("--prefill-tokens", sweep.prefill_tokens, needs(*map(sweep.prefill_matmul, model.projections))),
-        *(("--context", size, needs(sweep.decode_attention(model, 1, size))) for size in sweep.contexts),
-        *((prompt_option, size, needs(sweep.prefill_attention(model, size))) for size in sweep.prompts),
+        ("--prefill-tokens", sweep.prefill_tokens, needs(*prompts[0].matmuls)),
+        *(
+            ("--context", size, needs(*sweep.output_token(model, 1, size).attentions))
+            for size in sweep.contexts
+        ),
+        *(
+            (prompt_option, size, needs(*token.attentions))
+            for size, token in zip(sweep.prompts, prompts, strict=True)
+        ),
         # A case of many sequences would hold the length of each.
         *(("--batch", size, size * one) for size in sweep.batches),
     ]

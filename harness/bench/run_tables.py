@@ -388,6 +388,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str | None]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):
+        for index, each in enumerate(value):
+            yield from _flat(f"{name}[{index}]", each)
     elif isinstance(value, list | tuple):
         yield name, ", ".join(map(str, value))
     else:

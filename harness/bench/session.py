@@ -4,15 +4,18 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+
+from msgspec import to_builtins
 
 from ...kernels import interpreting
 from ..core.arena import Arena
-from ..core.cases import Case, cases_of
+from ..core.cases import Case
 from ..core.errors import one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES
 from ..core.records import Ceiling, Roof, Row, Run, Status
+from ..core.sweep import cases_of
 from ..core.work import ELEMENT_BYTES
 from .ceilings import datasheet_ceilings, measure_ceilings, time_again
 from .counters import read_counters
@@ -51,7 +54,7 @@ def begin(settings: Settings, device: Device) -> Run:
     return Run(
         environment=describe(device),
         settings={
-            **asdict(settings),
+            **to_builtins(settings),
             "dtype_asked": settings.dtype,
             "parameters": settings.model.parameters,
             "usd_per_hour": price,
@@ -133,7 +136,8 @@ def _fill(
     tiling_of: TilingOf,
     save: Callable[[], None],
 ) -> None:
-    whole_limit_s = settings.total_limit_s * (0.0 if settings.whole_model == "none" else WHOLE_MODEL_SHARE)
+    measures_whole = settings.whole_model != "none" and settings.model.in_parts is None
+    whole_limit_s = settings.total_limit_s * WHOLE_MODEL_SHARE if measures_whole else 0.0
     deadline = Deadline(settings.total_limit_s - whole_limit_s)
     progress(0.0, "read bandwidth")
 

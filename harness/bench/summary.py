@@ -14,6 +14,15 @@ from ..core.units import number, si
 from .run_tables import provider_name
 from .whole_sentences import whole_failures, whole_missing, whole_sentences
 
+_WEIGHTS = ("projections", "experts", "lm_head")
+
+_KINDS = {
+    "attention": "attention to the whole context",
+    "window_attention": "sliding window",
+    "latent_attention": "MLA",
+}
+"""Parts of attention by kind, in words."""
+
 
 def heading(run: Run) -> str:
     """The device and the software of the run, in two lines."""
@@ -44,9 +53,11 @@ def heading(run: Run) -> str:
 def workload(run: Run) -> str:
     """What was timed, in one line."""
     settings, price = run.settings, run.settings["usd_per_hour"]
+    stored = settings["model"].get("stored_in") or ()
+    dtype = settings["dtype"] + (f" (published in {', '.join(map(str, stored))})" if stored else "")
     cost = "" if price is None else f"; ${price:g} per hour ({settings['usd_per_hour_source']})"
     return printable(
-        f"Model: {settings['model']['name']}, {si(settings['parameters'])} parameters, {settings['dtype']}; "
+        f"Model: {settings['model']['name']}, {si(settings['parameters'])} parameters, {dtype}; "
         f"prefill in forwards of {settings['prefill_tokens']} tokens{cost}"
     )
 
@@ -106,12 +117,18 @@ def interval_text(interval: Interval) -> str:
 
 
 def _shares(gap: Gap) -> str:
-    parts, total = gap.output_parts_s, gap.output_s_per_token
-    weights = (parts["projections"] + parts["lm_head"]) / total
-    return (
-        f"At {_at(gap)} an output token's time is {weights:.0%} weights, {parts['attention'] / total:.0%} "
-        f"KV cache and {parts['rest'] / total:.0%} the rest."
-    )
+    shares = {part: part_s / gap.output_s_per_token for part, part_s in gap.output_parts_s.items()}
+    weights = f"{sum(shares.get(part, 0.0) for part in _WEIGHTS):.0%} weights"
+    if "experts" in shares:
+        weights += f" ({shares['experts']:.0%} experts)"
+    kinds = {part: name for part, name in _KINDS.items() if part in shares}
+    cache = f"{sum(shares[part] for part in kinds):.0%} KV cache"
+    if [*kinds] != ["attention"]:
+        cache += f" ({', '.join(f'{shares[part]:.0%} {name}' for part, name in kinds.items())})"
+    listed = f"{weights} and {cache}"
+    if "rest" in shares:
+        listed = f"{weights}, {cache} and {shares['rest']:.0%} the rest"
+    return f"At {_at(gap)} an output token's time is {listed}."
 
 
 def fastest_providers(run: Run) -> str:
@@ -162,6 +179,11 @@ def _missing_gaps(run: Run) -> Iterator[str]:
         if place not in found:
             batch, context = place
             yield f"There is no gap at batch {batch} and context {context}: a case has no correct time."
+    if any("rest" not in gap.output_parts_s for gap in run.gaps):
+        yield (
+            "The gap leaves out norms, rotary embedding, activations and routing: no complete layer of this "
+            "model is timed, as its layers are timed part by part."
+        )
     if all(gap.usd_per_hour is None for gap in run.gaps):
         yield (
             "No price of this device is known, so there are no dollars per token; "

@@ -137,7 +137,15 @@ def _in_one_wave(default: DecodeTiling, limits: GpuLimits, **changes: int) -> It
 def run_decode_attention(inputs: DecodeAttentionInputs, tiling: DecodeTiling | None = None) -> Tensor:
     """`decode_attention` with a tiling; None leaves the choice to the kernel."""
     kernels.decode_attention(
-        inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens, out=inputs.out, tiling=tiling
+        inputs.q,
+        inputs.k_cache,
+        inputs.v_cache,
+        inputs.context_lens,
+        window=inputs.window,
+        softcap=inputs.softcap,
+        sinks=inputs.sinks,
+        out=inputs.out,
+        tiling=tiling,
     )
     return inputs.out
 

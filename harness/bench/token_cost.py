@@ -1,10 +1,10 @@
 """Device seconds of an input and an output token, from the rows of a run.
 
-An input token costs its share of a prefill forward: `layers` times (projections + attention + rest), and its
-share of the prompt's single row of logits. An output token costs its share of a decode step: the same with
-one row per sequence, and one row of logits per sequence. The rest is the time of a complete layer minus that
-of its projections and attention, all timed with LAYER_PROVIDER. Every other part has the time of its fastest
-provider that passed the gate.
+An input token costs its share of a prefill forward: projections, experts and attention of all layers, their
+rest, and its share of the prompt's single row of logits. An output token costs its share of a decode step:
+the same with one row per sequence, and one row of logits per sequence. The rest is the time of a complete
+layer minus that of its projections and attention, all timed with LAYER_PROVIDER; layers that are timed part
+by part alone have none. Every other part has the time of its fastest provider that passed the gate.
 
 Intervals come from rounds: in each round in which every part was timed, the same sums of that round's medians
 of the same providers give its gap. The gap is taken round by round because an input and an output token of
@@ -18,11 +18,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from ..core.cases import Case, DecodeAttention, Sweep, TokenCases
-from ..core.gap import Gap, Interval
+from ..core.cases import Case, DecoderLayer, PrefillAttention
+from ..core.gap import PARTS, Gap, Interval
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
 from ..core.statistics import MIN_ROUNDS, winsorised_level
+from ..core.sweep import Sweep, TokenCases
 from ..core.timed_model import TimedModel
 from .changes import ERROR, exponential
 from .row_comparison import round_autocorrelation
@@ -126,18 +127,14 @@ def _gap(
         times.in_rounds(partial(_token_s, token=token, layers=model.layers)) for token in tokens
     )
     rounds = [number for number in input_rounds_s if number in output_rounds_s]
-    triton_gap, triton_interval = _triton_gap(times, tokens, model.layers)
+    triton_gap, triton_interval = _triton_gap(times, tokens)
     gap = Gap(
         batch=batch,
         context=context,
         prompt=prompt,
         input_parts_s=input_parts_s,
         output_parts_s=output_parts_s,
-        providers={
-            case.id: times.fastest(case)
-            for token in tokens
-            for case in (*token.projections, token.attention, token.lm_head)
-        },
+        providers={use.case.id: times.fastest(use.case) for token in tokens for use in token.uses},
         prefill_layer_over_parts=prefill_ratio,
         decode_layer_over_parts=decode_ratio,
         triton_gap=triton_gap,
@@ -155,26 +152,30 @@ def _gap(
     )
 
 
-def _parts_s(time_s: SecondsOf, token: TokenCases, layers: int) -> tuple[dict[str, float], float]:
-    """Seconds per token by part, and the time of the complete layer over that of its parts.
+def _parts_s(time_s: SecondsOf, token: TokenCases, layers: int) -> tuple[dict[str, float], float | None]:
+    """Seconds per token by part, and the time of the complete layer over that of its parts."""
+    found: dict[str, float] = {}
+    for use in token.uses:
+        found[use.part] = found.get(use.part, 0.0) + use.times * time_s(use.case, None) / use.tokens
+    ratio = None
+    if token.layer is not None:
+        layer_s, layer_parts_s = _layer_s(time_s, token.layer)
+        found["rest"] = layers * max(0.0, layer_s - layer_parts_s)
+        ratio = layer_s / layer_parts_s
+    return {part: found[part] for part in PARTS if part in found}, ratio
 
-    The layer and its parts are compared per token: a prefill layer may need the projections of several
-    forwards.
+
+def _layer_s(time_s: SecondsOf, layer: DecoderLayer) -> tuple[float, float]:
+    """Seconds per token of a complete layer, and of its parts by the same provider.
+
+    They are compared per token: a prefill layer may need the projections of several forwards.
     """
-    layer = token.layer
     layer_tokens = layer.sequences * layer.query_tokens
     layer_s = time_s(layer, LAYER_PROVIDER) / layer_tokens
     layer_parts_s = time_s(layer.attention, LAYER_PROVIDER) / layer_tokens + sum(
         time_s(projection, LAYER_PROVIDER) / layer.rows for projection in layer.projections
     )
-    projections_s = sum(time_s(projection, None) for projection in token.projections)
-    parts_s = {
-        "projections": layers * projections_s / token.projection_tokens,
-        "attention": layers * time_s(token.attention, None) / token.attention_tokens,
-        "rest": layers * max(0.0, layer_s - layer_parts_s),
-        "lm_head": time_s(token.lm_head, None) / token.lm_head_tokens,
-    }
-    return parts_s, layer_s / layer_parts_s
+    return layer_s, layer_parts_s
 
 
 def _token_s(time_s: SecondsOf, token: TokenCases, layers: int) -> float:
@@ -182,13 +183,11 @@ def _token_s(time_s: SecondsOf, token: TokenCases, layers: int) -> float:
     return sum(_parts_s(time_s, token, layers)[0].values())
 
 
-def _triton_gap(
-    times: _Times, tokens: tuple[TokenCases, TokenCases], layers: int
-) -> tuple[float | None, Interval | None]:
+def _triton_gap(times: _Times, tokens: tuple[TokenCases, TokenCases]) -> tuple[float | None, Interval | None]:
     """The gap of the Triton kernels alone and its interval; None if one of them did not run."""
 
     def gap_of(time_s: SecondsOf) -> float:
-        input_s, output_s = (_triton_s(time_s, token, layers) for token in tokens)
+        input_s, output_s = (_triton_s(time_s, token) for token in tokens)
         return output_s / input_s
 
     with suppress(MissingRowError):
@@ -197,10 +196,10 @@ def _triton_gap(
     return None, None
 
 
-def _triton_s(time_s: SecondsOf, token: TokenCases, layers: int) -> float:
+def _triton_s(time_s: SecondsOf, token: TokenCases) -> float:
     """Seconds per token of the Triton kernels alone, which include no prefill attention."""
-    cases: dict[Case, int] = dict.fromkeys(token.projections, token.projection_tokens)
-    if isinstance(token.attention, DecodeAttention):
-        cases[token.attention] = token.attention_tokens
-    layers_s = sum(time_s(case, "triton") / tokens * layers for case, tokens in cases.items())
-    return layers_s + time_s(token.lm_head, "triton") / token.lm_head_tokens
+    return sum(
+        use.times * time_s(use.case, "triton") / use.tokens
+        for use in token.uses
+        if not isinstance(use.case, PrefillAttention)
+    )

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..core.cases import Case, DecodeAttention, PrefillMatmul
+from ..core.cases import Case, DecodeAttention, PrefillMatmul, attention_options
 from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs, page_tokens
+from . import unfused_attention
 from .device import Device
 
 FEW_ROWS = 64
@@ -38,21 +39,33 @@ def matmul_batched(inputs: MatmulInputs) -> Tensor:
     return out.transpose(0, 1).flatten(1)
 
 
-def _grouped(inputs: DecodeAttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Views: q [batch, kv_heads, group, head_dim], caches [batch, kv_heads, capacity, head_dim]."""
-    kv_heads = inputs.k_cache.shape[2]
-    q = inputs.q.view(len(inputs.q), kv_heads, -1, inputs.q.shape[-1])
-    return q, inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
+FUSED = ("a sliding window",)
+"""Options of a decode attention that PyTorch's fused attention takes: of one query, a window is a slice."""
+
+UNFUSED = (*FUSED, "a softcap", "attention sinks", "values of another size than keys", "a latent cache (MLA)")
+"""All options of attention, which `unfused_attention` takes."""
 
 
 def decode_attention(inputs: DecodeAttentionInputs) -> Tensor:
-    """PyTorch's fused attention with the query heads of each GQA group as its rows."""
-    return scaled_dot_product_attention(*_grouped(inputs)).flatten(1, 2)
+    """PyTorch's fused attention with the query heads of each GQA group as its rows; unfused with options."""
+    if not _is_plain(inputs, inputs.v_cache):
+        return unfused_attention.decode(inputs)
+    k, v = (cache.transpose(1, 2) for cache in unfused_attention.in_window(inputs))
+    q = inputs.q.view(*k.shape[:2], -1, inputs.q.shape[-1])
+    return scaled_dot_product_attention(q, k, v).flatten(1, 2)
 
 
 def prefill_attention(inputs: PrefillAttentionInputs) -> Tensor:
-    """PyTorch's fused causal attention."""
+    """PyTorch's fused causal attention; unfused in blocks with a window within the prompt or options."""
+    within = inputs.window is not None and inputs.window < inputs.q.shape[2]
+    if within or not _is_plain(inputs, inputs.v):
+        return unfused_attention.prefill(inputs)
     return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, is_causal=True, enable_gqa=True)
+
+
+def _is_plain(inputs: DecodeAttentionInputs | PrefillAttentionInputs, values: Tensor) -> bool:
+    """Whether PyTorch's fused attention computes it."""
+    return inputs.softcap is None and inputs.sinks is None and values.shape[-1] == inputs.q.shape[-1]
 
 
 def ragged(case: Case, _device: Device) -> str | None:
@@ -60,6 +73,13 @@ def ragged(case: Case, _device: Device) -> str | None:
     if isinstance(case, DecodeAttention) and len(set(case.contexts)) > 1:
         return "takes contexts of one length"
     return None
+
+
+def fused_alone(case: Case, device: Device) -> str | None:
+    """Refuses what PyTorch's fused attention does not take, and `ragged_or_not_cpu`."""
+    if any(option not in FUSED for option in attention_options(case)):
+        return "as torch, whose attention is not fused with such options"
+    return ragged_or_not_cpu(case, device)
 
 
 def cpu_only(_case: Case, device: Device) -> str | None:

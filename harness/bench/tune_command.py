@@ -223,10 +223,14 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
     for name, option in options.given().items():
         if name in ATTENTION_OPTIONS and kernel != "decode_attention":
             raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
-    from ..core.cases import Sweep, cases_of
+    from ..core.sweep import Sweep, cases_of
     from ..core.timed_model import load_timed_model
 
     model = load_timed_model(asked["model"])
+    if model.in_parts is not None and (own := [name for name in HEADS if asked[name]]):
+        raise UsageError(
+            f"--{own[0].replace('_', '-')}: applies to models whose layers are alike, not to {model.name}"
+        )
     try:
         model = dataclasses.replace(model, **{name: asked[name] for name in HEADS if asked[name]})
     except UsageError as error:

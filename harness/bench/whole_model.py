@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.cases import Case, Sweep
+from ..core.cases import Case
 from ..core.errors import one_line
 from ..core.gate import Verdict, judge, sampled
 from ..core.inputs import DTYPES, Source
 from ..core.records import Run
+from ..core.sweep import Sweep
 from ..core.timed_model import TimedModel
 from ..core.whole_model import WholeForward, WholeModel
 from . import transformers_peer
@@ -100,9 +101,11 @@ class WholeBench:
 def measure_whole_model(bench: WholeBench, model: TimedModel, sweep: Sweep) -> WholeModel:
     """Measure each forward of `plans_of`; an error ends the step, and the result says why."""
     start_s = bench.now_s()
-    plans = plans_of(model, sweep, bench.run.gaps)
+    plans = plans_of(model, sweep, bench.run.gaps) if model.in_parts is None else []
     forwards: list[WholeForward] = []
     reason = None if plans else "no gap composes a token's time to compare with"
+    if model.in_parts is not None:
+        reason = f"no forward of a model with {model.in_parts} is implemented"
     try:
         with torch.no_grad():
             for forward in _measured(bench, plans):
@@ -217,7 +220,7 @@ class _Measurement:
         model, device = plan.model, bench.device.torch_device
         dtype = DTYPES[plan.dtype]
         shape = (plan.sequences, model.kv_heads, plan.tokens, model.head_dim)
-        attention = bench.provider(plan.cases.attention, plan)
+        attention = bench.provider(plan.cases.attentions[0], plan)
         self._caches = [
             _cache_of(plan, source.normal(*shape, dtype=dtype), source.normal(*shape, dtype=dtype), attention)
             for _ in weights.layers
@@ -322,7 +325,7 @@ class _Measurement:
         return len(samples) >= MAX_SAMPLES or ends_s > (last_s if few else end_s)
 
     def _products(self) -> Iterator[Any]:
-        yield from self._plan.cases.projections
+        yield from self._plan.cases.matmuls
         yield self._plan.cases.lm_head
 
     def _forward(

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.cases import Phase, Sweep, TokenCases
+from ..core.cases import Phase
 from ..core.gap import Gap
+from ..core.sweep import Sweep, TokenCases
 from ..core.timed_model import TimedModel
 from ..core.whole_model import composed_parts_s
 from ..core.work import ELEMENT_BYTES

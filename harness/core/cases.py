@@ -1,4 +1,4 @@
-"""Benchmark cases, each with its id, operations and bytes; and all cases of a sweep.
+"""Benchmark cases, each with its id, operations and bytes.
 
 One name, such as `decode_attention`, stands for an operation's case, kernel, oracle and tests. A projection
 of a decode step is a `PrefillMatmul` too: the same GEMM with one row per sequence.
@@ -7,8 +7,6 @@ Cases are msgspec structs: the types of their fields check a case read from a ru
 `operation` selects its class.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from msgspec import Meta, Struct
@@ -335,116 +333,3 @@ def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: s
         out_features=projection.out_features,
         dtype=dtype,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenCases:
-    """The cases that a token passes through, and the number of tokens that share one call of each.
-
-    Attributes:
-        projections, attention: cases of one layer.
-        layer: one complete layer, at the sweep's shortest prompt or context.
-        lm_head: the projection to logits.
-        projection_tokens, attention_tokens, lm_head_tokens: tokens per call.
-    """
-
-    projections: tuple[PrefillMatmul, ...]
-    attention: AttentionCase
-    layer: DecoderLayer
-    lm_head: PrefillMatmul
-    projection_tokens: int
-    attention_tokens: int
-    lm_head_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Batches and contexts (in tokens) to run; a prompt of None is as long as the context."""
-
-    batches: tuple[int, ...]
-    contexts: tuple[int, ...]
-    prompt: int | None
-    prefill_tokens: int
-    dtype: str
-
-    def prompt_of(self, context: int) -> int:
-        """Tokens of the prompt that is compared with an output token at this context."""
-        return self.prompt or context
-
-    @property
-    def prompts(self) -> tuple[int, ...]:
-        """The distinct prompt lengths, ascending."""
-        return tuple(sorted({self.prompt_of(context) for context in self.contexts}))
-
-    def prefill_matmul(self, projection: Projection) -> PrefillMatmul:
-        """A layer's projection in prefill."""
-        return projection_case(projection, phase="prefill", rows=self.prefill_tokens, dtype=self.dtype)
-
-    def prefill_attention(self, model: TimedModel, prompt: int) -> PrefillAttention:
-        """Attention of as many prompts as fit into one forward, at least one."""
-        return PrefillAttention(
-            sequences=max(1, self.prefill_tokens // prompt),
-            prompt=prompt,
-            dtype=self.dtype,
-            **attention_heads(model),
-        )
-
-    def decode_attention(self, model: TimedModel, batch: int, context: int) -> DecodeAttention:
-        """Attention of a decode step."""
-        return DecodeAttention(contexts=(context,) * batch, dtype=self.dtype, **attention_heads(model))
-
-    def input_token(self, model: TimedModel, prompt: int) -> TokenCases:
-        """The cases of an input token. Engines compute the logits of a prompt's last position alone."""
-        attention = self.prefill_attention(model, prompt)
-        shortest = self.prompts[0]
-        return TokenCases(
-            projections=tuple(map(self.prefill_matmul, model.projections)),
-            attention=attention,
-            layer=DecoderLayer(
-                phase="prefill",
-                model=model,
-                sequences=max(1, self.prefill_tokens // shortest),
-                tokens=shortest,
-                rows=self.prefill_tokens,
-                dtype=self.dtype,
-            ),
-            lm_head=projection_case(model.lm_head, phase="prefill", rows=1, dtype=self.dtype),
-            projection_tokens=self.prefill_tokens,
-            attention_tokens=attention.sequences * prompt,
-            lm_head_tokens=prompt,
-        )
-
-    def output_token(self, model: TimedModel, batch: int, context: int) -> TokenCases:
-        """The cases of an output token: those of a decode step, shared by its sequences."""
-        *projections, lm_head = (
-            projection_case(projection, phase="decode", rows=batch, dtype=self.dtype)
-            for projection in (*model.projections, model.lm_head)
-        )
-        return TokenCases(
-            projections=tuple(projections),
-            attention=self.decode_attention(model, batch, context),
-            layer=DecoderLayer(
-                phase="decode",
-                model=model,
-                sequences=batch,
-                tokens=min(self.contexts),
-                rows=batch,
-                dtype=self.dtype,
-            ),
-            lm_head=lm_head,
-            projection_tokens=batch,
-            attention_tokens=batch,
-            lm_head_tokens=batch,
-        )
-
-
-def cases_of(model: TimedModel, sweep: Sweep) -> Sequence[Case]:
-    """All cases of a run, each once: prefill, decode, then the LM heads, whose weight is the largest."""
-    prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
-    decode = [
-        [sweep.output_token(model, batch, context) for context in sweep.contexts] for batch in sweep.batches
-    ]
-    cases: list[Case] = []
-    for tokens in (prefill, *decode):
-        cases += [*tokens[0].projections, *(token.attention for token in tokens), tokens[0].layer]
-    return tuple(dict.fromkeys((*cases, *(tokens[0].lm_head for tokens in (prefill, *decode)))))

@@ -11,8 +11,15 @@ from .cases import Length, Size
 from .record_fields import SMALLEST, NonNegative, Positive, require_keys
 
 TOKEN_PARTS = ("projections", "attention", "rest", "lm_head")
-"""Parts of a token's time; "rest" is the time of a complete layer minus its projections and attention."""
+"""Parts of a token's time where every layer is alike; "rest" is the time of a complete layer minus its
+projections and attention."""
 
+ATTENTION_PARTS = ("attention", "window_attention", "latent_attention")
+"""Parts of a token's time by the kind of attention: of the whole context, of a sliding window, MLA."""
+
+PARTS = ("projections", "experts", *ATTENTION_PARTS, "rest", "lm_head")
+"""All parts of a token's time. A model has those of its layers; "rest" is absent where no complete layer is
+timed, as of layers that differ."""
 
 ROUNDING = 1e-9
 """Share by which the sum of a token's parts may change with their order in a file."""
@@ -66,9 +73,11 @@ class Gap:
 
     Attributes:
         prompt: tokens of the prompt that the input token belongs to.
-        input_parts_s, output_parts_s: device seconds per token over all layers, by TOKEN_PARTS.
+        input_parts_s, output_parts_s: device seconds per token over all layers, by part: those of PARTS that
+            the model has, the same for both.
         providers: the fastest provider by case id.
-        prefill_layer_over_parts, decode_layer_over_parts: time of a complete layer over that of its parts.
+        prefill_layer_over_parts, decode_layer_over_parts: time of a complete layer over that of its parts;
+            None where no complete layer is timed.
         triton_gap: the gap of the Triton kernels alone; None if one of them did not run.
         usd_per_hour: price of the device, US dollars per hour; None if unknown.
         rounds: rounds of the run, from 0, in which every part was timed; empty in older files.
@@ -102,7 +111,9 @@ class Gap:
 
     def __post_init__(self) -> None:
         for name, parts_s in (("input", self.input_parts_s), ("output", self.output_parts_s)):
-            require_keys(f"{name}_parts_s", parts_s, TOKEN_PARTS)
+            require_keys(f"{name}_parts_s", parts_s, ("projections", "lm_head"))
+            if not any(part in parts_s for part in ATTENTION_PARTS):
+                raise ValueError(f"{name}_parts_s: lacks attention")
             if not sum(parts_s.values()) >= SMALLEST:
                 raise ValueError(f"{name}_parts_s: sum to {sum(parts_s.values())} s, must be above 0")
         for name, rounds_s in (("input", self.input_rounds_s), ("output", self.output_rounds_s)):

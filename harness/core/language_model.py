@@ -15,7 +15,7 @@ from .data_table import data_table
 from .errors import UsageError, short_repr
 from .formats import ALL_BF16, Format, Formats, layers_in
 from .gpus import is_gpu
-from .layers import Experts, GroupedQueryAttention, LatentAttention, LayerGroup, LinearAttention
+from .layers import Experts, GroupedQueryAttention, LayerGroup, LinearAttention
 from .model_config import Assume, ModelConfig, model_config, read_model_config
 from .model_layers import layer_groups, parameters_outside
 from .quantization import read_quantization
@@ -117,20 +117,14 @@ class LanguageModel:
 def _untimed(group: LayerGroup) -> tuple[str, ...]:
     """What `decodetax run` cannot time in a layer."""
     attention, mlp = group.attention, group.mlp
-    grouped = attention if isinstance(attention, GroupedQueryAttention) else None
+    if isinstance(attention, LinearAttention):
+        return (attention.kind,)
     parts = {
-        "mixture of experts": isinstance(mlp, Experts),
-        "MLP without a gate": mlp is not None and not isinstance(mlp, Experts) and not mlp.gated,
-        "layers without attention": attention is None,
-        "layers without MLP": mlp is None,
-        "sliding window": grouped is not None and grouped.window is not None,
-        "sparse attention": grouped is not None and grouped.indexer is not None,
-        "output gate of attention": grouped is not None and grouped.output_gate,
-        "values that are keys": grouped is not None and grouped.values_are_keys,
-        "multi-head latent attention (MLA)": isinstance(attention, LatentAttention),
+        "sparse attention": attention is not None and attention.indexer is not None,
+        "attention in chunks": isinstance(attention, GroupedQueryAttention) and attention.chunked,
+        "experts of another hidden size": isinstance(mlp, Experts) and mlp.hidden_size is not None,
     }
-    found = tuple(part for part, present in parts.items() if present)
-    return (*found, attention.kind) if isinstance(attention, LinearAttention) else found
+    return tuple(part for part, present in parts.items() if present)
 
 
 def load_language_model(name_or_path: str, assume: Assume | None = None) -> LanguageModel:

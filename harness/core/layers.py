@@ -75,6 +75,8 @@ class GroupedQueryAttention:
         values_are_keys: whether one projection gives both; both are cached, as keys are then rotated.
         output_gate: whether the query projection also computes a gate of the output, as wide as it.
         indexer: selects the tokens attended to; None if a query attends to all in its window.
+        softcap: c: scores s become c tanh(s / c); None leaves them.
+        sinks: whether each query head has one more logit, an attention sink, whose value is 0.
     """
 
     q_heads: int
@@ -86,6 +88,8 @@ class GroupedQueryAttention:
     values_are_keys: bool = False
     output_gate: bool = False
     indexer: Indexer | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
     @property
     def value_dim(self) -> int:

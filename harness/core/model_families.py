@@ -12,7 +12,7 @@ from .rotary import SIZE_AT_MOST
 
 _MOST_LAYERS = 4096
 
-_NULL_IS_NONE = ("window", "head_dim", "global_head_dim")
+_NULL_IS_NONE = ("window", "head_dim", "global_head_dim", "softcap")
 """Slots where an explicit null is no default: there is no window, and a head's size follows from others."""
 
 _SAID_IF_ASSUMED = ("q_heads", "kv_heads", "head_dim", "vocab_size", "intermediate_size", "tied", "window",

@@ -20,6 +20,7 @@ from .layers import (
 from .linear_layers import LINEAR_LAYERS
 from .model_families import Fields, attention_kinds
 from .quantization import AttentionKind, Quantization
+from .rotary import is_positive
 
 _ATTENTIONS: Mapping[type, AttentionKind] = MappingProxyType(
     {GroupedQueryAttention: "grouped", LatentAttention: "latent", LinearAttention: "linear"}
@@ -217,7 +218,18 @@ def _attention(fields: Fields, layer: int, kind: str) -> GroupedQueryAttention |
         values_are_keys=own_keys,
         output_gate=fields.flag("output_gate"),
         indexer=_indexer(fields, layer),
+        softcap=_softcap(fields),
+        sinks=fields.flag("sinks"),
     )
+
+
+def _softcap(fields: Fields) -> float | None:
+    name, value = fields.raw("softcap")
+    if value is None:
+        return None
+    if not is_positive(value):
+        raise UsageError(f"{name}: must be a positive number, was {short_repr(value)}")
+    return float(value)
 
 
 def _head_dim(fields: Fields, layer: int, q_heads: int, kind: str) -> int:

@@ -13,7 +13,8 @@ from .records import SCHEMA_VERSION, Run
 
 _Leaf = bool | int | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] | str | None
 _Leaves = _Leaf | list[_Leaf]
-_Facts = dict[str, _Leaves | dict[str, _Leaves | dict[str, _Leaves]]]
+_Layers = dict[str, _Leaves | dict[str, _Leaves | dict[str, _Leaves]]]
+_Facts = dict[str, _Leaves | dict[str, _Leaf | list[_Leaf | _Layers] | dict[str, _Leaves]]]
 
 
 class _Cpu(Struct, tag_field="kind", tag="cpu"):
@@ -47,6 +48,7 @@ class _Environment(Struct):
 
 class _Model(Struct):
     name: str
+    stored_in: list[str] = []
 
 
 class _Settings(Struct):

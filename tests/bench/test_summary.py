@@ -4,8 +4,8 @@ import re
 
 import pytest
 from decodetax.harness.bench.summary import heading, sentences, workload
-from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gap import Interval
+from decodetax.harness.core.sweep import cases_of
 from hand_made import CPU, GPU, TINY, ceilings, failed_row, gap, ok_row, run_record, sweep
 
 

@@ -21,9 +21,9 @@ from dataclasses import replace
 
 import pytest
 from decodetax.harness.bench.token_cost import gaps_of
-from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.records import Row
+from decodetax.harness.core.sweep import cases_of
 from drifting_runs import Machine, drifting_runs
 from hand_made import TINY, failed_row, gap, ok_row, sweep
 from hypothesis import given
@@ -213,7 +213,7 @@ def test_dollars_by_hand():
 def test_each_batch_and_context_has_its_own_gap_and_failures():
     swept = sweep(batches=(1, 2), contexts=(16, 40))
     rows = [ok_row(case) for case in cases_of(TINY, swept)]
-    lost = swept.decode_attention(TINY, 2, 40)
+    [lost] = swept.output_token(TINY, 2, 40).attentions
     kept = [row if row.case != lost else failed_row(lost) for row in rows]
 
     def places(rows):

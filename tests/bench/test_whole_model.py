@@ -12,9 +12,9 @@ from decodetax.harness.bench.runner import no_tiling
 from decodetax.harness.bench.token_cost import gaps_of
 from decodetax.harness.bench.whole_model import WholeBench, draw_weights, measure_whole_model
 from decodetax.harness.bench.whole_plan import plans_of
-from decodetax.harness.core.cases import Sweep, cases_of
 from decodetax.harness.core.gap import TOKEN_PARTS
 from decodetax.harness.core.inputs import Source
+from decodetax.harness.core.sweep import Sweep, cases_of
 from fakes import FakeDevice
 from hand_made import assert_misuse, decodetax, ok_row, run_record, write_config
 from small_cases import CPU, tiny_model

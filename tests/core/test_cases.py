@@ -6,8 +6,8 @@ from decodetax.harness.core.cases import (
     Case,
     DecodeAttention,
     PrefillAttention,
-    cases_of,
 )
+from decodetax.harness.core.sweep import cases_of
 from decodetax.harness.core.timed_model import load_timed_model
 from hand_made import TINY, sweep
 from hypothesis import given

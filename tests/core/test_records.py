@@ -5,8 +5,9 @@ import math
 import statistics
 
 import pytest
-from decodetax.harness.core.cases import DecodeAttention, cases_of
+from decodetax.harness.core.cases import DecodeAttention
 from decodetax.harness.core.records import Ceiling, Roof, Row
+from decodetax.harness.core.sweep import cases_of
 from decodetax.harness.core.work import Work
 from hand_made import (
     SMALL_MATMUL,

@@ -14,10 +14,10 @@ from decodetax.harness.bench.compare_command import comparison_text
 from decodetax.harness.bench.comparison import compare_runs
 from decodetax.harness.bench.report_command import run_text
 from decodetax.harness.bench.summary import heading
-from decodetax.harness.core.cases import cases_of
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.records import COUNTER_NAMES
 from decodetax.harness.core.run_file import read_run, run_of
+from decodetax.harness.core.sweep import cases_of
 from hand_made import (
     GPU,
     SMALL_MATMUL,

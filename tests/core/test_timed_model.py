@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from decodetax.harness.core.errors import UsageError
@@ -11,9 +12,8 @@ from decodetax.harness.core.language_model import load_language_model, preset_ta
 from decodetax.harness.core.layers import Projection
 from decodetax.harness.core.rotary import Rotary
 from decodetax.harness.core.timed_model import TimedModel, load_timed_model
+from msgspec import UNSET
 from odd_config import CONFIG
-
-NOT_TIMED = {row["model"]: row["can_run"] for row in preset_table() if row["can_run"] != "yes"}
 
 
 def model(**changes):
@@ -112,27 +112,63 @@ def test_model_is_frozen():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("gemma-2-9b", "sliding window"),
-        ("mixtral-8x7b", "mixture of experts"),
-        ("qwen3-30b-a3b", "mixture of experts"),
-        ("gpt-oss-20b", "mixture of experts; sliding window"),
-        ("deepseek-v3", "multi-head latent attention (MLA); mixture of experts"),
+        ("gemma-2-9b", "a sliding window, a softcap"),
+        ("mixtral-8x7b", "experts"),
+        ("gpt-oss-20b", "a sliding window, attention sinks, experts"),
+        ("deepseek-v3", "multi-head latent attention (MLA), experts"),
+        ("llama-3.2-1b", None),
     ],
 )
-def test_preset_with_parts_that_cannot_be_timed_says_which(name, parts):
-    with pytest.raises(UsageError) as caught:
-        load_timed_model(name)
-    expected = f"--model: {name!r} cannot be timed: {parts}; `decodetax predict` models it"
-    assert str(caught.value) == expected
-    assert NOT_TIMED[name] == f"no: {parts}"
+def test_model_says_what_is_timed_part_by_part_alone(name, parts):
+    assert load_timed_model(name).in_parts == parts
 
 
-def test_all_other_presets_can_be_timed():
-    timed = [row["model"] for row in preset_table() if row["model"] not in NOT_TIMED]
-    assert len(timed) >= 13
-    for name in timed:
-        assert load_timed_model(name).parameters == pytest.approx(
-            load_language_model(name).parameters, rel=1e-4
+def test_formats_of_published_weights_are_kept_for_the_output():
+    assert load_timed_model("deepseek-v3").stored_in == ("fp8 blocks",)
+    assert load_timed_model("gpt-oss-20b").stored_in == ("mxfp4",)
+    assert load_timed_model("llama-3.2-1b").stored_in is UNSET
+
+
+def test_deepseek_v3_by_hand():
+    dense, routed = load_timed_model("deepseek-v3").groups
+    assert (dense.count, routed.count) == (3, 58)
+    assert dense.latent == routed.latent
+    assert dense.latent.projections(7168) == (
+        Projection("q_a", 7168, 1536, "attention"),
+        Projection("q_b", 1536, 128 * 192, "attention"),
+        Projection("kv_a", 7168, 576, "attention"),
+        Projection("kv_b", 512, 128 * 256, "attention"),
+        Projection("o", 128 * 128, 7168, "attention"),
+    )
+    assert (routed.experts.count, routed.experts.per_token, routed.dense) == (256, 8, None)
+
+
+def test_gemma_2_has_a_window_in_every_other_layer_and_a_softcap_in_all():
+    sliding, full = load_timed_model("gemma-2-9b").groups
+    assert (sliding.count, full.count) == (21, 21)
+    assert (sliding.grouped.window, full.grouped.window) == (4096, None)
+    assert sliding.grouped.softcap == full.grouped.softcap == 50.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "softcap"),
+    [({}, 50.0), ({"attn_logit_softcapping": 30}, 30.0), ({"attn_logit_softcapping": "none"}, None)],
+    ids=str,
+)
+def test_softcap_of_a_config_counts_before_its_familys(load_config, changes, softcap):
+    if "attn_logit_softcapping" in changes and softcap is None:
+        with pytest.raises(UsageError, match="attn_logit_softcapping: must be a positive number"):
+            load_config(model_type="gemma2", sliding_window=16, **changes)
+        return
+    groups = load_config(model_type="gemma2", sliding_window=16, **changes).groups
+    assert {group.grouped.softcap for group in groups} == {softcap}
+
+
+def test_every_preset_can_be_timed():
+    for row in preset_table():
+        assert row["can_run"] == "yes"
+        assert load_timed_model(row["model"]).parameters == pytest.approx(
+            load_language_model(row["model"]).parameters, rel=4e-4
         )
 
 
@@ -149,13 +185,41 @@ def test_layers_by_group_have_the_same_parameters():
     ("changes", "message"),
     [
         ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 256, was 20"),
-        ({"num_key_value_heads": [2, 1, 2]}, "its layers differ in shape; `decodetax predict` models it"),
+        (
+            {"model_type": "gemma2", "head_dim": 20},
+            "head_dim: must be a multiple of 8 from 16 to 256, was 20",
+        ),
     ],
     ids=str,
 )
 def test_config_that_cannot_be_timed_is_refused(load_config, changes, message):
     with pytest.raises(UsageError, match=rf"config\.json': {re.escape(message)}$"):
         load_config(changes)
+
+
+def test_layers_of_different_shapes_are_groups(load_config):
+    groups = load_config(num_key_value_heads=[2, 1, 2]).groups
+    assert [(group.count, group.grouped.kv_heads) for group in groups] == [(2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("kda-48b", "KDA"),
+        ("dsa-glm51", "sparse attention"),
+        ("kda-k3", "KDA; experts of another hidden size"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_by_name(file, parts):
+    message = f"cannot be timed: {parts}; `decodetax predict` models it"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_timed_model(str(Path(__file__).parent / "configs" / f"{file}.json"))
+
+
+def test_attention_in_chunks_cannot_be_timed(load_config):
+    changes = {"model_type": "llama4_text", "attention_chunk_size": 16, "intermediate_size_mlp": 40}
+    with pytest.raises(UsageError, match="cannot be timed: attention in chunks"):
+        load_config(changes, num_local_experts=4, num_experts_per_tok=1, interleave_moe_layer_step=1)
 
 
 LLAMA3 = {

@@ -261,7 +261,7 @@ def test_sums_and_intensity_take_every_term():
 def test_token_has_two_operations_per_weight():
     model = load_timed_model("llama-3.2-1b")
     one = sweep(batches=(1,)).output_token(model, 1, 16)
-    layer = sum(case.work().operations for case in one.projections)
+    layer = sum(case.work().operations for case in one.matmuls)
     token = model.layers * layer + one.lm_head.work().operations
     # A layer: 2048 x 3072 + 2048 x 2048 + 2048 x 16384 + 8192 x 2048 = 60817408 weights, 16 of them, and a
     # head of 2048 x 128256 = 262668288: 1235746816 weights.
@@ -275,5 +275,5 @@ def test_a_token_costs_the_same_projections_in_either_phase(phase):
     rows = 32
     token = sweep().input_token(ODD, 16) if phase == "prefill" else sweep().output_token(ODD, rows, 16)
     assert (
-        sum(case.work().operations for case in token.projections) == rows * 2 * 16960
+        sum(case.work().operations for case in token.matmuls) == rows * 2 * 16960
     )  # 6400 + 3840 + 4480 + 2240

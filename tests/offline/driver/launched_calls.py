@@ -19,9 +19,10 @@ import triton.language as tl
 from decodetax.harness.bench import tilings
 from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.providers import PROVIDERS
-from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul, Sweep, cases_of
+from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.inputs import BlankSource, draw
+from decodetax.harness.core.sweep import Sweep, cases_of
 from decodetax.harness.core.timed_model import load_timed_model
 from decodetax.harness.offline.default_tilings import kernel_limits
 from decodetax.kernels import decode_attention, merge_states, prefill_matmul

@@ -1,0 +1,286 @@
+"""The cases of a run: those that an input or an output token of a language model passes through."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .cases import (
+    AttentionCase,
+    Case,
+    DecodeAttention,
+    DecoderLayer,
+    Phase,
+    PrefillAttention,
+    PrefillMatmul,
+    projection_case,
+)
+from .layers import Experts, GroupedQueryAttention, LatentAttention, Projection
+from .timed_model import TimedLayers, TimedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseUse:
+    """A case that a token passes through.
+
+    Attributes:
+        part: the part of a token's time that it belongs to, of `core.gap.PARTS`.
+        times: calls in a forward of all layers; an average where experts differ.
+        tokens: tokens that share these calls.
+    """
+
+    case: PrefillMatmul | AttentionCase
+    part: str
+    times: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCases:
+    """The cases that a token passes through.
+
+    Attributes:
+        uses: projections, experts, attention by kind, and the projection to logits.
+        layer: one complete layer, at the sweep's shortest prompt or context; None where layers are timed part
+            by part alone.
+    """
+
+    uses: tuple[CaseUse, ...]
+    layer: DecoderLayer | None
+
+    @property
+    def matmuls(self) -> tuple[PrefillMatmul, ...]:
+        """The projections of layers, those of experts among them."""
+        return tuple(
+            use.case for use in self.uses if isinstance(use.case, PrefillMatmul) and use.part != "lm_head"
+        )
+
+    @property
+    def attentions(self) -> tuple[AttentionCase, ...]:
+        """The attention of each kind of layer."""
+        return tuple(use.case for use in self.uses if not isinstance(use.case, PrefillMatmul))
+
+    @property
+    def lm_head(self) -> PrefillMatmul:
+        """The projection to logits."""
+        return next(
+            use.case for use in self.uses if isinstance(use.case, PrefillMatmul) and use.part == "lm_head"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Batches and contexts (in tokens) to run; a prompt of None is as long as the context."""
+
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompt: int | None
+    prefill_tokens: int
+    dtype: str
+
+    def prompt_of(self, context: int) -> int:
+        """Tokens of the prompt that is compared with an output token at this context."""
+        return self.prompt or context
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The distinct prompt lengths, ascending."""
+        return tuple(sorted({self.prompt_of(context) for context in self.contexts}))
+
+    def input_token(self, model: TimedModel, prompt: int) -> TokenCases:
+        """The cases of an input token: attention of as many prompts as fit into one forward, at least one.
+
+        Engines compute the logits of a prompt's last position alone.
+        """
+        sequences, shortest = max(1, self.prefill_tokens // prompt), self.prompts[0]
+        uses = [
+            use
+            for group in model.groups
+            for use in (
+                *self._matmuls(model, group, "prefill", self.prefill_tokens),
+                *self._attention(group, (prompt,) * sequences, phase="prefill", tokens=sequences * prompt),
+            )
+        ]
+        layer = DecoderLayer(
+            phase="prefill",
+            model=model,
+            sequences=max(1, self.prefill_tokens // shortest),
+            tokens=shortest,
+            rows=self.prefill_tokens,
+            dtype=self.dtype,
+        )
+        return self._token_cases(model, uses, layer, rows=1, tokens=prompt)
+
+    def output_token(self, model: TimedModel, batch: int, context: int) -> TokenCases:
+        """The cases of an output token: those of a decode step, shared by its sequences."""
+        uses = [
+            use
+            for group in model.groups
+            for use in (
+                *self._matmuls(model, group, "decode", batch),
+                *self._attention(group, (context,) * batch, phase="decode", tokens=batch),
+            )
+        ]
+        layer = DecoderLayer(
+            phase="decode",
+            model=model,
+            sequences=batch,
+            tokens=min(self.contexts),
+            rows=batch,
+            dtype=self.dtype,
+        )
+        return self._token_cases(model, uses, layer, rows=batch, tokens=batch)
+
+    def _token_cases(
+        self, model: TimedModel, uses: Sequence[CaseUse], layer: DecoderLayer, *, rows: int, tokens: int
+    ) -> TokenCases:
+        """The uses, equal ones merged, and logits of `rows` rows that `tokens` tokens share."""
+        merged: dict[CaseUse, float] = {}
+        for use in uses:
+            key = replace(use, times=0.0)
+            merged[key] = merged.get(key, 0.0) + use.times
+        head = projection_case(model.lm_head, phase=layer.phase, rows=rows, dtype=self.dtype)
+        return TokenCases(
+            uses=(
+                *(replace(use, times=times) for use, times in merged.items()),
+                CaseUse(case=head, part="lm_head", times=1.0, tokens=tokens),
+            ),
+            layer=layer if model.in_parts is None else None,
+        )
+
+    def _matmuls(self, model: TimedModel, group: TimedLayers, phase: Phase, tokens: int) -> Iterator[CaseUse]:
+        """The projections of a group of layers in a forward of `tokens` tokens."""
+        for projection in _projections(group, model.hidden_size, phase):
+            case = projection_case(projection, phase=phase, rows=tokens, dtype=self.dtype)
+            yield CaseUse(case=case, part="projections", times=group.count, tokens=tokens)
+        if group.experts is not None:
+            hit, rows = expert_rows(group.experts, tokens)
+            for projection in group.experts.expert.projections(model.hidden_size):
+                named = replace(projection, name=f"expert_{projection.name}")
+                case = projection_case(named, phase=phase, rows=rows, dtype=self.dtype)
+                yield CaseUse(case=case, part="experts", times=group.count * hit, tokens=tokens)
+
+    def _attention(
+        self, group: TimedLayers, lengths: tuple[int, ...], *, phase: Phase, tokens: int
+    ) -> Iterator[CaseUse]:
+        """The attention of a group of layers over sequences of these lengths."""
+        if group.attention is None:
+            return
+        case: AttentionCase
+        if phase == "decode":
+            case = decode_attention(group.attention, lengths, self.dtype)
+        else:
+            case = prefill_attention(group.attention, lengths, self.dtype)
+        yield CaseUse(case=case, part=attention_part(group.attention), times=group.count, tokens=tokens)
+
+
+def attention_part(attention: GroupedQueryAttention | LatentAttention) -> str:
+    """The part of a token's time that an attention belongs to."""
+    if isinstance(attention, LatentAttention):
+        return "latent_attention"
+    return "attention" if attention.window is None else "window_attention"
+
+
+def decode_attention(
+    attention: GroupedQueryAttention | LatentAttention, contexts: tuple[int, ...], dtype: str
+) -> DecodeAttention:
+    """A layer's attention in a decode step; a latent one over latents, with kv_b absorbed into its heads."""
+    if isinstance(attention, LatentAttention):
+        return DecodeAttention(
+            contexts=contexts,
+            q_heads=attention.q_heads,
+            kv_heads=1,
+            head_dim=attention.latent_elements,
+            v_head_dim=attention.kv_rank,
+            latent=True,
+            dtype=dtype,
+        )
+    return DecodeAttention(
+        contexts=contexts,
+        q_heads=attention.q_heads,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        v_head_dim=attention.v_head_dim,
+        window=attention.window,
+        softcap=attention.softcap,
+        sinks=attention.sinks,
+        dtype=dtype,
+    )
+
+
+def prefill_attention(
+    attention: GroupedQueryAttention | LatentAttention, prompts: tuple[int, ...], dtype: str
+) -> PrefillAttention:
+    """A layer's attention of prompts of one length; a latent one over keys and values of each head."""
+    if isinstance(attention, LatentAttention):
+        return PrefillAttention(
+            sequences=len(prompts),
+            prompt=prompts[0],
+            q_heads=attention.q_heads,
+            kv_heads=attention.q_heads,
+            head_dim=attention.nope_head_dim + attention.rope_head_dim,
+            v_head_dim=attention.v_head_dim,
+            dtype=dtype,
+        )
+    return PrefillAttention(
+        sequences=len(prompts),
+        prompt=prompts[0],
+        q_heads=attention.q_heads,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        v_head_dim=attention.v_head_dim,
+        window=attention.window,
+        softcap=attention.softcap,
+        sinks=attention.sinks,
+        dtype=dtype,
+    )
+
+
+def _projections(group: TimedLayers, hidden_size: int, phase: Phase) -> Iterator[Projection]:
+    """The projections of a layer that every token passes through, in the order they run."""
+    if group.attention is not None:
+        for projection in group.attention.projections(hidden_size):
+            if phase == "decode" and group.latent is not None and projection.name == "kv_b":
+                yield from _absorbed(group.latent)
+            else:
+                yield projection
+    if group.dense is not None:
+        yield from group.dense.projections(hidden_size)
+    if group.experts is not None:
+        yield Projection("router", hidden_size, group.experts.count, "router")
+        if group.experts.shared is not None:
+            for projection in group.experts.shared.projections(hidden_size, role="shared"):
+                yield replace(projection, name=f"shared_{projection.name}")
+
+
+def _absorbed(attention: LatentAttention) -> tuple[Projection, Projection]:
+    """kv_b as a decode step runs it: each head's query to a latent, and its attended latent to a value.
+
+    As one product each: weights, outputs and operations are those of a product for each head.
+    """
+    heads, rank = attention.q_heads, attention.kv_rank
+    return (
+        Projection("absorbed_k", attention.nope_head_dim, heads * rank, "attention"),
+        Projection("absorbed_v", rank, heads * attention.v_head_dim, "attention"),
+    )
+
+
+def expert_rows(experts: Experts, tokens: int) -> tuple[float, int]:
+    """Experts that `tokens` tokens hit in expectation, each equally likely, and the average rows of one hit.
+
+    A token picks `per_token` different experts, so that it misses one with probability
+    1 - per_token / count; tokens are independent.
+    """
+    hit = experts.count * (1 - (1 - experts.per_token / experts.count) ** tokens)
+    return hit, max(1, round(tokens * experts.per_token / hit))
+
+
+def cases_of(model: TimedModel, sweep: Sweep) -> Sequence[Case]:
+    """All cases of a run, each once: prefill, decode, then the LM heads, whose weight is the largest."""
+    prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
+    decode = [
+        [sweep.output_token(model, batch, context) for context in sweep.contexts] for batch in sweep.batches
+    ]
+    cases: list[Case] = []
+    for tokens in (prefill, *decode):
+        cases += [*tokens[0].matmuls, *(case for token in tokens for case in token.attentions)]
+        cases += [] if tokens[0].layer is None else [tokens[0].layer]
+    return tuple(dict.fromkeys((*cases, *(tokens[0].lm_head for tokens in (prefill, *decode)))))
