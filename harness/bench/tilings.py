@@ -54,7 +54,20 @@ def _decode_key(case: DecodeAttention) -> Key:
         "head_dim": case.head_dim,
         "page_size": 0,  # cases have contiguous caches
         "dtype": case.dtype,
+        **_options(case),
     }
+
+
+def _options(case: DecodeAttention) -> Key:
+    """Options of an attention, without those that it does not have."""
+    found = {
+        "v_head_dim": case.value_dim if case.value_dim != case.head_dim else 0,
+        "latent": int(case.latent),
+        "window": case.window or 0,
+        "softcap": int(case.softcap is not None),
+        "sinks": int(case.sinks),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
@@ -63,6 +76,8 @@ def _decode_default(case: DecodeAttention, limits: GpuLimits) -> DecodeTiling:
         q_heads=case.q_heads,
         kv_heads=case.kv_heads,
         head_dim=case.head_dim,
+        v_head_dim=case.value_dim,
+        latent=case.latent,
         capacity=case.capacity,
         page_size=0,
         element_bytes=ELEMENT_BYTES[case.dtype],
@@ -120,7 +135,8 @@ def _may_fit(
     case: DecodeAttention, limits: GpuLimits, *, block_n: int, num_stages: int, programs: int
 ) -> bool:
     """Whether the stages in flight, a program's minimum shared memory, fit for all programs of an SM."""
-    step_bytes = 2 * block_n * case.head_dim * ELEMENT_BYTES[case.dtype]
+    elements = case.head_dim + (0 if case.latent else case.value_dim)
+    step_bytes = block_n * elements * ELEMENT_BYTES[case.dtype]
     least_bytes = (num_stages - 1) * step_bytes
     per_sm = math.ceil(programs / limits.sm_count)
     return least_bytes <= limits.shared_bytes_per_block and per_sm * least_bytes <= limits.shared_bytes_per_sm

@@ -13,8 +13,8 @@ from .model_config import ModelConfig
 from .rotary import Rotary, is_positive, require_positive, require_size
 
 _SIZES = ("hidden_size", "layers", "q_heads", "kv_heads", "head_dim", "intermediate_size", "vocab_size")
-_HEAD_DIMS = range(16, 257, 8)  # supported by the decode-attention kernel
-_MAX_GROUP = 64
+_HEAD_DIMS = range(16, 513, 8)  # supported by the decode-attention kernel
+_MAX_GROUP = 128
 _RUN_BYTES = 2  # least bytes of an element that a run times
 _LATENT_ELEMENTS, _LATENT_VALUES, _LATENT_HEADS = 576, 512, 128  # most of them in a latent cache
 
@@ -88,7 +88,7 @@ class TimedModel:
         q_heads: query heads of a layer, a multiple of `kv_heads`.
         kv_heads: key heads of a layer, and as many value heads; fewer than `q_heads` in grouped-query
             attention (GQA).
-        head_dim: elements of a head, a multiple of 8 from 16 to 256.
+        head_dim: elements of a head, a multiple of 8 from 16 to 512.
         intermediate_size: elements between the MLP's gated and last projections.
         vocab_size: rows of the embedding.
         tied_embeddings: whether the output projection is the embedding itself.

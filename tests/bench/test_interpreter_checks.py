@@ -158,6 +158,8 @@ def test_longest_context_takes_several_splits(name, dtype):
         q_heads=case.q_heads,
         kv_heads=case.kv_heads,
         head_dim=case.head_dim,
+        v_head_dim=case.value_dim,
+        latent=case.latent,
         capacity=case.capacity,
         page_size=0,
         element_bytes=ELEMENT_BYTES[dtype],

@@ -151,7 +151,7 @@ def test_interpreter_beside_a_gpu_is_named(folder):
         ),
         pytest.param(["--kv-heads", "3"], ["--q-heads", "kv_heads, 3"], id="KV heads that do not divide"),
         pytest.param(
-            ["--q-heads", "130", "--kv-heads", "2"], ["--q-heads", "64 times"], id="too large a group"
+            ["--q-heads", "258", "--kv-heads", "2"], ["--q-heads", "128 times"], id="too large a group"
         ),
         pytest.param(["--head-dim", "12"], ["--head-dim", "multiple of 8", "12"], id="head of 12"),
         pytest.param(["--dtype", "auto"], ["--dtype", "'auto'", "bf16, fp16, fp32"], id="dtype"),

@@ -86,10 +86,10 @@ def test_rejects_a_size_that_is_not_a_positive_integer(field, value):
     ("changes", "message"),
     [
         ({"q_heads": 7}, "q_heads: must be a multiple of kv_heads, 2, was 7"),
-        ({"q_heads": 130}, "q_heads: must be at most 64 times kv_heads, 2, was 130"),
-        ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 256, was 20"),
-        ({"head_dim": 8}, "head_dim: must be a multiple of 8 from 16 to 256, was 8"),
-        ({"head_dim": 264}, "head_dim: must be a multiple of 8 from 16 to 256, was 264"),
+        ({"q_heads": 258}, "q_heads: must be at most 128 times kv_heads, 2, was 258"),
+        ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 512, was 20"),
+        ({"head_dim": 8}, "head_dim: must be a multiple of 8 from 16 to 512, was 8"),
+        ({"head_dim": 520}, "head_dim: must be a multiple of 8 from 16 to 512, was 520"),
         ({"tied_embeddings": 1}, "tied_embeddings: must be True or False, was 1"),
         ({"intermediate_size": None}, "intermediate_size: must be an integer from 1 to 2147483647, was None"),
     ],
@@ -184,10 +184,10 @@ def test_layers_by_group_have_the_same_parameters():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 256, was 20"),
+        ({"head_dim": 20}, "head_dim: must be a multiple of 8 from 16 to 512, was 20"),
         (
             {"model_type": "gemma2", "head_dim": 20},
-            "head_dim: must be a multiple of 8 from 16 to 256, was 20",
+            "head_dim: must be a multiple of 8 from 16 to 512, was 20",
         ),
     ],
     ids=str,
