@@ -114,7 +114,10 @@ BAD_ARGUMENTS = {
     "seed in Arabic digits": (["--seed", "٣"], ["--seed", "whole number"]),
     "unknown model": (["--model", "nope"], ["--model", "'nope'", "llama-3.2-1b", "config.json"]),
     "model of nothing": (["--model", ""], ["--model", "llama-3.2-1b", "config.json"]),
-    "mixture of experts": (["--model", "mixtral-8x7b"], ["--model", "mixtral-8x7b", "mixture of experts"]),
+    "transformers of layers in parts": (
+        ["--model", "mixtral-8x7b", "--whole-model", "transformers"],
+        ["--whole-model", "mixtral-8x7b has experts"],
+    ),
     "unknown option": (["--bath", "1"], ["--bath", "--batch"]),
     "unknown option over two lines": (["--bo\ngus"], ["--bo", "gus"]),
     "unexpected argument over two lines": (["ex\ntra"], ["ex", "tra"]),
@@ -140,16 +143,31 @@ CONFIGS = {
     "lacks a field": ({"hidden_size": None}, ["lacks hidden_size"]),
     "has a field of a wrong type": ({"vocab_size": "many"}, ["vocab_size", "integer", "'many'"]),
     "has a field of 0": ({"num_hidden_layers": 0}, ["num_hidden_layers", "integer from 1"]),
-    "is a mixture of experts": (
-        {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
-        ["mixture of experts"],
+    "has experts and linear attention": (
+        {
+            "model_type": "qwen3_next",
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        },
+        ["cannot be timed", "DeltaNet"],
     ),
     "has experts that its family has not": ({"num_local_experts": 8}, ["no experts (num_local_experts)"]),
     "has half a latent attention": (
         {"model_type": "deepseek_v3", "kv_lora_rank": 512},
         ["lacks qk_nope_head_dim"],
     ),
-    "has a sliding window": ({"sliding_window": 64}, ["sliding window"]),
+    "has too large a latent": (
+        {
+            "model_type": "deepseek_v3",
+            "kv_lora_rank": 576,
+            "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 64,
+        },
+        ["kv_lora_rank", "16 to 576, was 640"],
+    ),
 }
 
 
@@ -391,7 +409,7 @@ def test_wide_listing_has_every_row_with_its_source(listing, rows, columns):
 @pytest.mark.parametrize(
     ("listing", "texts"),
     [
-        ("models", ["llama-3.1-8b", "8.03", "can run"]),
+        ("models", ["llama-3.1-8b", "8.03", "yes"]),
         ("devices", ["RTX-5090", "989", "GB/s"]),
     ],
 )
