@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from ... import kernels
-from ...kernels import DecodeTiling, GpuLimits, MatmulTiling
+from ...kernels import GpuLimits
 from ...kernels.launch_patches import launches_patched
 from ..core.cases import Case
 from ..core.errors import one_line
@@ -19,7 +19,7 @@ from ..core.worker_processes import serve_jobs
 from .tilings import TUNABLE
 
 # Loaded now: within `launches_patched`, importing them would choose interpreted kernels.
-_HOST_FUNCTIONS = kernels.decode_attention, kernels.prefill_matmul
+_HOST_FUNCTIONS = kernels.decode_attention, kernels.prefill_attention, kernels.prefill_matmul
 
 NICENESS = 10
 """Compilation gives way to the process that times on the GPU."""
@@ -38,7 +38,7 @@ def compile_tiling(job: Mapping[str, Any]) -> str | None:
         The compiler's error, or None.
     """
     case = msgspec.convert(job["case"], Case)
-    tiling: Any = MatmulTiling if case.operation == "prefill_matmul" else DecodeTiling
+    tunable = TUNABLE[case.operation]
     errors: list[str] = []
 
     def compile_launch(
@@ -51,7 +51,7 @@ def compile_tiling(job: Mapping[str, Any]) -> str | None:
             return None
 
     with launches_patched(GpuLimits(**job["limits"]), compile_launch):
-        TUNABLE[case.operation].run(_inputs(case), tiling(**job["tiling"]))
+        tunable.run(_inputs(case), tunable.tiling(**job["tiling"]))
     return errors[0] if errors else None
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels import DecodeTiling, MatmulTiling
 from ..core.errors import one_line
 from ..core.inputs import Source, draw, in_layout
 from ..core.records import Row, Run
@@ -28,8 +27,9 @@ from ..core.worker_processes import safe_environment
 from .device import Device
 from .library_providers import installed
 from .providers import PROVIDERS, Provider, user_providers
+from .tilings import TUNABLE
 
-OPERATIONS = ("prefill_matmul", "decode_attention")
+OPERATIONS = ("prefill_matmul", "decode_attention", "prefill_attention")
 """Operations whose rows get counters: those of one or two kernels."""
 
 DRAM_READ, DRAM_WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -141,8 +141,7 @@ def provider_of(row: Row, own: Mapping[str, Sequence[Provider]]) -> Provider:
     known = (*PROVIDERS[operation], *own.get(operation, ()))
     provider = next(p for p in known if p.name == row.provider)
     if row.tiling is not None:
-        tiling: Any = MatmulTiling if operation == "prefill_matmul" else DecodeTiling
-        return provider.with_tiling(tiling(**row.tiling))
+        return provider.with_tiling(TUNABLE[operation].tiling(**row.tiling))
     return next(p for p in known if p.variant == row.variant) if provider.best_of else provider
 
 

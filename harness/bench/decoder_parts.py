@@ -49,7 +49,8 @@ class PrefillCache:
     def attend(self, q: Tensor) -> Tensor:
         """Causal attention of the prompts over themselves."""
         k, v = (cache[:, :, : q.shape[2]] for cache in (self._k, self._v))
-        return self._provider.run(PrefillAttentionInputs(q=q, k=k, v=v)).transpose(1, 2)
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        return self._provider.run(PrefillAttentionInputs(q=q, k=k, v=v, out=out)).transpose(1, 2)
 
 
 class DecodeCache:

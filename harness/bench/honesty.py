@@ -98,12 +98,10 @@ class BoundCall:
 def output_like(inputs: Inputs) -> Tensor:
     """A tensor of the shape, dtype and device of the output."""
     match inputs:
-        case MatmulInputs() | DecodeAttentionInputs():
-            return inputs.out
-        case PrefillAttentionInputs():
-            return inputs.q[..., :1].expand(*inputs.q.shape[:-1], inputs.v.shape[-1])
         case DecoderLayerInputs():
             return inputs.hidden
+        case _:
+            return inputs.out
 
 
 def _in_input(output: Tensor, inputs: Inputs) -> str | None:
@@ -205,7 +203,7 @@ def _one_sequence(inputs: Inputs) -> tuple[Inputs, Callable[[Tensor], Tensor]]:
         case MatmulInputs() | DecodeAttentionInputs():
             return inputs, lambda out: out
         case PrefillAttentionInputs():
-            names: tuple[str, ...] = ("q", "k", "v")
+            names: tuple[str, ...] = ("q", "k", "v", "out")
         case DecoderLayerInputs():
             names = ("hidden", "k_cache", "v_cache")
     part: Inputs = replace(inputs, **{name: getattr(inputs, name)[:1] for name in names})

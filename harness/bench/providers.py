@@ -24,6 +24,7 @@ from .tilings import (
     Tunable,
     run_decode_attention,
     run_matmul,
+    run_prefill_attention,
     warp_specializes,
 )
 
@@ -204,6 +205,12 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
     ),
     "prefill_attention": (
         Provider(name="torch", run=torch_providers.prefill_attention),
+        Provider(
+            name="triton",
+            run=run_prefill_attention,
+            refuses=_needs_compiled_triton,
+            tunable=TUNABLE["prefill_attention"],
+        ),
         _library("flash_attn", library_providers.prefill_flash_attn),
         _library("torch", library_providers.prefill_flex_attention, name="torch-flex"),
     ),

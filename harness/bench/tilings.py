@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ... import kernels
-from ...kernels import DecodeTiling, GpuLimits, MatmulProblem, MatmulTiling
+from ...kernels import DecodeTiling, GpuLimits, MatmulProblem, MatmulTiling, PrefillAttentionTiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, Variant, matmul_tilings
-from ..core.cases import DecodeAttention, PrefillMatmul
-from ..core.inputs import DecodeAttentionInputs, MatmulInputs
+from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
+from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs
 from ..core.work import ELEMENT_BYTES
 
 Key = dict[str, int | str]
@@ -37,12 +37,14 @@ class Tunable:
         default: gives the tiling that the kernel itself chooses for a case on a GPU.
         candidates: gives the tilings to try for a case, its default and a GPU; the default comes first.
         run: computes the output of some inputs with a tiling.
+        tiling: the class of its tilings.
     """
 
     key: Callable[[Any], Key]
     default: Callable[[Any, GpuLimits], Any]
     candidates: Callable[[Any, Any, GpuLimits], Sequence[Any]]
     run: Callable[[Any, Any], Tensor]
+    tiling: type[Any]
 
 
 def _decode_key(case: DecodeAttention) -> Key:
@@ -251,6 +253,84 @@ def run_matmul(inputs: MatmulInputs, tiling: MatmulTiling | None = None) -> Tens
     return kernels.prefill_matmul(inputs.x, inputs.weight, out=inputs.out, tiling=tiling)
 
 
+def _prefill_attention_key(case: PrefillAttention) -> Key:
+    return {
+        "sequences": case.sequences,
+        "prompt": case.prompt,
+        "q_heads": case.q_heads,
+        "kv_heads": case.kv_heads,
+        "head_dim": case.head_dim,
+        "v_head_dim": case.value_dim,
+        "window": case.window or 0,
+        "dtype": case.dtype,
+    }
+
+
+def _prefill_attention_default(case: PrefillAttention, limits: GpuLimits) -> PrefillAttentionTiling:
+    return kernels.choose_prefill_attention_tiling(
+        batch=case.sequences,
+        tokens=case.prompt,
+        q_heads=case.q_heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        v_head_dim=case.value_dim,
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        limits=limits,
+    )
+
+
+def _prefill_attention_candidates(
+    case: PrefillAttention, default: PrefillAttentionTiling, limits: GpuLimits
+) -> Sequence[PrefillAttentionTiling]:
+    """Each variant that runs here with half and twice the rows and tokens of a tile, 4 or 8 warps, a stage
+    more or less, and one or two CTAs per SM. Tilings whose stages exceed shared memory are left out.
+    """  # noqa: D205  (one sentence)
+    variants = ["pointers"]
+    if limits.compute_capability >= TMA_FROM_CAPABILITY:
+        variants.append("descriptors")
+        variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
+    found = {
+        dataclasses.replace(
+            default,
+            variant=variant,
+            block_m=block_m,
+            block_n=block_n,
+            num_warps=warps,
+            num_stages=stages,
+            programs=programs,
+        )
+        for variant, block_m, block_n, warps, stages, programs in itertools.product(
+            variants,
+            (default.block_m // 2, default.block_m, 2 * default.block_m),
+            (default.block_n // 2, default.block_n, 2 * default.block_n),
+            (4, 8, default.num_warps),
+            (default.num_stages - 1, default.num_stages, default.num_stages + 1),
+            {default.programs, limits.sm_count, 2 * limits.sm_count},
+        )
+        if min(block_m, block_n) >= MIN_BLOCK_N and stages >= 1
+        if _stages_bytes(case, block_m, block_n, stages) <= limits.shared_bytes_per_block
+    }
+    return _nearest_first(found, default)
+
+
+def _stages_bytes(case: PrefillAttention, block_m: int, block_n: int, stages: int) -> int:
+    """Least shared memory of a CTA: keys and values in flight, and in 16 bits the queries."""
+    size = ELEMENT_BYTES[case.dtype]
+    in_flight = (stages - 1) * block_n * (case.head_dim + case.value_dim)
+    return size * (in_flight + block_m * case.head_dim)
+
+
+def run_prefill_attention(
+    inputs: PrefillAttentionInputs, tiling: PrefillAttentionTiling | None = None
+) -> Tensor:
+    """`prefill_attention` with a tiling; None leaves the choice to the kernel."""
+    q, k, v, out = (each.transpose(1, 2) for each in (inputs.q, inputs.k, inputs.v, inputs.out))
+    kernels.prefill_attention(
+        q, k, v, window=inputs.window, softcap=inputs.softcap, sinks=inputs.sinks, out=out, tiling=tiling
+    )
+    return inputs.out
+
+
 def _nearest_first(found: set[Any], default: Any) -> tuple[Any, ...]:
     """The default, then the others by how many fields differ from it, then by their values."""
 
@@ -264,10 +344,25 @@ def _nearest_first(found: set[Any], default: Any) -> tuple[Any, ...]:
 
 TUNABLE = {
     "prefill_matmul": Tunable(
-        key=_matmul_key, default=_matmul_default, candidates=_matmul_candidates, run=run_matmul
+        key=_matmul_key,
+        default=_matmul_default,
+        candidates=_matmul_candidates,
+        run=run_matmul,
+        tiling=MatmulTiling,
     ),
     "decode_attention": Tunable(
-        key=_decode_key, default=_decode_default, candidates=_decode_candidates, run=run_decode_attention
+        key=_decode_key,
+        default=_decode_default,
+        candidates=_decode_candidates,
+        run=run_decode_attention,
+        tiling=DecodeTiling,
+    ),
+    "prefill_attention": Tunable(
+        key=_prefill_attention_key,
+        default=_prefill_attention_default,
+        candidates=_prefill_attention_candidates,
+        run=run_prefill_attention,
+        tiling=PrefillAttentionTiling,
     ),
 }
 """The kernels that take a tiling, by operation."""

@@ -33,7 +33,7 @@ SHOWN = 5
 @click.option(
     "--kernel",
     required=True,
-    type=click.Choice(["decode_attention", "prefill_matmul"]),
+    type=click.Choice(["decode_attention", "prefill_attention", "prefill_matmul"]),
     help="The kernel whose tilings are searched.",
 )
 @click.option(
@@ -58,7 +58,8 @@ SHOWN = 5
     "--context",
     options.SIZES,
     "N,...",
-    "Tokens in each sequence's KV cache; decode_attention only, as are the options of heads.",
+    "Tokens in each sequence's KV cache, or of each prompt of prefill_attention; attention only, as are the "
+    "options of heads.",
     default="1024,4096",
 )
 @options.option(
@@ -221,8 +222,10 @@ def _cases(kernel: str, asked: dict[str, Any]) -> "list[Case]":
         UsageError: a model or shape that cannot be timed, or an option of another kernel.
     """
     for name, option in options.given().items():
-        if name in ATTENTION_OPTIONS and kernel != "decode_attention":
-            raise UsageError(f"{option}: applies to decode_attention only, not to --kernel {kernel}")
+        if name in ATTENTION_OPTIONS and kernel == "prefill_matmul":
+            raise UsageError(f"{option}: applies to attention only, not to --kernel {kernel}")
+        if name == "batch" and kernel == "prefill_attention":
+            raise UsageError(f"{option}: prompts fill a forward whatever their number; leave it out")
     from ..core.sweep import Sweep, cases_of
     from ..core.timed_model import load_timed_model
 

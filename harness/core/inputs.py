@@ -107,15 +107,16 @@ class DecodeAttentionInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillAttentionInputs:
-    """q [sequences, q_heads, prompt, head_dim], k and v [sequences, kv_heads, prompt, head_dim].
+    """q, out [sequences, q_heads, prompt, head_dim], k and v [sequences, kv_heads, prompt, head_dim].
 
-    Values have elements of their own number, the case's v_head_dim. `sinks` are [q_heads]; `window`,
-    `softcap` and `sinks` are None where the attention has none.
+    Values and `out` have elements of their own number, the case's v_head_dim. `sinks` are [q_heads];
+    `window`, `softcap` and `sinks` are None where the attention has none.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    out: Tensor
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
@@ -192,7 +193,8 @@ def _(case: PrefillAttention, source: Source) -> Inputs:
             (case.kv_heads, case.value_dim),
         )
     )
-    return PrefillAttentionInputs(q=q, k=k, v=v, **_options(case, source))
+    out = q.new_full((case.sequences, case.q_heads, case.prompt, case.value_dim), math.nan)
+    return PrefillAttentionInputs(q=q, k=k, v=v, out=out, **_options(case, source))
 
 
 def _options(case: AttentionCase, source: Source) -> dict[str, Any]:
@@ -258,5 +260,5 @@ def in_layout(inputs: Inputs, layout: CacheLayout) -> Inputs:
 
 def poison(inputs: Inputs) -> None:
     """Fill the output with NaN, if the inputs hold one."""
-    if isinstance(inputs, MatmulInputs | DecodeAttentionInputs):
+    if not isinstance(inputs, DecoderLayerInputs):
         inputs.out.fill_(math.nan)

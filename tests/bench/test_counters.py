@@ -12,6 +12,7 @@ from decodetax.harness.bench.providers import user_providers
 from decodetax.harness.bench.run_settings import settings_of
 from decodetax.harness.core.records import Row
 from decodetax.harness.core.run_file import run_of
+from decodetax.kernels import MatmulTiling
 from fakes import FakeDevice
 from small_cases import matmul_case
 from test_session import as_json, run
@@ -191,7 +192,7 @@ def test_row_is_profiled_with_its_variant_and_tiling(tmp_path, monkeypatch):
     row = Row(case=case, provider="triton", status="failed", reason="-", variant="descriptors")
     assert provider_of(row, {}).name == "triton-descriptors"
     sizes = {"block_m": 16, "block_n": 64, "block_k": 64, "group_m": 8, "num_splits": 1}
-    tiling = dataclasses.asdict(counters.MatmulTiling(**sizes, num_warps=4, num_stages=3))
+    tiling = dataclasses.asdict(MatmulTiling(**sizes, num_warps=4, num_stages=3))
     cut = provider_of(dataclasses.replace(row, tiling=json.loads(json.dumps(tiling))), {})
     assert (cut.name, cut.tiling) == ("triton", tiling)
     (tmp_path / "own_elsewhere.py").write_text("def product(x, weight):\n    return x @ weight.t()\n")

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from decodetax.harness.bench.providers import gate_of, tunable_provider
+from decodetax.harness.core.cases import PrefillAttention
 from decodetax.harness.core.inputs import draw
 from decodetax.kernels import GpuLimits
 from hypothesis import example, given
@@ -13,6 +14,7 @@ from small_cases import decode_case, matmul_case, source
 
 PROVIDER, TUNABLE = tunable_provider("decode_attention")
 _, PRODUCT = tunable_provider("prefill_matmul")
+_, PREFILL = tunable_provider("prefill_attention")
 KB = 1024
 GPUS = {
     "A100": GpuLimits(
@@ -195,4 +197,54 @@ def test_tilings_of_a_product_give_the_same_result_within_the_gate_when_interpre
     for tiling in [found[0], *found[1 :: len(found) // 6]]:
         inputs.out.fill_(float("nan"))
         verdict = gate.judge(PRODUCT.run(inputs, tiling))
+        assert verdict.passed, f"{tiling}: {verdict.reason}"
+
+
+PROMPTS = PrefillAttention(sequences=4, prompt=2048, q_heads=32, kv_heads=8, head_dim=128, dtype="bf16")
+
+
+def prompt_candidates(case, gpu):
+    limits = GPUS[gpu]
+    default = PREFILL.default(case, limits)
+    return default, PREFILL.candidates(case, default, limits)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_tilings_of_prompts_are_the_default_and_others_that_fit(gpu):
+    default, found = prompt_candidates(PROMPTS, gpu)
+    assert found[0] == default
+    assert len(set(found)) == len(found) >= 20
+    for tiling in found[1:]:
+        in_flight = (tiling.num_stages - 1) * tiling.block_n * 2 * 128 + tiling.block_m * 128
+        assert 2 * in_flight <= GPUS[gpu].shared_bytes_per_block
+    variants = {"pointers", "descriptors"} if gpu in ("H100", "B200") else {"pointers"}
+    assert {tiling.variant for tiling in found} == variants | (
+        {"warp_specialized"} if gpu == "B200" else set()
+    )
+
+
+def test_key_of_prompts_has_what_the_tiling_depends_on():
+    changes = (
+        {"sequences": 5},
+        {"prompt": 2049},
+        {"q_heads": 64},
+        {"kv_heads": 16},
+        {"head_dim": 64},
+        {"v_head_dim": 64},
+        {"window": 128},
+        {"dtype": "fp16"},
+    )
+    keys = {str(PREFILL.key(structs.replace(PROMPTS, **change))) for change in changes}
+    assert len(keys - {str(PREFILL.key(PROMPTS))}) == len(changes)
+
+
+@pytest.mark.parametrize("gpu", ["A100", "B200"])
+def test_tilings_of_prompts_give_the_same_result_within_the_gate_when_interpreted(gpu):
+    case = PrefillAttention(sequences=2, prompt=37, q_heads=2, kv_heads=1, head_dim=16, dtype="bf16")
+    inputs = draw(case, source())
+    gate = gate_of(case, inputs)
+    _, found = prompt_candidates(case, gpu)
+    for tiling in [found[0], *found[1 :: len(found) // 6]]:
+        inputs.out.fill_(float("nan"))
+        verdict = gate.judge(PREFILL.run(inputs, tiling))
         assert verdict.passed, f"{tiling}: {verdict.reason}"

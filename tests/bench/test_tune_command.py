@@ -14,7 +14,7 @@ from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.tiling_cache import open_cache
 from decodetax.harness.bench.tilings import TUNABLE
 from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned, tilings_of
-from decodetax.harness.core.cases import DecodeAttention
+from decodetax.harness.core.cases import DecodeAttention, PrefillAttention
 from decodetax.harness.core.statistics import summarise
 from decodetax.kernels import gpu_limits
 from hand_made import GPU, decodetax, ok_row, run_record, strict_json, write_config
@@ -262,7 +262,20 @@ def test_tuned_matmuls_are_those_that_run_times(folder, at_a_gpu):
 @pytest.mark.usefixtures("at_a_gpu")
 def test_rejects_attention_options_for_matmuls(option):
     outcome = decodetax("tune", "--kernel", "prefill_matmul", option, "8")
-    assert_one_line(outcome, 2, option, "decode_attention", "prefill_matmul")
+    assert_one_line(outcome, 2, option, "attention only", "prefill_matmul")
+
+
+def test_tuned_prompts_are_those_that_run_times(folder, at_a_gpu):
+    config = write_config(folder)
+    prompts = ("tune", "--kernel", "prefill_attention", "--model", config, "--context", "100,5000")
+    outcome = decodetax(*prompts)
+    assert outcome.code == 0, outcome.err
+    assert set(at_a_gpu["cases"]) == {
+        PrefillAttention(sequences=count, prompt=prompt, q_heads=4, kv_heads=2, head_dim=16, dtype="bf16")
+        for count, prompt in ((81, 100), (1, 5000))
+    }
+    assert {entry["kernel"] for entry in cache_of(folder).read().values()} == {"prefill_attention"}
+    assert_one_line(decodetax(*prompts, "--batch", "3"), 2, "--batch", "prompts")
 
 
 def test_json_is_alone_on_stdout_with_every_sample(folder, at_a_gpu):
