@@ -6,17 +6,19 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ... import kernels
 from ...kernels import DecodeTiling, GpuLimits, MatmulProblem, MatmulTiling, PrefillAttentionTiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, Variant, matmul_tilings
-from ...kernels.prefill_attention_tiling import PrefillAttentionVariant
 from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from ..core.inputs import DecodeAttentionInputs, MatmulInputs, PrefillAttentionInputs
 from ..core.work import ELEMENT_BYTES
+
+if TYPE_CHECKING:
+    from ...kernels.prefill_attention_tiling import PrefillAttentionVariant
 
 Key = dict[str, int | str]
 
@@ -286,7 +288,7 @@ def _prefill_attention_candidates(
     """Each variant that runs here with half and twice the rows and tokens of a tile, 4 or 8 warps, a stage
     more or less, and one or two CTAs per SM. Tilings whose stages exceed shared memory are left out.
     """  # noqa: D205  (one sentence)
-    variants: list[PrefillAttentionVariant] = ["pointers"]
+    variants: "list[PrefillAttentionVariant]" = ["pointers"]
     if limits.compute_capability >= TMA_FROM_CAPABILITY:
         variants.append("descriptors")
         variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
