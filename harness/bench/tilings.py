@@ -288,7 +288,7 @@ def _prefill_attention_candidates(
     """Each variant that runs here with half and twice the rows and tokens of a tile, 4 or 8 warps, a stage
     more or less, and one or two CTAs per SM. Tilings whose stages exceed shared memory are left out.
     """  # noqa: D205  (one sentence)
-    variants: "list[PrefillAttentionVariant]" = ["pointers"]
+    variants: list[PrefillAttentionVariant] = ["pointers"]
     if limits.compute_capability >= TMA_FROM_CAPABILITY:
         variants.append("descriptors")
         variants += ["warp_specialized"] if warp_specializes(limits.compute_capability) else []
