@@ -202,12 +202,15 @@ def check_decode_attention(
     cu_seqlens: torch.Tensor | None = None,
     q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
-    scale: float | None = None,
+    scale: torch.Tensor | float | None = None,
     window: int | None = None,
-    softcap: float | None = None,
+    softcap: torch.Tensor | float | None = None,
     sinks: torch.Tensor | None = None,
+    q_scale: torch.Tensor | float | None = None,
     k_scale: torch.Tensor | float | None = None,
     v_scale: torch.Tensor | float | None = None,
+    out_scale: torch.Tensor | float | None = None,
+    out_dtype: torch.dtype | None = None,
     num_splits: int | None = None,
     return_lse: bool = False,
     lse_layout: str = "tokens-first",
@@ -242,10 +245,11 @@ def check_decode_attention(
     if capacity > _MAX_CAPACITY:
         name = "k_cache" if block_table is None else "block_table"
         raise ValueError(f"{name} gives a sequence {capacity} tokens; it may give at most {_MAX_CAPACITY}")
-    _check_number("scale", scale)
-    _check_number("softcap", softcap)
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; it must be positive")
+    for name, number in (("scale", scale), ("softcap", softcap), ("out_scale", out_scale)):
+        _check_decode_scale(name, number, {}, q)
+    for name, number in (("softcap", softcap), ("out_scale", out_scale)):
+        if isinstance(number, int | float) and number <= 0:
+            raise ValueError(f"{name} is {number}; it must be positive")
     _check_count("window", window)
     _check_count("num_splits", num_splits, at_most=MAX_SPLITS)
     if sinks is not None:
@@ -253,13 +257,27 @@ def check_decode_attention(
         _check_shape("sinks", sinks, (q_heads,), "[q_heads]")
         _check_device("sinks", sinks, "q", q)
         _check_last_contiguous("sinks", sinks)
-    for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        shapes: set[tuple[int, ...]] = {(kv_heads,)}
-        meaning = f" or [kv_heads]: [{kv_heads}]"
-        if name == "k_scale" and takes_split_scale(k_cache, v_cache):
-            shapes, meaning = {(2,)}, ", or [2], of the elements of v_cache and of the rest"
-        _check_scale(name, head_scale, shapes, meaning, ("q", q))
-    _check_decode_out(out, q, v_cache.shape[-1], return_lse=return_lse, lse_layout=lse_layout)
+    per_head = {"[kv_heads]": (kv_heads,), "[batch, kv_heads]": (batch, kv_heads)}
+    of_q = {"[q_heads]": (q_heads,), **per_head, "that of q without head_dim": tuple(q.shape[:-1])}
+    of_v = {**per_head, "that of the cache without head_dim": tuple(k_cache.shape[:3])}
+    split = {"[2] of the elements of v_cache and of the rest": (2,)}
+    of_k = {**of_v, **(split if takes_split_scale(k_cache, v_cache) else {})}
+    for name, each, shapes in (
+        ("q_scale", q_scale, of_q),
+        ("k_scale", k_scale, of_k),
+        ("v_scale", v_scale, of_v),
+    ):
+        _check_decode_scale(name, each, shapes, q)
+    _check_one_of("out_dtype", out_dtype, (None, *_DTYPES, *_FLOAT8))
+    _check_decode_out(
+        out, q, v_cache.shape[-1], return_lse=return_lse, lse_layout=lse_layout, out_dtype=out_dtype
+    )
+
+
+def default_decode_dtype(q: torch.Tensor, v_cache: torch.Tensor) -> torch.dtype:
+    """The dtype of the output of `decode_attention` without `out_dtype` and `out`."""
+    floats = [tensor.dtype for tensor in (q, v_cache) if tensor.dtype in _DTYPES]
+    return floats[0] if floats else torch.bfloat16
 
 
 def check_workspace(
@@ -294,7 +312,10 @@ def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse
 
 
 def _check_queries(q: torch.Tensor, *, packed: bool) -> None:
-    _check_floating("q", q)
+    _check_tensor("q", q)
+    if q.dtype not in (*_DTYPES, *_CACHE_DTYPES):
+        kinds = ", ".join(map(str, (*_DTYPES, *_CACHE_DTYPES)))
+        raise ValueError(f"q is {q.dtype}; it must be one of {kinds}")
     if packed and q.dim() != 3:
         raise ValueError(
             f"q has shape {list(q.shape)}; with cu_seqlens it must be [tokens, q_heads, head_dim]"
@@ -369,9 +390,10 @@ def _check_caches(
         _check_device(name, cache, "q", q)
         _check_last_contiguous(name, cache)
     _check_head_dim("v_cache", v_cache, _MAX_V_HEAD_DIM)
-    if k_cache.dtype not in (q.dtype, *_CACHE_DTYPES):
-        kinds = ", ".join(map(str, _CACHE_DTYPES))
-        raise ValueError(f"k_cache is {k_cache.dtype}; it must be {q.dtype}, the dtype of q, or of {kinds}")
+    floats = (q.dtype,) if q.dtype in _DTYPES else _DTYPES
+    if k_cache.dtype not in (*floats, *_CACHE_DTYPES):
+        kinds = ", ".join(map(str, (*floats, *_CACHE_DTYPES)))
+        raise ValueError(f"k_cache is {k_cache.dtype}; under q of {q.dtype} it must be one of {kinds}")
     _check_same("v_cache", v_cache, "k_cache", k_cache)
 
 
@@ -382,6 +404,7 @@ def _check_decode_out(
     *,
     return_lse: bool,
     lse_layout: str,
+    out_dtype: torch.dtype | None,
 ) -> None:
     if isinstance(out, tuple):
         if not return_lse or len(out) != 2:
@@ -398,7 +421,10 @@ def _check_decode_out(
     if out is not None:
         _check_tensor("out", out)
         _check_shape("out", out, (*q.shape[:-1], v_head_dim), "the shape of q with the head_dim of v_cache")
-        _check_same("out", out, "q", q)
+        allowed = (*_DTYPES, *_FLOAT8) if out_dtype is None else (out_dtype,)
+        if out.dtype not in allowed:
+            raise ValueError(f"out is {out.dtype}; it must be {' or '.join(map(str, allowed))}")
+        _check_device("out", out, "q", q)
         _check_last_contiguous("out", out)
         _check_writable("out", out)
 
@@ -431,6 +457,27 @@ def _check_scale(
     if tuple(scale.shape) not in {(), (1,), *shapes}:
         raise ValueError(f"{name} has shape {list(scale.shape)}; it must be [], [1]{meaning}")
     _check_device(name, scale, *like)
+
+
+def _check_decode_scale(
+    name: str,
+    scale: torch.Tensor | float | None,
+    shapes: dict[str, tuple[int, ...]],
+    q: torch.Tensor,
+) -> None:
+    """A number, or a tensor of one element or of one of the named shapes, on the device of `q`."""
+    if not isinstance(scale, torch.Tensor):
+        _check_number(name, scale)
+        return
+    _check_floating(name, scale)
+    if tuple(scale.shape) not in {(), (1,), *shapes.values()}:
+        *meanings, last = ("[]", "[1]", *shapes)
+        sizes = ", ".join(str(list(shape)) for shape in shapes.values())
+        raise ValueError(
+            f"{name} has shape {list(scale.shape)}; it must be {', '.join(meanings)}{',' if shapes else ''} "
+            f"or {last}{': ' + sizes if sizes else ''}"
+        )
+    _check_device(name, scale, "q", q)
 
 
 def _check_number(name: str, value: float | None) -> None:

@@ -39,13 +39,16 @@ from .decode_ragged_schedule import (
     row_block_tokens,
     sequence_of_item,
 )
+from .decode_scales import CacheScale, as_bits, q_scale_strides
 from .decode_schedule import LENGTHS_BLOCK, balanced_chunk, live_tokens, split_chunk
 from .decode_tile import (
     attend,
+    float16_powers,
+    head_scales,
     largest_of_rows,
     normalized,
-    power_of_two,
-    scaled_to_float16,
+    query_values,
+    signed_query,
     store_output,
 )
 from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, DecodeTiling
@@ -61,6 +64,7 @@ _COMBINE_BLOCK_PARTIALS = 16
 _LN_2 = math.log(2.0)
 # Numbers that change from call to call: no kernel is compiled for those that are 1 or multiples of 16.
 _NOT_SPECIALIZED = ("query_tokens", "stride_lse_batch", "stride_lse_token", "stride_lse_head")
+_SCALES = ("scale", "softcap", "q_scale", "k_scale", "v_scale", "out_scale")
 
 
 @triton.jit(do_not_specialize=_NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
@@ -105,6 +109,18 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     stride_lse_token: tl.tensor,
     stride_lse_head: tl.tensor,
     lse_factor: tl.tensor,
+    stride_k_scale_batch: tl.tensor,
+    stride_v_scale_batch: tl.tensor,
+    k_token_scale_ptr: tl.tensor,
+    v_token_scale_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    softcap_ptr: tl.tensor,
+    q_scale_ptr: tl.tensor,
+    stride_q_scale_batch: tl.tensor,
+    stride_q_scale_token: tl.tensor,
+    stride_q_scale_group: tl.tensor,
+    stride_q_scale_head: tl.tensor,
+    out_scale_ptr: tl.tensor,
     GROUP: tl.constexpr,
     QUERY_TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -114,6 +130,10 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     K_STRIDE_PAGE: tl.constexpr,
     V_STRIDE_TOKEN: tl.constexpr,
     V_STRIDE_PAGE: tl.constexpr,
+    K_SCALE_STRIDE_TOKEN: tl.constexpr,
+    K_SCALE_STRIDE_PAGE: tl.constexpr,
+    V_SCALE_STRIDE_TOKEN: tl.constexpr,
+    V_SCALE_STRIDE_PAGE: tl.constexpr,
     STRIDE_UNIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -237,35 +257,53 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
         q = tl.load(
             q_ptrs + offs_d[None, :], mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0
         )
+        q = query_values(q, k_ptr.dtype.element_ty)
         q_rest, rest_factor = q, None  # a key without a rest uses neither
         if BLOCK_R > 0:
             offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
             live_r = live_rows[:, None] & (offs_r < HEAD_DIM)[None, :]
             q_rest = tl.load(q_ptrs + offs_r[None, :], mask=live_r, other=0.0)
-        scale = score_factor
+            q_rest = query_values(q_rest, k_ptr.dtype.element_ty)
+        scale = tl.full((BLOCK_G,), 1.0, tl.float32) * score_factor
+        if scale_ptr is not None:
+            scale *= tl.load(scale_ptr).to(tl.float32)
+        if q_scale_ptr is not None:
+            q_scale_ptrs = (
+                q_scale_ptr
+                + sequence * stride_q_scale_batch
+                + (first_query + rows // GROUP).to(tl.int64) * stride_q_scale_token
+                + kv_head.to(tl.int64) * stride_q_scale_group
+                + (rows % GROUP).to(tl.int64) * stride_q_scale_head
+            )
+            scale *= tl.load(q_scale_ptrs, mask=live_rows, other=0.0).to(tl.float32)
         if k_scale_ptr is not None:
-            main_scale = tl.load(k_scale_ptr + kv_head * stride_k_scale).to(tl.float32)
+            # Query tokens after those of the last sequence are an empty sequence.
+            k_scale_offs = tl.minimum(sequence, batch - 1) * stride_k_scale_batch
+            k_scale_offs += kv_head.to(tl.int64) * stride_k_scale
+            main_scale = tl.load(k_scale_ptr + k_scale_offs).to(tl.float32)
             if SPLIT_K_SCALE:
                 # The factor of all scores is the main part's scale, or the rest's if that is 0.
                 rest_scale = tl.load(k_scale_ptr + stride_k_scale).to(tl.float32)
                 q = tl.where(main_scale == 0.0, 0.0, q).to(q.dtype)
                 rest_factor = tl.where(main_scale == 0.0, 1.0, rest_scale / main_scale)
                 main_scale = tl.where(main_scale == 0.0, rest_scale, main_scale)
-            scale = scale * main_scale
-        # With a factor >= 0 the maximum of scaled scores is the scaled maximum: move the sign to q.
-        q = tl.where(scale < 0.0, -q, q)
-        if BLOCK_R > 0:
-            q_rest = tl.where(scale < 0.0, -q_rest, q_rest)
-        factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
-        if k_ptr.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.bfloat16:
+            scale *= main_scale
+        if softcap_ptr is not None:
+            softcap = tl.load(softcap_ptr).to(tl.float32)
+            scale, softcap_log2 = scale / softcap, softcap * 1.4426950408889634
+        factor = tl.abs(scale)
+        if q.dtype == tl.bfloat16 and k_ptr.dtype.element_ty.primitive_bitwidth == 8:
             largest = largest_of_rows(q)
             if BLOCK_R > 0:
                 largest = tl.maximum(largest, largest_of_rows(q_rest))
-            power = power_of_two(largest)
-            q = scaled_to_float16(q, power)
+            powers = float16_powers(largest)
+            q = (q.to(tl.float32) / powers[:, None]).to(tl.float16)
             if BLOCK_R > 0:
-                q_rest = scaled_to_float16(q_rest, power)
-            factor *= power
+                q_rest = (q_rest.to(tl.float32) / powers[:, None]).to(tl.float16)
+            factor *= powers
+        q = signed_query(q, scale)
+        if BLOCK_R > 0:
+            q_rest = signed_query(q_rest, scale)
 
         k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
         v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT
@@ -273,6 +311,12 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             k_head += sequence * stride_k_batch * STRIDE_UNIT
             v_head += sequence * stride_v_batch * STRIDE_UNIT
         table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + sequence * stride_table
+        k_token_scales = head_scales(
+            k_token_scale_ptr, sequence, kv_head, stride_k_scale_batch, stride_k_scale, PAGE_SIZE
+        )
+        v_token_scales = head_scales(
+            v_token_scale_ptr, sequence, kv_head, stride_v_scale_batch, stride_v_scale, PAGE_SIZE
+        )
 
         acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
         total = tl.zeros((BLOCK_G,), tl.float32)
@@ -290,6 +334,8 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
                 K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
                 HAS_WINDOW, HAS_SOFTCAP, PRECISION,
                 BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
+                k_token_scales, v_token_scales,
+                K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
             )  # fmt: skip
         acc, total, maximum = attend(
             hot_begin, hot_end, begin, end, acc, total, maximum, q, factor, positions,
@@ -298,6 +344,8 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, PRECISION,
             BLOCK_G, BLOCK_D, BLOCK_V, BLOCK_N, False, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
+            k_token_scales, v_token_scales,
+            K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
         )  # fmt: skip
         acc, total, maximum = attend(
             hot_end * EDGES, tl.minimum(chunk_end * EDGES, tl.cdiv(end, EDGE_N)),
@@ -307,6 +355,8 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, PRECISION,
             BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
+            k_token_scales, v_token_scales,
+            K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
         )  # fmt: skip
 
         if QUERY_TOKENS == 0:
@@ -320,7 +370,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
                 out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
                 stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
                 first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
-                GROUP, V_HEAD_DIM,
+                GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch,
             )  # fmt: skip
         elif partial_ptr is not None:
             slot = program.to(tl.int64)
@@ -357,6 +407,8 @@ def _combine_kernel(  # noqa: PLR0915  (one loop, read from top to bottom)
     stride_lse_token: tl.tensor,
     stride_lse_head: tl.tensor,
     lse_factor: tl.tensor,
+    stride_v_scale_batch: tl.tensor,
+    out_scale_ptr: tl.tensor,
     GROUP: tl.constexpr,
     QUERY_TOKENS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
@@ -434,7 +486,7 @@ def _combine_kernel(  # noqa: PLR0915  (one loop, read from top to bottom)
             out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
             stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
             first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
-            GROUP, V_HEAD_DIM,
+            GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch,
         )  # fmt: skip
 
 
@@ -448,12 +500,15 @@ def decode_attention(
     cu_seqlens: torch.Tensor | None = None,
     q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
-    scale: float | None = None,
+    scale: torch.Tensor | float | None = None,
     window: int | None = None,
-    softcap: float | None = None,
+    softcap: torch.Tensor | float | None = None,
     sinks: torch.Tensor | None = None,
+    q_scale: torch.Tensor | float | None = None,
     k_scale: torch.Tensor | float | None = None,
     v_scale: torch.Tensor | float | None = None,
+    out_scale: torch.Tensor | float | None = None,
+    out_dtype: torch.dtype | None = None,
     num_splits: int | None = None,
     return_lse: bool = False,
     lse_layout: str = "tokens-first",
@@ -472,14 +527,14 @@ def decode_attention(
 
     Args:
         q: [batch, q_heads, head_dim] or [batch, query_tokens, q_heads, head_dim]; packed, with `cu_seqlens`,
-            [tokens, q_heads, head_dim]. bfloat16, float16 or float32; head_dim 1 to 576, with stride 1
-            (multiples of 8 are fast). The query tokens are the last ones of the sequence; attention among
-            them is causal.
+            [tokens, q_heads, head_dim]. bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8;
+            head_dim 1 to 576, with stride 1 (multiples of 8 are fast). The query tokens are the last ones
+            of the sequence; attention among them is causal.
         k_cache: [batch, capacity, kv_heads, head_dim]; any strides, except 1 for head_dim: tokens
             or heads may come first in memory. A paged KV cache, with `block_table`, is
-            [pages, page_size, kv_heads, head_dim]. Dtype of `q`, float8_e4m3fn, float8_e5m2 or
-            int8. q_heads is kv_heads times the GQA group size, 1 to 128; query heads
-            h group, ..., h group + group - 1 read key-value head h.
+            [pages, page_size, kv_heads, head_dim]. float8_e4m3fn, float8_e5m2, int8, or the
+            dtype of `q`, under 8-bit queries any of the three floats. q_heads is kv_heads times the
+            GQA group size, 1 to 128; query heads h group, ..., h group + group - 1 read key-value head h.
         v_cache: like `k_cache`, with its own head_dim, 1 to 512, and strides. A view of the first
             elements of each key (multi-head latent attention: `k_cache[..., :512]`) is not loaded again.
         context_lens: [batch] int32 or int64: live tokens of each cache, those of `q` included, clamped to
@@ -492,18 +547,28 @@ def decode_attention(
         block_table: [batch, max_pages] int32 or int64: the pages of each sequence in order;
             capacity = max_pages x page_size. Entries past the live pages are never read; live
             entries must lie in 0..pages - 1, which is not checked.
-        scale: multiplies the scores, at most 2.36e38 in magnitude, with a number `k_scale` too; None means
-            1 / sqrt(head_dim).
+        scale: multiplies the scores, at most 2.36e38 in magnitude, with number `q_scale` and `k_scale` too;
+            None means 1 / sqrt(head_dim). This and the following scales may be tensors, float32, bfloat16
+            or float16, on the device of `q`: they are read there, so that a CUDA graph may change them,
+            and their values are not checked. This, `softcap` and `out_scale`: number, [] or [1].
         window: sliding window: tokens that a query token attends to, itself the last; older tokens
             are not read. None means all.
         softcap: positive c, at most 2.36e38 and at least 3e-39 times `scale`: scores s become
-            c tanh(s / c), after `scale` and `k_scale`.
+            c tanh(s / c), after `scale`, `q_scale` and `k_scale`.
         sinks: [q_heads], bfloat16, float16 or float32: attention sinks, one more logit per query head
             whose value is 0; it counts in the log-sum-exp.
-        k_scale: dequantisation scale of `k_cache`: a number, or float32 [], [1] or [kv_heads]. Of a latent
-            cache with one KV head, whose values are a power of two of elements and at least half of the
-            key, also [2]: of the values' elements, and of the rest.
+        q_scale: dequantisation scale of `q`: a number, [], [1], [q_heads], [kv_heads], [batch, kv_heads],
+            or shape of `q` without head_dim (per token and head).
+        k_scale: dequantisation scale of `k_cache`: a number, [], [1], [kv_heads], [batch, kv_heads], or
+            shape of `k_cache` without head_dim (per token and head; any strides). Scales of dead
+            tokens are never read. Of a latent cache with one KV head, whose values are a power of two of
+            elements and at least half of the key, also [2]: of the values' elements, and of the rest.
         v_scale: dequantisation scale of `v_cache`, likewise; without it, the first of a `k_scale` of [2].
+        out_scale: positive; the output is divided by it, so that it is the dequantisation scale of a float8
+            output.
+        out_dtype: bfloat16, float16, float32, or float8_e4m3fn or float8_e5m2, which saturate: results that
+            are too large become the largest value. None means the dtype of `out`, else of `q`, under
+            8-bit queries of the cache, and bfloat16 if that is 8-bit too.
         num_splits: split-KV: split each sequence into this many chunks by its own length, so that
             its result does not depend on the rest of the batch. None means chunks of equal size
             across the batch.
@@ -511,7 +576,7 @@ def decode_attention(
         lse_layout: "tokens-first", the shape of `q` without head_dim; or "heads-first", in which heads come
             before tokens: [batch, q_heads, query_tokens], [q_heads, batch], or packed [q_heads, tokens].
         lse_base: "e" for the natural logarithm, or 2.
-        out: output tensor: shape of `q` with the head_dim of `v_cache`, dtype of `q`, stride 1 for
+        out: output tensor: shape of `q` with the head_dim of `v_cache`, `out_dtype`, stride 1 for
             head_dim, not overlapping the inputs. With `return_lse` it may be a pair, the second for
             the log-sum-exp, contiguous. None allocates.
         workspace: contiguous memory for split-KV partials, of any dtype, at least
@@ -521,7 +586,7 @@ def decode_attention(
         tiling: tile sizes and CTA count; None means those of `choose_decode_tiling`.
 
     Returns:
-        Output, shape of `q` with the head_dim of `v_cache`, dtype of `q`; with `return_lse` a pair with the
+        Output, shape of `q` with the head_dim of `v_cache`, `out_dtype`; with `return_lse` a pair with the
         log-sum-exp, float32, natural and [batch, (query_tokens,) q_heads] unless `lse_layout` and `lse_base`
         say otherwise. A sequence of length 0, or a query token before its start, gives output 0 and -inf.
 
@@ -540,10 +605,14 @@ def decode_attention(
         "window": window,
         "sinks": sinks,
     }
-    scales: dict[str, Any] = {"scale": scale, "softcap": softcap, "k_scale": k_scale, "v_scale": v_scale}
+    scales: dict[str, Any] = {
+        "scale": scale, "softcap": softcap, "q_scale": q_scale,
+        "k_scale": k_scale, "v_scale": v_scale, "out_scale": out_scale,
+    }  # fmt: skip
     checks.check_decode_attention(
         **arguments,
         **scales,
+        out_dtype=out_dtype,
         num_splits=num_splits,
         return_lse=return_lse,
         lse_layout=lse_layout,
@@ -562,7 +631,8 @@ def decode_attention(
         workspace = allocate((workspace_bytes,), torch.uint8, q.device)
     out, lse = out if isinstance(out, tuple) else (out, None)
     if out is None:
-        out = allocate((*q.shape[:-1], v_cache.shape[-1]), q.dtype, q.device)
+        dtype = out_dtype or checks.default_decode_dtype(q, v_cache)
+        out = allocate((*q.shape[:-1], v_cache.shape[-1]), dtype, q.device)
     if return_lse and lse is None:
         lse = allocate(checks.lse_shape(q, lse_layout), torch.float32, q.device)
     if q.numel():
@@ -600,15 +670,11 @@ def decode_attention_workspace_bytes(
 
 
 def _factors(plan: DecodePlan, q: torch.Tensor, kv_heads: int, options: dict[str, Any]) -> DecodeFactors:
-    scale, softcap, k_scale, v_scale = map(options.get, ("scale", "softcap", "k_scale", "v_scale"))
     return decode_factors(
         head_dim=q.shape[-1],
-        scale=scale,
-        softcap=softcap,
-        k_scale=k_scale,
-        v_scale=v_scale,
         split_k_scale=plan.latent and kv_heads == 1 and plan.blocks.d == plan.v_head_dim,
         cache_factor=E4M3_BITS_FACTOR if plan.e4m3_bits else 1.0,
+        **{name: options.get(name) for name in _SCALES},
     )
 
 
@@ -635,9 +701,13 @@ def _launch(
     `lse` has the shape of `q` without head_dim.
     """
     tiling, kv_heads = plan.tiling, k_cache.shape[2]
-    k_scale, v_scale, softcap_log2 = factors.k_scale, factors.v_scale, factors.softcap_log2
-    if plan.e4m3_bits:
-        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
+    tensors, softcap_log2 = factors.tensors, factors.softcap_log2
+    k_scale, v_scale = (
+        CacheScale.of(factors.k_scale, plan),
+        CacheScale.of(factors.v_scale, plan),
+    )
+    if plan.e4m3_by_bits:
+        q, k_cache, v_cache, out = map(as_bits, (q, k_cache, v_cache, out))
     partials = partial_lses = partial_counts = None
     if plan.slots:
         assert workspace is not None  # noqa: S101  (the caller has allocated it)
@@ -654,7 +724,7 @@ def _launch(
         "partial_lse_ptr": partial_lses,
         "partial_counts_ptr": partial_counts,
         "sinks_ptr": sinks,
-        "v_scale_ptr": v_scale,
+        "v_scale_ptr": None if v_scale.per_token else v_scale.tensor,
         "v_factor": factors.value,
         "cu_seqlens_ptr": cu_seqlens,
         "q_lens_ptr": q_lens,
@@ -669,7 +739,9 @@ def _launch(
         "stride_lse_batch": lse_batch,
         "stride_lse_token": lse_token,
         "stride_lse_head": lse_head,
-        "stride_v_scale": 0 if v_scale is None or v_scale.numel() == 1 else v_scale.stride(0),
+        "stride_v_scale": v_scale.stride_head,
+        "stride_v_scale_batch": v_scale.stride_batch,
+        "out_scale_ptr": tensors.get("out_scale"),
         "GROUP": plan.group,
         "QUERY_TOKENS": plan.query_tokens,
         "V_HEAD_DIM": plan.v_head_dim,
@@ -688,7 +760,7 @@ def _launch(
             k_ptr=k_cache,
             v_ptr=v_cache,
             block_table_ptr=block_table,
-            k_scale_ptr=k_scale,
+            k_scale_ptr=None if k_scale.per_token else k_scale.tensor,
             score_factor=factors.score,
             softcap_log2=0.0 if softcap_log2 is None else softcap_log2,
             window=0 if window is None else min(window, plan.capacity),
@@ -700,16 +772,27 @@ def _launch(
             stride_v_batch=v_cache.stride(0) // unit,
             stride_v_head=v_cache.stride(2) // unit,
             stride_table=0 if block_table is None else block_table.stride(0),
-            stride_k_scale=0 if k_scale is None or k_scale.numel() == 1 else k_scale.stride(0),
+            stride_k_scale=k_scale.stride_head,
+            stride_k_scale_batch=k_scale.stride_batch,
+            k_token_scale_ptr=k_scale.tensor if k_scale.per_token else None,
+            v_token_scale_ptr=v_scale.tensor if v_scale.per_token else None,
+            scale_ptr=tensors.get("scale"),
+            softcap_ptr=tensors.get("softcap"),
+            q_scale_ptr=tensors.get("q_scale"),
+            **q_scale_strides(tensors.get("q_scale"), q, plan.group, packed=packed),
             HEAD_DIM=q.shape[-1],
             PAGE_SIZE=plan.page_size,
             K_STRIDE_TOKEN=k_cache.stride(1),
             K_STRIDE_PAGE=k_cache.stride(0) if plan.page_size else 0,
             V_STRIDE_TOKEN=v_cache.stride(1),
             V_STRIDE_PAGE=v_cache.stride(0) if plan.page_size else 0,
+            K_SCALE_STRIDE_TOKEN=k_scale.stride_token,
+            K_SCALE_STRIDE_PAGE=k_scale.stride_page,
+            V_SCALE_STRIDE_TOKEN=v_scale.stride_token,
+            V_SCALE_STRIDE_PAGE=v_scale.stride_page,
             STRIDE_UNIT=unit,
             HAS_WINDOW=window is not None,
-            HAS_SOFTCAP=softcap_log2 is not None,
+            HAS_SOFTCAP=softcap_log2 is not None or "softcap" in tensors,
             PRECISION="ieee",
             MIN_TILES=tiling.min_tiles,
             ITEM_COST_TILES=ITEM_COST_TILES,

@@ -40,7 +40,8 @@ class DecodePlan:
         capacity: tokens that the cache of one sequence can hold.
         latent: whether the values are the first elements of the keys, in the same memory.
         blocks: blocks that keys and values are divided into.
-        e4m3_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
+        e4m3_by_bits: whether the GPU has no instructions for float8 e4m3: the kernel converts its bits.
+        e4m3_bits: whether the caches are decoded from their bits.
     """
 
     tiling: DecodeTiling
@@ -56,6 +57,7 @@ class DecodePlan:
     capacity: int
     latent: bool
     blocks: HeadBlocks
+    e4m3_by_bits: bool
     e4m3_bits: bool
 
     @property
@@ -166,6 +168,7 @@ def plan_decode(
         capacity=capacity,
         latent=latent,
         blocks=head_blocks(head_dim, v_head_dim, latent=latent),
+        e4m3_by_bits=limits.compute_capability < 89,
         e4m3_bits=k_cache.dtype == torch.float8_e4m3fn and limits.compute_capability < 89,
     )
 

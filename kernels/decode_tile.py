@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .float8 import to_float16
+from .float8 import from_float32, to_float16
 from .interpreter import patch_interpreter
 
 patch_interpreter()
@@ -116,11 +116,18 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
     rest_factor: tl.tensor,
     LATENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    k_token_scales: tl.tensor,
+    v_token_scales: tl.tensor,
+    K_SCALE_STRIDE_TOKEN: tl.constexpr,
+    K_SCALE_STRIDE_PAGE: tl.constexpr,
+    V_SCALE_STRIDE_TOKEN: tl.constexpr,
+    V_SCALE_STRIDE_PAGE: tl.constexpr,
 ) -> tl.tuple:
     """Online softmax over KV tiles [first_tile, last_tile) of BLOCK_N tokens, from a running state.
 
     The state of one work item: `maximum` [BLOCK_G] is the largest score in base 2; the accumulator `acc`
-    [BLOCK_G, BLOCK_V] and the sum of probabilities `total` [BLOCK_G] are relative to it.
+    [BLOCK_G, BLOCK_V] and the sum of probabilities `total` [BLOCK_G] are relative to it. Scales per token
+    multiply the columns of the scores, and of the probabilities before P V.
 
     Keys of more elements than BLOCK_D are a main part and a rest of BLOCK_R; scores of the rest are
     multiplied by `rest_factor`, if there is one. If LATENT, the values are the first elements of the keys:
@@ -142,10 +149,14 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
     LATE_SUM: tl.constexpr = BLOCK_G <= 32
     sums = tl.zeros((BLOCK_G, BLOCK_N if LATE_SUM else 1), tl.float32)
     first_maximum = maximum
+    # P in float16 needs scales near 1: divide them by a power of two that follows the largest of them.
+    SCALED_P: tl.constexpr = v_token_scales is not None and q.dtype == tl.float16
+    v_power = tl.full((), 0.0, tl.float32)
     for tile in tl.range(first_tile, last_tile, num_stages=NUM_STAGES):
         tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         live_n = (tokens >= begin) & (tokens < end)
         if PAGE_SIZE == 0:
+            pages, page_offs = tile, tile
             k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
             v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
             k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs, v_ptrs + v_offs
@@ -176,6 +187,12 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
             scores = tl.dot(q, keys, scores, input_precision=PRECISION)
         else:
             scores = tl.dot(q, keys, input_precision=PRECISION)  # [BLOCK_G, BLOCK_N]
+        if k_token_scales is not None:
+            scales = _token_scales(
+                k_token_scales, in_page, tile, pages, page_offs, live_n,
+                K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, PAGE_SIZE, BLOCK_N, MASKED,
+            )  # fmt: skip
+            scores *= scales[None, :]
         score_factor = factor
         if HAS_SOFTCAP:
             scores = softcap_log2 * _tanh(scores * factor[:, None])
@@ -200,6 +217,16 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
         decay = tl.exp2(maximum - offset)
         sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
         maximum = new_maximum
+        if v_token_scales is not None:
+            scales = _token_scales(
+                v_token_scales, in_page, tile, pages, page_offs, live_n,
+                V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE, PAGE_SIZE, BLOCK_N, MASKED,
+            )  # fmt: skip
+            if SCALED_P:
+                largest_power = tl.maximum(v_power, power_of_two(tl.max(tl.abs(scales), 0)))
+                decay *= tl.where(v_power == 0.0, 1.0, v_power) / largest_power
+                scales, v_power = scales / largest_power, largest_power
+            probabilities *= scales[None, :]
         weights = probabilities.to(q.dtype)
         if not LATENT:
             v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_WIDTH < BLOCK_V)
@@ -221,8 +248,67 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
             infinities = tl.where(counts & 31 > 0, float("inf"), 0.0)
             acc += infinities + tl.where(counts & 992 > 0, float("-inf"), 0.0)
             acc += tl.where(counts >= 1024, float("nan"), 0.0)
+    if SCALED_P:
+        acc *= tl.where(v_power == 0.0, 1.0, v_power)
     offset = tl.where(maximum == float("-inf"), 0.0, maximum)
     return acc, total * tl.exp2(first_maximum - offset) + tl.sum(sums, 1), maximum
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _token_scales(
+    scales_ptr: tl.tensor,
+    in_page: tl.tensor,
+    tile: tl.tensor,
+    pages: tl.tensor,
+    page_offs: tl.tensor,
+    live_n: tl.tensor,
+    STRIDE_TOKEN: tl.constexpr,
+    STRIDE_PAGE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Scale of each token of a tile, [BLOCK_N] float32; addresses as those of the cache in `attend`."""
+    if PAGE_SIZE == 0:
+        offs = in_page * STRIDE_TOKEN + tl.cast(tile, tl.int64) * (BLOCK_N * STRIDE_TOKEN)
+    else:
+        offs = in_page * STRIDE_TOKEN + (pages * STRIDE_PAGE + page_offs * STRIDE_TOKEN)
+    return _loaded(scales_ptr + offs, live_n, MASKED).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def head_scales(
+    scale_ptr: tl.tensor,
+    sequence: tl.tensor,
+    kv_head: tl.tensor,
+    stride_batch: tl.tensor,
+    stride_head: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
+) -> tl.tensor:
+    """Where the scales per token of a sequence (in pages: of the cache) and head begin; None without any."""
+    if scale_ptr is not None:
+        scale_ptr += kv_head.to(tl.int64) * stride_head
+        if PAGE_SIZE == 0:
+            scale_ptr += sequence * stride_batch
+    return scale_ptr
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def power_of_two(x: tl.tensor) -> tl.tensor:
+    """The power of two at or below x >= 0, from 2^-96 to 2^127; 2^127 for infinity."""
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.minimum(tl.maximum(power, 1.262177448353619e-29), 1.7014118346046923e38)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def query_values(q: tl.tensor, cache_dtype: tl.constexpr) -> tl.tensor:
+    """Queries as the dot takes them: 8-bit ones in the dtype of a float cache, else exactly in float16."""
+    if q.dtype.primitive_bitwidth == 8:
+        bits_factor: tl.constexpr = 256.0 if q.dtype == tl.uint8 else 1.0
+        q = (to_float16(q) * bits_factor).to(tl.float16)
+        if cache_dtype.primitive_bitwidth != 8:
+            q = q.to(cache_dtype)
+    return q
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -232,16 +318,22 @@ def largest_of_rows(q: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def power_of_two(largest: tl.tensor) -> tl.tensor:
-    """The powers of two just below these magnitudes; 1 for 0 and infinity."""
-    power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    return tl.where((power == 0.0) | (power == float("inf")), 1.0, power)
+def float16_powers(largest: tl.tensor) -> tl.tensor:
+    """Powers of two that rows of bfloat16 are divided by before they become float16, from their largest.
+
+    The largest element becomes 2^15 to 65280, so that float16 holds all from 2^-31 of it exactly.
+    """
+    return power_of_two(largest) * 3.0517578125e-05
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def scaled_to_float16(q: tl.tensor, power: tl.tensor) -> tl.tensor:
-    """Rows of bfloat16 divided by their `power_of_two`, as float16 in [-2, 2]."""
-    return (q.to(tl.float32) / power[:, None]).to(tl.float16)
+def signed_query(q: tl.tensor, scale: tl.tensor) -> tl.tensor:
+    """Queries with the sign of their rows' scales: with factors >= 0 the maximum of scaled scores is scaled.
+
+    A scale of 0 must give scores of 0, though products of large numbers may be infinite.
+    """
+    q = tl.where((scale == 0.0)[:, None], (q * 0.0).to(q.dtype), q)
+    return tl.where((scale < 0.0)[:, None], -q, q)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -287,8 +379,11 @@ def store_output(
     lse_factor: tl.tensor,
     GROUP: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
+    stride_v_scale_batch: tl.tensor,
+    out_scale_ptr: tl.tensor,
+    batch: tl.tensor,
 ) -> None:
-    """Epilogue of an item: applies attention sinks and v_scale, stores output and log-sum-exp.
+    """Epilogue of an item: applies attention sinks and scales, stores output and log-sum-exp.
 
     The log-sum-exp is multiplied by `lse_factor`. `positions` [rows] are negative for query tokens that
     attend to no token. `first_query` is the place of the sequence's first one in packed queries, else 0.
@@ -302,7 +397,12 @@ def store_output(
         out, lse_log2 = _with_sink(out, lse_log2, sinks)
     factor = v_factor
     if v_scale_ptr is not None:
-        factor = factor * tl.load(v_scale_ptr + kv_head * stride_v_scale).to(tl.float32)
+        # Query tokens after those of the last sequence are an empty sequence.
+        v_scale_offs = tl.minimum(sequence, batch - 1).to(tl.int64) * stride_v_scale_batch
+        v_scale_offs += kv_head.to(tl.int64) * stride_v_scale
+        factor = factor * tl.load(v_scale_ptr + v_scale_offs).to(tl.float32)
+    if out_scale_ptr is not None:
+        factor = factor / tl.load(out_scale_ptr).to(tl.float32)
     offs_v = tl.arange(0, out.shape[1])
     out_ptrs = (
         out_ptr
@@ -312,7 +412,7 @@ def store_output(
         + offs_v[None, :]
     )
     live = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
-    tl.store(out_ptrs, (out * factor).to(out_ptr.dtype.element_ty), mask=live)
+    tl.store(out_ptrs, from_float32(out * factor, out_ptr.dtype.element_ty), mask=live)
     if lse_ptr is not None:
         lse_ptrs = lse_ptr + sequence.to(tl.int64) * stride_lse_batch
         lse_ptrs += tokens * stride_lse_token + heads.to(tl.int64) * stride_lse_head

@@ -89,12 +89,14 @@ def decode_attention(
     cu_seqlens: torch.Tensor | None = None,
     q_lens: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
-    scale: float | None = None,
+    scale: torch.Tensor | float | None = None,
     window: int | None = None,
-    softcap: float | None = None,
+    softcap: torch.Tensor | float | None = None,
     sinks: torch.Tensor | None = None,
+    q_scale: torch.Tensor | float | None = None,
     k_scale: torch.Tensor | float | None = None,
     v_scale: torch.Tensor | float | None = None,
+    out_scale: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of the last query tokens of each sequence over the live part of its cache, in float64.
 
@@ -111,13 +113,18 @@ def decode_attention(
         q_lens: [batch], integers: how many query tokens of each sequence are live, the first ones in `q`;
             the others give output 0 and -inf.
         block_table: [batch, max_pages], integers: the pages of each sequence, in order.
-        scale: multiplies the scores; None means 1 / sqrt(head_dim).
+        scale: multiplies the scores; None means 1 / sqrt(head_dim). This and `softcap` may be tensors of one
+            element.
         window: sliding window: tokens that a query token attends to, itself the last; None means all.
         softcap: c: scores s become c tanh(s / c).
         sinks: [q_heads]: attention sinks, one more logit per query head, whose value is 0.
-        k_scale: number, [], [1] or [kv_heads]: multiplies the keys. With one KV head and a `v_cache` that
-            is a view of the first elements of `k_cache` also [2]: multiplies these elements, and the rest.
+        q_scale: number, [], [1], [q_heads], [kv_heads], [batch, kv_heads], or shape of `q` without head_dim:
+            multiplies the queries.
+        k_scale: number, [], [1], [kv_heads], [batch, kv_heads], or shape of `k_cache` without head_dim:
+            multiplies the keys. With one KV head and a `v_cache` that is a view of the first elements of
+            `k_cache` also [2]: multiplies these elements, and the rest.
         v_scale: the same for the values; None means the first of a `k_scale` of [2].
+        out_scale: number, [] or [1]: divides the output.
 
     Returns:
         Output, shape of `q` with the head_dim of v_cache, and log-sum-exp of the logits (natural log), shape
@@ -127,19 +134,19 @@ def decode_attention(
     q_heads, head_dim = q.shape[-2:]
     kv_heads = k_cache.shape[2]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    if kv_heads == 1 and isinstance(k_scale, torch.Tensor) and k_scale.numel() == 2:
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
+    softcap = None if softcap is None else float(softcap)
+    scaled_q = _float64(q) * _of_queries(q_scale, q, kv_heads, cu_seqlens)[..., None]
+    of_elements: torch.Tensor | float = 1.0
+    if kv_heads == 1 and isinstance(k_scale, torch.Tensor) and k_scale.shape == (2,):
         v_scale = k_scale[:1] if v_scale is None else v_scale
-        parts = (v_cache.shape[-1], head_dim - v_cache.shape[-1])
-        k_scales = [_float64(k_scale).repeat_interleave(torch.tensor(parts, device=q.device))]
-    else:
-        k_scales = _per_head(k_scale, kv_heads)
-    v_scales = _per_head(v_scale, kv_heads)
+        parts = torch.tensor((v_cache.shape[-1], head_dim - v_cache.shape[-1]), device=q.device)
+        of_elements, k_scale = _float64(k_scale).repeat_interleave(parts), None
     output = torch.zeros(*q.shape[:-1], v_cache.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
     # [query tokens, q_heads, ...] of each sequence, views.
     queries, outputs, lses = (
-        _query_tokens(each, cu_seqlens, q_lens, 2 if each is lse else 3) for each in (q, output, lse)
+        _query_tokens(each, cu_seqlens, q_lens, 2 if each is lse else 3) for each in (scaled_q, output, lse)
     )
     for sequence, context_len in enumerate(context_lens.tolist()):
         length = min(max(context_len, 0), capacity)
@@ -151,16 +158,19 @@ def decode_attention(
                 begin = 0 if window is None else max(end - window, 0)
                 if end <= 0:
                     continue
-                keys = _float64(_live(k_cache, sequence, head, begin, end, pages)) * k_scales[head]
-                scores = _float64(query[group]) @ keys.T * scale  # [group, end - begin]
+                live = (sequence, head, begin, end, pages)
+                keys, values = (
+                    _float64(_live(cache, *live)) * _live_scale(cache_scale, *live)
+                    for cache, cache_scale in ((k_cache, k_scale), (v_cache, v_scale))
+                )
+                scores = query[group] @ (keys * of_elements).T * scale  # [group, end - begin]
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
                 if sinks is not None:
                     scores = torch.cat([scores, _float64(sinks[group])[:, None]], dim=1)
                 probabilities, lses[sequence][token, group] = _softmax(scores)
-                values = _float64(_live(v_cache, sequence, head, begin, end, pages)) * v_scales[head]
                 outputs[sequence][token, group] = probabilities[:, : end - begin] @ values
-    return output, lse
+    return output / (1.0 if out_scale is None else float(out_scale)), lse
 
 
 def _query_tokens(
@@ -180,6 +190,41 @@ def _per_head(scale: torch.Tensor | float | None, kv_heads: int) -> list[Any]:
         return [1.0] * kv_heads
     values = scale.reshape(-1).tolist() if isinstance(scale, torch.Tensor) else [float(scale)]
     return values * kv_heads if len(values) == 1 else values
+
+
+def _of_queries(
+    scale: torch.Tensor | float | None, q: torch.Tensor, kv_heads: int, cu_seqlens: torch.Tensor | None
+) -> torch.Tensor:
+    """A scale of queries as float64 in the shape of `q` without head_dim."""
+    shape = q.shape[:-1]
+    values = _float64(torch.as_tensor(1.0 if scale is None else scale, device=q.device))
+    if values.shape == shape or values.numel() == 1:
+        return values.expand(shape)
+    if values.shape[-1] != shape[-1]:
+        values = values.repeat_interleave(shape[-1] // kv_heads, dim=-1)
+    if cu_seqlens is not None and values.dim() == 2:
+        lens = cu_seqlens.diff().tolist()
+        rows = [row.expand(live, -1) for row, live in zip(values, lens, strict=True)]
+        return torch.cat([*rows, values.new_ones(shape[0] - sum(lens), shape[1])])
+    return values.view(-1, *[1] * (q.dim() - 3), shape[-1]).expand(shape)
+
+
+def _live_scale(
+    scale: torch.Tensor | float | None,
+    sequence: int,
+    head: int,
+    begin: int,
+    end: int,
+    pages: torch.Tensor | None,
+) -> torch.Tensor | float:
+    """Scale of tokens [begin, end) of one sequence and key-value head: a number or [end - begin, 1]."""
+    if not isinstance(scale, torch.Tensor):
+        return 1.0 if scale is None else scale
+    if scale.dim() == 3:
+        return _float64(_live(scale, sequence, head, begin, end, pages))[:, None]
+    if scale.dim() == 2:
+        scale = scale[sequence]
+    return float(scale) if scale.numel() == 1 else float(scale[head])
 
 
 def merge_states(

@@ -21,32 +21,42 @@ Scale = torch.Tensor | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeFactors:
-    """Factors of `decode_attention`; scales that are tensors multiply them in the kernel.
+    """Factors of `decode_attention`; scales that are tensors multiply or divide them in the kernel.
 
     Attributes:
-        score: of q . k; with `softcap` divided by it, else times log2(e).
-        softcap_log2: log2(e) times the soft cap; None without one.
+        score: of q . k; with `softcap` divided by it, without any times log2(e).
+        softcap_log2: log2(e) times the soft cap; None without one, or if it is a tensor.
         value: of the output.
-        k_scale: the scale of the K cache, if it is a tensor.
-        v_scale: the scale of the V cache, if it is a tensor.
+        tensors: the scales that are tensors, by argument.
         split_k_scale: whether `k_scale` is one of the values' elements of a latent cache, one of the rest.
     """
 
     score: float
     softcap_log2: float | None
     value: float
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
+    tensors: dict[str, torch.Tensor]
     split_k_scale: bool = False
+
+    @property
+    def k_scale(self) -> torch.Tensor | None:
+        """The scale of the K cache, if it is a tensor."""
+        return self.tensors.get("k_scale")
+
+    @property
+    def v_scale(self) -> torch.Tensor | None:
+        """The scale of the V cache, if it is a tensor."""
+        return self.tensors.get("v_scale")
 
 
 def decode_factors(
     *,
     head_dim: int,
-    scale: float | None,
-    softcap: float | None,
-    k_scale: Scale,
-    v_scale: Scale,
+    scale: Scale = None,
+    softcap: Scale = None,
+    q_scale: Scale = None,
+    k_scale: Scale = None,
+    v_scale: Scale = None,
+    out_scale: Scale = None,
     cache_factor: float = 1.0,
     split_k_scale: bool = False,
 ) -> DecodeFactors:
@@ -56,8 +66,10 @@ def decode_factors(
         head_dim: elements of a key; without `scale` scores are multiplied by 1 / sqrt(head_dim).
         scale: as `decode_attention` documents it.
         softcap: likewise.
+        q_scale: likewise.
         k_scale: likewise.
         v_scale: likewise.
+        out_scale: likewise.
         cache_factor: multiplies the elements of both caches, which the kernel decodes too small by it.
         split_k_scale: whether a `k_scale` of 2 elements is one of the values' elements of a latent cache and
             one of the rest.
@@ -65,39 +77,59 @@ def decode_factors(
     Raises:
         ValueError: a factor is outside the range of float32; names the argument and its range.
     """
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     split_k_scale = split_k_scale and isinstance(k_scale, torch.Tensor) and k_scale.numel() == 2
     if split_k_scale and v_scale is None:
         assert isinstance(k_scale, torch.Tensor)  # noqa: S101  (the line above)
         v_scale = k_scale[:1]
-    k_number, k_tensor = _number_and_tensor(k_scale)
-    v_number, v_tensor = _number_and_tensor(v_scale)
-    name = "scale" if k_tensor is not None or k_scale is None else "scale times k_scale"
-    _check_at_most(name, scale * k_number, _LARGEST / (LOG2_E * cache_factor))
-    _check_at_most("v_scale", v_number, _LARGEST / cache_factor)
-    score = scale * k_number * cache_factor
-    softcap_log2 = None
-    if softcap is not None:
+    named = {
+        "scale": scale, "softcap": softcap, "q_scale": q_scale,
+        "k_scale": k_scale, "v_scale": v_scale, "out_scale": out_scale,
+    }  # fmt: skip
+    tensors = {name: each for name, each in named.items() if isinstance(each, torch.Tensor)}
+    numbers = {
+        name: float(each)
+        for name, each in {**named, "scale": 1.0 / math.sqrt(head_dim) if scale is None else scale}.items()
+        if each is not None and not isinstance(each, torch.Tensor)
+    }
+    of_scores = [name for name in ("scale", "q_scale", "k_scale") if name in numbers]
+    name, score = " times ".join(of_scores) or "scale", math.prod(numbers[each] for each in of_scores)
+    _check_at_most(name, score, _LARGEST / (LOG2_E * cache_factor))
+    value = _value_factor(numbers, cache_factor)
+    number, score, softcap_log2 = score, score * cache_factor, None
+    if "softcap" in numbers:
+        softcap = numbers["softcap"]
         _check_at_most("softcap", softcap, _LARGEST / LOG2_E)
         if abs(score) > softcap * _LARGEST:
             raise ValueError(
-                f"softcap is {softcap}; with {name} of {scale * k_number} it must be at least "
+                f"softcap is {softcap}; with {name} of {number} it must be at least "
                 f"{abs(score) / _LARGEST:.4g}"
             )
         # A cap over 8e37 times the scale changes no score below 1e34, and the quotient would lose bits.
         if abs(score) >= softcap * _SMALLEST_NORMAL:
             score, softcap_log2 = score / softcap, softcap * LOG2_E
-    if softcap_log2 is None:
+    if softcap_log2 is None and "softcap" not in tensors:
         score *= LOG2_E
     return DecodeFactors(
         # Triton 3.6 interprets a number below the smallest normal float32 as float64, which no kernel has.
         score=score if abs(score) >= _SMALLEST_NORMAL else 0.0,
         softcap_log2=softcap_log2,
-        value=v_number * cache_factor,
-        k_scale=k_tensor,
-        v_scale=v_tensor,
+        value=value,
+        tensors=tensors,
         split_k_scale=split_k_scale,
     )
+
+
+def _value_factor(numbers: dict[str, float], cache_factor: float) -> float:
+    """Factor of the output: v_scale / out_scale."""
+    v_scale, out_scale = numbers.get("v_scale", 1.0), numbers.get("out_scale", 1.0)
+    _check_at_most("v_scale", v_scale, _LARGEST / cache_factor)
+    if abs(v_scale) * cache_factor > abs(out_scale) * _LARGEST:
+        raise ValueError(
+            f"out_scale is {out_scale}; with v_scale of {v_scale} it must be at least "
+            f"{abs(v_scale) * cache_factor / _LARGEST:.4g} in magnitude"
+        )
+    value = v_scale * cache_factor / out_scale if out_scale else 0.0
+    return value if abs(value) >= _SMALLEST_NORMAL else 0.0
 
 
 def matmul_factors(

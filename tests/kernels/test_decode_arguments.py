@@ -32,7 +32,7 @@ PADDED = {"q": zeros(2, 5, 8, 64), "q_lens": zeros(2, **INTS)}
 NOT_ON_CPU = "is on meta; it must be on cpu, the device of q"
 
 DECODE = {
-    "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be torch.bfloat16"),
+    "q_integer": ({"q": zeros(2, 8, 64, **INTS)}, "q is torch.int32; it must be one of torch.bfloat16"),
     "q_dimensions": (
         {"q": zeros(8, 64)},
         (
@@ -66,9 +66,12 @@ DECODE = {
     "k_no_tensor": ({"k_cache": None}, "k_cache is a NoneType; it must be a torch.Tensor"),
     "k_dtype": (
         {"k_cache": zeros(2, 20, 2, 64, **HALF)},
-        (f"k_cache is torch.float16; {SAME_AS_Q}, or of torch.float8_e4m3fn, torch.float8_e5m2, torch.int8"),
+        (
+            "k_cache is torch.float16; under q of torch.bfloat16 it must be one of torch.bfloat16, "
+            "torch.float8_e4m3fn, torch.float8_e5m2, torch.int8"
+        ),
     ),
-    "k_unsigned": ({"k_cache": zeros(2, 20, 2, 64, dtype=torch.uint8)}, "k_cache is torch.uint8; it must be"),
+    "k_unsigned": ({"k_cache": zeros(2, 20, 2, 64, dtype=torch.uint8)}, "k_cache is torch.uint8; under q"),
     "k_device": ({"k_cache": zeros(2, 20, 2, 64, **META)}, f"k_cache {NOT_ON_CPU}"),
     "k_strides": (
         {"k_cache": zeros(2, 20, 64, 2).transpose(2, 3)},
@@ -206,7 +209,25 @@ DECODE = {
         "block_table gives a sequence 1342177280 tokens; it may give at most 1073741824",
     ),
     "scale_nan": ({"scale": float("nan")}, "scale is nan; it must be finite"),
-    "scale_tensor": ({"scale": torch.ones(())}, "scale is a Tensor; it must be a number"),
+    "scale_shape": ({"scale": torch.ones(2)}, "scale has shape [2]; it must be [] or [1]"),
+    "softcap_shape": ({"softcap": torch.ones(1, 1)}, "softcap has shape [1, 1]; it must be [] or [1]"),
+    "out_scale_shape": ({"out_scale": torch.ones(8)}, "out_scale has shape [8]; it must be [] or [1]"),
+    "out_scale_0": ({"out_scale": 0.0}, "out_scale is 0.0; it must be positive"),
+    "out_scale_device": ({"out_scale": torch.ones((), **META)}, f"out_scale {NOT_ON_CPU}"),
+    "out_dtype_integer": (
+        {"out_dtype": torch.int8},
+        (
+            "out_dtype is torch.int8; it must be one of None, torch.bfloat16, torch.float16, torch.float32, "
+            "torch.float8_e4m3fn, torch.float8_e5m2"
+        ),
+    ),
+    "q_scale_shape": (
+        {"q_scale": torch.ones(4)},
+        (
+            "q_scale has shape [4]; it must be [], [1], [q_heads], [kv_heads], [batch, kv_heads], or that of "
+            "q without head_dim: [8], [2], [2, 2], [2, 8]"
+        ),
+    ),
     "scale_bool": ({"scale": True}, "scale is a bool; it must be a number"),
     "window_0": ({"window": 0}, "window is 0; it must be at least 1"),
     "window_float": ({"window": 4.0}, "window is a float; it must be an int"),
@@ -279,8 +300,12 @@ DECODE = {
         "it must be aligned to 16 bytes",
     ),
     "out_dtype": (
-        {"out": zeros(2, 8, 64, dtype=torch.float32)},
+        {"out": zeros(2, 8, 64, dtype=torch.float32), "out_dtype": torch.bfloat16},
         "out is torch.float32; it must be torch.bfloat16",
+    ),
+    "out_integer": (
+        {"out": zeros(2, 8, 64, dtype=torch.int8)},
+        "out is torch.int8; it must be torch.bfloat16 or torch.float16 or torch.float32 or",
     ),
     "out_device": ({"out": zeros(2, 8, 64, **META)}, f"out {NOT_ON_CPU}"),
     "out_strides": ({"out": zeros(2, 64, 8).transpose(1, 2)}, f"out has strides (512, 1, 8); {LAST}"),
@@ -294,9 +319,21 @@ DECODE = {
 SCALES = {
     "nan": (float("nan"), "is nan; it must be finite"),
     "text": ("1", "is a str; it must be a number"),
-    "dtype": (zeros(2), "is torch.bfloat16; it must be torch.float32"),
-    "shape": (FLOATS[0, :3], "has shape [3]; it must be [], [1] or [kv_heads]: [2]"),
-    "dimensions": (FLOATS[:1, :1], "has shape [1, 1]; it must be [], [1] or [kv_heads]: [2]"),
+    "dtype": (zeros(2, **INTS), "is torch.int32; it must be torch.bfloat16, torch.float16 or"),
+    "shape": (
+        FLOATS[0, :3],
+        (
+            "has shape [3]; it must be [], [1], [kv_heads], "
+            "[batch, kv_heads], or that of the cache without head_dim: [2], [2, 2], [2, 20, 2]"
+        ),
+    ),
+    "dimensions": (
+        FLOATS[:1, :1],
+        (
+            "has shape [1, 1]; it must be [], [1], [kv_heads], "
+            "[batch, kv_heads], or that of the cache without head_dim: [2], [2, 2], [2, 20, 2]"
+        ),
+    ),
     "device": (FLOATS[0, :2].to("meta"), NOT_ON_CPU),
 }
 DECODE |= {

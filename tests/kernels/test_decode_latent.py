@@ -127,11 +127,11 @@ def test_blocks_of_a_head_pad_little(head_dim, v_head_dim, latent, blocks):
 def test_split_scale_of_another_cache_is_rejected():
     inputs = latent_inputs([20], q_heads=2, head_dim=72, v_head_dim=40)
     with pytest.raises(
-        ValueError, match=r"k_scale has shape \[2\]; it must be \[\], \[1\] or \[kv_heads\]: \[1\]"
+        ValueError, match=r"k_scale has shape \[2\]; it must be \[\], \[1\], \[kv_heads\], .* cache without"
     ):
         decode_attention(**inputs, k_scale=torch.ones(2))
     inputs = latent_inputs([20], q_heads=2, head_dim=48, v_head_dim=32)
     with pytest.raises(
-        ValueError, match=r"k_scale has shape \[3\]; it must be \[\], \[1\], or \[2\], of the elements"
+        ValueError, match=r"k_scale has shape \[3\]; it must be .*, or \[2\] of the elements"
     ):
         decode_attention(**inputs, k_scale=torch.ones(3))
