@@ -131,7 +131,5 @@ def test_split_scale_of_another_cache_is_rejected():
     ):
         decode_attention(**inputs, k_scale=torch.ones(2))
     inputs = latent_inputs([20], q_heads=2, head_dim=48, v_head_dim=32)
-    with pytest.raises(
-        ValueError, match=r"k_scale has shape \[3\]; it must be .*, or \[2\] of the elements"
-    ):
+    with pytest.raises(ValueError, match=r"k_scale has shape \[3\]; it must be .*, or \[2\] of the elements"):
         decode_attention(**inputs, k_scale=torch.ones(3))
