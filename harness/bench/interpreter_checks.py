@@ -16,13 +16,16 @@ from ..core.work import ELEMENT_BYTES
 from .honesty import BoundCall
 from .providers import PROVIDERS, Provider, gate_of
 
+SMALL_SOFTCAP = 1.5
+"""Most of a softcap here: one far above the scores, which are of order one, changes the output too little."""
+
 
 def small_cases_of(model: TimedModel, dtype: str) -> tuple[Case, ...]:
     """Small ragged cases with each GQA group, head dimension and kind of attention of the model.
 
     One matmul has few rows and takes the split-K path; the other has more rows than a tile. The contexts of
     the attention are empty, one token, within a tile, and long enough for several splits in any dtype; a
-    window ends within the longest.
+    window ends within the longest, and a softcap is small.
     """
     shapes = dict.fromkeys(group.attention for group in model.groups if group.attention is not None)
     attentions = dict.fromkeys(_small_attention(decode_attention(each, (1,), dtype)) for each in shapes)
@@ -45,6 +48,7 @@ def _small_attention(case: DecodeAttention) -> DecodeAttention:
         q_heads=kv_heads * (case.q_heads // case.kv_heads),
         kv_heads=kv_heads,
         window=None if case.window is None else min(case.window, longest - 5),
+        softcap=None if case.softcap is None else min(case.softcap, SMALL_SOFTCAP),
     )
 
 

@@ -71,7 +71,9 @@ def _probabilities(
 
     `hidden` [rows, tokens] are the tokens that a row does not see; sinks are [pairs, rows, 1].
     """
-    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+    scores = q.new_empty(len(q), q.shape[1], k.shape[1])
+    # Scaled before it is rounded.
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
     if hidden is not None:

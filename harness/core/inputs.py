@@ -178,7 +178,7 @@ def _(case: DecodeAttention, source: Source) -> Inputs:
         context_lens=torch.tensor(case.contexts, dtype=torch.int32, device=q.device),
         contexts=case.contexts,
         out=q.new_full((case.batch, case.q_heads, case.value_dim), math.nan),
-        **_options(case, source),
+        **_options(case, source, tokens=case.capacity),
     )
 
 
@@ -194,13 +194,19 @@ def _(case: PrefillAttention, source: Source) -> Inputs:
         )
     )
     out = q.new_full((case.sequences, case.q_heads, case.prompt, case.value_dim), math.nan)
-    return PrefillAttentionInputs(q=q, k=k, v=v, out=out, **_options(case, source))
+    return PrefillAttentionInputs(q=q, k=k, v=v, out=out, **_options(case, source, tokens=case.prompt))
 
 
-def _options(case: AttentionCase, source: Source) -> dict[str, Any]:
-    """Window, softcap and sinks of an attention, by the field names of its inputs."""
-    drawn = source.normal(case.q_heads, dtype=DTYPES[case.dtype]) if case.sinks else None
-    return {"window": case.window, "softcap": case.softcap, "sinks": drawn}
+def _options(case: AttentionCase, source: Source, *, tokens: int) -> dict[str, Any]:
+    """Window, softcap and sinks of an attention to up to so many tokens, by the field names of its inputs.
+
+    A sink weighs about as much as all tokens together: one that is left out then shows in the output.
+    """
+    sinks = None
+    if case.sinks:
+        attended = min(tokens, case.window or tokens)
+        sinks = source.normal(case.q_heads, dtype=DTYPES[case.dtype]) + math.log(attended)
+    return {"window": case.window, "softcap": case.softcap, "sinks": sinks}
 
 
 @draw.register

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..core.cases import DecoderLayer
 from ..core.errors import UsageError
 from ..core.formats import BF16
 from ..core.gap import Interval
@@ -19,6 +18,7 @@ from ..core.records import Run
 from ..core.units import number
 from .deployment import Deployment
 from .forward import Forward, decode_forward, prefill_forward
+from .layer_rates import measured_layers
 from .memory import cache_bytes_per_sequence, weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .part_time import product_dtype
@@ -171,28 +171,24 @@ def measured_facts(run: Run) -> Facts:
     Raises:
         UsageError: the run lacks a gap, a ceiling or a decoder layer.
     """
-    layers = [
-        (row.case, row) for row in run.rows if row.status == "ok" and isinstance(row.case, DecoderLayer)
-    ]
-    prefill = [(case, row) for case, row in layers if case.phase == "prefill"]
-    decode = {case.rows: row for case, row in layers if case.phase == "decode"}
+    layers = measured_layers(run)
     roof, context = run.measured, min((gap.context for gap in run.gaps), default=0)
     gaps = {gap.batch: gap for gap in run.gaps if gap.context == context}
     balance = roof.balance_operations_per_byte
-    if not (prefill and decode and gaps and balance and roof.flop_per_s and roof.bandwidth_bytes_per_s):
+    if not (layers and gaps and balance and roof.flop_per_s and roof.bandwidth_bytes_per_s):
         raise UsageError("run file: lacks a measured gap, ceiling or decoder layer, which the claims need")
-    first, (case, prefill_row) = decode[min(decode)], prefill[0]
+    first = layers.decode[min(layers.decode)]
     return Facts(
-        where=f"{case.model.name} on {run.environment['device']['name']}",
+        where=f"{layers.model.name} on {run.environment['device']['name']}",
         provenance="measured",
-        model=case.model.language_model(),
+        model=layers.model.language_model(),
         context=context,
         balance_ops_per_byte=balance,
-        prefill_ops_per_byte=case.work().operations_per_byte,
-        decode_ops_per_byte={b: row.case.work().operations_per_byte for b, row in sorted(decode.items())},
+        prefill_ops_per_byte=layers.prefill.operations_per_byte,
+        decode_ops_per_byte={b: step.operations_per_byte for b, step in layers.decode.items()},
         bandwidth_share=first.bandwidth_bytes_per_s / roof.bandwidth_bytes_per_s,
         flop_share=first.flop_per_s / roof.flop_per_s,
-        prefill_flop_share=prefill_row.flop_per_s / roof.flop_per_s,
+        prefill_flop_share=layers.prefill.flop_per_s / roof.flop_per_s,
         input_s_per_token=next(iter(gaps.values())).input_s_per_token,
         output_s_per_token={batch: gap.output_s_per_token for batch, gap in gaps.items()},
         gap_intervals={batch: gap.gap_interval for batch, gap in sorted(gaps.items()) if gap.gap_interval},
