@@ -145,6 +145,7 @@ def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -
 
 def run_text(run: "Run", *, wide: bool) -> str:
     """The tables of a run for a terminal, what they show in sentences, what it lacks, and what to doubt."""
+    from ..core.gap import TOKEN_PARTS
     from . import run_tables, summary
     from .trust import warnings_of
 
@@ -154,11 +155,14 @@ def run_text(run: "Run", *, wide: bool) -> str:
         tables.append(run_tables.counters_table(run))
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
     gaps, whole = run_tables.gaps_table(runs), run_tables.whole_model_table(runs)
+    parts = run_tables.output_parts_table(runs)
+    in_kinds = any(part not in TOKEN_PARTS for gap in run.gaps for part in gap.output_parts_s)
     blocks = [
         prose(summary.workload(run), wide=wide),
         *(table.text(wide=wide) for table in tables if table.rows),
         "\n".join(summary.failures(run)),
         gaps.text(wide=wide) if gaps.rows else "",
+        parts.text(wide=wide) if in_kinds else "",
         whole.text(wide=wide) if whole.rows else "",
         summary.fastest_providers(run) if wide else "",
         prose("\n".join(summary.sentences(run)), wide=wide),

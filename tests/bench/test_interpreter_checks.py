@@ -1,5 +1,6 @@
 """The Triton kernels in the interpreter on small cases: they are correct, and planted faults are found."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,8 @@ from decodetax import kernels
 from decodetax.harness.bench.interpreter_checks import check_in_interpreter, small_cases_of
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.language_model import preset_table
-from decodetax.harness.core.timed_model import load_timed_model
+from decodetax.harness.core.layers import GroupedQueryAttention, LatentAttention, Mlp
+from decodetax.harness.core.timed_model import TimedLayers, load_timed_model
 from decodetax.harness.core.work import ELEMENT_BYTES
 from decodetax.harness.offline.tile_order import decode_chunk_order
 from decodetax.kernels import choose_decode_tiling
@@ -145,6 +147,59 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
         assert len(check.reason) < 400
         assert (check.relative_error, check.tolerance) == (None, None)
     assert attention.status == "ok"
+
+
+KINDS = {
+    "sliding window and softcap": {"window": 13, "softcap": 50.0},
+    "sinks": {"sinks": True},
+}
+
+
+def model_of(**options):
+    """The small model with two kinds of attention: with these options, and plain."""
+    heads = {"q_heads": 2, "kv_heads": 1, "head_dim": 16}
+    groups = tuple(
+        TimedLayers(count=1, grouped=GroupedQueryAttention(**heads, **kind), dense=Mlp(intermediate_size=40))
+        for kind in (options, {})
+    )
+    return dataclasses.replace(SMALL, layer_groups=groups)
+
+
+LATENT = LatentAttention(
+    q_heads=6, q_rank=None, kv_rank=48, nope_head_dim=24, rope_head_dim=16, v_head_dim=24
+)
+
+
+@pytest.fixture
+def _quick_products(monkeypatch):
+    monkeypatch.setattr(kernels, "prefill_matmul", lambda x, weight, *, out, **_: out.copy_(x @ weight.T))
+
+
+@pytest.mark.usefixtures("_quick_products")
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_each_kind_of_attention_is_checked(options):
+    *_, with_options, plain = checks("bf16", model_of(**options))
+    assert (with_options.status, plain.status) == ("ok", "ok")
+    assert with_options.case != plain.case
+
+
+@pytest.mark.usefixtures("_quick_products")
+def test_latent_attention_is_checked():
+    model = dataclasses.replace(SMALL, layer_groups=(TimedLayers(count=2, latent=LATENT),))
+    *_, found = checks("bf16", model)
+    assert (found.status, found.case.latent, found.case.head_dim) == ("ok", True, 64)
+
+
+@pytest.mark.usefixtures("_quick_products")
+@pytest.mark.parametrize("option", ["window", "softcap", "sinks"])
+def test_kernel_that_ignores_an_option_is_seen(monkeypatch, option):
+    plain = kernels.decode_attention
+    monkeypatch.setattr(
+        kernels, "decode_attention", lambda *args, **named: plain(*args, **{**named, option: None})
+    )
+    model = model_of(**{option: {"window": 13, "softcap": 50.0, "sinks": True}[option]})
+    *_, with_option, without = checks("bf16", model)
+    assert (with_option.status, without.status) == ("failed", "ok")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
