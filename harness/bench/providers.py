@@ -11,7 +11,7 @@ from ... import kernels
 from ...kernels import MatmulProblem, gpu_limits, interpreting, reference
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
-from ..core.cases import Case, DecoderLayer, PrefillMatmul, attention_options
+from ..core.cases import Case, DecoderLayer, PrefillAttention, PrefillMatmul, attention_options
 from ..core.gate import Gate
 from ..core.inputs import CacheLayout, DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
@@ -27,6 +27,9 @@ from .tilings import (
     run_prefill_attention,
     warp_specializes,
 )
+
+MAX_PREFILL_HEAD_DIM = 256
+"""Most elements of a head that the Triton kernel of prefill attention takes."""
 
 Refuses = Callable[[Case, Device], str | None]
 """Why a provider does not run a case on a device, or None."""
@@ -90,6 +93,12 @@ def _needs_compiled_triton(_case: Case, device: Device) -> str | None:
     if float(getattr(device, "compute_capability", 0)) < 8:
         return "Triton kernels need compute capability 8.0 or newer"
     return launcher_problem()
+
+
+def _prefill_attention_in_triton(case: Case, device: Device) -> str | None:
+    if isinstance(case, PrefillAttention) and max(case.head_dim, case.value_dim) > MAX_PREFILL_HEAD_DIM:
+        return f"takes a head_dim up to {MAX_PREFILL_HEAD_DIM}"
+    return _needs_compiled_triton(case, device)
 
 
 def _matmul_variant(variant: Variant) -> Provider:
@@ -208,7 +217,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(
             name="triton",
             run=run_prefill_attention,
-            refuses=_needs_compiled_triton,
+            refuses=_prefill_attention_in_triton,
             tunable=TUNABLE["prefill_attention"],
         ),
         _library("flash_attn", library_providers.prefill_flash_attn),
