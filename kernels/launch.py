@@ -8,7 +8,8 @@ The key is made of every argument, whatever its name. Of a tensor: shape, stride
 negation, address modulo 16, and which other tensors begin at the same address; of anything else: type and
 value. What tensors hold is not in it. So a new argument of a host function joins by itself, if
 
-- what the function decides depends on nothing else: not on what a tensor holds, not on its exact address;
+- what the function decides depends on nothing else: not on what a tensor holds, not on its exact address
+  (unless it calls `forbid_repetition`);
 - the function touches the device through `launch` and `allocate` alone, and returns tensors that it was given
   or has allocated.
 
@@ -148,6 +149,13 @@ def allocate(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> t
     if recording is not None:
         recording.allocated.append(tensor)
     return tensor
+
+
+def forbid_repetition() -> None:
+    """The host function's call in progress depends on exact addresses: it is not recorded."""
+    recording = _recording.get()
+    if recording is not None:
+        recording.launches = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], **named: Any) -> None:

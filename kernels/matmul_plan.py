@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from .block_scales import BlockScales, block_scales
+from .matmul_operands import (
+    GATED_ACTIVATIONS,
+    HALVES,
+    INTERLEAVED,
+    NO_PAIR,
+    Pair,
+    as_matrices,
+    elements_between,
+    gate_of,
+)
 from .matmul_tile_tables import MatmulProblem
 from .matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, choose_matmul_tiling
 
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
-    from .scale_factors import Scale
+    from .scale_factors import Scale, WeightScale
 
 _MAX_LANE_OFFSET = 2**31
 _FLOAT8_ACCUMULATION_K = 128
@@ -31,10 +41,14 @@ class MatmulPlan:
     Attributes:
         x: [batch, rows, in_features]: a view of x, or a copy if two strides cannot express its leading
             dimensions.
-        weight: [batch, features, in_features]; a weight that all batches share has batch stride 0.
+        weight: [batch, features, in_features]; a weight that all batches share has batch stride 0. With a
+            weight each for gate and up, that of the gate: [batch, features / 2, in_features].
+        up_weight: the weight of up where gate and up have one each, else None.
         tiling: tiling of the matmul kernel, its variant one that these operands allow.
-        features: rows of the weight.
-        gated: whether the weight holds gate and up rows, so that it has two rows per output column.
+        features: rows of the weight, or of both.
+        layout: NO_PAIR, or how the weight holds two rows per output column: HALVES or INTERLEAVED.
+        row_stride: elements from a row of the weight to the next; with gate and up, from pair to pair.
+        up_offset: elements from a gate row to its up row, which may be in another tensor; 0 without.
         whole_tiles: leading tiles that are not split along K.
         split_tiles: the other tiles: the split-K tail.
         float8_bits: whether float8 e4m3 is decoded from its bits, because the GPU has no instructions for it.
@@ -46,9 +60,12 @@ class MatmulPlan:
 
     x: torch.Tensor
     weight: torch.Tensor
+    up_weight: torch.Tensor | None
     tiling: MatmulTiling
     features: int
-    gated: bool
+    layout: int
+    row_stride: int
+    up_offset: int
     whole_tiles: int
     split_tiles: int
     float8_bits: bool
@@ -63,8 +80,9 @@ class MatmulPlan:
             return "none"
         if self.blocks.weight is None:
             return "one"
-        aligned = self.blocks.weight_block_n % (self.tiling.block_columns // (2 if self.gated else 1)) == 0
-        if not self.gated:
+        halves = self.layout == HALVES  # interleaved rows are rows like others
+        aligned = self.blocks.weight_block_n % (self.tiling.block_columns // (2 if halves else 1)) == 0
+        if not halves:
             return "one" if aligned or self.blocks.weight.shape[1] == 1 else "each"
         up_aligned = self.out_features % (self.tiling.block_columns // 2) == 0
         if not aligned or not up_aligned:
@@ -74,7 +92,7 @@ class MatmulPlan:
     @property
     def integer_sums(self) -> bool:
         """Whether sums are int32, which hold those of int8 products exactly."""
-        return self.x.dtype == torch.int8 and self.promoted_parts == 0
+        return self.x.dtype == self.weight.dtype == torch.int8 and self.promoted_parts == 0
 
     @property
     def items(self) -> int:
@@ -89,50 +107,66 @@ class MatmulPlan:
     @property
     def out_features(self) -> int:
         """Columns of the result."""
-        return self.features // 2 if self.gated else self.features
+        return self.features // 2 if self.layout else self.features
 
     @property
     def wide(self) -> bool:
         """Whether offsets inside an operand's tile need 64 bits."""
         tiling = self.tiling
-        weight_span = tiling.block_n + (self.out_features if self.gated else 0)
-        return any(
-            span * operand.stride(1) + tiling.block_k * operand.stride(2) >= _MAX_LANE_OFFSET
-            for operand, span in ((self.x, tiling.block_m), (self.weight, weight_span))
-        )
+        x_span = tiling.block_m * self.x.stride(1) + tiling.block_k * self.x.stride(2)
+        weight_span = tiling.block_n * self.row_stride + tiling.block_k * self.weight.stride(2)
+        return max(x_span, weight_span + abs(self.up_offset)) >= _MAX_LANE_OFFSET
 
 
 def plan_matmul(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Pair,
     activation: str | None,
+    gate_up: str,
     precision: str,
     tiling: MatmulTiling | None,
     limits: GpuLimits,
     x_scale: Scale = None,
-    weight_scale: Scale = None,
+    weight_scale: WeightScale = None,
+    *,
+    by_batch: bool = False,
 ) -> MatmulPlan:
-    """The plan of a call with checked arguments; `choose_matmul_tiling` fills in a missing tiling."""
-    gated = activation == "swiglu"
-    given_x, given_weight = x, weight
-    x = _as_matrices(x) if weight.dim() == 2 else x
+    """The plan of a call with checked arguments; `choose_matmul_tiling` fills in a missing tiling.
+
+    `by_batch` keeps the first dimension of x as the batch though all batches share a weight.
+    """
+    layout = NO_PAIR
+    if activation in GATED_ACTIVATIONS:
+        layout = INTERLEAVED if gate_up == "interleaved" else HALVES
+    first, given_x = gate_of(weight), x
+    x = as_matrices(x) if first.dim() == 2 and not by_batch else x
     batch, rows, in_features = x.shape
-    blocks = block_scales(given_x, given_weight, x_scale, weight_scale, (batch, rows))
-    weight = weight.expand(batch, *weight.shape[-2:])
-    features = weight.shape[1]
-    tma = batch == 1 and _fits_tma(x) and _fits_tma(weight)
+    of_weight = None if isinstance(weight, tuple) or isinstance(weight_scale, tuple) else weight_scale
+    blocks = block_scales(given_x, first, x_scale, of_weight, (batch, rows))
+    first = first.expand(batch, *first.shape[-2:])
+    features = first.shape[1] * (2 if isinstance(weight, tuple) else 1)
+    row_stride, up_offset = first.stride(1), 0
+    tma = batch == 1 and _fits_tma(x) and _fits_tma(first)
+    if isinstance(weight, tuple):
+        up_offset = elements_between(*weight)
+        tma = tma and weight[1].data_ptr() % _TMA_ALIGNMENT == 0
+    elif layout == HALVES:
+        up_offset = features // 2 * row_stride
+    elif layout == INTERLEAVED:
+        row_stride, up_offset = 2 * row_stride, row_stride
+    is_integer = x.dtype == first.dtype == torch.int8
     if tiling is None:
         problem = MatmulProblem(
             rows=rows,
             out_features=features,
-            in_features=in_features,
+            in_features=max(1, in_features),
             x_bytes=x.element_size(),
-            weight_bytes=weight.element_size(),
+            weight_bytes=first.element_size(),
             batch=batch,
-            aligned=_loads_16_bytes(x[0]) and _loads_16_bytes(weight[0]),
+            aligned=_loads_16_bytes(x[0]) and _loads_16_bytes(first[0]),
             tma=tma,
-            tf32=precision == "tf32",
-            integer=x.dtype == torch.int8,
+            tf32=precision != "ieee",
+            integer=is_integer,
             scaled_k=None if blocks is None else blocks.part_k,
         )
         tiling = choose_matmul_tiling(problem, limits)
@@ -140,7 +174,8 @@ def plan_matmul(
         tiling = dataclasses.replace(tiling, variant="pointers")
     tiles = batch * math.ceil(rows / tiling.block_m) * math.ceil(features / tiling.block_columns)
     whole_tiles = tiles if tiling.num_splits == 1 else min(tiling.whole_tiles, tiles)
-    hopper, is_float8 = limits.compute_capability // 10 == 9, x.dtype.itemsize == 1 and x.dtype != torch.int8
+    hopper = limits.compute_capability // 10 == 9
+    is_float8 = x.element_size() == first.element_size() == 1 and not is_integer
     part_k = min(
         _FLOAT8_ACCUMULATION_K if hopper and is_float8 else tiling.block_k,
         tiling.block_k if blocks is None else blocks.part_k,
@@ -149,36 +184,21 @@ def plan_matmul(
     promoted_parts = math.ceil(tiling.block_k / part_k) if is_promoted else 0
     return MatmulPlan(
         x=x,
-        weight=weight,
+        weight=first,
+        up_weight=weight[1] if isinstance(weight, tuple) else None,
         tiling=tiling,
         features=features,
-        gated=gated,
+        layout=layout,
+        row_stride=row_stride,
+        up_offset=up_offset,
         whole_tiles=whole_tiles,
         split_tiles=tiles - whole_tiles,
-        float8_bits=limits.compute_capability < 89 and torch.float8_e4m3fn in (x.dtype, weight.dtype),
+        float8_bits=limits.compute_capability < 89 and torch.float8_e4m3fn in (x.dtype, first.dtype),
         # Triton 3.9.0 lacks a wait where the epilogue of a flattened loop uses the part in flight.
         flattens=hopper and promoted_parts <= 1,
         promoted_parts=promoted_parts,
         blocks=blocks,
     )
-
-
-def result_matrices(out: torch.Tensor, plan: MatmulPlan) -> torch.Tensor:
-    """The result [batch, rows, out_features], a view."""
-    batch, rows, _ = plan.x.shape
-    if out.dim() == 3 and out.shape[:2] == (batch, rows):
-        return out
-    return out.view(-1, plan.out_features).view(batch, rows, plan.out_features)
-
-
-def _as_matrices(x: torch.Tensor) -> torch.Tensor:
-    """[..., K] as [batch, rows, K], with the fewest batches that strides allow; a copy if none do."""
-    for leading in range(x.dim()):
-        try:
-            return x.view(math.prod(x.shape[:leading]), math.prod(x.shape[leading:-1]), x.shape[-1])
-        except RuntimeError:  # the strides of these dimensions do not merge
-            continue
-    return x.reshape(1, -1, x.shape[-1])
 
 
 def _loads_16_bytes(operand: torch.Tensor) -> bool:

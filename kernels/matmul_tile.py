@@ -48,6 +48,40 @@ def tile_of_item(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def rows_of_columns(
+    feature: tl.tensor,
+    lanes_n: tl.tensor,
+    features: tl.tensor,
+    stride_row: tl.tensor,
+    up_offset: tl.tensor,
+    GATED: tl.constexpr,
+    HALVES: tl.constexpr,
+) -> tl.tuple:
+    """Rows of the weight behind a tile's columns: gate and up are neighbours, so that one thread has both.
+
+    Args:
+        feature: the tile's first column.
+        lanes_n: [BLOCK_N], its columns, counted from there.
+        features: rows of the weight, or of both weights.
+        stride_row: elements from row to row, or if GATED from pair to pair.
+        up_offset: elements from a gate row to its up row.
+        GATED: whether each output column has a gate and an up row.
+        HALVES: whether all gate rows of the weight come before its up rows.
+
+    Returns:
+        The row, or pair, of `feature`; elements from there to the rows of `lanes_n`; and the same two as row
+        numbers, by which the weight's block scales go.
+    """
+    row, offsets, scale_row, scale_lanes = feature, lanes_n * stride_row, feature, lanes_n
+    if GATED:
+        row = feature // 2
+        offsets = lanes_n // 2 * stride_row + lanes_n % 2 * up_offset
+        if HALVES:
+            scale_row, scale_lanes = row, lanes_n // 2 + lanes_n % 2 * (features // 2)
+    return row, offsets, scale_row, scale_lanes
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def load_tile(
     ptrs: tl.tensor,
     live_rows: tl.tensor,
@@ -68,6 +102,22 @@ def load_tile(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def multiplied(operand: tl.tensor, OTHER: tl.constexpr, FLOAT8_BITS: tl.constexpr) -> tl.tensor:
+    """An operand in the dtype that tensor cores multiply: that of the other operand if this one is narrower.
+
+    Float16, bfloat16 and float32 hold all values of float8 and int8; float32 those of every other dtype.
+    FLOAT8_BITS says that uint8 are the bits of float8 e4m3.
+    """
+    if FLOAT8_BITS and operand.dtype.primitive_bitwidth == 8:
+        operand = to_float16(operand)
+        if OTHER.primitive_bitwidth > 8:
+            operand = operand.to(OTHER)
+    elif operand.dtype.primitive_bitwidth < OTHER.primitive_bitwidth:
+        operand = operand.to(OTHER)
+    return operand
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def accumulate(
     x: tl.tensor,
     weight: tl.tensor,
@@ -83,9 +133,9 @@ def accumulate(
 ) -> tl.tuple:
     """Tensor-core step: adds x [BLOCK_M, PART_K] times the transpose of weight [BLOCK_N, PART_K] to `acc`.
 
-    Int8 weights are converted to the dtype of x, which holds their values exactly; under int8 x both are
-    multiplied as integers, and `acc` is int32 unless sums are promoted. WEIGHT_FIRST swaps the operands (swap
-    AB) and accumulates the transposed product: weights may then come from registers, and fill the rows of a
+    The narrower operand is converted to the dtype of the other (`multiplied`); int8 by int8 is multiplied as
+    integers, and `acc` is int32 unless sums are promoted. WEIGHT_FIRST swaps the operands (swap AB) and
+    accumulates the transposed product: weights may then come from registers, and fill the rows of a
     tensor-core instruction even if x has few rows.
 
     PROMOTED_PARTS 0 leaves accumulation to the tensor cores. Otherwise their sums are too imprecise, or each
@@ -97,17 +147,14 @@ def accumulate(
     Returns:
         acc, pending and pending_factors.
     """
-    if FLOAT8_BITS:
-        x = to_float16(x)
-        weight = to_float16(weight)
-    elif weight.dtype == tl.int8:
-        weight = weight.to(x.dtype)
+    left = multiplied(x, weight.dtype, FLOAT8_BITS)
+    right = multiplied(weight, x.dtype, FLOAT8_BITS)
     if WEIGHT_FIRST:
-        x, weight = weight, x
+        left, right = right, left
     if PROMOTED_PARTS == 0:
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+        acc = tl.dot(left, tl.trans(right), acc, input_precision=PRECISION)
     else:
-        product = tl.dot(x, tl.trans(weight), input_precision=PRECISION)
+        product = tl.dot(left, tl.trans(right), input_precision=PRECISION)
         if PROMOTED_PARTS == 1:
             acc = promoted(acc, product, factors, WEIGHT_FIRST, BLOCK_SCALES)
         else:

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
 DotKind = Literal["float16", "float8", "int8", "int8_weight", "tf32", "float32"]
-"""Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by int8, float32 as tf32 or IEEE."""
+"""Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by 8 bits, float32 as tf32 or IEEE.
+
+The narrower of two operands is converted to the dtype of the other, in registers.
+"""
 
 # From the datasheets, by compute capability: dense 16-bit operations and DRAM bytes per second and SM, and
 # bytes of the L2 cache.
@@ -38,8 +41,8 @@ class MatmulProblem:
         batch: matmuls, each with its own rows.
         aligned: whether both operands can be loaded 16 bytes at a time.
         tma: whether both operands meet the alignment rules of tensor descriptors.
-        tf32: whether 4-byte elements are multiplied as tf32 rather than IEEE float32.
-        integer: whether x is int8.
+        tf32: whether float32 is multiplied by tf32 instructions (once or three times) rather than in IEEE.
+        integer: whether both operands are int8.
         scaled_k: elements of K that have the same scales; None means all of them.
     """
 
@@ -73,11 +76,12 @@ class MatmulProblem:
     @property
     def kind(self) -> DotKind:
         """The dot that these element sizes give."""
-        if self.x_bytes == 4:
+        narrow, wide = sorted((self.x_bytes, self.weight_bytes))
+        if wide == 4:
             return "tf32" if self.tf32 else "float32"
-        if self.x_bytes == 1:
+        if wide == 1:
             return "int8" if self.integer else "float8"
-        return "int8_weight" if self.weight_bytes == 1 else "float16"
+        return "int8_weight" if narrow == 1 else "float16"
 
     @property
     def operations(self) -> float:

@@ -33,14 +33,28 @@ from . import checks
 from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
-from .launch import allocate, cached_launches, launch
+from .launch import allocate, cached_launches, forbid_repetition, launch
 from .matmul_block_scales import BlockScaleTensors, block_factors, no_factors, promoted, scale_pointers
-from .matmul_epilogue import Epilogue, split_columns, store_item, store_output, store_pairs
-from .matmul_plan import MatmulPlan, plan_matmul, result_matrices
-from .matmul_tile import accumulate, load_tile, tile_of_item
+from .matmul_epilogue import Epilogue, gate_and_up, store_item, store_output, store_pairs
+from .matmul_operands import (
+    GATED_ACTIVATIONS,
+    HALVES,
+    NO_PAIR,
+    Pair,
+    feature_vector,
+    gate_of,
+    residual_matrices,
+    result_matrices,
+    row_vector,
+    varies_by_batch,
+)
+from .matmul_plan import MatmulPlan, plan_matmul
+from .matmul_tile import accumulate, load_tile, rows_of_columns, tile_of_item
 from .scale_factors import matmul_factors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .matmul_tiling import MatmulTiling
 
 patch_interpreter()
@@ -53,12 +67,15 @@ _SLICE_COLUMNS = 64
 def _matmul_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
+    up_weight_ptr: tl.tensor,  # noqa: ARG001  (read through weight_ptr)
     bias_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
     weight_scale_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
     out_ptr: tl.tensor,
     partial_ptr: tl.tensor,
     factor: tl.tensor,
+    residual_factor: tl.tensor,
     rows: tl.tensor,
     features: tl.tensor,
     in_features: tl.tensor,
@@ -68,17 +85,27 @@ def _matmul_kernel(
     stride_x_k: tl.tensor,
     stride_weight_batch: tl.tensor,
     stride_weight_row: tl.tensor,
+    weight_up_offset: tl.tensor,
     stride_weight_k: tl.tensor,
     stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
+    bias_up_offset: tl.tensor,
     stride_x_scale_batch: tl.tensor,
     stride_x_scale: tl.tensor,
     stride_weight_scale_batch: tl.tensor,
     stride_weight_scale: tl.tensor,
+    weight_scale_up_offset: tl.tensor,
     stride_out_batch: tl.tensor,
+    stride_residual_batch: tl.tensor,
     stride_out_row: tl.tensor,
     stride_out_column: tl.tensor,
+    stride_residual_row: tl.tensor,
+    stride_residual_column: tl.tensor,
     ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    SWIGLU_ALPHA: tl.constexpr,
+    SWIGLU_BETA: tl.constexpr,
+    SWIGLU_LIMIT: tl.constexpr,
     FLOAT8_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
     PROMOTED_PARTS: tl.constexpr,
@@ -107,11 +134,13 @@ def _matmul_kernel(
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_N: tl.constexpr,
+    HALVES: tl.constexpr,
 ) -> None:
     """One work item per CTA; loads operands through pointers (cp.async).
 
     The software pipeline advances two scalar base pointers. Lanes keep 32-bit offsets from them; 64-bit ones
-    if WIDE says that a tile spans 2^31 elements.
+    if WIDE says that a tile spans 2^31 elements. Up rows of a gated weight are `weight_up_offset` elements
+    past their gate rows; `up_weight_ptr` names the tensor they are in if it is another one.
     """
     item = tl.program_id(0)
     blocks_m = tl.cdiv(rows, BLOCK_M)
@@ -126,19 +155,14 @@ def _matmul_kernel(
     live_n = feature + lanes_n < features
     if COLUMNS < BLOCK_N:
         live_n = live_n & (lanes_n < COLUMNS)
-    weight_row = feature.to(tl.int64)
     kind = tl.int64 if WIDE else tl.int32
-    weight_lanes = lanes_n.to(kind)
-    if ACTIVATION == "swiglu":
-        # Gate and up columns are interleaved in the tile, so that one thread has both.
-        weight_row = weight_row // 2
-        weight_lanes = weight_lanes // 2 + weight_lanes % 2 * (features // 2)
+    weight_row, weight_rows, scale_row, scale_lanes = rows_of_columns(
+        feature.to(tl.int64), lanes_n.to(kind), features, stride_weight_row, weight_up_offset, GATED, HALVES
+    )
     x_offs = (
         lanes_m.to(kind)[:, None] * stride_x_row + offs_k.to(kind)[None, :] * stride_x_k
     )  # [BLOCK_M, PART_K]
-    weight_offs = (
-        weight_lanes[:, None] * stride_weight_row + offs_k.to(kind)[None, :] * stride_weight_k
-    )  # [BLOCK_N, PART_K]
+    weight_offs = weight_rows[:, None] + offs_k.to(kind)[None, :] * stride_weight_k  # [BLOCK_N, PART_K]
     start_k = (first_k * BLOCK_K).to(tl.int64)
     x_base = x_ptr + batch.to(tl.int64) * stride_x_batch + start_k * stride_x_k
     x_base += row.to(tl.int64) * stride_x_row
@@ -151,7 +175,7 @@ def _matmul_kernel(
         weight_block_ptr, stride_weight_block_batch, stride_weight_block_row, stride_weight_block_k,
     )  # fmt: skip
     pointers = scale_pointers(
-        scales, batch, row + lanes_m, weight_row, weight_lanes, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
+        scales, batch, row + lanes_m, scale_row, scale_lanes, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
     )
     none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
     factors = block_factors(
@@ -189,12 +213,14 @@ def _matmul_kernel(
         acc = tl.trans(acc)
     epilogue = Epilogue(
         out_ptr, stride_out_batch, stride_out_row, stride_out_column, bias_ptr, stride_bias_batch,
-        stride_bias, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
-        stride_weight_scale_batch, stride_weight_scale, factor, rows, features, partial_ptr,
+        stride_bias, bias_up_offset, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
+        stride_weight_scale_batch, stride_weight_scale, weight_scale_up_offset, residual_ptr,
+        stride_residual_batch, stride_residual_row, stride_residual_column, residual_factor, factor, rows,
+        features, partial_ptr,
     )  # fmt: skip
     store_item(
-        acc, item - whole_tiles, batch, row + lanes_m, feature, epilogue, ACTIVATION, COLUMNS,
-        NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+        acc, item - whole_tiles, batch, row + lanes_m, feature, epilogue, ACTIVATION, GATED, SWIGLU_ALPHA,
+        SWIGLU_BETA, SWIGLU_LIMIT, COLUMNS, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
     )  # fmt: skip
 
 
@@ -202,23 +228,34 @@ def _matmul_kernel(
 def _tma_kernel(
     x_desc: tl.tensor,
     weight_desc: tl.tensor,
+    up_weight_ptr: tl.tensor,  # noqa: ARG001  (read through weight_ptr)
     bias_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
     weight_scale_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
     out_ptr: tl.tensor,
     partial_ptr: tl.tensor,
     factor: tl.tensor,
+    residual_factor: tl.tensor,
     rows: tl.tensor,
     features: tl.tensor,
     in_features: tl.tensor,
     whole_tiles: tl.tensor,
     items: tl.tensor,
     stride_bias: tl.tensor,
+    bias_up_offset: tl.tensor,
     stride_x_scale: tl.tensor,
     stride_weight_scale: tl.tensor,
+    weight_scale_up_offset: tl.tensor,
     stride_out_row: tl.tensor,
     stride_out_column: tl.tensor,
+    stride_residual_row: tl.tensor,
+    stride_residual_column: tl.tensor,
     ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    SWIGLU_ALPHA: tl.constexpr,
+    SWIGLU_BETA: tl.constexpr,
+    SWIGLU_LIMIT: tl.constexpr,
     PRECISION: tl.constexpr,
     PROMOTED_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -244,8 +281,12 @@ def _tma_kernel(
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_N: tl.constexpr,
+    HALVES: tl.constexpr,
+    UP_FIRST: tl.constexpr,
 ) -> None:
     """Persistent kernel: each CTA loops over work items, assigned round-robin; the TMA loads the operands.
+
+    HALVES says that the weight's descriptor is of 3 dimensions: gate and up rows, UP_FIRST in that order.
 
     FLATTEN merges the tile loop and the K loop, so that the loads of the next tile overlap the epilogue of
     this one. The epilogue stores columns in SLICES slices, which takes fewer registers.
@@ -255,8 +296,10 @@ def _tma_kernel(
     k_tiles = tl.cdiv(in_features, BLOCK_K)
     epilogue = Epilogue(
         out_ptr, 0, stride_out_row, stride_out_column, bias_ptr, 0, stride_bias,
-        x_scale_ptr, 0, stride_x_scale, weight_scale_ptr, 0,
-        stride_weight_scale, factor, rows, features, partial_ptr,
+        bias_up_offset, x_scale_ptr, 0, stride_x_scale, weight_scale_ptr,
+        0, stride_weight_scale, weight_scale_up_offset, residual_ptr,
+        0, stride_residual_row, stride_residual_column, residual_factor, factor, rows, features,
+        partial_ptr,
     )  # fmt: skip
     PART_K: tl.constexpr = BLOCK_K // max(1, PROMOTED_PARTS)
     for index in tl.range(
@@ -276,7 +319,7 @@ def _tma_kernel(
             last_k = k_tiles
         offs_m, lanes_n = row + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         weight_row = feature
-        if ACTIVATION == "swiglu":
+        if HALVES:
             weight_row = feature // 2
             lanes_n = lanes_n % (BLOCK_N // 2) + lanes_n // (BLOCK_N // 2) * (features // 2)
         live_m, live_n = offs_m < rows, weight_row + lanes_n < features
@@ -303,7 +346,7 @@ def _tma_kernel(
                     BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
                 )  # fmt: skip
                 x = x_desc.load([row, k])
-                if ACTIVATION == "swiglu":
+                if HALVES:
                     halves = weight_desc.load([0, feature // 2, k])  # [2, BLOCK_N / 2, PART_K]
                     weight = tl.reshape(halves, (BLOCK_N, PART_K))
                 else:
@@ -317,16 +360,16 @@ def _tma_kernel(
             acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
         if WEIGHT_FIRST:
             acc = tl.trans(acc)
-        if ACTIVATION == "swiglu":
-            gate, up = split_columns(acc)
+        if HALVES:
+            gate, up = gate_and_up(acc, UP_FIRST)
             store_pairs(
-                gate, up, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, BLOCK_N,
-                NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+                gate, up, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, GATED,
+                SWIGLU_ALPHA, SWIGLU_BETA, SWIGLU_LIMIT, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
             )  # fmt: skip
         else:
             store_item(
-                acc, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, BLOCK_N,
-                NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
+                acc, item - whole_tiles, batch, offs_m, feature, epilogue, ACTIVATION, GATED, SWIGLU_ALPHA,
+                SWIGLU_BETA, SWIGLU_LIMIT, BLOCK_N, NUM_SPLITS > 1, SLICES, 0, BLOCK_N,
             )  # fmt: skip
 
 
@@ -336,21 +379,32 @@ def _split_k_reduce_kernel(
     bias_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
     weight_scale_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
     out_ptr: tl.tensor,
     factor: tl.tensor,
+    residual_factor: tl.tensor,
     rows: tl.tensor,
     features: tl.tensor,
     whole_tiles: tl.tensor,
     stride_bias_batch: tl.tensor,
     stride_bias: tl.tensor,
+    bias_up_offset: tl.tensor,
     stride_x_scale_batch: tl.tensor,
     stride_x_scale: tl.tensor,
     stride_weight_scale_batch: tl.tensor,
     stride_weight_scale: tl.tensor,
+    weight_scale_up_offset: tl.tensor,
     stride_out_batch: tl.tensor,
+    stride_residual_batch: tl.tensor,
     stride_out_row: tl.tensor,
     stride_out_column: tl.tensor,
+    stride_residual_row: tl.tensor,
+    stride_residual_column: tl.tensor,
     ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    SWIGLU_ALPHA: tl.constexpr,
+    SWIGLU_BETA: tl.constexpr,
+    SWIGLU_LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -378,54 +432,85 @@ def _split_k_reduce_kernel(
         partial_ptrs += BLOCK_M * BLOCK_N
     epilogue = Epilogue(
         out_ptr, stride_out_batch, stride_out_row, stride_out_column, bias_ptr, stride_bias_batch,
-        stride_bias, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
-        stride_weight_scale_batch, stride_weight_scale, factor, rows, features, None,
+        stride_bias, bias_up_offset, x_scale_ptr, stride_x_scale_batch, stride_x_scale, weight_scale_ptr,
+        stride_weight_scale_batch, stride_weight_scale, weight_scale_up_offset, residual_ptr,
+        stride_residual_batch, stride_residual_row, stride_residual_column, residual_factor, factor, rows,
+        features, None,
     )  # fmt: skip
-    store_output(acc, batch, offs_m, feature, epilogue, ACTIVATION, COLUMNS)
+    store_output(
+        acc, batch, offs_m, feature, epilogue, ACTIVATION, GATED, SWIGLU_ALPHA, SWIGLU_BETA, SWIGLU_LIMIT,
+        COLUMNS,
+    )  # fmt: skip
 
 
 @cached_launches
 def prefill_matmul(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Pair,
     *,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor | Pair | None = None,
     activation: str | None = None,
     x_scale: torch.Tensor | float | None = None,
-    weight_scale: torch.Tensor | float | None = None,
+    weight_scale: torch.Tensor | Pair | float | None = None,
     out_dtype: torch.dtype | None = None,
     precision: str = "ieee",
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
     tiling: MatmulTiling | None = None,
+    gate_up: str = "halves",
+    swiglu_alpha: float = 1.0,
+    swiglu_beta: float = 0.0,
+    swiglu_limit: float | None = None,
+    residual: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Activation of (x @ weight.T, scaled, + bias), summed in float32 and rounded once.
+    """Activation of (x @ weight.T, scaled, + bias), + residual; summed in float32 and rounded once.
 
     Not differentiable. Results have the same bits every run. Operands keep their strides: nothing is copied,
-    except an `x` whose leading dimensions cannot be viewed as [batch, rows].
+    except an `x` whose leading dimensions cannot be viewed as [batch, rows], and scales of x or a residual
+    that cannot be viewed alike. Without elements in the result nothing is launched.
 
     Args:
-        x: [..., in_features], bfloat16, float16, float32, float8_e4m3fn or float8_e5m2.
-        weight: [out_features, in_features], or a transposed view of that shape. Dtype of `x`; either
-            float8 if `x` is float8; also int8 if `x` is bfloat16 or float16, multiplied by its integer
-            values. [batch, out_features, in_features] with `x` [batch, tokens, in_features] gives each
-            batch its own weight. For "swiglu" it has 2 out_features rows: first those of the gate, then
-            those of the up projection.
-        bias: [rows of weight], or [batch, rows of weight] for a batched weight; `out_dtype` or float32.
-            None adds nothing.
-        activation: None, "silu", "gelu" (exact, with erf) or "swiglu": silu(gate) x up.
-        x_scale: dequantisation scale of `x`: a number, float32 [] or [1], or one per row: the shape of
-            `x` without in_features, or with 1 in its place.
-        weight_scale: dequantisation scale of `weight`, likewise: a number, float32 [] or [1], or one per
-            row of `weight` (output channel).
-        out_dtype: bfloat16, float16 or float32; None means that of `x`, or bfloat16 if `x` is float8.
-        precision: of float32 products: "ieee", or "tf32", which multiplies with 10 bits of mantissa.
-        out: output tensor [..., out_features], `out_dtype`, not overlapping the inputs. None allocates.
+        x: [..., in_features], bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8.
+        weight: [out_features, in_features], or a transposed view of that shape. [batch, out_features,
+            in_features] with `x` [batch, tokens, in_features] gives each batch its own weight. Dtypes as
+            `x`; of float8 any two; or one operand is narrower and is converted to the dtype of the other,
+            which holds its values exactly: float8 or int8 beside bfloat16, float16 or float32, and 16-bit
+            floats beside float32. A gated activation takes gate and up rows, 2 out_features in all: in one
+            weight, in the order that `gate_up` says, or as a pair (gate, up) of weights of one shape.
+        bias: of features, the rows of `weight`: [features], [1, features], [batch, 1, features] or
+            [batch, features], any floating dtype. With a pair of weights also a pair. None adds nothing.
+        activation: None, "silu", "gelu" (exact, with erf), "gelu_tanh", "relu", "relu_squared"; or, gated,
+            act(gate) x up: "swiglu" (silu), "geglu" (gelu), "geglu_tanh", "reglu" (relu) and "bilinear"
+            (gate x up).
+        x_scale: dequantisation scale of `x`: a number, or a tensor of any floating dtype: of one element,
+            or one per row: the shape of `x` without in_features, or with 1 in its place; its other sizes
+            may be 1 as well.
+        weight_scale: dequantisation scale of `weight`: a number, or a tensor of any floating dtype: of one
+            element, or one per feature (output channel): [features], [1, features], [features, 1] or
+            [batch, features]; or [batch, 1, features], [batch, features, 1], [batch, 1, 1]. With a pair of
+            weights also a pair of tensors.
+        out_dtype: bfloat16, float16 or float32; None means that of `out`, else that of the wider operand,
+            or bfloat16 if both have 8 bits.
+        precision: of float32 products: "ieee"; "tf32", which multiplies with 10 bits of mantissa; or
+            "tf32x3", three tf32 products, nearly as exact as IEEE.
+        out: output tensor [..., out_features], `out_dtype`, not overlapping the inputs, but it may be
+            `residual`. None allocates.
         workspace: contiguous memory for split-K partial sums, of any dtype, at least
             `prefill_matmul_workspace_bytes` long and aligned to 16 bytes, not shared with a call that
             may run at the same time. With it and `out` nothing is allocated. None allocates.
         tiling: tile sizes and split-K; None means those of `choose_matmul_tiling`. A variant that the
             GPU or the operands' strides do not allow falls back to "pointers".
+        gate_up: rows of one weight for a gated activation: "halves", first those of the gate, then those of
+            the up projection; or "interleaved", gate and up in turn. Bias and weight scales likewise.
+        swiglu_alpha: "swiglu" is gate sigmoid(alpha gate) (up + beta). gpt-oss: "interleaved", alpha 1.702,
+            beta 1 and limit 7.
+        swiglu_beta: see `swiglu_alpha`.
+        swiglu_limit: "swiglu" clamps gate from above, and up to -limit..limit, first. None does not.
+        residual: added after the activation: any floating dtype, a shape that broadcasts to that of the
+            result. It may be `out`, which accumulates. None adds nothing.
+        residual_scale: multiplies the residual. (The alpha of BLAS is a number as `x_scale`; its beta is
+            this one. 0 does not read the residual.)
 
     Returns:
         [..., out_features], `out_dtype`.
@@ -434,29 +519,36 @@ def prefill_matmul(
         ValueError: an argument has the wrong shape, strides, dtype, device or size; or tensors are on the
             CPU while Triton compiles its kernels.
     """
-    epilogue: dict[str, Any] = {
+    options: dict[str, Any] = {
         "bias": bias,
         "activation": activation,
         "x_scale": x_scale,
         "weight_scale": weight_scale,
+        "precision": precision,
+        "gate_up": gate_up,
+        "swiglu_alpha": swiglu_alpha,
+        "swiglu_beta": swiglu_beta,
+        "swiglu_limit": swiglu_limit,
+        "residual": residual,
+        "residual_scale": residual_scale,
     }
-    checks.check_prefill_matmul(
-        x=x, weight=weight, **epilogue, out_dtype=out_dtype, precision=precision, out=out, tiling=tiling
-    )
-    plan = plan_matmul(x, weight, activation, precision, tiling, gpu_limits(x.device), x_scale, weight_scale)
-    workspace_bytes = plan.workspace_bytes
+    checks.check_prefill_matmul(x=x, weight=weight, **options, out_dtype=out_dtype, out=out, tiling=tiling)
+    plan = _plan(x, weight, tiling, options)
+    workspace_bytes = plan.workspace_bytes if plan is not None else 0
     if workspace is not None:
         checks.check_workspace(workspace, at_least_bytes=workspace_bytes, same_device_as=("x", x))
     elif workspace_bytes:
         workspace = allocate((workspace_bytes,), torch.uint8, x.device)
     if out is None:
-        dtype = out_dtype or checks.default_out_dtype(x)
-        out = allocate((*x.shape[:-1], plan.out_features), dtype, x.device)
-    _launch(plan, **epilogue, precision=precision, out=out, workspace=workspace)
+        columns = checks.result_features(weight, activation)
+        dtype = out_dtype or checks.default_out_dtype(x, gate_of(weight))
+        out = allocate((*x.shape[:-1], columns), dtype, x.device)
+    if plan is not None:
+        _launch(plan, x.shape, out=out, workspace=workspace, **options)
     return out
 
 
-def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> int:
+def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor | Pair, **options: Any) -> int:
     """Bytes of `workspace` that `prefill_matmul` needs, from shapes alone.
 
     Takes the arguments of `prefill_matmul` except `workspace`, and checks them alike.
@@ -465,71 +557,67 @@ def prefill_matmul_workspace_bytes(x: torch.Tensor, weight: torch.Tensor, **opti
         ValueError: as `prefill_matmul`.
     """
     checks.check_prefill_matmul(x=x, weight=weight, **options)
-    activation, precision = options.get("activation"), options.get("precision", "ieee")
-    tiling, limits = options.get("tiling"), gpu_limits(x.device)
-    scales = options.get("x_scale"), options.get("weight_scale")
-    return plan_matmul(x, weight, activation, precision, tiling, limits, *scales).workspace_bytes
+    plan = _plan(x, weight, options.get("tiling"), options)
+    return plan.workspace_bytes if plan is not None else 0
+
+
+def _plan(
+    x: torch.Tensor, weight: torch.Tensor | Pair, tiling: MatmulTiling | None, options: Mapping[str, Any]
+) -> MatmulPlan | None:
+    """The plan of a call with checked arguments; None where the result has no elements."""
+    if 0 in x.shape[:-1] or 0 in gate_of(weight).shape[:-1]:
+        return None
+    return plan_matmul(
+        x,
+        weight,
+        options.get("activation"),
+        options.get("gate_up", "halves"),
+        options.get("precision", "ieee"),
+        tiling,
+        gpu_limits(x.device),
+        options.get("x_scale"),
+        options.get("weight_scale"),
+        by_batch=any(varies_by_batch(options.get(name), x, weight) for name in ("bias", "weight_scale")),
+    )
 
 
 def _launch(
     plan: MatmulPlan,
+    rows_of_x: torch.Size,
     *,
-    bias: torch.Tensor | None,
-    activation: str | None,
-    x_scale: torch.Tensor | float | None,
-    weight_scale: torch.Tensor | float | None,
-    precision: str,
     out: torch.Tensor,
     workspace: torch.Tensor | None,
+    precision: str,
+    **options: Any,
 ) -> None:
     """Launches the matmul kernel and, if tiles are split along K, the reduction kernel."""
     x, weight, tiling = plan.x, plan.weight, plan.tiling
-    matrices = result_matrices(out, plan)
+    if plan.up_weight is not None:
+        forbid_repetition()  # offsets from gate to up are differences of addresses
     if plan.float8_bits:
         x, weight = _e4m3_codes(x), _e4m3_codes(weight)
-    coded = sum(operand.dtype == torch.uint8 for operand in (x, weight))
-    blocks = plan.blocks
-    factor, x_scales, weight_scales = matmul_factors(
-        None if blocks is not None and blocks.x is not None else x_scale,
-        None if blocks is not None and blocks.weight is not None else weight_scale,
-        operand_factor=E4M3_BITS_FACTOR**coded,
-        device=x.device,
-    )
-    epilogue = {
-        "bias_ptr": bias,
-        "x_scale_ptr": x_scales,
-        "weight_scale_ptr": weight_scales,
-        "out_ptr": matrices,
+    vectors, batches = _epilogue_tensors(plan, rows_of_x, out=out, **options)
+    epilogue = vectors | {
         "partial_ptr": workspace.view(-1)
         .view(torch.uint8)[: plan.workspace_bytes]
         .view(torch.int32 if plan.integer_sums else torch.float32)
         if workspace is not None and plan.split_tiles
         else None,
-        "factor": factor,
         "rows": x.shape[1],
         "features": plan.features,
         "whole_tiles": plan.whole_tiles,
-        "stride_bias": 0 if bias is None else bias.stride(-1),
-        "stride_x_scale": _per_row(x_scales),
-        "stride_weight_scale": _per_row(weight_scales),
-        "stride_out_row": matrices.stride(1),
-        "stride_out_column": matrices.stride(2),
-        "ACTIVATION": activation,
+        "ACTIVATION": GATED_ACTIVATIONS.get(options["activation"], options["activation"]),
+        "GATED": plan.layout != NO_PAIR,
+        "SWIGLU_ALPHA": float(options["swiglu_alpha"]),
+        "SWIGLU_BETA": float(options["swiglu_beta"]),
+        "SWIGLU_LIMIT": None if options["swiglu_limit"] is None else float(options["swiglu_limit"]),
         "BLOCK_M": tiling.block_m,
         "BLOCK_N": tiling.block_n,
         "GROUP_M": tiling.group_m,
         "enable_fp_fusion": True,
     }
-    batches = {
-        "stride_bias_batch": bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-        "stride_x_scale_batch": x.shape[1] * _per_row(x_scales),
-        # Of the scale: batches that share a weight may each have their own.
-        "stride_weight_scale_batch": plan.features if _batched(weight_scales, plan) else 0,
-        "stride_out_batch": matrices.stride(0),
-        "COLUMNS": tiling.block_columns,
-    }
     # Three accumulators leave few registers for the epilogue. A row of a slice is 32 bytes of output or more.
-    slice_columns = _SLICE_COLUMNS if plan.promoted_parts <= 1 else 32 if plan.gated else 16
+    slice_columns = _SLICE_COLUMNS if plan.promoted_parts <= 1 else 32 if plan.layout else 16
     product = {
         "in_features": x.shape[2],
         "PRECISION": precision,
@@ -554,17 +642,20 @@ def _launch(
                 **product,
                 x_ptr=x,
                 weight_ptr=weight,
+                up_weight_ptr=plan.up_weight,
                 stride_x_batch=x.stride(0),
                 stride_x_row=x.stride(1),
                 stride_x_k=x.stride(2),
                 stride_weight_batch=weight.stride(0),
-                stride_weight_row=weight.stride(1),
+                stride_weight_row=plan.row_stride,
+                weight_up_offset=plan.up_offset,
                 stride_weight_k=weight.stride(2),
                 FLOAT8_BITS=plan.float8_bits,
                 EVEN_M=x.shape[1] % tiling.block_m == 0,
                 EVEN_N=plan.features % tiling.block_n == 0 and tiling.columns is None,
                 EVEN_K=x.shape[2] % tiling.block_k == 0,
                 WIDE=plan.wide,
+                HALVES=plan.layout == HALVES,
             )
         else:
             specialized = tiling.variant == "warp_specialized"
@@ -575,12 +666,15 @@ def _launch(
                 **epilogue,
                 **product,
                 x_desc=TensorDescriptor.from_tensor(x[0], [tiling.block_m, part_k]),
-                weight_desc=_weight_descriptor(weight[0], tiling.block_n, part_k, gated=plan.gated),
+                weight_desc=_weight_descriptor(plan, weight[0], part_k),
+                up_weight_ptr=plan.up_weight,
                 items=plan.items,
                 # A flattened loop needs the same number of K steps in every item.
                 FLATTEN=specialized or (plan.flattens and not plan.split_tiles),
                 WARP_SPECIALIZE=specialized,
                 NUM_STAGES=tiling.num_stages,
+                HALVES=plan.layout == HALVES,
+                UP_FIRST=plan.layout == HALVES and plan.up_offset < 0,
             )
         if plan.split_tiles:
             live_rows = min(tiling.block_m, triton.next_power_of_2(x.shape[1]))
@@ -619,14 +713,57 @@ def _block_arguments(plan: MatmulPlan) -> dict[str, Any]:
     }
 
 
-def _per_row(scales: torch.Tensor | None) -> int:
-    """Stride of the scales: 1 if there is one per row, 0 if there is a single one or none."""
-    return 0 if scales is None or scales.numel() == 1 else 1
-
-
-def _batched(scales: torch.Tensor | None, plan: MatmulPlan) -> bool:
-    """Whether each batch has scales of its own."""
-    return scales is not None and scales.numel() > max(1, plan.features)
+def _epilogue_tensors(
+    plan: MatmulPlan, rows_of_x: torch.Size, *, out: torch.Tensor, **options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the kernels for result, bias, scales and residual, and those that only batches need."""
+    batch, rows, _ = plan.x.shape
+    coded = plan.float8_bits * sum(each.dtype == torch.float8_e4m3fn for each in (plan.x, plan.weight))
+    blocks = plan.blocks
+    factor, x_scale, weight_scale = matmul_factors(
+        None if blocks is not None and blocks.x is not None else options["x_scale"],
+        None if blocks is not None and blocks.weight is not None else options["weight_scale"],
+        operand_factor=E4M3_BITS_FACTOR**coded,
+        device=plan.x.device,
+    )
+    x_scales = row_vector(x_scale, rows_of_x, batch, rows)
+    bias, weight_scales = (
+        feature_vector(each, batch=batch, features=plan.features, layout=plan.layout)
+        for each in (options["bias"], weight_scale)
+    )
+    result = result_matrices(out, batch, rows)
+    residual_scale = float(options["residual_scale"])
+    residual = options["residual"] if residual_scale else None
+    if residual is not None:
+        residual = residual_matrices(residual, out, batch, rows)
+    residual_strides = (0, 0, 0) if residual is None else residual.stride()
+    tensors = {
+        "bias_ptr": bias.values,
+        "x_scale_ptr": x_scales.values,
+        "weight_scale_ptr": weight_scales.values,
+        "residual_ptr": residual,
+        "out_ptr": result,
+        "factor": factor,
+        "residual_factor": residual_scale,
+        "stride_bias": bias.stride,
+        "bias_up_offset": bias.up_offset,
+        "stride_x_scale": x_scales.stride,
+        "stride_weight_scale": weight_scales.stride,
+        "weight_scale_up_offset": weight_scales.up_offset,
+        "stride_out_row": result.stride(1),
+        "stride_out_column": result.stride(2),
+        "stride_residual_row": residual_strides[1],
+        "stride_residual_column": residual_strides[2],
+    }
+    batches = {
+        "stride_bias_batch": bias.batch_stride,
+        "stride_x_scale_batch": x_scales.batch_stride,
+        "stride_weight_scale_batch": weight_scales.batch_stride,
+        "stride_out_batch": result.stride(0),
+        "stride_residual_batch": residual_strides[0],
+        "COLUMNS": plan.tiling.block_columns,
+    }
+    return tensors, batches
 
 
 def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
@@ -634,14 +771,17 @@ def _e4m3_codes(operand: torch.Tensor) -> torch.Tensor:
     return operand.view(torch.uint8) if operand.dtype == torch.float8_e4m3fn else operand
 
 
-def _weight_descriptor(weight: torch.Tensor, block_n: int, part_k: int, *, gated: bool) -> TensorDescriptor:
-    """TMA descriptor of [block_n, part_k] tiles; for "swiglu" of [2, block_n / 2, part_k]: gate, then up.
+def _weight_descriptor(plan: MatmulPlan, weight: torch.Tensor, part_k: int) -> TensorDescriptor:
+    """TMA descriptor of [block_n, part_k] tiles; of halves [2, block_n / 2, part_k], the lower address first.
 
-    The TMA takes strides in ascending order, so the gate-up dimension, of the largest stride, comes first.
+    Interleaved gate and up rows are rows like others.
     """
-    if not gated:
+    block_n = plan.tiling.block_n
+    if plan.layout != HALVES:
         return TensorDescriptor.from_tensor(weight, [block_n, part_k])
-    pairs, row_stride = weight.shape[0] // 2, weight.stride(0)
-    # Not `view`: it gives a dimension of size 1 a stride that the TMA may reject as misaligned.
-    weight = weight.as_strided((2, pairs, weight.shape[1]), (pairs * row_stride, row_stride, 1))
-    return TensorDescriptor.from_tensor(weight, [2, block_n // 2, part_k])
+    first = weight
+    if plan.up_offset < 0 and plan.up_weight is not None:
+        first = plan.up_weight
+    shape = [2, plan.features // 2, weight.shape[1]]
+    strides = [abs(plan.up_offset), plan.row_stride, 1]
+    return TensorDescriptor(first, shape, strides, [2, block_n // 2, part_k])

@@ -8,60 +8,129 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def prefill_matmul(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     *,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     activation: str | None = None,
     x_scale: torch.Tensor | float | None = None,
-    weight_scale: torch.Tensor | float | None = None,
+    weight_scale: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | float | None = None,
+    gate_up: str = "halves",
+    swiglu_alpha: float = 1.0,
+    swiglu_beta: float = 0.0,
+    swiglu_limit: float | None = None,
+    residual: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Activation of (x @ weight.T, scaled, + bias) in float64.
+    """Activation of (x @ weight.T, scaled, + bias), + residual, in float64.
 
     Args:
         x: [..., in_features].
-        weight: [out_features, in_features], or [batch, out_features, in_features] with a 3-dimensional x;
-            for "swiglu" first the rows of the gate, then as many of the up projection.
-        bias: [out_features] or [batch, out_features], or None.
-        activation: None, "silu", "gelu" (exact, with erf) or "swiglu": silu(gate) x up.
+        weight: [out_features, in_features], or [batch, out_features, in_features] with a 3-dimensional x; for
+            a gated activation the rows of the gate and as many of the up projection, or a pair of weights.
+        bias: [out_features], [batch, out_features], [batch, 1, out_features] or None; a pair beside a pair.
+        activation: None, "silu", "gelu" (exact, with erf), "gelu_tanh", "relu", "relu_squared"; gated, that
+            of gate times up: "swiglu", "geglu", "geglu_tanh", "reglu", "bilinear".
         x_scale: a number, a tensor of one element, or one scale per row of x; its last dimension may be 1. Or
             one per row and block of in_features: [..., blocks].
-        weight_scale: the same for the weight, whose rows may also be in blocks: [..., row blocks, blocks].
+        weight_scale: the same for the weight; also [1, out_features], and a pair beside a pair. Its rows may
+            be in blocks as well: [..., row blocks, blocks].
+        gate_up: "halves": first the gate's rows of one weight, then those of up; or "interleaved".
+        swiglu_alpha: "swiglu" is gate sigmoid(alpha gate) (up + beta).
+        swiglu_beta: see `swiglu_alpha`.
+        swiglu_limit: the largest gate, and the largest size of up.
+        residual: broadcasts to the result.
+        residual_scale: multiplies the residual; 0 leaves it out.
 
     Returns:
-        [..., out_features], float64; half as many features for "swiglu".
+        [..., out_features], float64; half as many features for one weight of a gated activation.
     """
-    scaled_x = _float64(x) * _of_elements(x_scale, x, rows=False)
-    scaled_weight = _float64(weight) * _of_elements(weight_scale, weight, rows=True)
-    product = scaled_x @ scaled_weight.transpose(-1, -2)
-    if bias is not None:
-        product = product + (_float64(bias)[:, None] if bias.dim() == 2 else _float64(bias))
-    if activation == "swiglu":
-        gate, up = product.chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate) * up
+    if isinstance(weight, tuple):
+        of_pair = zip(weight, _pair(bias), _pair(weight_scale), strict=True)
+        gate, up = (_linear(x, each, its_bias, x_scale, scale) for each, its_bias, scale in of_pair)
+    else:
+        assert not isinstance(bias, tuple)  # noqa: S101  (pairs go with pairs)
+        assert not isinstance(weight_scale, tuple)  # noqa: S101
+        product = _linear(x, weight, bias, x_scale, weight_scale)
+        if activation not in _GATES:
+            gate, up = product, None
+        elif gate_up == "interleaved":
+            gate, up = product[..., ::2], product[..., 1::2]
+        else:
+            gate, up = product.chunk(2, dim=-1)
+    if swiglu_limit is not None and up is not None:
+        gate, up = gate.clamp(max=swiglu_limit), up.clamp(-swiglu_limit, swiglu_limit)
+    activation = _GATES.get(activation, activation)
     if activation == "silu":
-        return torch.nn.functional.silu(product)
-    return torch.nn.functional.gelu(product) if activation == "gelu" else product
+        output = gate * torch.sigmoid(swiglu_alpha * gate)
+    else:
+        output = _ACTIVATIONS[activation](gate)
+    if up is not None:
+        output = output * (up + swiglu_beta)
+    if residual is not None and residual_scale:
+        output = output + residual_scale * _float64(residual)
+    return output
 
 
-def _of_elements(scale: torch.Tensor | float | None, operand: torch.Tensor, *, rows: bool) -> torch.Tensor:
-    """A scale in a shape that multiplies an operand [..., rows, elements]; blocks are powers of two.
+_GATES: dict[str | None, str | None] = {
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "geglu_tanh": "gelu_tanh",
+    "reglu": "relu",
+    "bilinear": None,
+}
+_ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda product: product,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda product: torch.nn.functional.gelu(product, approximate="tanh"),
+    "relu": torch.relu,
+    "relu_squared": lambda product: torch.relu(product) ** 2,
+}
 
-    `rows` says that also the rows of the operand may be in blocks.
-    """
-    if not isinstance(scale, torch.Tensor) or scale.dim() != operand.dim() or scale.numel() == 1:
-        return _of_rows(scale, operand)
-    per_row = scale.shape[-2:] == (1, operand.shape[-2]) and rows
-    if per_row or (scale.shape[-1] == 1 and scale.shape[:-1] == operand.shape[:-1]):
-        return _of_rows(scale, operand)
-    scale = _repeated(_float64(scale), operand, -1)
-    return _repeated(scale, operand, -2) if rows else scale
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """The halves of a value for gate and up: a pair as it is, a tensor of both in two, others twice."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, torch.Tensor) and value.numel() > 1:
+        first, second = value.chunk(2, dim=-1 if value.shape[-1] > 1 else -2)
+        return first, second
+    return value, value
+
+
+def _linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    x_scale: torch.Tensor | float | None,
+    weight_scale: torch.Tensor | float | None,
+) -> torch.Tensor:
+    """(x @ weight.T, scaled, + bias) in float64; blocks are powers of two."""
+    scaled_x, scaled_weight = _float64(x), _float64(weight)
+    if isinstance(x_scale, torch.Tensor) and _in_blocks(x_scale, x, ((1,),)):
+        scaled_x, x_scale = scaled_x * _repeated(_float64(x_scale), x, -1), None
+    rows = weight.shape[-2]
+    of_one_block = ((rows, 1), (1, rows), (1, 1))
+    if isinstance(weight_scale, torch.Tensor) and _in_blocks(weight_scale, weight, of_one_block):
+        by_row = _repeated(_float64(weight_scale), weight, -1)
+        scaled_weight, weight_scale = scaled_weight * _repeated(by_row, weight, -2), None
+    product = scaled_x @ scaled_weight.transpose(-1, -2)
+    product = product * _of_rows(x_scale, x) * _of_features(weight_scale, weight)
+    return product if bias is None else product + _by_batch(_float64(bias))
+
+
+def _in_blocks(scale: torch.Tensor, operand: torch.Tensor, without: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether scales have a dimension for blocks of K: the last sizes are none of those `without` one."""
+    return scale.dim() == operand.dim() and tuple(scale.shape[-len(without[0]) :]) not in without
 
 
 def _repeated(scale: torch.Tensor, operand: torch.Tensor, dim: int) -> torch.Tensor:
@@ -72,12 +141,31 @@ def _repeated(scale: torch.Tensor, operand: torch.Tensor, dim: int) -> torch.Ten
     return scale.repeat_interleave(size, dim).narrow(dim, 0, elements)
 
 
-def _of_rows(scale: torch.Tensor | float | None, operand: torch.Tensor) -> torch.Tensor:
-    """A scale in a shape that multiplies an operand [..., rows, elements]."""
+def _of_rows(scale: torch.Tensor | float | None, x: torch.Tensor) -> torch.Tensor | float:
+    """Scales of x in a shape that multiplies a product [..., rows, features]."""
     if not isinstance(scale, torch.Tensor):
-        return torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, device=operand.device)
+        return 1.0 if scale is None else scale
     scale = _float64(scale)
-    return scale.reshape(()) if scale.numel() == 1 else scale.reshape(*operand.shape[:-1], 1)
+    if scale.numel() == 1:
+        return scale.reshape(())
+    return scale if scale.dim() == x.dim() else scale[..., None]
+
+
+def _of_features(scale: torch.Tensor | float | None, weight: torch.Tensor) -> torch.Tensor | float:
+    """Scales of the weight in a shape that multiplies a product [(batch,) rows, features]."""
+    if not isinstance(scale, torch.Tensor):
+        return 1.0 if scale is None else scale
+    scale = _float64(scale)
+    if scale.numel() == 1:
+        return scale.reshape(())
+    if scale.dim() > 1 and tuple(scale.shape[-2:]) == (weight.shape[-2], 1):
+        scale = scale[..., 0]
+    return _by_batch(scale)
+
+
+def _by_batch(values: torch.Tensor) -> torch.Tensor:
+    """[batch, features] as [batch, 1, features]; other shapes as they are."""
+    return values[:, None] if values.dim() == 2 and values.shape[0] > 1 else values
 
 
 def decode_attention(

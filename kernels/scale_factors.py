@@ -17,6 +17,7 @@ _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 Scale = torch.Tensor | float | None
+WeightScale = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +134,8 @@ def _value_factor(numbers: dict[str, float], cache_factor: float) -> float:
 
 
 def matmul_factors(
-    x_scale: Scale, weight_scale: Scale, *, operand_factor: float, device: torch.device
-) -> tuple[float, torch.Tensor | None, torch.Tensor | None]:
+    x_scale: Scale, weight_scale: WeightScale, *, operand_factor: float, device: torch.device
+) -> tuple[float, torch.Tensor | None, torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None]:
     """One factor of all numbers, and the scales of x and weight that are tensors.
 
     If float32 does not hold the product of two numbers, the scale of the weight becomes a tensor: the kernel
@@ -150,16 +151,19 @@ def matmul_factors(
         ValueError: a scale times `operand_factor` is outside the range of float32.
     """
     x_number, x_tensor = _number_and_tensor(x_scale)
-    weight_number, weight_tensor = _number_and_tensor(weight_scale)
+    pair = weight_scale if isinstance(weight_scale, tuple) else None
+    weight_number, weight_tensor = _number_and_tensor(
+        None if isinstance(weight_scale, tuple) else weight_scale
+    )
     factor = x_number * weight_number * operand_factor
     too_large = abs(factor) > _LARGEST
     # Both at most 1: the result of the first multiplication cannot overflow.
     too_small = 0.0 < abs(factor) < _SMALLEST_NORMAL and max(abs(x_number), abs(weight_number)) <= 1.0
-    if weight_tensor is None and (too_large or too_small):
+    if weight_tensor is None and pair is None and (too_large or too_small):
         weight_tensor = torch.full((), weight_number, dtype=torch.float32, device=device)
         factor = x_number * operand_factor
     _check_at_most("x_scale", x_number, _LARGEST / operand_factor)
-    return float(factor), x_tensor, weight_tensor
+    return float(factor), x_tensor, pair or weight_tensor
 
 
 def _number_and_tensor(scale: Scale) -> tuple[float, torch.Tensor | None]:

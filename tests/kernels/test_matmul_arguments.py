@@ -21,16 +21,17 @@ def scales(*shape, **options):
 INTS = {"dtype": torch.int32}
 HALF = {"dtype": torch.float16}
 META = {"device": "meta"}
-ALL_SIZES = "every size must be at least 1"
 NOT_ON_CPU = "is on meta; it must be on cpu, the device of x"
-OF_ROWS = "it must be [], [1], or that of x without its last dimension: [4]"
+OF_ROWS = "it must have one element, or be that of x without its last dimension: [4], or with 1 in its place"
+OF_FEATURES = "it must be [features], [1, features], [batch, features] or [batch, 1, features]"
+PAIR = (zeros(8, 32), zeros(8, 32))
+GATED = {"activation": "swiglu"}
 
 WRONG = {
     "x_integer": ({"x": zeros(4, 32, **INTS)}, "x is torch.int32; it must be one of torch.bfloat16"),
+    "x_double": ({"x": zeros(4, 32, dtype=torch.float64)}, "x is torch.float64; it must be one of"),
     "x_no_tensor": ({"x": [1.0]}, "x is a list; it must be a torch.Tensor"),
     "x_scalar": ({"x": zeros()}, "x has no dimensions; it must be [..., in_features]"),
-    "x_empty": ({"x": zeros(0, 32)}, f"x has shape [0, 32]; {ALL_SIZES}"),
-    "x_no_features": ({"x": zeros(4, 0)}, f"x has shape [4, 0]; {ALL_SIZES}"),
     "x_device": ({"x": zeros(4, 32, **META)}, "x is on meta; it must be on a CUDA device, or on the CPU"),
     "x_under_batch": (BATCH | {"x": torch.zeros(4, 32)}, "it must be [batch, tokens, in_features]"),
     "weight_no_tensor": ({"weight": None}, "weight is a NoneType; it must be a torch.Tensor"),
@@ -43,54 +44,90 @@ WRONG = {
         "weight has shape [3, 8, 32]; it must be [batch of x, out_features, in_features of x]: [2, any, 32]",
     ),
     "weight_dimensions": ({"weight": zeros(8)}, "weight has shape [8]"),
-    "weight_empty": ({"weight": zeros(0, 32)}, f"weight has shape [0, 32]; {ALL_SIZES}"),
     "weight_dtype": (
         {"weight": zeros(8, 32, **HALF)},
-        "weight is torch.float16; under x of torch.bfloat16 it must be torch.bfloat16 or torch.int8",
+        "weight is torch.float16; under x of torch.bfloat16 it must be torch.bfloat16 or torch.float32",
     ),
-    "weight_int8_under_float32": (
-        {"x": torch.zeros(4, 32), "weight": zeros(8, 32, dtype=torch.int8)},
-        "weight is torch.int8; under x of torch.float32 it must be torch.float32",
+    "weight_int8_under_float8": (
+        {"x": zeros(4, 32, dtype=torch.float8_e5m2), "weight": zeros(8, 32, dtype=torch.int8)},
+        "weight is torch.int8; under x of torch.float8_e5m2 it must be torch.float8_e4m3fn",
     ),
-    "weight_under_float8": (
-        {"x": zeros(4, 32, dtype=torch.float8_e5m2)},
-        "it must be torch.float8_e4m3fn or torch.float8_e5m2",
+    "weight_of_three": ({"weight": (*PAIR, zeros(8, 32)), **GATED}, "weight is a tuple of 3; it must be"),
+    "weight_pair_ungated": (
+        {"weight": PAIR},
+        "weight is a pair; under activation None it must be one tensor",
+    ),
+    "weight_pair_interleaved": (
+        {"weight": PAIR, **GATED, "gate_up": "interleaved"},
+        "gate_up is 'interleaved'; with a pair of weights it must be 'halves'",
+    ),
+    "weight_pair_shapes": (
+        {"weight": (zeros(8, 32), zeros(9, 32)), **GATED},
+        "weight[1] has shape [9, 32]; it must be the shape of weight[0]: [8, 32]",
+    ),
+    "weight_pair_dtypes": (
+        {"weight": (zeros(8, 32), zeros(8, 32, dtype=torch.int8)), **GATED},
+        "weight[1] is torch.int8; it must be torch.bfloat16, the dtype of weight[0]",
+    ),
+    "weight_pair_strides": (
+        {"weight": (zeros(8, 32), zeros(32, 8).T), **GATED},
+        "weight[1] has strides (1, 8); it must have those of weight[0]: (32, 1)",
+    ),
+    "gate_up": ({"gate_up": "thirds"}, "gate_up is 'thirds'; it must be one of halves, interleaved"),
+    "gate_up_ungated": (
+        {"gate_up": "interleaved"},
+        "gate_up is 'interleaved'; without a gated activation it must be 'halves'",
     ),
     "weight_device": ({"weight": zeros(8, 32, **META)}, f"weight {NOT_ON_CPU}"),
     "bias_no_tensor": ({"bias": 1.0}, "bias is a float; it must be a torch.Tensor"),
-    "bias_shape": ({"bias": zeros(7)}, "bias has shape [7]; it must be [rows of weight]: [8]"),
+    "bias_shape": ({"bias": zeros(7)}, f"bias has shape [7]; {OF_FEATURES}, with 8 rows of weight"),
+    "bias_number": ({"bias": zeros()}, f"bias has shape []; {OF_FEATURES}"),
+    "bias_column": ({"bias": zeros(8, 1)}, f"bias has shape [8, 1]; {OF_FEATURES}"),
     "bias_batch": (
         BATCH | {"bias": torch.zeros(3, 8)},
-        "bias has shape [3, 8]; it must be [batch, rows of weight]: [2, 8]",
+        f"bias has shape [3, 8]; {OF_FEATURES}, with 8 rows of weight and batch 2",
     ),
-    "bias_dtype": (
-        {"bias": zeros(8, **HALF)},
-        "bias is torch.float16; it must be torch.bfloat16, as the result, or torch.float32",
+    "bias_dtype": ({"bias": zeros(8, **INTS)}, "bias is torch.int32; it must be one of torch.bfloat16"),
+    "bias_pair": ({"bias": (zeros(4), zeros(4))}, "bias is a tuple of 2; it may be a pair beside a pair"),
+    "bias_pair_dtypes": (
+        {"weight": PAIR, **GATED, "bias": (zeros(8), zeros(8, **HALF))},
+        "bias[1] is torch.float16 of strides (1,); it must be as bias[0]: torch.bfloat16",
     ),
     "bias_device": ({"bias": zeros(8, **META)}, f"bias {NOT_ON_CPU}"),
     "activation": (
-        {"activation": "relu"},
-        "activation is 'relu'; it must be one of None, silu, gelu, swiglu",
+        {"activation": "selu"},
+        "activation is 'selu'; it must be one of None, silu, gelu, gelu_tanh, relu, relu_squared, swiglu",
     ),
     "activation_no_word": ({"activation": 1}, "activation is 1; it must be one of None"),
     "swiglu_odd": (
         {"weight": zeros(7, 32), "activation": "swiglu"},
         "weight has 7 rows; for swiglu it must have as many up as gate rows",
     ),
-    "precision": ({"precision": "fp64"}, "precision is 'fp64'; it must be one of ieee, tf32"),
+    "swiglu_alpha": ({"swiglu_alpha": 1.7}, "swiglu_alpha is 1.7; with activation None it must be 1.0"),
+    "swiglu_beta": (GATED | {"swiglu_beta": None}, "swiglu_beta is None; it must be a number"),
+    "swiglu_limit": (GATED | {"swiglu_limit": -7.0}, "swiglu_limit is -7.0; it must be positive"),
+    "residual_shape": (
+        {"residual": zeros(8, 4)},
+        "residual has shape [8, 4]; it must broadcast to that of the result: [4, 8]",
+    ),
+    "residual_dimensions": ({"residual": zeros(1, 4, 8)}, "residual has shape [1, 4, 8]; it must broadcast"),
+    "residual_dtype": ({"residual": zeros(4, 8, **INTS)}, "residual is torch.int32; it must be one of"),
+    "residual_device": ({"residual": zeros(4, 8, **META)}, f"residual {NOT_ON_CPU}"),
+    "residual_scale": ({"residual_scale": "1"}, "residual_scale is a str; it must be a number"),
+    "precision": ({"precision": "fp64"}, "precision is 'fp64'; it must be one of ieee, tf32, tf32x3"),
     "result_dtype": (
         {"out_dtype": torch.int8},
         "out_dtype is torch.int8; it must be one of None, torch.bfloat16, torch.float16, torch.float32",
     ),
     "x_scale_shape": ({"x_scale": scales(3)}, f"x_scale has shape [3]; {OF_ROWS}"),
-    "x_scale_dtype": ({"x_scale": scales(4, **HALF)}, "x_scale is torch.float16; it must be torch.float32"),
+    "x_scale_of_columns": ({"x_scale": scales(1, 4)}, f"x_scale has shape [1, 4]; {OF_ROWS}"),
+    "x_scale_dtype": ({"x_scale": scales(4, **INTS)}, "x_scale is torch.int32; it must be one of"),
     "x_scale_device": ({"x_scale": scales(4, **META)}, f"x_scale {NOT_ON_CPU}"),
-    "x_scale_strides": ({"x_scale": scales(8)[::2]}, "x_scale has strides (2,); it must be contiguous"),
     "x_scale_infinite": ({"x_scale": float("inf")}, "x_scale is inf; it must be finite in float32"),
     "x_scale_word": ({"x_scale": "1"}, "x_scale is a str; it must be a number"),
     "weight_scale_shape": (
-        {"weight_scale": scales(1, 8)},
-        "weight_scale has shape [1, 8]; it must be [], [1]",
+        {"weight_scale": scales(2, 8)},
+        f"weight_scale has shape [2, 8]; {OF_FEATURES} or one element, or [features, 1]",
     ),
     "weight_scale_bool": ({"weight_scale": True}, "weight_scale is a bool; it must be a number"),
     "out_no_tensor": ({"out": 1}, "out is a int; it must be a torch.Tensor"),
@@ -100,9 +137,10 @@ WRONG = {
     ),
     "out_of_swiglu": ({"out": zeros(4, 8), "activation": "swiglu"}, "out has shape [4, 8]"),
     "out_dtype": (
-        {"out": zeros(4, 8, **HALF)},
-        "out is torch.float16; it must be torch.bfloat16, as out_dtype says",
+        {"out": zeros(4, 8, **HALF), "out_dtype": torch.float32},
+        "out is torch.float16; it must be torch.float32, as out_dtype says",
     ),
+    "out_integer": ({"out": zeros(4, 8, **INTS)}, "out is torch.int32; it must be one of torch.bfloat16"),
     "out_device": ({"out": zeros(4, 8, **META)}, f"out {NOT_ON_CPU}"),
     "out_shared": (
         {"out": zeros(1, 8).expand(4, 8)},
