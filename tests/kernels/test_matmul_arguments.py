@@ -126,8 +126,8 @@ WRONG = {
     "x_scale_infinite": ({"x_scale": float("inf")}, "x_scale is inf; it must be finite in float32"),
     "x_scale_word": ({"x_scale": "1"}, "x_scale is a str; it must be a number"),
     "weight_scale_shape": (
-        {"weight_scale": scales(2, 8)},
-        f"weight_scale has shape [2, 8]; {OF_FEATURES} or one element, or [features, 1]",
+        {"weight_scale": scales(7)},
+        f"weight_scale has shape [7]; {OF_FEATURES} or one element, or [features, 1]",
     ),
     "weight_scale_bool": ({"weight_scale": True}, "weight_scale is a bool; it must be a number"),
     "out_no_tensor": ({"out": 1}, "out is a int; it must be a torch.Tensor"),
@@ -140,7 +140,8 @@ WRONG = {
         {"out": zeros(4, 8, **HALF), "out_dtype": torch.float32},
         "out is torch.float16; it must be torch.float32, as out_dtype says",
     ),
-    "out_integer": ({"out": zeros(4, 8, **INTS)}, "out is torch.int32; it must be one of torch.bfloat16"),
+    "out_integer": ({"out": zeros(4, 8, **INTS)}, "out_dtype is torch.int32; under x of torch.bfloat16"),
+    "out_double": ({"out": zeros(4, 8, dtype=torch.float64)}, "out is torch.float64; it must be one of"),
     "out_device": ({"out": zeros(4, 8, **META)}, f"out {NOT_ON_CPU}"),
     "out_shared": (
         {"out": zeros(1, 8).expand(4, 8)},
