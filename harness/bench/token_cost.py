@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from ..core.cases import Case, DecoderLayer, PrefillAttention
+from ..core.cases import Case, DecoderLayer
 from ..core.gap import PARTS, Gap, Interval
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
@@ -197,9 +197,5 @@ def _triton_gap(times: _Times, tokens: tuple[TokenCases, TokenCases]) -> tuple[f
 
 
 def _triton_s(time_s: SecondsOf, token: TokenCases) -> float:
-    """Seconds per token of the Triton kernels alone, which include no prefill attention."""
-    return sum(
-        use.times * time_s(use.case, "triton") / use.tokens
-        for use in token.uses
-        if not isinstance(use.case, PrefillAttention)
-    )
+    """Seconds per token of the Triton kernels alone: no norms, rotary embedding, activation and residuals."""
+    return sum(use.times * time_s(use.case, "triton") / use.tokens for use in token.uses)

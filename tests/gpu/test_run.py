@@ -15,7 +15,7 @@ from decodetax.harness.bench.device import open_device
 from decodetax.harness.bench.providers import PROVIDERS, Provider
 from decodetax.harness.bench.run_settings import Settings
 from decodetax.harness.bench.runner import Bench, run_case
-from decodetax.harness.bench.tilings import run_decode_attention
+from decodetax.harness.bench.tilings import TUNABLE, run_decode_attention
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.arena import Arena, copies_needed
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
@@ -293,7 +293,7 @@ def test_small_run(device, own_kernel):
     session.measure(result, settings, device, lambda done, _what: shares.append(done))
     assert [f"{row.case.id} {row.provider}: {row.reason}" for row in result.failures] == []
     triton = [row for row in result.rows if row.provider == "triton"]
-    assert {row.case.operation for row in triton} == {"prefill_matmul", "decode_attention"}
+    assert {row.case.operation for row in triton} == set(TUNABLE)
     assert {row.status for row in triton} == {"ok"}
     assert result.interpreter_checks == []
     assert len(result.gaps) == 4
