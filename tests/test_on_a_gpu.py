@@ -47,7 +47,7 @@ if child:
 """
 STEPS = [
     "doctor", "run", "compile tests/gpu", "kernels' tests", "measuring tests", "tune decode_attention",
-    "tune prefill_matmul", "tuning tests",
+    "tune prefill_attention", "tune prefill_matmul", "tuning tests",
 ]  # fmt: skip
 
 

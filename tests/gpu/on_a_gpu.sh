@@ -4,7 +4,7 @@
 #     bash tests/gpu/on_a_gpu.sh [FOLDER]
 #
 # Checks the machine (`decodetax doctor`), measures it (`decodetax run` with its report), compiles the kernels of
-# tests/gpu in parallel processes that do not use the GPU, runs these tests, and tunes both kernels for a short
+# tests/gpu in parallel processes that do not use the GPU, runs these tests, and tunes the kernels for a short
 # time. FOLDER, by default results/gpu-DATE, gets summary.md, run.json, report.html and a log of each step. A step
 # that fails, or takes too long, stops no other one.
 #
@@ -197,7 +197,7 @@ pytest=("$python" -m pytest -m gpu -q)
 step "doctor" 60 doctor.txt "${decodetax[@]}" doctor
 if [ -z "$gpu" ]; then
   for name in "run" "compile tests/gpu" "kernels' tests" "measuring tests" "tune decode_attention" \
-    "tune prefill_matmul" "tuning tests"; do
+    "tune prefill_attention" "tune prefill_matmul" "tuning tests"; do
     skip "$name" "left out: no GPU"
   done
   exit
@@ -209,10 +209,10 @@ if [ -e "$folder/run.json" ] && [ ! -e "$folder/report.html" ]; then
 fi
 step "compile tests/gpu" 100 compile.txt "$python" tests/gpu/compile_first.py --processes "$cores"
 step "kernels' tests" 90 tests-kernels.txt "${pytest[@]}" -n "$processes" tests/gpu/test_kernels.py \
-  tests/gpu/test_matmul_variants.py
+  tests/gpu/test_matmul_variants.py tests/gpu/test_prompts.py
 step "measuring tests" 80 tests-run.txt "${pytest[@]}" -n 0 tests/gpu/test_run.py
-for kernel in decode_attention prefill_matmul; do
-  step "tune $kernel" 45 "tune-$kernel.txt" "${decodetax[@]}" tune --kernel "$kernel" --time-limit 20 \
+for kernel in decode_attention prefill_attention prefill_matmul; do
+  step "tune $kernel" 35 "tune-$kernel.txt" "${decodetax[@]}" tune --kernel "$kernel" --time-limit 15 \
     --cache "$folder/tilings"
 done
 step "tuning tests" 150 tests-tune.txt "${pytest[@]}" -n 0 tests/gpu/test_tune.py

@@ -15,8 +15,14 @@ from decodetax.kernels import reference
 from torch.overrides import TorchFunctionMode
 
 # Loaded now: while launches are patched, importing them would choose interpreted kernels.
-HOST_FUNCTIONS = kernels.decode_attention, kernels.merge_states, kernels.prefill_matmul
-FILES = [Path(__file__).with_name(name) for name in ("test_kernels.py", "test_matmul_variants.py")]
+HOST_FUNCTIONS = (
+    kernels.decode_attention,
+    kernels.merge_states,
+    kernels.prefill_attention,
+    kernels.prefill_matmul,
+)
+NAMES = ("test_kernels.py", "test_matmul_variants.py", "test_prompts.py")
+FILES = [Path(__file__).with_name(name) for name in NAMES]
 
 
 class CpuTensors(TorchFunctionMode):
@@ -51,6 +57,11 @@ def _fake_attention(q, k_cache, v_cache, context_lens, **_options):
     return torch.zeros(1).expand(*q.shape[:-1], v_cache.shape[-1]), torch.zeros(q.shape[:-1])
 
 
+def _fake_prefill(q, k, v, **_options):
+    del k
+    return torch.zeros(1).expand(*q.shape[:-1], v.shape[-1]), torch.zeros(q.shape[:-1])
+
+
 class Plugin:
     """Runs every `shares`-th test without a GPU, without its oracle and its comparisons."""
 
@@ -82,7 +93,12 @@ class Plugin:
             patches.enter_context(CpuTensors())
             patches.enter_context(mock.patch.multiple(torch.cuda, **self._cuda))
             patches.enter_context(
-                mock.patch.multiple(reference, prefill_matmul=_fake_product, decode_attention=_fake_attention)
+                mock.patch.multiple(
+                    reference,
+                    prefill_matmul=_fake_product,
+                    decode_attention=_fake_attention,
+                    prefill_attention=_fake_prefill,
+                )
             )
             patches.enter_context(mock.patch.object(torch, "equal", return_value=True))
             for module, name, fake in (

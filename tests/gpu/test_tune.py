@@ -12,7 +12,7 @@ from decodetax.harness.bench.tiling_cache import open_cache, tuned_tilings
 from decodetax.harness.bench.timer import Budget
 from decodetax.harness.bench.tuning import NOT_TRIED, open_gpu, tune
 from decodetax.harness.core.arena import Arena
-from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from decodetax.harness.core.records import Roof
 from decodetax.kernels import gpu_limits
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 CASES = [
     DecodeAttention(contexts=(1000,), q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
     DecodeAttention(contexts=(300,) * 5, q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
+    PrefillAttention(sequences=4, prompt=500, q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),
     PrefillMatmul(phase="decode", part="o", rows=8, in_features=4096, out_features=4096, dtype="bf16"),
     PrefillMatmul(phase="prefill", part="o", rows=500, in_features=4096, out_features=4096, dtype="bf16"),
 ]
