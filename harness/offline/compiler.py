@@ -14,6 +14,7 @@ JSON on standard input, its rows a line on standard output.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,8 @@ _DTYPES = {
     "e5m2": torch.float8_e5m2,
     "int8": torch.int8,
 }
+_SCALE_BLOCK = 128
+"""Elements of K, and rows of the weight, per block scale: those of DeepSeek-V3."""
 _DTYPE_NAMES = {
     "torch.bfloat16": "bf16",
     "torch.float16": "fp16",
@@ -249,15 +252,22 @@ def _decode_options(shape: Mapping[str, int]) -> dict[str, Any]:
 def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
     swiglu = bool(shape["swiglu"])
+    rows, in_features = shape["rows"], shape["in_features"]
     features = shape["out_features"] * (2 if swiglu else 1)
+    widens = dtype == torch.int8 and not shape.get("int8_x")
+    scales = {"weight_scale": torch.empty((features,))} if dtype == torch.int8 else {}
+    if shape.get("int8_x"):
+        scales["x_scale"] = torch.empty((rows,))
+    if shape.get("blocks"):
+        blocks = math.ceil(in_features / _SCALE_BLOCK)
+        scales["x_scale"] = torch.empty((rows, blocks))
+        scales["weight_scale"] = torch.empty((math.ceil(features / _SCALE_BLOCK), blocks))
     _PREFILL_MATMUL(
-        torch.empty(
-            (shape["rows"], shape["in_features"]), dtype=torch.bfloat16 if case.dtype == "int8" else dtype
-        ),
-        torch.empty((features, shape["in_features"]), dtype=dtype),
+        torch.empty((rows, in_features), dtype=torch.bfloat16 if widens else dtype),
+        torch.empty((features, in_features), dtype=dtype),
         bias=torch.empty((features,)) if shape["bias"] else None,
         activation="swiglu" if swiglu else None,
-        weight_scale=torch.empty((features,)) if case.dtype == "int8" else None,
+        **scales,
         tiling=case_matmul_tiling(case, gpu) if case.matmul_variant else None,
     )
 

@@ -27,6 +27,15 @@ _MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "rows_1_bias": {"rows": 1, "out_features": 4096, "bias": 1},
     "rows_64": {"rows": 64, "out_features": 4096},
 }
+_BLOCK_SCALED: Mapping[str, Mapping[str, int]] = {
+    "rows_1024_blocks": {"rows": 1024},
+    "rows_64_blocks": {"rows": 64, "out_features": 4096},
+    "rows_1_blocks": {"rows": 1, "out_features": 4096},
+}
+_INT8_X: Mapping[str, Mapping[str, int]] = {
+    "rows_1024_int8_x": {"rows": 1024},
+    "rows_1_int8_x": {"rows": 1, "out_features": 4096},
+}
 # Rows for each branch of the matmul chooser, and columns that fill a GPU and that do not.
 _MATMUL_MORE: Mapping[str, Mapping[str, int]] = {
     "rows_16": {"rows": 16, "out_features": 4096},
@@ -53,7 +62,8 @@ class CompileCase:
         variant: name of the shape.
         dtype: "bf16", "fp16" or "fp32" of the operands; or one of `NARROW_DTYPES`.
         shape: sizes by name. page_size 0 is a contiguous cache; bias 1 adds a bias; swiglu 1 makes
-            out_features pairs of gate and up; options 1 turns on every option of decode attention.
+            out_features pairs of gate and up; blocks 1 adds scales per 1 x 128 of x and 128 x 128 of the
+            weight; int8_x 1 makes x int8 as the weight; options 1 turns on every option of decode attention.
         matmul_variant: variant of the matmul kernel; None means its host function's choice.
     """
 
@@ -83,7 +93,12 @@ def default_cases() -> tuple[CompileCase, ...]:
         for variant, shape in _MATMUL_VARIANTS.items()
         for dtype in dtypes
     )
-    return (*decode, *chosen, _forced("pointers", "bf16"), _forced("warp_specialized", "bf16"))
+    narrow = (
+        CompileCase(kernel="prefill_matmul", variant=variant, dtype=dtype, shape={**_MATMUL, **shape, form: 1})
+        for form, dtype, variants in (("blocks", "e4m3", _BLOCK_SCALED), ("int8_x", "int8", _INT8_X))
+        for variant, shape in variants.items()
+    )
+    return (*decode, *chosen, *narrow, _forced("pointers", "bf16"), _forced("warp_specialized", "bf16"))
 
 
 def _forced(variant: Variant, dtype: str) -> CompileCase:
@@ -126,7 +141,7 @@ def case_shape(case: CompileCase) -> MatmulOperands:
     """M, N and K of a matmul case; with swiglu each output takes two rows of the weight."""
     pairs = 2 if case.shape.get("swiglu") else 1
     weight_bytes = ELEMENT_BYTES[case.dtype]
-    x_bytes = 2 if case.dtype == "int8" else weight_bytes
+    x_bytes = 2 if case.dtype == "int8" and not case.shape.get("int8_x") else weight_bytes
     return MatmulOperands(
         rows=case.shape["rows"],
         out_features=case.shape["out_features"] * pairs,
@@ -162,7 +177,7 @@ def multiplied_dtype(case: CompileCase, sm: int) -> str:
     """The dtype of the tensor-core instructions of a matmul; fp8 needs sm_89."""
     if case.dtype in {"e4m3", "e5m2"}:
         return "fp8" if sm >= 89 else "fp16"
-    return "bf16" if case.dtype == "int8" else case.dtype
+    return "bf16" if case.dtype == "int8" and not case.shape.get("int8_x") else case.dtype
 
 
 def feature_cases() -> tuple[CompileCase, ...]:
