@@ -154,5 +154,5 @@ def promoted(
             if BLOCK_SCALES == "pairs":
                 is_up = columns % 2 == 1
             factor = tl.where(tl.expand_dims(is_up, COLUMN), tl.expand_dims(second, ROW), factor)
-        acc += product * factor
+        acc = tl.fma(product, tl.broadcast_to(factor, acc.shape), acc)
     return acc

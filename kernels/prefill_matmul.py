@@ -178,10 +178,6 @@ def _matmul_kernel(
         scales, batch, row + lanes_m, scale_row, scale_lanes, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
     )
     none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
-    factors = block_factors(
-        none, scales, pointers, live_m, live_n, first_k * BLOCK_K, in_features,
-        BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
-    )  # fmt: skip
     acc = tl.zeros(
         (BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N),
         dtype=tl.int32 if INTEGER_SUMS else tl.float32,
@@ -192,9 +188,8 @@ def _matmul_kernel(
         for part in tl.static_range(BLOCK_K // PART_K):
             k = k_tile * BLOCK_K + part * PART_K
             live_k = offs_k < in_features - k
-            # One part ahead: they arrive while this part is multiplied.
-            next_factors = block_factors(
-                none, scales, pointers, live_m, live_n, k + PART_K, in_features,
+            factors = block_factors(
+                none, scales, pointers, live_m, live_n, k, in_features,
                 BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
             )  # fmt: skip
             x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
@@ -203,7 +198,6 @@ def _matmul_kernel(
                 x, weight, acc, pending, WEIGHT_FIRST, FLOAT8_BITS, PRECISION, PROMOTED_PARTS,
                 factors, pending_factors, BLOCK_SCALES,
             )  # fmt: skip
-            factors = next_factors
             x_base += step_k * stride_x_k
             weight_base += step_k * stride_weight_k
     if PROMOTED_PARTS > 1:
@@ -331,18 +325,13 @@ def _tma_kernel(
             scales, batch, offs_m, weight_row, lanes_n, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
         )
         none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
-        factors = block_factors(
-            none, scales, pointers, live_m, live_n, first_k * BLOCK_K, in_features,
-            BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
-        )  # fmt: skip
         pending = tl.zeros_like(acc)
         pending_factors = none
         for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
             for part in tl.static_range(BLOCK_K // PART_K):
                 k = k_tile * BLOCK_K + part * PART_K
-                # One part ahead: they arrive while this part is multiplied.
-                next_factors = block_factors(
-                    none, scales, pointers, live_m, live_n, k + PART_K, in_features,
+                factors = block_factors(
+                    none, scales, pointers, live_m, live_n, k, in_features,
                     BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
                 )  # fmt: skip
                 x = x_desc.load([row, k])
@@ -355,7 +344,6 @@ def _tma_kernel(
                     x, weight, acc, pending, WEIGHT_FIRST, False, PRECISION, PROMOTED_PARTS,
                     factors, pending_factors, BLOCK_SCALES,
                 )  # fmt: skip
-                factors = next_factors
         if PROMOTED_PARTS > 1:
             acc = promoted(acc, pending, pending_factors, WEIGHT_FIRST, BLOCK_SCALES)
         if WEIGHT_FIRST:
