@@ -46,42 +46,39 @@ class BlockScaleTensors(NamedTuple):
 def scale_pointers(
     scales: BlockScaleTensors,
     batch: tl.tensor,
-    offs_m: tl.tensor,
+    row: tl.tensor,
     weight_row: tl.tensor,
-    weight_lanes: tl.tensor,
     up_rows: tl.tensor,
     BLOCK_SCALES: tl.constexpr,
     WEIGHT_BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
-    """Pointers to the scales of the first block of K: of the rows of x, of the weight, and of its up rows.
+    """Scalar pointers to the first block of K: of a tile's first row of x, of the weight, and of its up rows.
 
-    BLOCK_SCALES says how the weight's scales vary over the columns of a tile: "one" block of the weight;
-    "pairs" or "halves", one block of gate and one of up rows, interleaved or in halves; or "each" column.
+    They are scalars so that a flattened tile loop carries no vector of pointers. BLOCK_SCALES says how the
+    weight's scales vary over the columns of a tile: "one" block of the weight; "pairs" or "halves", one block
+    of gate and one of up rows, interleaved or in halves; or "each" column, whose pointer stays at row 0.
 
     Args:
         scales: the scales of both operands.
         batch: of this tile.
-        offs_m: [BLOCK_M], rows of x.
+        row: the tile's first row of x.
         weight_row: the tile's first row of the weight.
-        weight_lanes: [BLOCK_N], the rows of the tile's columns, counted from `weight_row`.
         up_rows: rows from the gate to the up projection.
         BLOCK_SCALES: as above.
         WEIGHT_BLOCK_N: rows of the weight per block.
     """
-    x_ptrs, weight_ptrs, up_ptr = offs_m, offs_m, offs_m  # stay where the call has no such scales
+    x_ptr, weight_ptr, up_ptr = row, row, row  # stay where the call has no such scales
     if scales.x_ptr is not None:
-        x_ptrs = scales.x_ptr + batch.to(tl.int64) * scales.stride_x_batch
-        x_ptrs = x_ptrs + offs_m.to(tl.int64) * scales.stride_x_row
+        x_ptr = scales.x_ptr + batch.to(tl.int64) * scales.stride_x_batch
+        x_ptr += row.to(tl.int64) * scales.stride_x_row
     if scales.weight_ptr is not None:
         weight_ptr = scales.weight_ptr + batch.to(tl.int64) * scales.stride_weight_batch
-        row = weight_row.to(tl.int64)
-        if BLOCK_SCALES == "each":
-            weight_ptrs = weight_ptr + (row + weight_lanes) // WEIGHT_BLOCK_N * scales.stride_weight_row
-        else:
-            weight_ptrs = weight_ptr + row // WEIGHT_BLOCK_N * scales.stride_weight_row
-            if BLOCK_SCALES != "one":
-                up_ptr = weight_ptr + (row + up_rows) // WEIGHT_BLOCK_N * scales.stride_weight_row
-    return x_ptrs, weight_ptrs, up_ptr
+        first = weight_row.to(tl.int64)
+        if BLOCK_SCALES == "pairs" or BLOCK_SCALES == "halves":  # noqa: PLR1714  (Triton has no `in`)
+            up_ptr = weight_ptr + (first + up_rows) // WEIGHT_BLOCK_N * scales.stride_weight_row
+        if BLOCK_SCALES != "each":
+            weight_ptr += first // WEIGHT_BLOCK_N * scales.stride_weight_row
+    return x_ptr, weight_ptr, up_ptr
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -96,36 +93,56 @@ def block_factors(
     none: tl.tuple,
     scales: BlockScaleTensors,
     pointers: tl.tuple,
-    live_m: tl.tensor,
+    live_rows: tl.tensor,
+    weight_rows: tl.tensor,
     live_n: tl.tensor,
     k: tl.tensor,
     in_features: tl.tensor,
     BLOCK_SCALES: tl.constexpr,
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
+    WEIGHT_BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
     """Factors of the product that begins at `k`, 0 past the end of K: two, as `promoted` takes them.
 
     The first has an element per row, [BLOCK_M]. The second is that of the up columns; with "each" it has an
     element per column, [BLOCK_N]. Without block scales they are `none`, so that a loop does not change them.
+
+    Args:
+        none: factors of 0.
+        scales: the scales of both operands.
+        pointers: of `scale_pointers`.
+        live_rows: rows of x from the tile's first to the last of all.
+        weight_rows: [BLOCK_N], rows of the weight of the tile's columns.
+        live_n: [BLOCK_N], whether they exist.
+        k: where the product begins.
+        in_features: K.
+        BLOCK_SCALES: of `scale_pointers`.
+        X_BLOCK_K: elements of K per block of x.
+        WEIGHT_BLOCK_K: elements of K per block of the weight.
+        WEIGHT_BLOCK_N: rows of the weight per block.
     """
     first, second = none
     if BLOCK_SCALES != "none":
-        x_ptrs, weight_ptrs, up_ptr = pointers
+        x_ptr, weight_ptr, up_ptr = pointers
         live = k < in_features
         if scales.x_ptr is not None:
-            x_offset = (k // X_BLOCK_K).to(tl.int64) * scales.stride_x_k
-            first = tl.load(x_ptrs + x_offset, mask=live_m & live, other=0.0).to(tl.float32)
+            lanes_m = tl.arange(0, first.shape[0])
+            x_ptrs = x_ptr + lanes_m.to(tl.int64) * scales.stride_x_row
+            x_ptrs += (k // X_BLOCK_K).to(tl.int64) * scales.stride_x_k
+            first = tl.load(x_ptrs, mask=(lanes_m < live_rows) & live, other=0.0).to(tl.float32)
         else:
             first += 1.0
         if scales.weight_ptr is not None:
             weight_offset = (k // WEIGHT_BLOCK_K).to(tl.int64) * scales.stride_weight_k
             if BLOCK_SCALES == "each":
-                second = tl.load(weight_ptrs + weight_offset, mask=live_n & live, other=0.0).to(tl.float32)
+                blocks = (weight_rows // WEIGHT_BLOCK_N).to(tl.int64)
+                weight_ptrs = weight_ptr + weight_offset + blocks * scales.stride_weight_row
+                second = tl.load(weight_ptrs, mask=live_n & live, other=0.0).to(tl.float32)
             else:
                 if BLOCK_SCALES != "one":
                     second = first * tl.load(up_ptr + weight_offset, mask=live, other=0.0).to(tl.float32)
-                first = first * tl.load(weight_ptrs + weight_offset, mask=live, other=0.0).to(tl.float32)
+                first = first * tl.load(weight_ptr + weight_offset, mask=live, other=0.0).to(tl.float32)
     return first, second
 
 

@@ -162,6 +162,29 @@ _MANY_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
     "float32": {80: (TileConfig(m=128, n=64, k=16, warps=8, stages=3, per_sm=2),)},
 }
 
+# With scales per block of K a product of each block is promoted: its registers are beside those of the sums.
+_BLOCK_SCALED_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
+    "float8": {
+        80: _MANY_ROWS["float8"][80],
+        89: (replace(_SQUARE, k=_FLOAT8_K),),
+        90: _MANY_ROWS["float8"][90],
+        100: (replace(_SQUARE, k=_FLOAT8_K, stages=6),),
+        120: (replace(_SQUARE, k=_FLOAT8_K),),
+    },
+    "int8": {
+        80: (replace(_SQUARE, k=_FLOAT8_K),),
+        90: _MANY_ROWS["float8"][90],
+        100: (replace(_SQUARE, k=_FLOAT8_K, stages=6),),
+        120: (replace(_SQUARE, k=_FLOAT8_K),),
+    },
+    "int8_weight": {
+        80: (_SQUARE,),
+        86: (replace(_SQUARE, k=32),),
+        90: (_SQUARE,),
+        120: (replace(_SQUARE, k=32),),
+    },
+}
+
 # Without 16-byte cp.async each element passes through registers: a large tile would spill.
 _UNALIGNED_ROWS: dict[DotKind, TileConfig] = {
     "float16": TileConfig(m=64, n=128, k=32, warps=8, stages=2, per_sm=2),
@@ -178,7 +201,7 @@ def many_row_tiles(problem: MatmulProblem, limits: GpuLimits) -> tuple[TileConfi
     if not problem.aligned:
         return (_UNALIGNED_ROWS[problem.kind],)
     generation = generation_of(limits)
-    by_generation = _MANY_ROWS[problem.kind]
+    by_generation = (_MANY_ROWS if problem.scaled_k is None else _BLOCK_SCALED_ROWS)[problem.kind]
     tiles = by_generation[max(each for each in by_generation if each <= generation)]
     # On sm_80 the largest tile leaves no registers for the masks of a partly used tile.
     tight = generation == 80 and problem.out_features % 256
@@ -201,6 +224,8 @@ def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfi
         "int8_weight": _few_int8,
         "tf32": _few_tf32,
     }
+    if problem.scaled_k is not None and problem.x_bytes == 1:
+        return _with_stages(_few_blocks(m, generation, wide), problem, limits)
     return _with_stages(pick[problem.kind](m, generation, wide), problem, limits)
 
 
@@ -214,6 +239,12 @@ def _few_float16(m: int, generation: int, wide: bool) -> TileConfig:
 
 def _few_tf32(m: int, _generation: int, _wide: bool) -> TileConfig:
     return TileConfig(m=m, n=64 if m == 64 else 32, k=32, warps=4, stages=0, per_sm=2)
+
+
+def _few_blocks(m: int, generation: int, wide: bool) -> TileConfig:
+    """Float8 or int8 with scales per block of K, which a step should not be shorter than."""
+    tile = _few_float8(m, generation, wide)
+    return tile if m < 64 or generation != 100 else replace(tile, k=_FLOAT8_K)
 
 
 def _few_float8(m: int, generation: int, wide: bool) -> TileConfig:

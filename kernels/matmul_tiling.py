@@ -149,6 +149,9 @@ def _tilings(problem: MatmulProblem, limits: GpuLimits, variant: Variant | None)
         tma_helps = problem.rows > FEW_ROWS and generation_of(limits) != 120
         has_tma = limits.compute_capability >= TMA_FROM_CAPABILITY
         variant = "descriptors" if problem.tma and has_tma and tma_helps else "pointers"
+        if variant == "descriptors" and problem.scaled_k is not None and generation_of(limits) == 100:
+            # Some warps promote products while others multiply the next block of K.
+            yield from _tilings(problem, limits, "warp_specialized")
     if problem.rows <= FEW_ROWS and variant == "pointers":
         yield from _few_row_tilings(problem, limits)
         return
@@ -169,6 +172,8 @@ def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTi
     )
     min_columns = tile.n * (4 if costly else 2) // 5
     max_splits = max(1, math.ceil(problem.in_features / tile.k) // _MIN_SPLIT_STEPS)
+    if problem.scaled_k is not None and generation_of(limits) == 100:
+        return _aligned_tilings(whole, max_splits, min_columns)
     tilings = []
     for splits in range(1, max_splits + 1):
         tiles = math.ceil(_MIN_GRID_FILL * limits.sm_count / (problem.batch * splits))
@@ -181,6 +186,16 @@ def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTi
     if not tilings:  # too few weights for all SMs
         tilings = [dataclasses.replace(whole, num_splits=max_splits)]
     return tilings
+
+
+def _aligned_tilings(whole: MatmulTiling, max_splits: int, min_columns: int) -> list[MatmulTiling]:
+    """Tiles whose columns share one block scale of the weight: a scale per column takes too many loads."""
+    halves = [whole.block_n // 2] if whole.block_n // 2 >= min_columns else []
+    return [
+        dataclasses.replace(whole, num_splits=splits, columns=columns)
+        for splits in range(1, max_splits + 1)
+        for columns in (None, *halves)
+    ]
 
 
 def _with_tail_splits(

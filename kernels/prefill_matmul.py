@@ -129,7 +129,7 @@ def _matmul_kernel(
     stride_weight_block_batch: tl.tensor,
     stride_weight_block_row: tl.tensor,
     stride_weight_block_k: tl.tensor,
-    INTEGER_SUMS: tl.constexpr,
+    INTEGER: tl.constexpr,
     BLOCK_SCALES: tl.constexpr,
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
@@ -174,23 +174,21 @@ def _matmul_kernel(
         x_block_ptr, stride_x_block_batch, stride_x_block_row, stride_x_block_k,
         weight_block_ptr, stride_weight_block_batch, stride_weight_block_row, stride_weight_block_k,
     )  # fmt: skip
-    pointers = scale_pointers(
-        scales, batch, row + lanes_m, scale_row, scale_lanes, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
-    )
+    pointers = scale_pointers(scales, batch, row, scale_row, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N)
     none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
     acc = tl.zeros(
         (BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N),
-        dtype=tl.int32 if INTEGER_SUMS else tl.float32,
+        dtype=tl.int32 if INTEGER and PROMOTED_PARTS == 0 else tl.float32,
     )
-    pending = tl.zeros_like(acc)
+    pending = tl.zeros(acc.shape, dtype=tl.int32 if INTEGER else tl.float32)
     pending_factors = none
     for k_tile in range(first_k, last_k):
         for part in tl.static_range(BLOCK_K // PART_K):
             k = k_tile * BLOCK_K + part * PART_K
             live_k = offs_k < in_features - k
             factors = block_factors(
-                none, scales, pointers, live_m, live_n, k, in_features,
-                BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+                none, scales, pointers, rows - row, scale_row + scale_lanes, live_n, k, in_features,
+                BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K, WEIGHT_BLOCK_N,
             )  # fmt: skip
             x = load_tile(x_base + x_offs, live_m, live_k, EVEN_M, EVEN_K)
             weight = load_tile(weight_base + weight_offs, live_n, live_k, EVEN_N, EVEN_K)
@@ -270,7 +268,7 @@ def _tma_kernel(
     stride_weight_block_batch: tl.tensor,
     stride_weight_block_row: tl.tensor,
     stride_weight_block_k: tl.tensor,
-    INTEGER_SUMS: tl.constexpr,
+    INTEGER: tl.constexpr,
     BLOCK_SCALES: tl.constexpr,
     X_BLOCK_K: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
@@ -283,7 +281,9 @@ def _tma_kernel(
     HALVES says that the weight's descriptor is of 3 dimensions: gate and up rows, UP_FIRST in that order.
 
     FLATTEN merges the tile loop and the K loop, so that the loads of the next tile overlap the epilogue of
-    this one. The epilogue stores columns in SLICES slices, which takes fewer registers.
+    this one. WARP_SPECIALIZE is "none", "tiles" for that merged loop, or "steps" for the K loop: with scales
+    per block of K the warps that add products would otherwise also work out the next tile in each step. The
+    epilogue stores columns in SLICES slices, which takes fewer registers.
     """
     blocks_m = tl.cdiv(rows, BLOCK_M)
     blocks_n = tl.cdiv(features, BLOCK_N)
@@ -297,7 +297,11 @@ def _tma_kernel(
     )  # fmt: skip
     PART_K: tl.constexpr = BLOCK_K // max(1, PROMOTED_PARTS)
     for index in tl.range(
-        tl.program_id(0), items, tl.num_programs(0), flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
+        tl.program_id(0),
+        items,
+        tl.num_programs(0),
+        flatten=FLATTEN,
+        warp_specialize=WARP_SPECIALIZE == "tiles",
     ):
         item = tl.cast(index, tl.int32)
         batch, block_m, block_n, first_k, last_k = tile_of_item(
@@ -306,7 +310,7 @@ def _tma_kernel(
         row, feature = block_m * BLOCK_M, block_n * BLOCK_N
         acc = tl.zeros(
             (BLOCK_N, BLOCK_M) if WEIGHT_FIRST else (BLOCK_M, BLOCK_N),
-            dtype=tl.int32 if INTEGER_SUMS else tl.float32,
+            dtype=tl.int32 if INTEGER and PROMOTED_PARTS == 0 else tl.float32,
         )
         if NUM_SPLITS == 1:
             first_k = 0
@@ -316,23 +320,23 @@ def _tma_kernel(
         if HALVES:
             weight_row = feature // 2
             lanes_n = lanes_n % (BLOCK_N // 2) + lanes_n // (BLOCK_N // 2) * (features // 2)
-        live_m, live_n = offs_m < rows, weight_row + lanes_n < features
+        live_n = weight_row + lanes_n < features
         scales = BlockScaleTensors(
             x_block_ptr, stride_x_block_batch, stride_x_block_row, stride_x_block_k,
             weight_block_ptr, stride_weight_block_batch, stride_weight_block_row, stride_weight_block_k,
         )  # fmt: skip
-        pointers = scale_pointers(
-            scales, batch, offs_m, weight_row, lanes_n, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N
-        )
+        pointers = scale_pointers(scales, batch, row, weight_row, features // 2, BLOCK_SCALES, WEIGHT_BLOCK_N)
         none = no_factors(BLOCK_M, BLOCK_N, BLOCK_SCALES)
-        pending = tl.zeros_like(acc)
+        pending = tl.zeros(acc.shape, dtype=tl.int32 if INTEGER else tl.float32)
         pending_factors = none
-        for k_tile in tl.range(first_k, last_k, num_stages=NUM_STAGES):
+        for k_tile in tl.range(
+            first_k, last_k, num_stages=NUM_STAGES, warp_specialize=WARP_SPECIALIZE == "steps"
+        ):
             for part in tl.static_range(BLOCK_K // PART_K):
                 k = k_tile * BLOCK_K + part * PART_K
                 factors = block_factors(
-                    none, scales, pointers, live_m, live_n, k, in_features,
-                    BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K,
+                    none, scales, pointers, rows - row, weight_row + lanes_n, live_n, k, in_features,
+                    BLOCK_SCALES, X_BLOCK_K, WEIGHT_BLOCK_K, WEIGHT_BLOCK_N,
                 )  # fmt: skip
                 x = x_desc.load([row, k])
                 if HALVES:
@@ -606,6 +610,9 @@ def _launch(
     }
     # Three accumulators leave few registers for the epilogue. A row of a slice is 32 bytes of output or more.
     slice_columns = _SLICE_COLUMNS if plan.promoted_parts <= 1 else 32 if plan.layout else 16
+    if plan.blocks is not None and plan.promoted_parts == 1:
+        # With slices LLVM pairs sums that are not neighbours for packed additions, and moves each product.
+        slice_columns = tiling.block_n
     product = {
         "in_features": x.shape[2],
         "PRECISION": precision,
@@ -617,7 +624,7 @@ def _launch(
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
         "maxnreg": tiling.max_registers,
-        "INTEGER_SUMS": plan.integer_sums,
+        "INTEGER": plan.x.dtype == torch.int8,
         **_block_arguments(plan),
     }
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
@@ -646,7 +653,9 @@ def _launch(
                 HALVES=plan.layout == HALVES,
             )
         else:
-            specialized = tiling.variant == "warp_specialized"
+            specialized = tiling.variant == "warp_specialized" and (
+                "tiles" if plan.blocks is None else "steps"
+            )
             part_k = tiling.block_k // max(1, plan.promoted_parts)
             launch(
                 _tma_kernel,
@@ -658,8 +667,8 @@ def _launch(
                 up_weight_ptr=plan.up_weight,
                 items=plan.items,
                 # A flattened loop needs the same number of K steps in every item.
-                FLATTEN=specialized or (plan.flattens and not plan.split_tiles),
-                WARP_SPECIALIZE=specialized,
+                FLATTEN=specialized == "tiles" or (plan.flattens and not plan.split_tiles),
+                WARP_SPECIALIZE=specialized or "none",
                 NUM_STAGES=tiling.num_stages,
                 HALVES=plan.layout == HALVES,
                 UP_FIRST=plan.layout == HALVES and plan.up_offset < 0,

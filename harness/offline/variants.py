@@ -94,7 +94,9 @@ def default_cases() -> tuple[CompileCase, ...]:
         for dtype in dtypes
     )
     narrow = (
-        CompileCase(kernel="prefill_matmul", variant=variant, dtype=dtype, shape={**_MATMUL, **shape, form: 1})
+        CompileCase(
+            kernel="prefill_matmul", variant=variant, dtype=dtype, shape={**_MATMUL, **shape, form: 1}
+        )
         for form, dtype, variants in (("blocks", "e4m3", _BLOCK_SCALED), ("int8_x", "int8", _INT8_X))
         for variant, shape in variants.items()
     )
