@@ -90,9 +90,14 @@ class MatmulPlan:
         return "pairs" if self.tiling.variant == "pointers" else "halves"
 
     @property
+    def integer_products(self) -> bool:
+        """Whether int8 is multiplied by int8: products are int32."""
+        return self.x.dtype == self.weight.dtype == torch.int8
+
+    @property
     def integer_sums(self) -> bool:
         """Whether sums are int32, which hold those of int8 products exactly."""
-        return self.x.dtype == self.weight.dtype == torch.int8 and self.promoted_parts == 0
+        return self.integer_products and self.promoted_parts == 0
 
     @property
     def items(self) -> int:

@@ -624,7 +624,7 @@ def _launch(
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
         "maxnreg": tiling.max_registers,
-        "INTEGER": plan.x.dtype == torch.int8,
+        "INTEGER": plan.integer_products,
         **_block_arguments(plan),
     }
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]

@@ -51,10 +51,10 @@ def scales(rows, out_features, in_features, *, block_k=128, block_n=128, batch=(
 )
 @pytest.mark.parametrize(
     "tiling",
-    by_default({"split_columns", "weight_first", "split_descriptors"}, SCALED.values(), SCALED.keys()),
+    by_default({"split_columns", "split_descriptors"}, SCALED.values(), SCALED.keys()),
 )
 def test_every_tiling_scales_each_block_of_k(tiling, dtype):
-    assert_right(*narrow(19, 70, 80, dtype), **scales(19, 70, 80, block_k=32, block_n=32), tiling=tiling)
+    assert_right(*narrow(19, 40, 80, dtype), **scales(19, 40, 80, block_k=32, block_n=32), tiling=tiling)
 
 
 @pytest.mark.parametrize("rows", by_default({17}, [1, 15, 16, 17]))
@@ -65,7 +65,7 @@ def test_sizes_that_128_does_not_divide(rows, out_features, in_features):
     assert_right(*narrow(rows, out_features, in_features), **options, tiling=WIDE)
 
 
-@pytest.mark.parametrize("tiling", [None, PARTS], ids=["chosen", "parts"])
+@pytest.mark.parametrize("tiling", by_default({"parts"}, [None, PARTS], ids=["chosen", "parts"]))
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape"),
     [((19,), (3, 3)), ((), (70, 3)), ((19, 3), (70,)), ((19, 2), (5, 3)), ((19, 3), ()), ((19, 3), (70, 2))],
@@ -126,20 +126,20 @@ def test_gpus_without_float8_instructions(monkeypatch):
     assert_right(*narrow(19, 70, 80), **scales(19, 70, 80, block_k=32, block_n=32))
 
 
-@pytest.mark.parametrize("capability", [89, 90, 100, 120])
+@pytest.mark.parametrize("capability", by_default({100}, [89, 90, 100, 120]))
 def test_chosen_tilings(capability, monkeypatch):
     limits = dataclasses.replace(H100_LIMITS, compute_capability=capability, shared_bytes_per_block=99 << 10)
     monkeypatch.setattr(module, "gpu_limits", lambda _device: limits)
-    for rows in (17, 65):
-        assert_right(*narrow(rows, 130, 256), **scales(rows, 130, 256))
+    for rows in (5, 65):
+        assert_right(*narrow(rows, 130, 129), **scales(rows, 130, 129))
 
 
 @pytest.mark.parametrize(
     "tiling", [SCALED["split"], SCALED["split_descriptors"]], ids=["split", "descriptors"]
 )
 def test_results_are_bitwise_reproducible(tiling):
-    x, weight = narrow(19, 70, 80)
-    options = scales(19, 70, 80, block_k=32, block_n=32) | {"tiling": tiling}
+    x, weight = narrow(17, 34, 80)
+    options = scales(17, 34, 80, block_k=32, block_n=32) | {"tiling": tiling}
     assert torch.equal(multiply(x, weight, **options), multiply(x, weight, **options))
 
 
@@ -175,7 +175,7 @@ def test_float8_sums_are_promoted_for_each_block(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["other_block", "other_row", "next_part"])
-def test_faults_of_the_scales_are_found(fault, monkeypatch):
+def test_faults_of_the_scales_are_found(fault):
     x, weight = narrow(5, 70, 96)
     options = scales(5, 70, 96, block_k=32, block_n=32)
     right = {name: each.clone() for name, each in options.items()}

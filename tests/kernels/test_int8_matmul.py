@@ -32,7 +32,7 @@ def int32_result(x, weight, **options):
     ),
 )
 def test_int32_sums_are_exact(tiling):
-    x, weight = integers(37, 70, seed=1), integers(45, 70, seed=2)
+    x, weight = integers(33, 40, seed=1), integers(45, 40, seed=2)
     assert torch.equal(int32_result(x, weight, tiling=tiling), x.int() @ weight.int().T)
 
 
@@ -72,7 +72,7 @@ def test_batched_weights():
     assert_right(x, weight, x_scale=uniform(3, 19) / 100, weight_scale=uniform(3, 34, seed=6) / 100)
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+@pytest.mark.parametrize("capability", by_default({80}, [80, 89, 90, 100, 120]))
 def test_chosen_tilings(capability, monkeypatch):
     limits = dataclasses.replace(H100_LIMITS, compute_capability=capability, shared_bytes_per_block=99 << 10)
     monkeypatch.setattr(module, "gpu_limits", lambda _device: limits)
