@@ -255,7 +255,7 @@ def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
     rows, in_features = shape["rows"], shape["in_features"]
     features = shape["out_features"] * (2 if swiglu else 1)
     widens = dtype == torch.int8 and not shape.get("int8_x")
-    scales = {"weight_scale": torch.empty((features,))} if dtype == torch.int8 else {}
+    scales: dict[str, Any] = {"weight_scale": torch.empty((features,))} if dtype == torch.int8 else {}
     if shape.get("int8_x"):
         scales["x_scale"] = torch.empty((rows,))
     if shape.get("blocks"):
