@@ -42,7 +42,7 @@ from .prefill_attention_schedule import (
     new_tokens,
     order_kernel,
 )
-from .prefill_attention_tile import attend_part, load_queries
+from .prefill_attention_tile import attend_part, load_queries, not_finite_values
 from .scale_factors import DecodeFactors, decode_factors
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ patch_interpreter()
 
 CAREFUL_TOKENS = 16
 """KV tokens per tile of an item that is computed again: the smallest dimension of `tl.dot`."""
+
+CAREFUL_COLUMNS = 16
+"""Columns of its output at a time to which values that are not finite are added."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -128,6 +131,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     DTYPE: tl.constexpr,
     P_LOG2: tl.constexpr,
     PROMOTED: tl.constexpr,
+    SIGNED: tl.constexpr,
     ORDER_HEADER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -135,6 +139,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     CAREFUL_N: tl.constexpr,
+    CAREFUL_COLUMNS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
 ) -> None:
@@ -148,7 +153,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
         HEAD_DIM, V_HEAD_DIM, PAGE_SIZE,
         K_CACHE_STRIDE_TOKEN, K_CACHE_STRIDE_PAGE, V_CACHE_STRIDE_TOKEN, V_CACHE_STRIDE_PAGE,
     )  # fmt: skip
-    OPTIONS: tl.constexpr = (CAUSAL, HAS_WINDOW, P_LOG2, PROMOTED)
+    OPTIONS: tl.constexpr = (CAUSAL, HAS_WINDOW, P_LOG2, PROMOTED, SIGNED)
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     if order_ptr is not None:
@@ -195,12 +200,11 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             + (first + rows).to(tl.int64)[:, None] * stride_q_token
             + head.to(tl.int64) * stride_q_head
         )
-        # With a factor >= 0 the maximum of scaled scores is the scaled maximum: move the sign to q.
-        q = load_queries(q_row_ptrs, live_rows, 0, HEAD_DIM, BLOCK_D, factor < 0.0, DTYPE)
+        q = load_queries(q_row_ptrs, live_rows, 0, HEAD_DIM, BLOCK_D, DTYPE)
         q_rest = q
         if BLOCK_R > 0:
-            q_rest = load_queries(q_row_ptrs, live_rows, BLOCK_D, HEAD_DIM, BLOCK_R, factor < 0.0, DTYPE)
-        queries = q, q_rest, tl.abs(factor)
+            q_rest = load_queries(q_row_ptrs, live_rows, BLOCK_D, HEAD_DIM, BLOCK_R, DTYPE)
+        queries = q, q_rest, factor
         new_source = (
             k_desc, k_rest_desc, v_desc,
             sequence * k_rows_batch + first + kv_head * k_rows_head, kv_head * k_columns_head,
@@ -211,6 +215,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             + wide_head * stride_v_head,
             None,
         )  # fmt: skip
+        pointers = None, None, None, 0, 0, 0, 0, new_source[7], new_source[8], None
         state = (
             tl.zeros((BLOCK_M, BLOCK_V), tl.float32),
             tl.zeros((BLOCK_M,), tl.float32),
@@ -222,11 +227,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             cache_v_scale = cache_v_factor
             if SCALES_CACHE_ALONE and v_scale_ptr is not None:
                 cache_v_scale = cache_v_scale * tl.load(v_scale_ptr + kv_head * stride_v_scale)
-            cache_queries = q, q_rest, tl.abs(cache_factor)
-            if SCALES_CACHE_ALONE:
-                opposite = (cache_factor < 0.0) != (factor < 0.0)
-                cache_q = tl.where(opposite, -q, q)
-                cache_queries = cache_q, tl.where(opposite, -q_rest, q_rest), tl.abs(cache_factor)
+            cache_queries = q, q_rest, cache_factor
             k_cache_head = k_cache_ptr + wide_head * stride_k_cache_head
             v_cache_head = v_cache_ptr + wide_head * stride_v_cache_head
             if PAGE_SIZE == 0:
@@ -244,8 +245,9 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             state, queries, new_source, row, last_row, tl.zeros_like(length), length, window, softcap_log2,
             LAYOUT, OPTIONS, HAS_SOFTCAP, BLOCK_N, False, NUM_STAGES, WARP_SPECIALIZE,
         )  # fmt: skip
-        # Not finite: NaN or infinity reached the result, perhaps with a weight of 0.
-        if tl.max(tl.max(tl.where(tl.abs(state[0]) < float("inf"), 0, 1), 1), 0) > 0:
+        # NaN or infinity has reached the result, perhaps with a weight of 0.
+        not_finite = tl.max(tl.max(tl.where(tl.abs(state[0]) < float("inf"), 0, 1), 1), 0) > 0
+        if not_finite:
             state = (
                 tl.zeros((BLOCK_M, BLOCK_V), tl.float32),
                 tl.zeros((BLOCK_M,), tl.float32),
@@ -258,7 +260,6 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
                 )  # fmt: skip
                 if SCALES_CACHE_ALONE:
                     state = state[0] * cache_v_scale, state[1], state[2]
-            pointers = None, None, None, 0, 0, 0, 0, new_source[7], new_source[8], None
             state = attend_part(
                 state, queries, pointers, row, last_row, tl.zeros_like(length), length, window,
                 softcap_log2, LAYOUT, OPTIONS, HAS_SOFTCAP, CAREFUL_N, True, 1, False,
@@ -277,17 +278,32 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
         stored_rows = live_rows if cu_seqlens_ptr is not None else rows < tokens
         offs_v = tl.arange(0, BLOCK_V)
         out_rows = (first + rows).to(tl.int64)
-        out_ptrs = (
-            out_ptr
-            + wide_sequence * stride_out_batch
-            + out_rows[:, None] * stride_out_token
-            + head.to(tl.int64) * stride_out_head
-            + offs_v[None, :]
-        )
+        out_row_ptrs = out_ptr + wide_sequence * stride_out_batch + head.to(tl.int64) * stride_out_head
+        out_row_ptrs = out_row_ptrs + out_rows[:, None] * stride_out_token
         mask = stored_rows[:, None]
         if BLOCK_V > V_HEAD_DIM:
             mask = mask & (offs_v < V_HEAD_DIM)[None, :]
-        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_row_ptrs + offs_v[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+        if not_finite:
+            tl.debug_barrier()  # other threads have stored what is loaded next
+            for column in range(0, V_HEAD_DIM, CAREFUL_COLUMNS):
+                added = tl.zeros((BLOCK_M, CAREFUL_COLUMNS), tl.float32)
+                if k_cache_ptr is not None:
+                    added = not_finite_values(
+                        added, cache_source, row, last_row, context, context, window, column,
+                        CACHE_LAYOUT, OPTIONS, CAREFUL_N,
+                    )  # fmt: skip
+                    if SCALES_CACHE_ALONE:
+                        added *= cache_v_scale
+                added = not_finite_values(
+                    added, pointers, row, last_row, tl.zeros_like(length), length, window, column,
+                    LAYOUT, OPTIONS, CAREFUL_N,
+                )  # fmt: skip
+                columns = column + tl.arange(0, CAREFUL_COLUMNS)
+                ptrs = out_row_ptrs + columns[None, :]
+                live = live_rows[:, None] & (columns < V_HEAD_DIM)[None, :]
+                finite = tl.load(ptrs, mask=live, other=0.0).to(tl.float32)
+                tl.store(ptrs, (finite + added * out_factor).to(out_ptr.dtype.element_ty), mask=live)
         if lse_ptr is not None:
             lse = tl.where(live_rows, lse_log2 * 0.6931471805599453, float("-inf"))
             lse_ptrs = lse_ptr + wide_sequence * stride_lse_batch + out_rows * q_heads + head
@@ -581,17 +597,25 @@ def _launch(
             DTYPE=plan.dot_dtype,
             P_LOG2=plan.p_log2,
             PROMOTED=plan.promoted,
+            SIGNED=_may_be_negative(new, cached, q_scale),
             BLOCK_N=tiling.block_n,
             BLOCK_D=plan.block_d,
             BLOCK_R=plan.block_r,
             BLOCK_V=plan.block_v,
             CAREFUL_N=CAREFUL_TOKENS,
+            CAREFUL_COLUMNS=CAREFUL_COLUMNS,
             NUM_STAGES=tiling.num_stages,
             WARP_SPECIALIZE=tiling.variant == "warp_specialized",
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
             maxnreg=tiling.max_registers,
         )
+
+
+def _may_be_negative(new: DecodeFactors, cached: DecodeFactors, q_scale: torch.Tensor | float | None) -> bool:
+    """Whether a factor of the scores is negative, or on the device, where it may be."""
+    on_device = cached.k_scale is not None or isinstance(q_scale, torch.Tensor)
+    return on_device or min(new.score, cached.score) < 0.0
 
 
 def _per_head(scale: torch.Tensor | None) -> int:

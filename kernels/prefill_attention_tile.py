@@ -11,9 +11,29 @@ import triton.language as tl
 
 from .decode_tile import _in_page, _pages_of, _tanh
 from .float8 import to_float16
-from .interpreter import patch_interpreter
+from .interpreter import interpreting, patch_interpreter
 
 patch_interpreter()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _exp2_flushed(x: tl.tensor) -> tl.tensor:
+    """2^x; a result below the smallest normal number is 0.
+
+    One instruction. `tl.exp2` takes three more, which scale such results so that they keep their bits.
+    """
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _exp2_interpreted(x: tl.tensor) -> tl.tensor:
+    """The same in the interpreter, which runs no inline assembly."""
+    return tl.exp2(x)
+
+
+exp2 = _exp2_interpreted if interpreting() else _exp2_flushed
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -31,21 +51,17 @@ def load_queries(
     first_column: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-    negative: tl.tensor,
     DTYPE: tl.constexpr,
 ) -> tl.tensor:
-    """BLOCK columns of a row block of queries, 0 past head_dim; negated if `negative`."""
+    """BLOCK columns of a row block of queries, 0 past head_dim.
+
+    Nothing else may be done to them: the operand of a warp-group MMA then comes from shared memory.
+    """
     columns = first_column + tl.arange(0, BLOCK)
     mask = live_rows[:, None]
     if first_column + BLOCK > HEAD_DIM:
         mask = mask & (columns < HEAD_DIM)[None, :]
-    q = tl.load(q_ptrs + columns[None, :], mask=mask, other=0.0)
-    if q.dtype.primitive_bitwidth == 8:
-        bits = q.to(tl.uint8, bitcast=True)
-        q = tl.where(negative, bits ^ 0x80, bits).to(q.dtype, bitcast=True)
-    else:
-        q = tl.where(negative, -q, q)
-    return _operand(q, DTYPE)
+    return _operand(tl.load(q_ptrs + columns[None, :], mask=mask, other=0.0), DTYPE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -100,6 +116,30 @@ def _attended(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _part_bounds(
+    row: tl.tensor,
+    last_row: tl.tensor,
+    shift: tl.tensor,
+    length: tl.tensor,
+    window: tl.tensor,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+) -> tl.tuple:
+    """Tokens [begin, end) of a part that some row attends to, and those that every row attends to."""
+    begin = tl.zeros_like(length)
+    end = length
+    unmasked_begin = begin
+    unmasked_end = length
+    if CAUSAL:
+        end = tl.minimum(length, last_row + shift)
+        unmasked_end = tl.minimum(length, row + shift + 1)
+    if HAS_WINDOW:
+        begin = tl.minimum(tl.maximum(row + shift - window + 1, 0), end)
+        unmasked_begin = tl.maximum(last_row + shift - window, 0)
+    return begin, end, unmasked_begin, unmasked_end
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def attend_part(
     state: tl.tuple,
     queries: tl.tuple,
@@ -123,20 +163,11 @@ def attend_part(
     Rows are the new tokens [row, last_row). Token i is at position i + shift of this part. See `attend` for
     the other arguments.
     """
-    CAUSAL: tl.constexpr = OPTIONS[0]
     HAS_WINDOW: tl.constexpr = OPTIONS[1]
     BLOCK_M: tl.constexpr = queries[0].shape[0]
-    begin = tl.zeros_like(length)
-    end = length
-    # Every row attends to tokens [unmasked_begin, unmasked_end).
-    unmasked_begin = begin
-    unmasked_end = length
-    if CAUSAL:
-        end = tl.minimum(length, last_row + shift)
-        unmasked_end = tl.minimum(length, row + shift + 1)
-    if HAS_WINDOW:
-        begin = tl.minimum(tl.maximum(row + shift - window + 1, 0), end)
-        unmasked_begin = tl.maximum(last_row + shift - window, 0)
+    begin, end, unmasked_begin, unmasked_end = _part_bounds(
+        row, last_row, shift, length, window, OPTIONS[0], HAS_WINDOW
+    )
     bounds = begin, end, row + shift + tl.arange(0, BLOCK_M)
     first_tile = begin // BLOCK_N
     last_tile = tl.cdiv(end, BLOCK_N)
@@ -192,7 +223,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             2 [BLOCK_M]. The first two are relative to the third, and 2^P_LOG2 times as large: float8 has few
             values below 2^-6.
         queries: the first BLOCK_D columns [BLOCK_M, BLOCK_D], the other columns (the same tensor if there
-            are none), and the factor of their scores, not negative.
+            are none), and the factor of their scores.
         source: of this part's keys and values: TMA descriptors of keys, of their other columns and of values,
             or None; the row and column of token 0 in them, of keys and of values; pointers to token 0; and
             the pages of the sequence.
@@ -201,12 +232,12 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         softcap_log2: soft cap of the scores, in base 2.
         LAYOUT: head_dim of keys and values, page size (0 for none), and strides of keys and values: tokens,
             pages, tokens, pages.
-        OPTIONS: whether attention is causal, and has a window; P_LOG2; and whether to add each product to the
-            accumulator outside of the tensor cores (PROMOTED).
+        OPTIONS: whether attention is causal, and has a window; P_LOG2; whether to add each product to the
+            accumulator outside of the tensor cores (PROMOTED); and whether the factor may be negative.
         HAS_SOFTCAP: whether scores have a soft cap.
         BLOCK_N: tokens of a tile.
         MASKED: whether some rows do not attend to all tokens.
-        CAREFUL: also keep values that are not finite out of rows that do not attend to their tokens.
+        CAREFUL: whether values that are not finite count as 0; `not_finite_values` adds them.
         NUM_STAGES: stages of the software pipeline.
         WARP_SPECIALIZE: whether the loads have a warp of their own.
 
@@ -226,6 +257,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     V_STRIDE_PAGE: tl.constexpr = LAYOUT[6]
     P_LOG2: tl.constexpr = OPTIONS[2]
     PROMOTED: tl.constexpr = OPTIONS[3]
+    SIGNED: tl.constexpr = OPTIONS[4]
     BLOCK_D: tl.constexpr = q.shape[1]
     k_ptrs = k_head
     v_ptrs = v_head
@@ -255,21 +287,22 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             )  # [BLOCK_N, BLOCK_R]
             k_rest = tl.trans(_operand(k_rest, q.dtype))
             scores = tl.dot(q_rest, k_rest, scores, input_precision="ieee")
+        # With a factor >= 0 the maximum of scaled scores is the scaled maximum: scale in the exponential's
+        # multiply-add. The -inf of a masked score times a factor of 0 is NaN.
         score_factor = factor
-        if HAS_SOFTCAP:
-            scores = softcap_log2 * _tanh(scores * factor)
+        if HAS_SOFTCAP or MASKED or SIGNED:
+            scores = scores * factor
             score_factor = tl.full((), 1.0, tl.float32)
-        attended = live_n[None, :]
+        if HAS_SOFTCAP:
+            scores = softcap_log2 * _tanh(scores)
         if MASKED:
             attended = _attended(tokens, end, positions, window, OPTIONS[0], OPTIONS[1])
-            # Scaled before: the -inf of a masked score times a factor of 0 is NaN.
-            scores = tl.where(attended, scores * score_factor, float("-inf"))
-            score_factor = tl.full((), 1.0, tl.float32)
+            scores = tl.where(attended, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1) * score_factor)
         # If all scores so far are -inf, subtract 0: -inf minus -inf is NaN.
         offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        probabilities = tl.exp2(scores * score_factor - (offset - P_LOG2)[:, None])
-        decay = tl.exp2(maximum - offset)
+        probabilities = exp2(scores * score_factor - (offset - P_LOG2)[:, None])
+        decay = exp2(maximum - offset)
         total = total * decay + tl.sum(probabilities, 1)
         maximum = new_maximum
         v = _load_tile(
@@ -278,7 +311,9 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         )  # fmt: skip
         values = _operand(v, q.dtype)  # [BLOCK_N, BLOCK_V]
         if CAREFUL:
-            acc = acc * decay[:, None] + _careful_product(probabilities, values, attended)
+            wide = values.to(tl.float32)
+            values = tl.where(tl.abs(wide) < float("inf"), wide, 0.0).to(q.dtype)
+            acc = tl.dot(probabilities.to(q.dtype), values, acc * decay[:, None], input_precision="ieee")
         elif PROMOTED:
             product = tl.dot(probabilities.to(q.dtype), values, input_precision="ieee")
             acc = acc * decay[:, None] + product
@@ -288,21 +323,51 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _careful_product(probabilities: tl.tensor, values: tl.tensor, attended: tl.tensor) -> tl.tensor:
-    """Probabilities times values; a value that is not finite reaches only the rows that attend to it.
+def not_finite_values(
+    result: tl.tensor,
+    source: tl.tuple,
+    row: tl.tensor,
+    last_row: tl.tensor,
+    shift: tl.tensor,
+    length: tl.tensor,
+    window: tl.tensor,
+    first_column: tl.tensor,
+    LAYOUT: tl.constexpr,
+    OPTIONS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """`result` [rows, columns] plus one part's values that are not finite, in the rows that attend to them.
 
-    The dot gets 0 for it (0 x NaN is NaN), and a second dot counts +inf (1), -inf (32) and NaN (1024) per row
-    and column. The counts do not overlap, because a tile has fewer than 32 tokens.
+    The columns are those of the values from `first_column` on. See `attend_part` for the other arguments.
     """
-    plus, minus = values == float("inf"), values == float("-inf")
-    codes = (
-        tl.where(plus, 1.0, 0.0) + tl.where(minus, 32.0, 0.0) + tl.where(values != values, 1024.0, 0.0)  # noqa: PLR0124  (NaN)
-    )
-    finite = tl.where(codes == 0.0, values, 0.0).to(values.dtype)
-    product = tl.dot(probabilities.to(values.dtype), finite, input_precision="ieee")
-    counts = tl.dot(
-        tl.where(attended, 1.0, 0.0).to(values.dtype), codes.to(values.dtype), input_precision="ieee"
-    ).to(tl.int32)
-    product += tl.where(counts & 31 > 0, float("inf"), 0.0)
-    product += tl.where(counts & 992 > 0, float("-inf"), 0.0)
-    return product + tl.where(counts >= 1024, float("nan"), 0.0)
+    V_HEAD_DIM: tl.constexpr = LAYOUT[1]
+    PAGE_SIZE: tl.constexpr = LAYOUT[2]
+    begin, end, _, _ = _part_bounds(row, last_row, shift, length, window, OPTIONS[0], OPTIONS[1])
+    positions = row + shift + tl.arange(0, result.shape[0])
+    columns = first_column + tl.arange(0, result.shape[1])
+    v_ptrs = source[8] + _in_page(PAGE_SIZE, BLOCK_N) * LAYOUT[5]
+    for tile in range(begin // BLOCK_N, tl.cdiv(end, BLOCK_N)):
+        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        live = (tokens >= begin) & (tokens < end)
+        if PAGE_SIZE == 0:
+            v_offs = tl.zeros((BLOCK_N,), tl.int64) + tl.cast(tile, tl.int64) * (BLOCK_N * LAYOUT[5])
+        else:
+            pages, page_offs = _pages_of(source[9], tile, begin, end, PAGE_SIZE, BLOCK_N, True)
+            v_offs = pages * LAYOUT[6] + page_offs * LAYOUT[5]
+        v = tl.load(
+            (v_ptrs + v_offs)[:, None] + columns[None, :],
+            mask=live[:, None] & (columns < V_HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        values = _operand(v, tl.float32)
+        finite = tl.abs(values) < float("inf")
+        if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
+            for at in range(BLOCK_N):
+                token = tile * BLOCK_N + at
+                here = (tl.arange(0, BLOCK_N) == at)[:, None]
+                value = tl.sum(tl.where(here & (finite == 0), values, 0.0), 0)  # [columns]
+                attended = _attended(
+                    token + tl.arange(0, 1), end, positions, window, OPTIONS[0], OPTIONS[1]
+                )  # [rows, 1]
+                result += tl.where(attended, value[None, :], 0.0)
+    return result

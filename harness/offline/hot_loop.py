@@ -184,7 +184,8 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
     """Finds a kernel's hot loop, and the loop that loads for it.
 
     Of the innermost loops with work, the hot one has the most multiply-adds, then the most bytes loaded
-    asynchronously, then the most bytes loaded, then the most instructions. With warp specialisation the MMA
+    asynchronously, then the most bytes loaded. Of loops with the same of each and MMA instructions, it is the
+    shortest: the others are its masked copies, for tiles at an edge. Otherwise it is the longest. With warp specialisation the MMA
     instructions and their loads are in different loops.
 
     Returns:
@@ -212,7 +213,8 @@ def _rank(loop: HotLoop) -> tuple[float, int, int, int, int]:
     """Sort key of `find_hot_loops`; of equal loops the first in memory wins."""
     mmas = sum(each.is_mma for each in loop.instructions)
     pipelined = sum(_loaded_by(each) for each in loop.global_loads if each.is_asynchronous)
-    return loop.multiply_adds or float(mmas), pipelined, _loaded(loop), loop.count, -loop.indices[0]
+    length = -loop.count if mmas else loop.count
+    return loop.multiply_adds or float(mmas), pipelined, _loaded(loop), length, -loop.indices[0]
 
 
 def _loaded(loop: HotLoop) -> int:
