@@ -42,13 +42,16 @@ from .prefill_attention_schedule import (
     new_tokens,
     order_kernel,
 )
-from .prefill_attention_tile import attend_part, load_queries, not_finite_values
+from .prefill_attention_tile import attend_part, initial_state, load_queries, not_finite_values
 from .scale_factors import DecodeFactors, decode_factors
 
 if TYPE_CHECKING:
     from .prefill_attention_tiling import PrefillAttentionTiling
 
 patch_interpreter()
+
+LANE_SUMS = 8
+"""Sums of probabilities per row: columns that repeat over the lanes of a row in an MMA's result."""
 
 CAREFUL_TOKENS = 16
 """KV tokens per tile of an item that is computed again: the smallest dimension of `tl.dot`."""
@@ -138,6 +141,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    SUMS: tl.constexpr,
     CAREFUL_N: tl.constexpr,
     CAREFUL_COLUMNS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -216,11 +220,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             None,
         )  # fmt: skip
         pointers = None, None, None, 0, 0, 0, 0, new_source[7], new_source[8], None
-        state = (
-            tl.zeros((BLOCK_M, BLOCK_V), tl.float32),
-            tl.zeros((BLOCK_M,), tl.float32),
-            tl.full((BLOCK_M,), float("-inf"), tl.float32),
-        )
+        state = initial_state(BLOCK_M, BLOCK_V, SUMS)
         if k_cache_ptr is not None:
             context = cached_tokens(sequence, sequence < batch, context_lens_ptr, capacity)
             context = tl.where(length > 0, context, 0)
@@ -248,11 +248,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
         # NaN or infinity has reached the result, perhaps with a weight of 0.
         not_finite = tl.max(tl.max(tl.where(tl.abs(state[0]) < float("inf"), 0, 1), 1), 0) > 0
         if not_finite:
-            state = (
-                tl.zeros((BLOCK_M, BLOCK_V), tl.float32),
-                tl.zeros((BLOCK_M,), tl.float32),
-                tl.full((BLOCK_M,), float("-inf"), tl.float32),
-            )
+            state = initial_state(BLOCK_M, BLOCK_V, SUMS)
             if k_cache_ptr is not None:
                 state = attend_part(
                     state, cache_queries, cache_source, row, last_row, context, context, window,
@@ -265,7 +261,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
                 softcap_log2, LAYOUT, OPTIONS, HAS_SOFTCAP, CAREFUL_N, True, 1, False,
             )  # fmt: skip
 
-        out, lse_log2 = normalized(state[0], state[2], state[1])
+        out, lse_log2 = normalized(state[0], state[2], tl.sum(state[1], 1))
         lse_log2 -= P_LOG2
         if sinks_ptr is not None:
             sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
@@ -602,6 +598,7 @@ def _launch(
             BLOCK_D=plan.block_d,
             BLOCK_R=plan.block_r,
             BLOCK_V=plan.block_v,
+            SUMS=LANE_SUMS,
             CAREFUL_N=CAREFUL_TOKENS,
             CAREFUL_COLUMNS=CAREFUL_COLUMNS,
             NUM_STAGES=tiling.num_stages,

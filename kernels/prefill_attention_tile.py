@@ -11,29 +11,9 @@ import triton.language as tl
 
 from .decode_tile import _in_page, _pages_of, _tanh
 from .float8 import to_float16
-from .interpreter import interpreting, patch_interpreter
+from .interpreter import patch_interpreter
 
 patch_interpreter()
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _exp2_flushed(x: tl.tensor) -> tl.tensor:
-    """2^x; a result below the smallest normal number is 0.
-
-    One instruction. `tl.exp2` takes three more, which scale such results so that they keep their bits.
-    """
-    return tl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _exp2_interpreted(x: tl.tensor) -> tl.tensor:
-    """The same in the interpreter, which runs no inline assembly."""
-    return tl.exp2(x)
-
-
-exp2 = _exp2_interpreted if interpreting() else _exp2_flushed
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -113,6 +93,16 @@ def _attended(
     if HAS_WINDOW:
         attended = attended & (tokens[None, :] > positions[:, None] - window)
     return attended
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def initial_state(BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, SUMS: tl.constexpr) -> tl.tuple:
+    """The state of `attend` before the first tile.
+
+    The largest score starts at the lowest finite number: -inf minus -inf is NaN. No finite score lies below.
+    """
+    lowest = tl.full((BLOCK_M,), -3.4028234663852886e38, tl.float32)
+    return tl.zeros((BLOCK_M, BLOCK_V), tl.float32), tl.zeros((BLOCK_M, SUMS), tl.float32), lowest
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -219,9 +209,9 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     Args:
         first_tile: the first tile.
         last_tile: the tile after the last.
-        state: of a row block: accumulator [BLOCK_M, BLOCK_V], sum of probabilities and largest score in base
-            2 [BLOCK_M]. The first two are relative to the third, and 2^P_LOG2 times as large: float8 has few
-            values below 2^-6.
+        state: of a row block: accumulator [BLOCK_M, BLOCK_V], sums of probabilities [BLOCK_M, lanes], and
+            largest score in base 2 [BLOCK_M]. The first two are relative to the third, and 2^P_LOG2 times as
+            large: float8 has few values below 2^-6.
         queries: the first BLOCK_D columns [BLOCK_M, BLOCK_D], the other columns (the same tensor if there
             are none), and the factor of their scores.
         source: of this part's keys and values: TMA descriptors of keys, of their other columns and of values,
@@ -258,24 +248,33 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     P_LOG2: tl.constexpr = OPTIONS[2]
     PROMOTED: tl.constexpr = OPTIONS[3]
     SIGNED: tl.constexpr = OPTIONS[4]
+    BLOCK_M: tl.constexpr = q.shape[0]
     BLOCK_D: tl.constexpr = q.shape[1]
+    SUMS: tl.constexpr = total.shape[1]
     k_ptrs = k_head
     v_ptrs = v_head
     if k_desc is None:
         in_page = _in_page(PAGE_SIZE, BLOCK_N)
         k_ptrs = k_head + in_page * K_STRIDE_TOKEN  # [BLOCK_N]
         v_ptrs = v_head + in_page * V_STRIDE_TOKEN
-    for tile in tl.range(first_tile, last_tile, num_stages=NUM_STAGES, warp_specialize=WARP_SPECIALIZE):
-        tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    for start in tl.range(
+        first_tile * BLOCK_N,
+        last_tile * BLOCK_N,
+        BLOCK_N,
+        num_stages=NUM_STAGES,
+        warp_specialize=WARP_SPECIALIZE,
+    ):
+        tile = start // BLOCK_N
+        tokens = start + tl.arange(0, BLOCK_N)
         live_n = (tokens >= begin) & (tokens < end)
         if PAGE_SIZE == 0:
-            k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
-            v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
+            k_offs = tl.cast(start, tl.int64) * K_STRIDE_TOKEN
+            v_offs = tl.cast(start, tl.int64) * V_STRIDE_TOKEN
         else:
             pages, page_offs = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
             k_offs = (pages * K_STRIDE_PAGE + page_offs * K_STRIDE_TOKEN)[:, None]
             v_offs = (pages * V_STRIDE_PAGE + page_offs * V_STRIDE_TOKEN)[:, None]
-        tile_row = k_row + tile * BLOCK_N
+        tile_row = k_row + start
         k = _load_tile(
             k_desc, k_ptrs, k_offs, tile_row, k_column, live_n, 0, HEAD_DIM, BLOCK_D, MASKED
         )  # [BLOCK_N, BLOCK_D]
@@ -299,14 +298,14 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             attended = _attended(tokens, end, positions, window, OPTIONS[0], OPTIONS[1])
             scores = tl.where(attended, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1) * score_factor)
-        # If all scores so far are -inf, subtract 0: -inf minus -inf is NaN.
-        offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        probabilities = exp2(scores * score_factor - (offset - P_LOG2)[:, None])
-        decay = exp2(maximum - offset)
-        total = total * decay + tl.sum(probabilities, 1)
+        probabilities = tl.exp2(scores * score_factor - (new_maximum - P_LOG2)[:, None])
+        decay = tl.exp2(maximum - new_maximum)
+        # The lanes that share a row keep sums of their own: a sum per tile would exchange them.
+        sums = tl.sum(tl.reshape(probabilities, (BLOCK_M, BLOCK_N // SUMS, SUMS)), 1)
+        total = total * decay[:, None] + sums
         maximum = new_maximum
         v = _load_tile(
-            v_desc, v_ptrs, v_offs, v_row + tile * BLOCK_N, v_column, live_n,
+            v_desc, v_ptrs, v_offs, v_row + start, v_column, live_n,
             0, V_HEAD_DIM, acc.shape[1], MASKED,
         )  # fmt: skip
         values = _operand(v, q.dtype)  # [BLOCK_N, BLOCK_V]

@@ -1,0 +1,175 @@
+"""A textbook prefill attention with the structure of Triton's tutorial 06, compiled for comparison.
+
+One CTA per row block and head, in launch order; an unmasked and a masked loop; host TMA descriptors, or
+pointers. Run as a program, without TRITON_INTERPRET, it reads [gpu, head_dim, dtype] from standard input, and
+prints one JSON line per compiled variant: of the tutorial and of `prefill_attention`.
+"""
+
+import itertools
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@triton.jit
+def textbook_inner(
+    acc,
+    total,
+    largest,
+    q,
+    k_desc,
+    v_desc,
+    k_ptr,
+    v_ptr,
+    first_row,
+    lo,
+    hi,
+    offs_m,
+    factor,
+    stride_token,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    HALVES: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+):
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, q.shape[1])
+    for start in tl.range(lo, hi, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+        start = tl.multiple_of(start, BLOCK_N)
+        offs = (start + offs_n)[:, None] * stride_token + offs_d[None, :]
+        k = tl.load(k_ptr + offs) if k_desc is None else k_desc.load([first_row + start, 0])
+        scores = tl.dot(q, k.T)
+        if MASKED:
+            mask = offs_m[:, None] >= (start + offs_n[None, :])
+            scores = scores * factor + tl.where(mask, 0, -1.0e6)
+            new = tl.maximum(largest, tl.max(scores, 1))
+            scores -= new[:, None]
+        else:
+            new = tl.maximum(largest, tl.max(scores, 1) * factor)
+            scores = scores * factor - new[:, None]
+        p = tl.math.exp2(scores)
+        decay = tl.math.exp2(largest - new)
+        sums = tl.sum(p, 1)
+        if HALVES:
+            left, right = acc.reshape([acc.shape[0], 2, acc.shape[1] // 2]).permute(0, 2, 1).split()
+            left, right = left * decay[:, None], right * decay[:, None]
+            acc = tl.join(left, right).permute(0, 2, 1).reshape([acc.shape[0], acc.shape[1]])
+        else:
+            acc = acc * decay[:, None]
+        v = tl.load(v_ptr + offs) if v_desc is None else v_desc.load([first_row + start, 0])
+        acc = tl.dot(p.to(v.dtype), v, acc)
+        total = total * decay + sums
+        largest = new
+    return acc, total, largest
+
+
+@triton.jit
+def textbook_attention(
+    q_desc,
+    k_desc,
+    v_desc,
+    out_desc,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    factor,
+    tokens,
+    stride_head,
+    stride_token,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HALVES: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+):
+    block, head = tl.program_id(0), tl.program_id(1)
+    row = block * BLOCK_M
+    offs_m, offs_d = row + tl.arange(0, BLOCK_M), tl.arange(0, HEAD_DIM)
+    base = head.to(tl.int64) * stride_head
+    offs = base + offs_m[:, None] * stride_token + offs_d[None, :]
+    q = tl.load(q_ptr + offs) if q_desc is None else q_desc.load([head * tokens + row, 0])
+    acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32) + 1.0
+    largest = tl.zeros((BLOCK_M,), tl.float32) - float("inf")
+    for MASKED in tl.static_range(2):
+        acc, total, largest = textbook_inner(
+            acc, total, largest, q, k_desc, v_desc, k_ptr + base, v_ptr + base, head * tokens,
+            row if MASKED else 0, row + BLOCK_M if MASKED else row, offs_m, factor, stride_token,
+            BLOCK_N, MASKED, HALVES, WARP_SPECIALIZE,
+        )  # fmt: skip
+    tl.store(lse_ptr + head * tokens + offs_m, largest + tl.math.log2(total))
+    out = (acc / total[:, None]).to(k_ptr.dtype.element_ty)
+    if out_desc is None:
+        tl.store(out_ptr + offs, out)
+    else:
+        out_desc.store([head * tokens + row, 0], out)
+
+
+def call_textbook(head_dim, dtype, block_m, block_n, num_warps, num_stages, loads):
+    """Launches the textbook kernel; `loads` is "pointers", "descriptors" or "specialized"."""
+    heads, tokens = 32, 4096
+    q, k, v, out = (torch.empty(heads, tokens, head_dim, dtype=dtype) for _ in range(4))
+    descriptors = [None] * 4
+    if loads != "pointers":
+        rows = (block_m, block_n, block_n, block_m)
+        descriptors = [
+            TensorDescriptor.from_tensor(x.view(-1, head_dim), [size, head_dim])
+            for x, size in zip((q, k, v, out), rows, strict=True)
+        ]
+    textbook_attention[(tokens // block_m, heads)](
+        *descriptors,
+        q,
+        k,
+        v,
+        out,
+        torch.empty(heads, tokens),
+        0.1,
+        tokens,
+        *q.stride()[:2],
+        HEAD_DIM=head_dim,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        HALVES=loads == "specialized" and block_m == head_dim == 128,
+        WARP_SPECIALIZE=loads == "specialized",
+        num_warps=num_warps,
+        num_stages=num_stages,
+        enable_fp_fusion=True,
+    )
+
+
+def configurations(capability):
+    """The tutorial's tile sizes, warps and stages, with the loads that a GPU has; the smallest left out."""
+    loads = {10: ("descriptors", "specialized"), 9: ("descriptors",)}.get(capability // 10, ("pointers",))
+    for block_m, block_n, warps, stages, kind in itertools.product(
+        (64, 128), (64, 128), (4, 8), (2, 3), loads
+    ):
+        if block_m * block_n >= 128 * 128 or warps == 4:
+            yield block_m, block_n, warps, stages, kind
+
+
+def main():
+    from decodetax.harness.core.gpus import find_gpu
+    from decodetax.harness.offline.compiler import inspect_launch
+
+    for gpu, head_dim, dtype in json.load(sys.stdin):
+        for tile in configurations(find_gpu(gpu).sm):
+            (row,) = inspect_launch(
+                lambda tile=tile: call_textbook(head_dim, getattr(torch, dtype), *tile),  # noqa: B023
+                gpu,
+            )
+            result = {
+                "gpu": gpu, "head_dim": head_dim, "tile": tile, "status": row.status, "reason": row.reason,
+                "registers": row.registers, "spill_bytes": row.spill_bytes,
+                "loop_instructions": row.loop_instructions, "matrix_instruction": row.matrix_instruction,
+                "per_score": row.loop_instructions and row.loop_instructions * tile[2] / (tile[0] * tile[1]),
+            }  # fmt: skip
+            print(json.dumps(result), flush=True)  # noqa: T201  (its result)
+
+
+if __name__ == "__main__":
+    main()
