@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 patch_interpreter()
 
-LANE_SUMS = 8
-"""Sums of probabilities per row: columns that repeat over the lanes of a row in an MMA's result."""
-
 CAREFUL_TOKENS = 16
 """KV tokens per tile of an item that is computed again: the smallest dimension of `tl.dot`."""
 
@@ -598,7 +595,7 @@ def _launch(
             BLOCK_D=plan.block_d,
             BLOCK_R=plan.block_r,
             BLOCK_V=plan.block_v,
-            SUMS=LANE_SUMS,
+            SUMS=plan.lane_sums,
             CAREFUL_N=CAREFUL_TOKENS,
             CAREFUL_COLUMNS=CAREFUL_COLUMNS,
             NUM_STAGES=tiling.num_stages,

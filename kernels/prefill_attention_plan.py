@@ -41,6 +41,8 @@ _FLOAT8_DOT_FROM_CAPABILITY = 89
 _MOST_ROWS = 2**31
 _FLOAT8_P_LOG2 = 8
 """Probabilities of float8 are up to 256: the largest power of two of e4m3."""
+_LANE_SUMS = 8
+"""Columns of an MMA's result that repeat over the lanes of a row. On sm_100 a lane has a whole row."""
 _DOT_DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -95,6 +97,7 @@ class PrefillAttentionPlan:
         value_tiles: likewise.
         dot_dtype: Triton's dtype of both products.
         p_log2: log2 of the largest probability.
+        lane_sums: sums of probabilities that are kept per row.
         promoted: whether products are added to the accumulator outside of the tensor cores.
         scales_cache_alone: whether the scales multiply the cache and not the new tokens.
         e4m3_bits: whether float8 e4m3 of q, k and v is decoded from its bits, because the GPU has no
@@ -120,6 +123,7 @@ class PrefillAttentionPlan:
     value_tiles: TmaTiles | None
     dot_dtype: tl.dtype
     p_log2: int
+    lane_sums: int
     promoted: bool
     scales_cache_alone: bool
     e4m3_bits: bool
@@ -207,6 +211,7 @@ def plan_prefill_attention(
         value_tiles=value_tiles,
         dot_dtype=_DOT_DTYPES[q.dtype] if float8_dots or not float8 else tl.float16,
         p_log2=_FLOAT8_P_LOG2 if float8_dots else 0,
+        lane_sums=1 if limits.compute_capability // 10 == 10 else _LANE_SUMS,
         promoted=float8_dots and limits.compute_capability // 10 == 9,
         scales_cache_alone=k_cache is not None and k_cache.dtype != k.dtype,
         e4m3_bits=lacks_e4m3 and q.dtype == torch.float8_e4m3fn,
