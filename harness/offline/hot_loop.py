@@ -185,8 +185,8 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
 
     Of the innermost loops with work, the hot one has the most multiply-adds, then the most bytes loaded
     asynchronously, then the most bytes loaded. Of loops with the same of each and MMA instructions, it is the
-    shortest: the others are its masked copies, for tiles at an edge. Otherwise it is the longest. With warp specialisation the MMA
-    instructions and their loads are in different loops.
+    shortest: the others are its masked copies, for tiles at an edge. Otherwise it is the longest. With warp
+    specialisation the MMA instructions and their loads are in different loops.
 
     Returns:
         The hot loop; if it loads nothing from global memory, then also the loop that loads most. Empty for a

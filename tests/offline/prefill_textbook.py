@@ -12,6 +12,8 @@ import sys
 import torch
 import triton
 import triton.language as tl
+from decodetax.harness.core.gpus import find_gpu
+from decodetax.harness.offline.compiler import inspect_launch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
@@ -37,8 +39,8 @@ def textbook_inner(
     WARP_SPECIALIZE: tl.constexpr,
 ):
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, q.shape[1])
-    for start in tl.range(lo, hi, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        start = tl.multiple_of(start, BLOCK_N)
+    for first in tl.range(lo, hi, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+        start = tl.multiple_of(first, BLOCK_N)
         offs = (start + offs_n)[:, None] * stride_token + offs_d[None, :]
         k = tl.load(k_ptr + offs) if k_desc is None else k_desc.load([first_row + start, 0])
         scores = tl.dot(q, k.T)
@@ -153,9 +155,6 @@ def configurations(capability):
 
 
 def main():
-    from decodetax.harness.core.gpus import find_gpu
-    from decodetax.harness.offline.compiler import inspect_launch
-
     for gpu, head_dim, dtype in json.load(sys.stdin):
         for tile in configurations(find_gpu(gpu).sm):
             (row,) = inspect_launch(
