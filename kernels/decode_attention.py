@@ -248,34 +248,9 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
         chunk_begin, chunk_end = chunk_begin * UNIT_TILES, chunk_end * UNIT_TILES
 
         heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)
-        q_ptrs = (
-            q_ptr
-            + sequence * stride_q_batch
-            + (first_query + rows // GROUP).to(tl.int64)[:, None] * stride_q_token
-            + heads[:, None] * stride_q_head
-        )
-        q = tl.load(
-            q_ptrs + offs_d[None, :], mask=live_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0
-        )
-        q = query_values(q, k_ptr.dtype.element_ty)
-        q_rest, rest_factor = q, None  # a key without a rest uses neither
-        if BLOCK_R > 0:
-            offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
-            live_r = live_rows[:, None] & (offs_r < HEAD_DIM)[None, :]
-            q_rest = tl.load(q_ptrs + offs_r[None, :], mask=live_r, other=0.0)
-            q_rest = query_values(q_rest, k_ptr.dtype.element_ty)
-        scale = tl.full((BLOCK_G,), 1.0, tl.float32) * score_factor
+        scale, rest_factor, has_main = score_factor, None, True
         if scale_ptr is not None:
-            scale *= tl.load(scale_ptr).to(tl.float32)
-        if q_scale_ptr is not None:
-            q_scale_ptrs = (
-                q_scale_ptr
-                + sequence * stride_q_scale_batch
-                + (first_query + rows // GROUP).to(tl.int64) * stride_q_scale_token
-                + kv_head.to(tl.int64) * stride_q_scale_group
-                + (rows % GROUP).to(tl.int64) * stride_q_scale_head
-            )
-            scale *= tl.load(q_scale_ptrs, mask=live_rows, other=0.0).to(tl.float32)
+            scale = scale * tl.load(scale_ptr).to(tl.float32)
         if k_scale_ptr is not None:
             # Query tokens after those of the last sequence are an empty sequence.
             k_scale_offs = tl.minimum(sequence, batch - 1) * stride_k_scale_batch
@@ -284,14 +259,43 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             if SPLIT_K_SCALE:
                 # The factor of all scores is the main part's scale, or the rest's if that is 0.
                 rest_scale = tl.load(k_scale_ptr + stride_k_scale).to(tl.float32)
-                q = tl.where(main_scale == 0.0, 0.0, q).to(q.dtype)
-                rest_factor = tl.where(main_scale == 0.0, 1.0, rest_scale / main_scale)
-                main_scale = tl.where(main_scale == 0.0, rest_scale, main_scale)
-            scale *= main_scale
+                has_main = main_scale != 0.0
+                rest_factor = tl.where(has_main, rest_scale / main_scale, 1.0)
+                main_scale = tl.where(has_main, main_scale, rest_scale)
+            scale = scale * main_scale
         if softcap_ptr is not None:
             softcap = tl.load(softcap_ptr).to(tl.float32)
             scale, softcap_log2 = scale / softcap, softcap * 1.4426950408889634
-        factor = tl.abs(scale)
+        signs = scale  # of all rows, or of each
+        factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
+        if q_scale_ptr is not None:
+            q_scale_ptrs = (
+                q_scale_ptr
+                + sequence * stride_q_scale_batch
+                + (first_query + rows // GROUP).to(tl.int64) * stride_q_scale_token
+                + kv_head.to(tl.int64) * stride_q_scale_group
+                + (rows % GROUP).to(tl.int64) * stride_q_scale_head
+            )
+            q_scales = tl.load(q_scale_ptrs, mask=live_rows, other=0.0).to(tl.float32)
+            signs = (scale * q_scales)[:, None]
+            factor *= tl.abs(q_scales)
+        q_ptrs = (
+            q_ptr
+            + sequence * stride_q_batch
+            + (first_query + rows // GROUP).to(tl.int64)[:, None] * stride_q_token
+            + heads[:, None] * stride_q_head
+        )
+        # A scale of 0 gives scores of 0, though products of large numbers may be infinite.
+        read = live_rows[:, None] & (signs != 0.0)
+        live_d = (offs_d < HEAD_DIM)[None, :]
+        q = tl.load(q_ptrs + offs_d[None, :], mask=read & live_d & has_main, other=0.0)
+        q = query_values(q, k_ptr.dtype.element_ty)
+        q_rest = q  # unused by keys without a rest
+        if BLOCK_R > 0:
+            offs_r = BLOCK_D + tl.arange(0, BLOCK_R)
+            live_r = read & (offs_r < HEAD_DIM)[None, :]
+            q_rest = tl.load(q_ptrs + offs_r[None, :], mask=live_r, other=0.0)
+            q_rest = query_values(q_rest, k_ptr.dtype.element_ty)
         if q.dtype == tl.bfloat16 and k_ptr.dtype.element_ty.primitive_bitwidth == 8:
             largest = largest_of_rows(q)
             if BLOCK_R > 0:
@@ -301,9 +305,9 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             if BLOCK_R > 0:
                 q_rest = (q_rest.to(tl.float32) / powers[:, None]).to(tl.float16)
             factor *= powers
-        q = signed_query(q, scale)
+        q = signed_query(q, signs)
         if BLOCK_R > 0:
-            q_rest = signed_query(q_rest, scale)
+            q_rest = signed_query(q_rest, signs)
 
         k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
         v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT

@@ -156,7 +156,7 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
         tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         live_n = (tokens >= begin) & (tokens < end)
         if PAGE_SIZE == 0:
-            pages, page_offs = tile, tile
+            pages, page_offs = 0, 0
             k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
             v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
             k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs, v_ptrs + v_offs
@@ -327,13 +327,9 @@ def float16_powers(largest: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def signed_query(q: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """Queries with the sign of their rows' scales: with factors >= 0 the maximum of scaled scores is scaled.
-
-    A scale of 0 must give scores of 0, though products of large numbers may be infinite.
-    """
-    q = tl.where((scale == 0.0)[:, None], (q * 0.0).to(q.dtype), q)
-    return tl.where((scale < 0.0)[:, None], -q, q)
+def signed_query(q: tl.tensor, signs: tl.tensor) -> tl.tensor:
+    """Queries with the signs of scales: a maximum of scores times a factor >= 0 is that of the products."""
+    return tl.where(signs < 0.0, -q, q)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

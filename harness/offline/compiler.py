@@ -218,7 +218,7 @@ def _row(
 
 def _call_decode(case: CompileCase, _gpu: Gpu) -> None:
     dtype, shape = _DTYPES[case.dtype], case.shape
-    query_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    query_dtype = torch.bfloat16 if dtype.itemsize == 1 and not shape.get("float8") else dtype
     batch, capacity, page_size = shape["batch"], shape["capacity"], shape["page_size"]
     table = None
     cache = (batch, capacity, shape["kv_heads"], shape["head_dim"])
@@ -235,6 +235,8 @@ def _call_decode(case: CompileCase, _gpu: Gpu) -> None:
         torch.empty((batch,), dtype=torch.int32),
         block_table=table,
         **(_decode_options(shape) if shape.get("options") else {}),
+        out_dtype=dtype if shape.get("float8") else None,
+        **(_scale_options(cache[:3]) if shape.get("token_scales") else {}),
     )
 
 
@@ -247,6 +249,12 @@ def _decode_options(shape: Mapping[str, int]) -> dict[str, Any]:
         "v_scale": torch.empty(()),
         "return_lse": True,
     }
+
+
+def _scale_options(tokens: tuple[int, ...]) -> dict[str, Any]:
+    """Scales per token and head, and scalars that are read on the device."""
+    scalars = {name: torch.empty(()) for name in ("scale", "q_scale", "out_scale")}
+    return {"k_scale": torch.empty(tokens), "v_scale": torch.empty(tokens), **scalars}
 
 
 def _call_matmul(case: CompileCase, gpu: Gpu) -> None:

@@ -183,9 +183,9 @@ def multiplied_dtype(case: CompileCase, sm: int) -> str:
 
 
 def feature_cases() -> tuple[CompileCase, ...]:
-    """Decode attention with every option at once, contiguous and in pages that do not divide tiles."""
+    """Decode attention with every option at once, contiguous and in odd pages; with scales per token."""
     shape = {**_DECODE, "query_tokens": 3, "options": 1}
-    return tuple(
+    options = tuple(
         CompileCase(
             kernel="decode_attention",
             variant=f"options_pages_{page_size}",
@@ -193,6 +193,17 @@ def feature_cases() -> tuple[CompileCase, ...]:
             shape={**shape, "page_size": page_size},
         )
         for page_size, dtype in ((0, "bf16"), (24, "e4m3"))
+    )
+    return (*options, scale_case("e4m3", page_size=16, float8=1))
+
+
+def scale_case(dtype: str, *, page_size: int, float8: int = 0) -> CompileCase:
+    """Decode attention with scales per token and head; with `float8` also queries and output in the dtype."""
+    return CompileCase(
+        kernel="decode_attention",
+        variant=f"token_scales_pages_{page_size}",
+        dtype=dtype,
+        shape={**_DECODE, "page_size": page_size, "token_scales": 1, "float8": float8},
     )
 
 

@@ -132,33 +132,54 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
         unused = torch.arange(table.shape[1]) * case.page_size >= context_lens.clamp(min=0)[:, None]
         table = _block_table(table.masked_fill(unused, _NO_PAGE), case.table_stride)
         forbidden.append((table, unused))
-    scale_size = _INT8_SCALE if case.dtype == "int8" else 0.7
     options: dict[str, Any] = {
         "block_table": table,
         "scale": case.scale,
         "window": case.window,
         "softcap": case.softcap,
         "sinks": draw_.normal(q_heads, dtype=case.sinks, size=2.0) if case.sinks else None,
-        "k_scale": draw_.scale(case.k_scale, scale_size, case.kv_heads),
-        "v_scale": draw_.scale(case.v_scale, scale_size, case.kv_heads),
+        **_decode_scales(case, draw_, k_cache, dead),
     }
     q = laid_out(q, case.query_layout)
     q = q[:, 0] if case.query_tokens is None else q
     expected, expected_lse = reference.decode_attention(q, k_cache, v_cache, context_lens, **options)
     products = attention_products(capacity=capacity, head_dim=case.head_dim, expected_lse=expected_lse)
-    # Rounded twice to the dtype of q: the probabilities, and the output.
-    bound = tolerance(q.dtype, reduction=products, roundings=2)
+    # Rounded twice: the probabilities to the dtype of the product (float16 if all is 8-bit), and the output.
+    floats = [each.dtype for each in (q, k_cache) if each.element_size() > 1]
+    out_dtype = _DTYPES[case.out_dtype] if case.out_dtype else (*floats, torch.bfloat16)[0]
+    bound = tolerance((*floats, torch.float16)[0], reduction=products) + tolerance(out_dtype, reduction=0)
     return Call(
         run=partial(
             kernels.decode_attention,
             *(q, k_cache, v_cache, context_lens),
             **options,
+            out_dtype=_DTYPES[case.out_dtype] if case.out_dtype else None,
             num_splits=case.num_splits,
             return_lse=case.return_lse,
         ),
         judge=partial(_judge_states, expected, expected_lse, bound, products),
         dead=forbidden,
     )
+
+
+def _decode_scales(case: DecodeCase, draw_: _Draw, cache: Tensor, dead: Tensor) -> dict[str, Any]:
+    """The scales of a case; those per token are NaN where no query token attends."""
+    size = _INT8_SCALE if case.dtype == "int8" else 0.7
+    shapes = {"sequence": (len(case.lengths), case.kv_heads), "token": tuple(cache.shape[:3])}
+    scales = {
+        name: draw_.scale(kind, size, *shapes.get(kind or "", (case.kv_heads,)))
+        for name, kind in (("k_scale", case.k_scale), ("v_scale", case.v_scale))
+    }
+    for name, kind in (("k_scale", case.k_scale), ("v_scale", case.v_scale)):
+        each = scales[name]
+        if kind == "token" and isinstance(each, Tensor):
+            each[dead] = math.nan
+    query_size = _INT8_SCALE if case.query_dtype == "int8" else 0.7
+    return {
+        **scales,
+        "q_scale": draw_.scale(case.q_scale, query_size, case.kv_heads * case.group),
+        "out_scale": draw_.scale(case.out_scale, 0.05),
+    }
 
 
 def _set_special(case: DecodeCase, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> None:

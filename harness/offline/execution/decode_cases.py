@@ -25,6 +25,7 @@ class DecodeCase:
         query_size: standard deviation of the queries.
         infinite_keys: leading tokens of each sequence whose scores are -inf.
         special_values: (sequence, token, "inf", "-inf" or "nan"), written to a few values of KV head 0.
+        out_dtype: of the output; None means that of the queries.
         sm_count: SMs that the tiling is chosen for.
     """
 
@@ -48,6 +49,9 @@ class DecodeCase:
     sinks: str | None = None
     k_scale: Scale | None = None
     v_scale: Scale | None = None
+    q_scale: Scale | None = None
+    out_scale: Scale | None = None
+    out_dtype: str | None = None
     num_splits: int | None = None
     return_lse: bool = True
     cache_layout: Layout = ""
@@ -125,6 +129,17 @@ DECODE = (
         special_values=((0, 299, "nan"), (0, 298, "inf"), (1, 130, "-inf")),
     ),
     DecodeCase("infinite_keys", lengths=(200, 131), infinite_keys=100),
+    DecodeCase(
+        "float8_pages_16_token_scales",
+        dtype="e4m3",
+        query_dtype="e4m3",
+        out_dtype="e4m3",
+        page_size=16,
+        q_scale="one",
+        k_scale="token",
+        v_scale="token",
+        out_scale="one",
+    ),
 )
 MORE_DECODE = (
     DecodeCase("one_cta", lengths=(460,), kv_heads=1, sm_count=1),
@@ -225,6 +240,17 @@ MORE_DECODE = (
     DecodeCase("20_partials", lengths=(6500, 30), kv_heads=1, group=2, head_dim=64, sm_count=12),
     DecodeCase("table_stride_37", page_size=16, lengths=(150, 40), table_stride=37),
     DecodeCase("sinks_bf16_query_tokens_4", sinks="bf16", query_tokens=4, lengths=(2, 0, 3, 50)),
+    DecodeCase("token_scales_splits_3", dtype="int8", k_scale="token", v_scale="token", num_splits=3),
+    DecodeCase("token_scales_pages_48", k_scale="token", v_scale="token", page_size=48, query_tokens=3),
+    DecodeCase(
+        "sequence_scales_e5m2_output", dtype="e4m3", k_scale="sequence", v_scale="sequence", out_dtype="e5m2"
+    ),
+    DecodeCase(
+        "e5m2_queries", dtype="bf16", query_dtype="e5m2", q_scale="each", out_dtype="e4m3", out_scale="one"
+    ),
+    DecodeCase(
+        "int8_queries", dtype="int8", query_dtype="int8", q_scale="number", k_scale="number", out_dtype="fp32"
+    ),
     DecodeCase("scale_0", scale=0.0),
     DecodeCase("window_above_capacity", window=100_000),
     DecodeCase("window_1_query_tokens_3", window=1, query_tokens=3, lengths=(70, 2)),
