@@ -6,11 +6,11 @@ from types import MappingProxyType
 import torch
 from msgspec import structs
 
-from ..core.cases import Case, DecodeAttention, PrefillMatmul
+from ..core.cases import Case, DecodeAttention, PrefillAttention, PrefillMatmul
 from ..core.errors import one_line
 from ..core.inputs import Source, draw
 from ..core.records import InterpreterCheck
-from ..core.sweep import decode_attention
+from ..core.sweep import decode_attention, prefill_attention
 from ..core.timed_model import TimedModel
 from ..core.work import ELEMENT_BYTES
 from .honesty import BoundCall
@@ -19,36 +19,59 @@ from .providers import PROVIDERS, Provider, gate_of
 SMALL_SOFTCAP = 1.5
 """Most of a softcap here: one far above the scores, which are of order one, changes the output too little."""
 
+SMALL_PROMPT = 150
+"""Tokens of a prompt: one tile of queries and a part of the next."""
+
 
 def small_cases_of(model: TimedModel, dtype: str) -> tuple[Case, ...]:
     """Small ragged cases with each GQA group, head dimension and kind of attention of the model.
 
     One matmul has few rows and takes the split-K path; the other has more rows than a tile. The contexts of
     the attention are empty, one token, within a tile, and long enough for several splits in any dtype; a
-    window ends within the longest, and a softcap is small.
+    window ends within the longest, and a softcap is small. The prompts are longer than a tile.
     """
     shapes = dict.fromkeys(group.attention for group in model.groups if group.attention is not None)
+    prompts = dict.fromkeys(_small_prompts(prefill_attention(each, (1,), dtype)) for each in shapes)
     attentions = dict.fromkeys(_small_attention(decode_attention(each, (1,), dtype)) for each in shapes)
     return (
         PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
         PrefillMatmul(phase="prefill", part="twin", rows=130, in_features=72, out_features=150, dtype=dtype),
+        *prompts,
         *attentions,
     )
 
 
+def _small_prompts(case: PrefillAttention) -> PrefillAttention:
+    """Two prompts of few heads that end within the second tile."""
+    return structs.replace(
+        case,
+        sequences=2,
+        prompt=SMALL_PROMPT,
+        window=None if case.window is None else min(case.window, SMALL_PROMPT - 5),
+        **_small_options(case),
+    )
+
+
+def _small_options(case: DecodeAttention | PrefillAttention) -> dict[str, int | float | None]:
+    """Few heads with the group of the case, and a softcap that shows."""
+    kv_heads = min(2, case.kv_heads)
+    return {
+        "q_heads": kv_heads * (case.q_heads // case.kv_heads),
+        "kv_heads": kv_heads,
+        "softcap": None if case.softcap is None else min(case.softcap, SMALL_SOFTCAP),
+    }
+
+
 def _small_attention(case: DecodeAttention) -> DecodeAttention:
     """An attention of few KV heads and short contexts."""
-    kv_heads = min(2, case.kv_heads)
     # Nine tiles of the kernel; a tile holds at most 128 tokens and 32 KiB of keys and values.
     several_splits = 9 * min(128, 32 * 1024 // (2 * case.head_dim * ELEMENT_BYTES[case.dtype])) - 50
     longest = max(70, several_splits)
     return structs.replace(
         case,
         contexts=(0, 1, 70, longest),
-        q_heads=kv_heads * (case.q_heads // case.kv_heads),
-        kv_heads=kv_heads,
         window=None if case.window is None else min(case.window, longest - 5),
-        softcap=None if case.softcap is None else min(case.softcap, SMALL_SOFTCAP),
+        **_small_options(case),
     )
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from decodetax import kernels
 from decodetax.harness.bench.interpreter_checks import check_in_interpreter, small_cases_of
-from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from decodetax.harness.core.language_model import preset_table
 from decodetax.harness.core.layers import GroupedQueryAttention, LatentAttention, Mlp
 from decodetax.harness.core.timed_model import TimedLayers, load_timed_model
@@ -33,7 +33,8 @@ def statuses(found):
 def test_kernels_agree_with_the_oracle(dtype):
     found = checks(dtype)
     product = [("prefill_matmul", provider, "ok") for provider in MATMUL_PROVIDERS]
-    assert statuses(found) == [*product, *product, ("decode_attention", "triton", "ok")]
+    attention = [("prefill_attention", "triton", "ok"), ("decode_attention", "triton", "ok")]
+    assert statuses(found) == [*product, *product, *attention]
     for check in found:
         assert check.reason is None
         assert 0 < check.relative_error <= check.tolerance
@@ -45,10 +46,12 @@ def test_kernels_agree_with_the_oracle(dtype):
 )
 def test_small_cases_have_the_group_and_head_dimension_of_the_model(q_heads, kv_heads, small_heads):
     model = tiny_model(q_heads=q_heads, kv_heads=kv_heads, head_dim=80)
-    *products, attention = small_cases_of(model, "bf16")
+    *products, prompts, attention = small_cases_of(model, "bf16")
     assert all(isinstance(case, PrefillMatmul) for case in products)
+    assert isinstance(prompts, PrefillAttention)
     assert isinstance(attention, DecodeAttention)
-    assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (*small_heads, 80)
+    for case in (prompts, attention):
+        assert (case.q_heads, case.kv_heads, case.head_dim) == (*small_heads, 80)
     assert {0, 1} < set(attention.contexts)
     assert {case.dtype for case in small_cases_of(model, "bf16")} == {"bf16"}
 
@@ -112,8 +115,8 @@ def one_head_not_written(plain, *, out, **others):
 def test_fault_in_decode_attention_is_seen(monkeypatch, fault, dtype):
     monkeypatch.setattr(kernels, "prefill_matmul", lambda x, weight, *, out, **_: out.copy_(x @ weight.T))
     monkeypatch.setattr(kernels, "decode_attention", planted(fault))
-    *products, attention = checks(dtype, SMALL)
-    assert {check.status for check in products} == {"ok"}
+    *others, attention = checks(dtype, SMALL)
+    assert {check.status for check in others} == {"ok"}
     assert attention.status == "failed"
     assert attention.reason.startswith("wrong result: relative error")
     assert attention.relative_error > attention.tolerance
@@ -132,7 +135,27 @@ def test_fault_in_decode_attention_is_seen(monkeypatch, fault, dtype):
 def test_fault_in_prefill_matmul_is_seen(monkeypatch, fault):
     monkeypatch.setattr(kernels, "decode_attention", planted(nothing_written))
     monkeypatch.setattr(kernels, "prefill_matmul", lambda x, weight, *, out, **_: out.copy_(fault(x, weight)))
-    assert {check.status for check in checks(model=SMALL)} == {"failed"}
+    *products, prompts, decode = checks(model=SMALL)
+    assert {check.status for check in (*products, decode)} == {"failed"}
+    assert prompts.status == "ok"
+
+
+def sees_the_next_token(plain, q, k, v, *, out, **others):
+    plain(q, k.roll(-1, 1), v.roll(-1, 1), out=out, **others)
+
+
+def last_prompt_not_written(plain, q, k, v, *, out, **others):
+    plain(q[:1], k[:1], v[:1], out=out[:1], **others)
+
+
+@pytest.mark.usefixtures("_quick_products")
+@pytest.mark.parametrize("fault", [sees_the_next_token, last_prompt_not_written], ids=lambda f: f.__name__)
+def test_fault_in_prefill_attention_is_seen(monkeypatch, fault):
+    plain = kernels.prefill_attention
+    monkeypatch.setattr(kernels, "prefill_attention", lambda *args, **named: fault(plain, *args, **named))
+    *others, prompts, decode = checks("bf16", SMALL)
+    assert {check.status for check in (*others, decode)} == {"ok"}
+    assert prompts.status == "failed"
 
 
 def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
@@ -140,13 +163,13 @@ def test_exception_becomes_a_failed_check_and_the_others_go_on(monkeypatch):
         raise IndexError("out\n of  range " + "far " * 200)
 
     monkeypatch.setattr(kernels, "prefill_matmul", broken)
-    *products, attention = checks(model=SMALL)
+    *products, prompts, attention = checks(model=SMALL)
     for check in products:
         assert check.status == "failed"
         assert check.reason.startswith("IndexError: out of range far")
         assert len(check.reason) < 400
         assert (check.relative_error, check.tolerance) == (None, None)
-    assert attention.status == "ok"
+    assert (prompts.status, attention.status) == ("ok", "ok")
 
 
 KINDS = {
