@@ -445,22 +445,6 @@ def check_workspace(
         )
 
 
-def check_merge_states(o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> None:
-    """Raise ValueError unless the arguments are as `merge_states` documents them."""
-    _check_floating("o", o)
-    if o.dim() == 0:
-        raise ValueError("o has no dimensions; it must be [..., head_dim]")
-    _check_nonempty("o", o)
-    _check_runnable("o", o)
-    _check_shape("o2", o2, tuple(o.shape), "the shape of o")
-    _check_same("o2", o2, "o", o)
-    for name, each in (("lse", lse), ("lse2", lse2)):
-        _check_tensor(name, each)
-        _check_dtype(name, each, torch.float32)
-        _check_shape(name, each, tuple(o.shape[:-1]), "the shape of o without head_dim")
-        _check_device(name, each, "o", o)
-
-
 def _check_queries(q: torch.Tensor, *, packed: bool) -> None:
     _check_tensor("q", q)
     if q.dtype not in (*_DTYPES, *_CACHE_DTYPES):

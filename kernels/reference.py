@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+States = torch.Tensor | Sequence[torch.Tensor]
 
 
 def prefill_matmul(
@@ -316,23 +319,46 @@ def _live_scale(
 
 
 def merge_states(
-    o: torch.Tensor, lse: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor
+    o: States,
+    lse: States,
+    o2: torch.Tensor | None = None,
+    lse2: torch.Tensor | None = None,
+    *,
+    mask: torch.Tensor | None = None,
+    out_scale: torch.Tensor | float | None = None,
+    lse_layout: str = "tokens-first",
+    lse_base: str | int = "e",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over two parts of a context, merged from the states of each, in float64.
+    """Attention over disjoint parts of a context, merged from the state of each part, in float64.
 
     Args:
-        o: [..., head_dim], output of one part.
-        lse: [...], natural log-sum-exp of its logits; -inf for an empty part.
+        o: [..., head_dim], output of the first of two parts; or without `o2` of all: [parts, ..., head_dim],
+            or a sequence.
+        lse: [...], log-sum-exp of the logits of that part, or of all; -inf or +inf for an empty part.
         o2: output of the other part.
         lse2: log-sum-exp of the other part.
+        mask: broadcasts to [parts, ...]: rows in which a part counts.
+        out_scale: the output is divided by it.
+        lse_layout: "tokens-first", or "heads-first": log-sum-exps are [heads, tokens].
+        lse_base: "e" or 2, of the log-sum-exps.
 
     Returns:
-        Output [..., head_dim] and log-sum-exp [...] over both, float64; 0 and -inf where both are empty.
+        Output [..., head_dim] and log-sum-exp [...] over all, float64; 0 and -inf where all are empty.
     """
-    states = torch.stack([_float64(lse), _float64(lse2)], dim=-1)  # [..., 2]
-    weights, merged_lse = _softmax(states)
-    merged = weights[..., :1] * _float64(o) + weights[..., 1:] * _float64(o2)
-    return merged, merged_lse
+    outputs = _float64(torch.stack([*o] if o2 is None else [o, o2]))  # type: ignore[list-item]  # a tensor
+    states = _float64(torch.stack([*lse] if lse2 is None else [lse, lse2]))  # type: ignore[list-item]  # the same
+    unit = math.log(2.0) if lse_base == 2 else 1.0
+    states = (states.transpose(-1, -2) if lse_layout == "heads-first" else states) * unit
+    states = states.masked_fill(states == math.inf, -math.inf)
+    if mask is not None:
+        states = states.masked_fill(~mask, -math.inf)
+    weights, merged_lse = _softmax(states.movedim(0, -1))
+    weights = weights.movedim(-1, 0).unsqueeze(-1)  # [parts, ..., 1]
+    merged = torch.where(weights == 0.0, 0.0, weights * outputs).sum(0)
+    if out_scale is not None:
+        merged = merged / out_scale
+    merged_lse = merged_lse / unit
+    return merged, merged_lse.transpose(-1, -2) if lse_layout == "heads-first" else merged_lse
 
 
 def prefill_attention(
