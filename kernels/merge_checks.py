@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     States = torch.Tensor | Sequence[torch.Tensor]
 
 
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # one over it is finite in float32
+
+
 def check_merge_states(
     *,
     o: States,
@@ -72,9 +75,7 @@ def check_merge_states(
         _check_lse("lse2", lse2, lse_shape, meaning, first)
     if mask is not None:
         _check_mask(mask, (parts, *shape[:-1]), first)
-    _check_scale("out_scale", out_scale, set(), "", ("o", first))
-    if isinstance(out_scale, int | float) and out_scale <= 0:
-        raise ValueError(f"out_scale is {out_scale}; it must be positive")
+    _check_out_scale(out_scale, first)
     _check_out(out, out_dtype, first, shape, lse_shape, meaning)
 
 
@@ -118,6 +119,14 @@ def _check_lse(name: str, lse: object, shape: tuple[int, ...], meaning: str, o: 
     _check_dtype(name, lse, torch.float32)
     _check_shape(name, lse, shape, meaning)
     _check_device(name, lse, "o", o)
+
+
+def _check_out_scale(out_scale: torch.Tensor | float | None, o: torch.Tensor) -> None:
+    _check_scale("out_scale", out_scale, set(), "", ("o", o))
+    if isinstance(out_scale, int | float) and out_scale <= 0:
+        raise ValueError(f"out_scale is {out_scale}; it must be positive")
+    if isinstance(out_scale, int | float) and out_scale < _SMALLEST_NORMAL:
+        raise ValueError(f"out_scale is {out_scale}; it must be at least {_SMALLEST_NORMAL:.3g}")
 
 
 def _check_mask(mask: torch.Tensor, shape: tuple[int, ...], o: torch.Tensor) -> None:

@@ -353,36 +353,6 @@ def test_decode_attention_rejects_bad_argument(wrong, message):
             decode_attention_workspace_bytes(**arguments)
 
 
-MERGE = {
-    "o_no_tensor": ({"o": 1.0}, "o is a float; it must be a torch.Tensor"),
-    "o_dtype": ({"o": zeros(3, 16, **INTS)}, "o is torch.int32; it must be torch.bfloat16"),
-    "o_scalar": ({"o": zeros()}, "o has no dimensions; it must be [..., head_dim]"),
-    "o_empty": ({"o": zeros(0, 16)}, f"o has shape [0, 16]; {ALL_SIZES}"),
-    "o_device": ({"o": zeros(3, 16, **META)}, "o is on meta; it must be on a CUDA device, or on the CPU"),
-    "o2_no_tensor": ({"o2": None}, "o2 is a NoneType; it must be a torch.Tensor"),
-    "o2_shape": ({"o2": zeros(3, 15)}, "o2 has shape [3, 15]; it must be the shape of o: [3, 16]"),
-    "o2_dtype": ({"o2": zeros(3, 16, **HALF)}, "o2 is torch.float16; it must be torch.bfloat16"),
-    "o2_device": ({"o2": zeros(3, 16, **META)}, "o2 is on meta; it must be on cpu, the device of o"),
-    **{
-        f"{name}_{kind}": ({name: wrong}, f"{name} {message}")
-        for name in ("lse", "lse2")
-        for kind, wrong, message in (
-            ("no_tensor", [0.0], "is a list; it must be a torch.Tensor"),
-            ("dtype", zeros(3), "is torch.bfloat16; it must be torch.float32"),
-            ("shape", torch.zeros(3, 1), "has shape [3, 1]; it must be the shape of o without head_dim: [3]"),
-            ("device", torch.zeros(3, **META), "is on meta; it must be on cpu, the device of o"),
-        )
-    },
-}
-
-
-@pytest.mark.parametrize(("wrong", "message"), MERGE.values(), ids=MERGE.keys())
-def test_merge_states_rejects_bad_argument(wrong, message):
-    right = {"o": zeros(3, 16), "lse": torch.zeros(3), "o2": zeros(3, 16), "lse2": torch.zeros(3)}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        merge_states(**right | wrong)
-
-
 def test_cpu_tensors_without_interpreter_name_the_setting(monkeypatch):
     monkeypatch.setattr(checks, "interpreting", lambda: False)
     with pytest.raises(

@@ -87,7 +87,11 @@ def test_executes_each_case_for_each_gpu(monkeypatch):
     assert [(row["gpu"], row["case"], row["dtype"]) for row in found] == [
         (gpu, *case)
         for gpu in ("A100-SXM4-80GB", "H100-SXM5-80GB")
-        for case in (("rows_15", "bf16"), ("rows_7_d72", "fp16"))
+        for case in (
+            ("rows_15", "bf16"),
+            ("rows_7_d72", "fp16"),
+            ("parts_5_mask_heads_first_out_e4m3", "bf16"),
+        )
     ]
     for row in found:
         assert (row["status"], row["reason"], row["violations"], row["provenance"]) == (
@@ -174,7 +178,7 @@ def test_number_of_cases_of_each_target(sm, matmuls):
     assert counted(cases.full_cases()) == {
         "decode_attention": 93,
         "prefill_matmul": matmuls,
-        "merge_states": 4,
+        "merge_states": 7,
     }
     least = counted(cases.default_cases())
     assert min(least["decode_attention"], least["prefill_matmul"]) >= 20

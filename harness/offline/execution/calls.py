@@ -299,16 +299,35 @@ def _judge_output(expected: Tensor, bound: float, output: Any) -> Figures:
 
 
 def _merge_call(case: MergeCase, draw_: _Draw) -> Call:
-    o, o2 = (draw_.normal(*case.shape, dtype=case.dtype) for _ in range(2))
-    lse, lse2 = (draw_.normal(*case.shape[:-1], dtype="fp32", size=4.0) for _ in range(2))
+    outputs = [draw_.normal(*case.shape, dtype=case.dtype) for _ in range(case.parts)]
+    lses = [draw_.normal(*case.shape[:-1], dtype="fp32", size=4.0) for _ in range(case.parts)]
     if case.empty:
-        lse.view(-1)[0] = lse2.view(-1)[1] = lse.view(-1)[2] = lse2.view(-1)[2] = -math.inf
-    expected, expected_lse = reference.merge_states(o, lse, o2, lse2)
-    o[lse == -math.inf] = math.nan  # the output of an empty part is ignored, whatever it is
-    products = attention_products(capacity=2, head_dim=1, expected_lse=expected_lse)
-    bound = tolerance(o.dtype, reduction=products)
+        lses[0].view(-1)[0] = lses[-1].view(-1)[1] = math.inf
+        for lse in lses:
+            lse.view(-1)[2] = -math.inf
+    options: dict[str, Any] = {}
+    if case.mask:  # of parts and tokens
+        mask = torch.arange(case.parts * case.shape[0]).view(case.parts, case.shape[0]) % 4 != 1
+        options["mask"] = mask.view(*mask.shape, *(1 for _ in case.shape[1:-1]))
+    if case.heads_first:
+        lses = [lse.T.contiguous() for lse in lses]
+        options["lse_layout"] = "heads-first"
+    if case.out_dtype:
+        options["out_scale"] = torch.tensor([0.02])
+    if case.parts == 2:
+        states = (outputs[0], lses[0], outputs[1], lses[1])
+    else:
+        states = (torch.stack(outputs), torch.stack(lses))
+    expected, expected_lse = reference.merge_states(*states, **options)
+    for output, lse in zip(states[::2], states[1::2], strict=True):
+        empty = lse.isinf()
+        empty = empty.transpose(-1, -2) if case.heads_first else empty
+        output[empty] = math.nan  # the output of an empty part is ignored, whatever it is
+    out_dtype = _DTYPES[case.out_dtype or case.dtype]
+    products = attention_products(capacity=case.parts, head_dim=1, expected_lse=expected_lse)
+    bound = tolerance(out_dtype, reduction=products, roundings=1 + bool(case.out_dtype))
     return Call(
-        run=partial(kernels.merge_states, o, lse, o2, lse2),
+        run=partial(kernels.merge_states, *states, **options, out_dtype=out_dtype),
         judge=partial(_judge_states, expected, expected_lse, bound, products),
     )
 

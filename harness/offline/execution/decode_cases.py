@@ -70,7 +70,11 @@ class MergeCase:
         name: readable and unique among the cases of its kernel and dtype.
         dtype: of the outputs.
         shape: of the outputs, head_dim last.
-        empty: whether parts, and both parts of a row, may be empty.
+        empty: whether parts, and all parts of a row, may be empty.
+        parts: two are given as two pairs of tensors, more of them stacked.
+        mask: whether some rows of some parts are left out.
+        out_dtype: of the result, if it is another; float8 with a scale.
+        heads_first: whether log-sum-exps are [heads, tokens].
     """
 
     kernel: ClassVar[str] = "merge_states"
@@ -79,6 +83,10 @@ class MergeCase:
     dtype: str = "bf16"
     shape: tuple[int, ...] = (3, 5, 128)
     empty: bool = True
+    parts: int = 2
+    mask: bool = False
+    out_dtype: str | None = None
+    heads_first: bool = False
     sm_count: ClassVar[None] = None  # the grid does not depend on it
 
 
@@ -270,8 +278,14 @@ MORE_DECODE = (
 )
 
 
-MERGE = (MergeCase("rows_15"), MergeCase("rows_7_d72", dtype="fp16", shape=(7, 72)))
+MERGE = (
+    MergeCase("rows_15"),
+    MergeCase("rows_7_d72", dtype="fp16", shape=(7, 72)),
+    MergeCase("parts_5_mask_heads_first_out_e4m3", parts=5, mask=True, heads_first=True, out_dtype="e4m3"),
+)
 MORE_MERGE = (
+    MergeCase("parts_3_mask", parts=3, mask=True, shape=(37, 2, 40)),
+    MergeCase("parts_1_out_e5m2", dtype="fp32", parts=1, out_dtype="e5m2", shape=(7, 24)),
     MergeCase("rows_40_d16", dtype="fp32", shape=(40, 16)),
     MergeCase("rows_1_d256", shape=(1, 256), empty=False),
 )
