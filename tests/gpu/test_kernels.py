@@ -324,6 +324,19 @@ def test_shared_prefix_and_own_tokens_equal_full_context(dtype):
     assert_decoded(output, lse, *reference.decode_attention(**whole), whole, roundings=3)
 
 
+def test_merge_of_many_parts():
+    o, lse = normal(5, 70, 8, 128, dtype=torch.bfloat16), normal(5, 70, 8, dtype=torch.float32)
+    lse[0, ::3], lse[1, ::5] = math.inf, -math.inf
+    mask = torch.ones(5, 70, 1, dtype=torch.bool, device=DEVICE)
+    mask[2, ::2] = False
+    expected, expected_lse = reference.merge_states(o, lse, mask=mask)
+    o[lse.isinf()] = NAN
+    first, second = (merge_states(o, lse, mask=mask) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert_close(first[0], expected, reduction=64, roundings=1)
+    torch.testing.assert_close(first[1].double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
 def test_merge_of_empty_parts():
     nothing = torch.full((5, 128), NAN, device=DEVICE), torch.full((5,), -math.inf, device=DEVICE)
     o, lse = normal(5, 128, dtype=torch.float32), normal(5, dtype=torch.float32)

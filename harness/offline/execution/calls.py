@@ -315,7 +315,7 @@ def _merge_call(case: MergeCase, draw_: _Draw) -> Call:
     if case.out_dtype:
         options["out_scale"] = torch.tensor([0.02])
     if case.parts == 2:
-        states = (outputs[0], lses[0], outputs[1], lses[1])
+        states: tuple[Tensor, ...] = (outputs[0], lses[0], outputs[1], lses[1])
     else:
         states = (torch.stack(outputs), torch.stack(lses))
     expected, expected_lse = reference.merge_states(*states, **options)
