@@ -19,6 +19,9 @@ from .providers import PROVIDERS, Provider, gate_of
 SMALL_SOFTCAP = 1.5
 """Most of a softcap here: one far above the scores, which are of order one, changes the output too little."""
 
+MAX_LATENT_HEADS = 32
+"""Most query heads of a latent cache here: interpreting 128 takes five seconds."""
+
 SMALL_PROMPT = 150
 """Tokens of a prompt: one tile of queries and a part of the next."""
 
@@ -54,9 +57,11 @@ def _small_prompts(case: PrefillAttention) -> PrefillAttention:
 
 def _small_options(case: DecodeAttention | PrefillAttention) -> dict[str, int | float | None]:
     """Few heads with the group of the case, and a softcap that shows."""
-    kv_heads = min(2, case.kv_heads)
+    kv_heads, group = min(2, case.kv_heads), case.q_heads // case.kv_heads
+    if isinstance(case, DecodeAttention) and case.latent:
+        group = min(group, MAX_LATENT_HEADS)
     return {
-        "q_heads": kv_heads * (case.q_heads // case.kv_heads),
+        "q_heads": kv_heads * group,
         "kv_heads": kv_heads,
         "softcap": None if case.softcap is None else min(case.softcap, SMALL_SOFTCAP),
     }
