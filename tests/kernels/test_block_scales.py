@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from decodetax.harness.offline import count_traffic
 from decodetax.kernels import prefill_matmul, reference
 from decodetax.kernels.block_scales import block_size
 from decodetax.kernels.gpu_limits import H100_LIMITS
@@ -227,3 +228,17 @@ def test_oracle_computed_by_hand(dtype):
     # 32 x 0.5 + 64 x 8 = 528; 96 x 5 = 480.
     assert reference.prefill_matmul(x, weight, **options).tolist() == [[528.0, 480.0]]
     assert prefill_matmul(x, weight, **options, out_dtype=torch.float32).tolist() == [[528.0, 480.0]]
+
+
+@pytest.mark.parametrize("rows", by_default({1, 64}, [1, 16, 33, 64]))
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8], ids=dtype_name)
+def test_few_rows_request_each_weight_once(rows, dtype):
+    x, weight = narrow(rows, 256, 256, dtype)
+    options = scales(rows, 256, 256) if dtype != torch.int8 else {"x_scale": uniform(rows)}
+    with count_traffic() as traffic:
+        prefill_matmul(x, weight, **options)
+    requested = {name: each.bytes_requested for name, each in traffic.launches[0].tensors.items()}
+    assert requested["weight_ptr"] == 256 * 256
+    if dtype != torch.int8:
+        assert requested["x_block_ptr"] <= 4 * rows * 2 * math.ceil(256 / 32)
+        assert requested["weight_block_ptr"] <= 4 * 2 * 256

@@ -256,6 +256,11 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
             case.weight_scale, 0.02 if case.dtype == "int8" else 2.0, *batch, features
         ),
     }
+    if case.blocks:
+        blocks_k, blocks_n = math.ceil(depth / case.blocks), math.ceil(features / case.blocks)
+        # Blocks of K first in memory, as DeepGEMM keeps the scales of x.
+        options["x_scale"] = draw_.scale("each", 0.1, *batch, blocks_k, rows).transpose(-1, -2)
+        options["weight_scale"] = draw_.scale("each", 0.1, *batch, blocks_n, blocks_k)
     out_dtype = _DTYPES[case.out_dtype or (x_dtype if x_dtype in DTYPES else "bf16")]
     swiglu = case.activation == "swiglu"
     out = None

@@ -16,6 +16,7 @@ class MatmulCase:
         shape: M (rows), N (out_features) and K (in_features).
         dtype: of the weight: "bf16", "fp16", "fp32", "e4m3", "e5m2" or "int8".
         x_dtype: of x; None means `dtype`, or "bf16" with an int8 weight.
+        blocks: elements of K, and rows of the weight, per block of both operands' scales; 0 means no blocks.
         batch: products of a weight each; 0 means one, without that dimension.
         bias: its dtype; None means no bias.
         transposed_weight: the weight is a view of its transpose.
@@ -29,6 +30,7 @@ class MatmulCase:
     _: KW_ONLY
     dtype: str = "bf16"
     x_dtype: str | None = None
+    blocks: int = 0
     batch: int = 0
     activation: str | None = None
     bias: str | None = None
@@ -93,6 +95,19 @@ MATMUL = (
         dtype="int8",
         weight_scale="each",
         tiling=_tiles(16, 64, 64, weight_first=True),
+    ),
+    MatmulCase("int8_x", (9, 72, 144), dtype="int8", x_dtype="int8", x_scale="each", weight_scale="each"),
+    MatmulCase(
+        "int8_x_splits_3",
+        (70, 72, 400),
+        dtype="int8",
+        x_dtype="int8",
+        out_dtype="fp32",
+        tiling=_tiles(64, 64, num_splits=3, whole_tiles=1),
+    ),
+    MatmulCase("blocks_rows_9", (9, 136, 272), dtype="e4m3", blocks=128),
+    MatmulCase(
+        "blocks_splits_2", (70, 160, 400), dtype="e4m3", blocks=128, tiling=_tiles(64, 128, 128, num_splits=2)
     ),
     MatmulCase("out_fp32", (41, 48, 104), out_dtype="fp32", tiling=_tiles(block_k=64)),
     MatmulCase(
@@ -185,6 +200,14 @@ MORE_MATMUL = (
     MatmulCase("out_huge_row_stride", (41, 48, 104), out_layout="huge", tiling=_tiles()),
     MatmulCase("out_odd_rows", (41, 48, 104), out_layout="odd_rows", tiling=_tiles()),
     MatmulCase("rows_100_transposed_weight", (100, 96, 128), transposed_weight=True),
+    MatmulCase("int8_x", (130, 136, 272), dtype="int8", x_dtype="int8", x_scale="each", weight_scale="each"),
+    MatmulCase("int8_x_odd_k", (70, 66, 101), dtype="int8", x_dtype="int8", out_dtype="fp32"),
+    MatmulCase("int8_x_blocks", (70, 160, 400), dtype="int8", x_dtype="int8", blocks=128),
+    MatmulCase("int8_blocks", (70, 160, 400), dtype="int8", blocks=64),
+    MatmulCase("blocks_rows_130", (130, 160, 400), dtype="e4m3", blocks=128),
+    MatmulCase("blocks_64_odd_k", (20, 70, 301), dtype="e4m3", blocks=64),
+    MatmulCase("blocks_swiglu", (20, 304, 272), dtype="e4m3", blocks=128, activation="swiglu"),
+    MatmulCase("blocks_batch_2", (20, 72, 144), dtype="e5m2", blocks=32, batch=2),
 )
 TMA = (
     MatmulCase("tma_several_items", (130, 136, 200), tiling=_tma_tiles()),
@@ -211,6 +234,13 @@ TMA = (
         tiling=_tma_tiles(block_k=128),
     ),
     MatmulCase(
+        "tma_blocks",
+        (70, 264, 400),
+        dtype="e4m3",
+        blocks=128,
+        tiling=_tma_tiles(64, 128, 256, num_stages=2),
+    ),
+    MatmulCase(
         "tma_8_warps_gelu_bias",
         (200, 264, 200),
         dtype="fp16",
@@ -220,6 +250,37 @@ TMA = (
     ),
 )
 MORE_TMA = (
+    MatmulCase(
+        "blocks_warp_specialized",
+        (130, 264, 400),
+        dtype="e4m3",
+        blocks=128,
+        tiling=_tma_tiles(128, 128, 128, num_warps=8, variant="warp_specialized"),
+    ),
+    MatmulCase(
+        "tma_blocks_swiglu",
+        (70, 264, 400),
+        dtype="e4m3",
+        blocks=64,
+        activation="swiglu",
+        tiling=_tma_tiles(64, 128, 128),
+    ),
+    MatmulCase(
+        "tma_int8_x_blocks",
+        (70, 264, 400),
+        dtype="int8",
+        x_dtype="int8",
+        blocks=128,
+        tiling=_tma_tiles(64, 128, 256, num_stages=2),
+    ),
+    MatmulCase(
+        "blocks_swiglu_warp_specialized",
+        (130, 264, 400),
+        dtype="e4m3",
+        blocks=128,
+        activation="swiglu",
+        tiling=_tma_tiles(128, 128, 128, num_warps=8, variant="warp_specialized"),
+    ),
     MatmulCase("tma_x_huge_row_stride", (70, 72, 128), x_layout="huge", tiling=_tma_tiles(programs=1)),
     MatmulCase("tma_k_below_a_tile", (70, 72, 40), tiling=_tma_tiles()),
     MatmulCase("tma_one_k_step", (130, 136, 64), tiling=_tma_tiles()),
