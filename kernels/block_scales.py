@@ -65,13 +65,16 @@ def x_has_blocks(scale: Scale, x: torch.Tensor) -> bool:
 def weight_has_blocks(scale: Scale, weight: torch.Tensor) -> bool:
     """Whether scales of the weight are per block of rows and block of K: [(batch,) blocks, blocks of K].
 
-    [rows, 1] and [1, rows] are scales per row, and [1, 1] is one scale.
+    A last dimension of `rows`, and [rows, 1], are scales per row, but [rows, rows] are blocks of one row;
+    [1, 1] is one scale.
     """
     if not isinstance(scale, torch.Tensor) or scale.dim() != weight.dim():
         return False
     batch_fits = scale.dim() == 2 or scale.shape[0] == weight.shape[0]
     rows = weight.shape[-2]
-    return batch_fits and tuple(scale.shape[-2:]) not in {(rows, 1), (1, rows), (1, 1)}
+    blocks, blocks_k = scale.shape[-2:]
+    per_row = (blocks_k == rows and blocks != rows) or (blocks, blocks_k) in {(rows, 1), (1, 1)}
+    return batch_fits and not per_row
 
 
 def block_scales(

@@ -114,6 +114,21 @@ def _check_matmul_scales(
         _check_block_scale("weight_scale", weight_scale, ("weight", weight), weight)  # type: ignore[arg-type]
     else:
         _check_features("weight_scale", weight_scale, x, weight)
+        if one_weight and isinstance(x_scale, torch.Tensor) and x_has_blocks(x_scale, x):
+            _check_not_blocks(weight_scale, weight)  # type: ignore[arg-type]  # tensors both
+
+
+def _check_not_blocks(scale: torch.Tensor, weight: torch.Tensor) -> None:
+    """Under scales of x per block of K, refuse [1, features] that could as well be [1, blocks of K]."""
+    features, in_features = weight.shape[-2:]
+    if scale.dim() != weight.dim() or scale.shape[-2] != 1 or not 1 < features == scale.shape[-1]:
+        return
+    block_k = block_size(in_features, features)
+    if block_k is not None and block_k >= LEAST_BLOCK_K:
+        raise ValueError(
+            f"weight_scale has shape {list(scale.shape)}, one per feature or block of in_features; it "
+            f"must be [{features}] for features, or expanded to [{features}, {features}] for blocks"
+        )
 
 
 def default_out_dtype(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.dtype:

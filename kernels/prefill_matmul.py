@@ -477,13 +477,18 @@ def prefill_matmul(
             (gate x up).
         x_scale: dequantisation scale of `x`: a number, or a tensor of any floating dtype: of one element,
             or one per row: the shape of `x` without in_features, or with 1 in its place; its other sizes
-            may be 1 as well.
+            may be 1 as well. Or one per row and block of in_features: the shape of `x` with the number of
+            blocks in place of in_features, two or more, any strides. Blocks hold a power of two of elements,
+            32 or more, which follows from their number; the last may be partial. The weight must have 8 bits.
         weight_scale: dequantisation scale of `weight`: a number, or a tensor of any floating dtype: of one
             element, or one per feature (output channel): [features], [1, features], [features, 1] or
             [batch, features]; or [batch, 1, features], [batch, features, 1], [batch, 1, 1]. With a pair of
-            weights also a pair of tensors.
+            weights also a pair of tensors. Or, of one weight of 8 bits, one per block of features and of
+            in_features, any strides: [blocks of features, blocks of in_features], both powers of two; [batch,
+            ...] if the weight is batched. A last dimension of `features` means features.
         out_dtype: bfloat16, float16 or float32; None means that of `out`, else that of the wider operand,
-            or bfloat16 if both have 8 bits.
+            or bfloat16 if both have 8 bits. int32 of int8 operands without bias, scales, activation and
+            residual gives their exact sums.
         precision: of float32 products: "ieee"; "tf32", which multiplies with 10 bits of mantissa; or
             "tf32x3", three tf32 products, nearly as exact as IEEE.
         out: output tensor [..., out_features], `out_dtype`, not overlapping the inputs, but it may be

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import re
 
 import pytest
 import torch
@@ -242,3 +243,49 @@ def test_few_rows_request_each_weight_once(rows, dtype):
     if dtype != torch.int8:
         assert requested["x_block_ptr"] <= 4 * rows * 2 * math.ceil(256 / 32)
         assert requested["weight_block_ptr"] <= 4 * 2 * 256
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"x_scale": (19, 7)}, "x_scale has shape [19, 7]; its last dimension must divide 300 in_features"),
+        ({"x_scale": (19, 10)}, None),
+        ({"x_scale": (19, 20)}, "of at least 32"),
+        ({"x_scale": (18, 3)}, "x_scale has shape [18, 3]"),
+        ({"weight_scale": (2, 4)}, "weight_scale has shape [2, 4]; its last dimension must divide 300"),
+        ({"weight_scale": (37, 3)}, "it must divide 70 rows of weight into blocks of a power of two"),
+        ({"weight_scale": (3, 3, 3)}, "weight_scale has shape [3, 3, 3]"),
+    ],
+    ids=str,
+)
+def test_shapes_that_are_no_blocks_are_refused(options, named):
+    x, weight = narrow(19, 70, 300)
+    options = {name: torch.ones(shape) for name, shape in options.items()}
+    if named is None:
+        assert prefill_matmul(x, weight, **options).isfinite().all()
+        return
+    with pytest.raises(ValueError, match=re.escape(named)):
+        prefill_matmul(x, weight, **options)
+
+
+def test_wrong_operands_and_dtypes_of_block_scales_are_refused():
+    x, weight = narrow(19, 70, 96)
+    with pytest.raises(ValueError, match=r"x_scale is torch\.float64; it must be one of"):
+        prefill_matmul(x, weight, x_scale=torch.ones(19, 3, dtype=torch.float64))
+    wide = torch.ones(19, 96, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="blocks need a weight of 8 bits"):
+        prefill_matmul(wide, wide, x_scale=torch.ones(19, 3))
+
+
+def test_scales_of_features_that_could_be_blocks_are_refused():
+    x, weight = narrow(5, 3, 96)
+    ones = torch.ones(1, 3)
+    assert prefill_matmul(x, weight, weight_scale=ones).shape == (5, 3)
+    with pytest.raises(ValueError, match="one per feature or block of in_features"):
+        prefill_matmul(x, weight, x_scale=torch.ones(5, 3), weight_scale=ones)
+    assert_right(x, weight, x_scale=uniform(5, 3), weight_scale=uniform(1, 3).expand(3, 3))
+
+
+def test_float8_weights_in_blocks_under_16_bit_x():
+    x, weight = narrow(19, 70, 96, torch.bfloat16, weight_dtype=torch.float8_e4m3fn)
+    assert_right(x, weight, weight_scale=uniform(3, 3))

@@ -108,3 +108,23 @@ def test_fault_of_a_missing_product_is_found(lost):
     wrong = x.clone()
     wrong[:, lost] = 0
     assert not torch.equal(int32_result(wrong, weight), x.int() @ weight.int().T)
+
+
+@pytest.mark.parametrize("name", ["bias", "activation", "x_scale", "weight_scale"])
+def test_int32_results_take_no_epilogue(name):
+    x, weight = integers(3, 16, seed=1), integers(4, 16, seed=2)
+    value = {"bias": torch.ones(4), "activation": "silu"}.get(name, 2.0)
+    with pytest.raises(ValueError, match=f"{name} is given; it must be None where out_dtype is torch.int32"):
+        prefill_matmul(x, weight, **{name: value}, out_dtype=torch.int32)
+
+
+def test_int32_results_need_int8_operands():
+    x = torch.ones(3, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"out_dtype is torch\.int32; under x of torch\.bfloat16"):
+        prefill_matmul(x, x, out_dtype=torch.int32)
+
+
+def test_sums_that_int32_does_not_hold_are_refused():
+    x = torch.zeros(1, 2**17, dtype=torch.int8)
+    with pytest.raises(ValueError, match="x has 131072 in_features; in int8 it must have at most 131071"):
+        prefill_matmul(x, x)
