@@ -259,7 +259,7 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
     if case.blocks:
         blocks_k, blocks_n = math.ceil(depth / case.blocks), math.ceil(features / case.blocks)
         # Blocks of K first in memory, as DeepGEMM keeps the scales of x.
-        options["x_scale"] = draw_.scale("each", 0.1, *batch, blocks_k, rows).transpose(-1, -2)
+        options["x_scale"] = 0.1 + draw_.normal(*batch, blocks_k, rows, dtype="fp32", size=0.02).mT
         options["weight_scale"] = draw_.scale("each", 0.1, *batch, blocks_n, blocks_k)
     out_dtype = _DTYPES[case.out_dtype or (x_dtype if x_dtype in DTYPES else "bf16")]
     swiglu = case.activation == "swiglu"
