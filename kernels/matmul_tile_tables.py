@@ -60,7 +60,14 @@ class MatmulProblem:
 
     @classmethod
     def contiguous(
-        cls, *, rows: int, out_features: int, in_features: int, x_bytes: int, weight_bytes: int
+        cls,
+        *,
+        rows: int,
+        out_features: int,
+        in_features: int,
+        x_bytes: int,
+        weight_bytes: int,
+        batch: int = 1,
     ) -> MatmulProblem:
         """The problem of contiguous operands whose storage is aligned to 16 bytes."""
         return cls(
@@ -69,8 +76,9 @@ class MatmulProblem:
             in_features=in_features,
             x_bytes=x_bytes,
             weight_bytes=weight_bytes,
+            batch=batch,
             aligned=in_features % 16 == 0,
-            tma=all(in_features * size % 16 == 0 for size in (x_bytes, weight_bytes)),
+            tma=batch == 1 and all(in_features * size % 16 == 0 for size in (x_bytes, weight_bytes)),
         )
 
     @property

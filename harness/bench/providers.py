@@ -1,6 +1,7 @@
 """The providers of each operation: PyTorch, our Triton kernels, libraries and the user's own functions."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +77,11 @@ class Provider:
 
 
 def taking(*options: str, refuses: Refuses = lambda case, device: None) -> Refuses:  # noqa: ARG005
-    """A refusal of attention with options (see `attention_options`) other than these."""
+    """A refusal of attention with options (see `attention_options`) other than these, and of a batch."""
 
     def refuses_options(case: Case, device: Device) -> str | None:
+        if isinstance(case, PrefillMatmul) and case.batch > 1:
+            return "does not take a batch of products"
         missing = [option for option in attention_options(case) if option not in options]
         return f"does not take {', '.join(missing)}" if missing else refuses(case, device)
 
@@ -105,13 +108,14 @@ def _matmul_variant(variant: Variant) -> Provider:
     """One variant of the matmul kernel, with the tiling that the kernel chooses for that variant."""
 
     def run(inputs: MatmulInputs) -> Tensor:
-        (rows, in_features), size = inputs.x.shape, inputs.x.element_size()
+        (*batch, rows, in_features), size = inputs.x.shape, inputs.x.element_size()
         problem = MatmulProblem.contiguous(
             rows=rows,
-            out_features=len(inputs.weight),
+            out_features=inputs.weight.shape[-2],
             in_features=in_features,
             x_bytes=size,
             weight_bytes=size,
+            batch=math.prod(batch),
         )
         tiling = kernels.choose_matmul_tiling(problem, gpu_limits(inputs.x.device), variant)
         return run_matmul(inputs, tiling)
@@ -125,6 +129,8 @@ def _matmul_variant(variant: Variant) -> Provider:
             return "tensor descriptors need compute capability 9.0 or newer"
         if variant == "warp_specialized" and not warp_specializes(round(10 * capability)):
             return "warps are specialised on compute capability 10 alone"
+        if isinstance(case, PrefillMatmul) and case.batch > 1:
+            return "descriptors take no batch of products"
         if isinstance(case, PrefillMatmul) and case.in_features * ELEMENT_BYTES[case.dtype] % 16:
             return f"descriptors need rows of a multiple of 16 bytes, not {case.in_features} elements"
         return None

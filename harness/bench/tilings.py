@@ -177,6 +177,7 @@ def _matmul_key(case: PrefillMatmul) -> Key:
         "in_features": case.in_features,
         "out_features": case.out_features,
         "dtype": case.dtype,
+        **({} if case.batch == 1 else {"batch": case.batch}),
     }
 
 
@@ -189,6 +190,7 @@ def _matmul_problem(case: PrefillMatmul) -> MatmulProblem:
         in_features=case.in_features,
         x_bytes=element_bytes,
         weight_bytes=element_bytes,
+        batch=case.batch,
     )
 
 

@@ -21,12 +21,12 @@ PARTS = 8
 
 def matmul(inputs: MatmulInputs) -> Tensor:
     """The product x @ weight.T."""
-    return torch.matmul(inputs.x, inputs.weight.t(), out=inputs.out)
+    return torch.matmul(inputs.x, inputs.weight.mT, out=inputs.out)
 
 
 def matmul_weight_first(inputs: MatmulInputs) -> Tensor:
     """The product as (weight @ x.T).T."""
-    return torch.matmul(inputs.weight, inputs.x.t()).t()
+    return torch.matmul(inputs.weight, inputs.x.mT).mT
 
 
 def matmul_batched(inputs: MatmulInputs) -> Tensor:
@@ -115,6 +115,8 @@ def few_rows_on_cpu(case: Case, device: Device) -> str | None:
 
 def batched_on_cpu(case: Case, device: Device) -> str | None:
     """Refuses weights that do not split into equal parts, many rows, and any device but a CPU."""
+    if isinstance(case, PrefillMatmul) and case.batch > 1:
+        return "a formulation for one product"
     if isinstance(case, PrefillMatmul) and case.out_features % PARTS:
         return f"a formulation for a multiple of {PARTS} columns"
     return few_rows_on_cpu(case, device)

@@ -168,7 +168,8 @@ def _elements(case: Case) -> list[int]:
     """Elements of each tensor that a case's inputs draw."""
     match case:
         case PrefillMatmul():
-            return [case.rows * case.in_features, case.out_features * case.in_features]
+            in_features = case.batch * case.in_features
+            return [case.rows * in_features, case.out_features * in_features]
         case DecodeAttention():
             entries = case.batch * case.kv_heads * case.capacity
             q = case.batch * case.q_heads * case.head_dim
@@ -194,7 +195,7 @@ def memory_bytes(case: Case) -> int:
     """Approximate bytes for timing a case: one copy of its inputs, two outputs, and the oracle's float64."""
     match case:
         case PrefillMatmul():
-            oracle = 8 * case.rows * case.in_features
+            oracle = 8 * case.batch * case.rows * case.in_features
         case DecoderLayer():
             largest = max(p.parameters for p in case.model.projections)
             oracle = 8 * (largest + 4 * case.tokens * case.model.hidden_size)

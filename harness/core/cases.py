@@ -45,25 +45,37 @@ class MatmulShape(Struct, Generic[_Size], frozen=True, kw_only=True):
 
 
 class PrefillMatmul(
-    MatmulShape[Size], frozen=True, kw_only=True, tag_field="operation", tag="prefill_matmul"
+    MatmulShape[Size],
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="operation",
+    tag="prefill_matmul",
 ):
-    """A projection in one dtype; in a decode step it has one row per sequence."""
+    """A projection in one dtype; in a decode step it has one row per sequence.
+
+    Attributes:
+        batch: products of this shape in one call, each with rows and a weight of its own.
+    """
 
     operation: ClassVar[str] = "prefill_matmul"
     phase: Phase
     part: str
     dtype: Dtype
+    batch: Size = 1
 
     @property
     def id(self) -> str:
         """Readable and unique among a run's cases."""
-        return f"{self.phase}/{self.part}/m{self.rows}-k{self.in_features}-n{self.out_features}/{self.dtype}"
+        batch = "" if self.batch == 1 else f"b{self.batch}-"
+        sizes = f"{batch}m{self.rows}-k{self.in_features}-n{self.out_features}"
+        return f"{self.phase}/{self.part}/{sizes}/{self.dtype}"
 
     def work(self) -> Work:
-        """2 M N K operations; x and weight read once, out written once."""
-        size = ELEMENT_BYTES[self.dtype]
+        """2 M N K operations for each product; x and weight read once, out written once."""
+        size = self.batch * ELEMENT_BYTES[self.dtype]
         return Work(
-            operation_terms={"product": self.operations},
+            operation_terms={"product": self.batch * self.operations},
             read_terms={
                 "x": self.rows * self.in_features * size,
                 "weight": self.out_features * self.in_features * size,
@@ -323,8 +335,10 @@ def attention_heads(model: TimedModel) -> dict[str, Any]:
     return {"q_heads": model.q_heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
 
 
-def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: str) -> PrefillMatmul:
-    """A projection of a language model on `rows` rows."""
+def projection_case(
+    projection: Projection, *, phase: Phase, rows: int, dtype: str, batch: int = 1
+) -> PrefillMatmul:
+    """A projection of a language model on `rows` rows, or a batch of them."""
     return PrefillMatmul(
         phase=phase,
         part=projection.name,
@@ -332,4 +346,5 @@ def projection_case(projection: Projection, *, phase: Phase, rows: int, dtype: s
         in_features=projection.in_features,
         out_features=projection.out_features,
         dtype=dtype,
+        batch=batch,
     )

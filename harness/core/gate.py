@@ -182,8 +182,8 @@ def gate_of(case: Case, inputs: Inputs, oracles: Oracles, *, all_columns: bool =
         case PrefillMatmul(), MatmulInputs():
             columns = sampled(case.out_features, 1 if all_columns else COLUMN_STEP, inputs.x.device)
             return Gate(
-                select=lambda out: out[:, columns],
-                expected=oracles.prefill_matmul(inputs.x, inputs.weight[columns]),
+                select=lambda out: out[..., columns],
+                expected=oracles.prefill_matmul(inputs.x, inputs.weight[..., columns, :]),
                 bound=tolerance(dtype, reduction=case.in_features),
             )
         case DecodeAttention(), DecodeAttentionInputs():

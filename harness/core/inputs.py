@@ -62,7 +62,10 @@ class BlankSource(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class MatmulInputs:
-    """x [rows, in_features], weight [out_features, in_features], out [rows, out_features]."""
+    """x [rows, in_features], weight [out_features, in_features], out [rows, out_features].
+
+    Of a batch each has one dimension more, the first.
+    """
 
     x: Tensor
     weight: Tensor
@@ -152,9 +155,10 @@ def draw(case: Case, source: Source) -> Inputs:  # noqa: ARG001
 @draw.register
 def _(case: PrefillMatmul, source: Source) -> Inputs:
     dtype = DTYPES[case.dtype]
-    x = source.normal(case.rows, case.in_features, dtype=dtype)
-    weight = source.normal(case.out_features, case.in_features, dtype=dtype)
-    return MatmulInputs(x=x, weight=weight, out=x.new_full((case.rows, case.out_features), math.nan))
+    batch = () if case.batch == 1 else (case.batch,)
+    x = source.normal(*batch, case.rows, case.in_features, dtype=dtype)
+    weight = source.normal(*batch, case.out_features, case.in_features, dtype=dtype)
+    return MatmulInputs(x=x, weight=weight, out=x.new_full((*batch, case.rows, case.out_features), math.nan))
 
 
 @draw.register

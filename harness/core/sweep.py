@@ -148,8 +148,8 @@ class Sweep:
 
     def _matmuls(self, model: TimedModel, group: TimedLayers, phase: Phase, tokens: int) -> Iterator[CaseUse]:
         """The projections of a group of layers in a forward of `tokens` tokens."""
-        for projection in _projections(group, model.hidden_size, phase):
-            case = projection_case(projection, phase=phase, rows=tokens, dtype=self.dtype)
+        for projection, batch in _projections(group, model.hidden_size, phase):
+            case = projection_case(projection, phase=phase, rows=tokens, dtype=self.dtype, batch=batch)
             yield CaseUse(case=case, part="projections", times=group.count, tokens=tokens)
         if group.experts is not None:
             hit, rows = expert_rows(group.experts, tokens)
@@ -234,33 +234,27 @@ def prefill_attention(
     )
 
 
-def _projections(group: TimedLayers, hidden_size: int, phase: Phase) -> Iterator[Projection]:
-    """The projections of a layer that every token passes through, in the order they run."""
+def _projections(group: TimedLayers, hidden_size: int, phase: Phase) -> Iterator[tuple[Projection, int]]:
+    """The projections of a layer that every token passes through, in the order they run, each as a batch.
+
+    In decode each head of MLA has products of its own with its part of kv_b: of its query, and of its
+    attended latent.
+    """
     if group.attention is not None:
         for projection in group.attention.projections(hidden_size):
             if phase == "decode" and group.latent is not None and projection.name == "kv_b":
-                yield from _absorbed(group.latent)
+                heads, rank = group.latent.q_heads, group.latent.kv_rank
+                yield Projection("absorbed_k", group.latent.nope_head_dim, rank, "attention"), heads
+                yield Projection("absorbed_v", rank, group.latent.v_head_dim, "attention"), heads
             else:
-                yield projection
+                yield projection, 1
     if group.dense is not None:
-        yield from group.dense.projections(hidden_size)
+        yield from ((projection, 1) for projection in group.dense.projections(hidden_size))
     if group.experts is not None:
-        yield Projection("router", hidden_size, group.experts.count, "router")
+        yield Projection("router", hidden_size, group.experts.count, "router"), 1
         if group.experts.shared is not None:
             for projection in group.experts.shared.projections(hidden_size, role="shared"):
-                yield replace(projection, name=f"shared_{projection.name}")
-
-
-def _absorbed(attention: LatentAttention) -> tuple[Projection, Projection]:
-    """kv_b as a decode step runs it: each head's query to a latent, and its attended latent to a value.
-
-    As one product each: weights, outputs and operations are those of a product for each head.
-    """
-    heads, rank = attention.q_heads, attention.kv_rank
-    return (
-        Projection("absorbed_k", attention.nope_head_dim, heads * rank, "attention"),
-        Projection("absorbed_v", rank, heads * attention.v_head_dim, "attention"),
-    )
+                yield replace(projection, name=f"shared_{projection.name}"), 1
 
 
 def expert_rows(experts: Experts, tokens: int) -> tuple[float, int]:

@@ -206,10 +206,11 @@ def test_each_kind_of_attention_is_checked(options):
     assert len({check.case for check in found}) == 4
 
 
-@pytest.mark.usefixtures("_quick_products")
-def test_latent_attention_is_checked():
+def test_latent_attention_and_its_absorbed_products_are_checked():
     model = dataclasses.replace(SMALL, layer_groups=(TimedLayers(count=2, latent=LATENT),))
-    *_, found = checks("bf16", model)
+    *products, _, found = checks("bf16", model)
+    assert [check.provider for check in products if check.case.batch > 1] == ["triton-pointers"]
+    assert {check.status for check in products} == {"ok"}
     assert (found.status, found.case.latent, found.case.head_dim) == ("ok", True, 64)
 
 

@@ -77,6 +77,20 @@ def test_every_torch_provider_passes_the_gate(case, dtype):
         assert verdict.passed, f"{provider.name}: {verdict.reason}"
 
 
+@each_dtype
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 33, 130), (65, 7, 16)])
+def test_a_batch_of_products_passes_the_gate_and_its_last_one_counts(sizes, dtype):
+    case = structs.replace(matmul_case(*sizes), dtype=dtype, batch=3)
+    inputs, gate = gated(case)
+    providers = cpu_providers(case)
+    assert {provider.name for provider in providers} <= {"torch", "torch-weight-first"}
+    for provider in providers:
+        out = provider.run(inputs)
+        assert gate.judge(out).passed
+        assert out.shape == (3, case.rows, case.out_features)
+        assert not gate.judge(torch.cat((out[:2], out[:1]))).passed
+
+
 @pytest.mark.parametrize("case", CASES[:7], ids=lambda case: case.id)
 def test_output_of_each_provider_has_the_shape_of_the_case(case):
     inputs = draw(case, source())

@@ -5,6 +5,7 @@ from decodetax.harness.core.cases import DecodeAttention, DecoderLayer, PrefillA
 from decodetax.harness.core.timed_model import TimedModel, load_timed_model
 from decodetax.harness.core.work import Work
 from hand_made import sweep
+from msgspec import structs
 
 # Weights: qkv 40 x (6 + 2 x 2) x 16 = 6400, o (6 x 16) x 40 = 3840, gate_up 40 x 112 = 4480,
 # down 56 x 40 = 2240.
@@ -41,6 +42,12 @@ def test_matmul_reads_x_and_weight_once_and_writes_out_once(dtype, read, written
     assert work.operation_terms == {"product": 210}  # 2 x 3 x 5 x 7
     assert work.read_terms == read
     assert work.written_terms == written
+
+
+def test_batch_of_products_has_the_work_of_each():
+    work = structs.replace(matmul("bf16"), batch=4).work()
+    assert work.operation_terms == {"product": 840}
+    assert (work.read_terms, work.written_terms) == ({"x": 120, "weight": 280}, {"out": 168})
 
 
 def test_matmul_of_one_row_has_at_most_one_operation_per_byte():
