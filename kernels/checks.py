@@ -652,16 +652,24 @@ def _check_count(name: str, value: int | None, at_most: int | None = None) -> No
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor")  # noqa: TRY004  (the same)
+    if value.is_nested:
+        raise ValueError(f"{name} is a nested tensor; it must be one of equal sizes")
     if value.layout != torch.strided:
         raise ValueError(f"{name} has layout {value.layout}; it must be torch.strided")
     if value.is_neg():  # its memory holds the other sign
         raise ValueError(f"{name} is a view with a lazy negation; it must be {name}.resolve_neg()")
-    try:
-        has_memory = value.untyped_storage().device.type == value.device.type
-    except RuntimeError:  # inside torch.vmap
-        has_memory = False
-    if not has_memory:
+    if not _has_memory(value):
         raise ValueError(f"{name} is a {type(value).__name__} without memory; it must have its own")
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether the elements are in memory: not in torch.vmap, in a fake tensor, or after a storage was freed."""
+    try:
+        storage = tensor.untyped_storage()
+        located = storage.device.type == tensor.device.type
+        return located and (tensor.device.type == "meta" or not tensor.numel() or storage.data_ptr() != 0)
+    except RuntimeError:  # inside torch.vmap, torch.func.grad and torch.func.functionalize
+        return False
 
 
 def _check_floating(name: str, tensor: torch.Tensor) -> None:
