@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import checks
+from . import decode_checks as checks
 from .decode_plan import DecodePlan, plan_decode
 from .decode_ragged_schedule import (
     clamped_length,

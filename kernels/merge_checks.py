@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from .checks import (
-    _DTYPES,
-    _FLOAT8,
-    _check_device,
-    _check_dtype,
-    _check_floating,
-    _check_last_contiguous,
-    _check_lse_base,
-    _check_one_of,
-    _check_runnable,
-    _check_same,
-    _check_scale,
-    _check_shape,
-    _check_tensor,
-    _check_writable,
+    FLOAT8_DTYPES,
+    FLOAT_DTYPES,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_last_contiguous,
+    check_lse_base,
+    check_one_of,
+    check_runnable,
+    check_same,
+    check_scale,
+    check_shape,
+    check_tensor,
+    check_writable,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def check_merge_states(
     out: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Raise ValueError unless the arguments are as `merge_states` documents them."""
-    _check_one_of("out_dtype", out_dtype, (None, *_DTYPES, *_FLOAT8))
-    _check_one_of("lse_layout", lse_layout, ("tokens-first", "heads-first"))
-    _check_lse_base(lse_base)
+    check_one_of("out_dtype", out_dtype, (None, *FLOAT_DTYPES, *FLOAT8_DTYPES))
+    check_one_of("lse_layout", lse_layout, ("tokens-first", "heads-first"))
+    check_lse_base(lse_base)
     if (o2 is None) != (lse2 is None):
         missing, given = ("o2", "lse2") if o2 is None else ("lse2", "o2")
         raise ValueError(f"{missing} is None; with {given} it must be a torch.Tensor")
@@ -86,14 +86,14 @@ def _check_outputs(o: States, o2: torch.Tensor | None) -> tuple[torch.Tensor, tu
             raise ValueError("o has no parts; it must have at least one")
         for number, each in enumerate(o):
             _check_output(f"o[{number}]", each)
-            _check_shape(f"o[{number}]", each, tuple(o[0].shape), "the shape of o[0]")
-            _check_same(f"o[{number}]", each, "o[0]", o[0])
+            check_shape(f"o[{number}]", each, tuple(o[0].shape), "the shape of o[0]")
+            check_same(f"o[{number}]", each, "o[0]", o[0])
         return o[0], tuple(o[0].shape), len(o)
     _check_output("o", o)
     assert isinstance(o, torch.Tensor)  # noqa: S101  (checked)
     if o2 is not None:
-        _check_shape("o2", o2, tuple(o.shape), "the shape of o")
-        _check_same("o2", o2, "o", o)
+        check_shape("o2", o2, tuple(o.shape), "the shape of o")
+        check_same("o2", o2, "o", o)
         return o, tuple(o.shape), 2
     if o.dim() < 2 or not o.shape[0]:
         raise ValueError(
@@ -103,26 +103,26 @@ def _check_outputs(o: States, o2: torch.Tensor | None) -> tuple[torch.Tensor, tu
 
 
 def _check_output(name: str, o: object) -> None:
-    _check_tensor(name, o)
+    check_tensor(name, o)
     assert isinstance(o, torch.Tensor)  # noqa: S101  (checked)
-    _check_floating(name, o)
+    check_floating(name, o)
     if o.dim() == 0:
         raise ValueError(f"{name} has no dimensions; it must be [..., head_dim]")
     if o.shape[-1] == 0:
         raise ValueError(f"{name} has shape {list(o.shape)}; head_dim must be at least 1")
-    _check_runnable(name, o)
+    check_runnable(name, o)
 
 
 def _check_lse(name: str, lse: object, shape: tuple[int, ...], meaning: str, o: torch.Tensor) -> None:
-    _check_tensor(name, lse)
+    check_tensor(name, lse)
     assert isinstance(lse, torch.Tensor)  # noqa: S101  (checked)
-    _check_dtype(name, lse, torch.float32)
-    _check_shape(name, lse, shape, meaning)
-    _check_device(name, lse, "o", o)
+    check_dtype(name, lse, torch.float32)
+    check_shape(name, lse, shape, meaning)
+    check_device(name, lse, "o", o)
 
 
 def _check_out_scale(out_scale: torch.Tensor | float | None, o: torch.Tensor) -> None:
-    _check_scale("out_scale", out_scale, set(), "", ("o", o))
+    check_scale("out_scale", out_scale, set(), "", ("o", o))
     if isinstance(out_scale, int | float) and out_scale <= 0:
         raise ValueError(f"out_scale is {out_scale}; it must be positive")
     if isinstance(out_scale, int | float) and out_scale < _SMALLEST_NORMAL:
@@ -130,9 +130,9 @@ def _check_out_scale(out_scale: torch.Tensor | float | None, o: torch.Tensor) ->
 
 
 def _check_mask(mask: torch.Tensor, shape: tuple[int, ...], o: torch.Tensor) -> None:
-    _check_tensor("mask", mask)
-    _check_dtype("mask", mask, torch.bool)
-    _check_device("mask", mask, "o", o)
+    check_tensor("mask", mask)
+    check_dtype("mask", mask, torch.bool)
+    check_device("mask", mask, "o", o)
     fits = mask.dim() <= len(shape) and all(
         size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(shape), strict=False)
     )
@@ -159,21 +159,21 @@ def _check_out(
         _check_view("out[1]", lse, 0)
     if out is None:
         return
-    _check_tensor("out", out)
-    _check_shape("out", out, shape, "the shape of an output")
-    _check_device("out", out, "o", o)
+    check_tensor("out", out)
+    check_shape("out", out, shape, "the shape of an output")
+    check_device("out", out, "o", o)
     if out_dtype is None:
-        _check_one_of("out.dtype", out.dtype, (*_DTYPES, *_FLOAT8))
+        check_one_of("out.dtype", out.dtype, (*FLOAT_DTYPES, *FLOAT8_DTYPES))
     elif out.dtype != out_dtype:
         raise ValueError(f"out is {out.dtype}; it must be {out_dtype}, as out_dtype says")
     if out.numel():
-        _check_last_contiguous("out", out)
+        check_last_contiguous("out", out)
     _check_view("out", out, 1)
 
 
 def _check_view(name: str, out: torch.Tensor, last: int) -> None:
     """What is written must be viewed, not copied."""
-    _check_writable(name, out)
+    check_writable(name, out)
     if not out.numel():
         return
     sizes = out.shape[: out.dim() - last]

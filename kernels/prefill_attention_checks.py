@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 
 from .checks import (
-    _CACHE_DTYPES,
-    _DTYPES,
-    _FLOAT8,
-    _MAX_CAPACITY,
-    _check_contiguous,
-    _check_count,
-    _check_device,
-    _check_dtype,
-    _check_floating,
-    _check_head_dim,
-    _check_last_contiguous,
-    _check_nonempty,
-    _check_number,
-    _check_runnable,
-    _check_same,
-    _check_scale,
-    _check_shape,
-    _check_tensor,
-    _check_writable,
+    CACHE_DTYPES,
+    FLOAT8_DTYPES,
+    FLOAT_DTYPES,
+    MAX_CAPACITY,
+    check_contiguous,
+    check_count,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_head_dim,
+    check_last_contiguous,
+    check_nonempty,
+    check_number,
+    check_runnable,
+    check_same,
+    check_scale,
+    check_shape,
+    check_tensor,
     check_workspace,
+    check_writable,
     default_out_dtype,
 )
 from .prefill_attention_tiling import PrefillAttentionTiling
@@ -67,7 +67,7 @@ def check_prefill_attention(  # noqa: C901  (one check after another)
     batch = q.shape[0]
     if cu_seqlens is not None:
         _check_integers("cu_seqlens", cu_seqlens, q)
-        _check_shape("cu_seqlens", cu_seqlens, (None,), "[batch + 1]")
+        check_shape("cu_seqlens", cu_seqlens, (None,), "[batch + 1]")
         if len(cu_seqlens) < 2:
             raise ValueError(f"cu_seqlens has {len(cu_seqlens)} elements; it must have at least 2")
         batch = len(cu_seqlens) - 1
@@ -75,28 +75,28 @@ def check_prefill_attention(  # noqa: C901  (one check after another)
             raise ValueError("lengths is given with cu_seqlens; only one of them may be")
     if lengths is not None:
         _check_integers("lengths", lengths, q)
-        _check_shape("lengths", lengths, (batch,), "[batch]")
+        check_shape("lengths", lengths, (batch,), "[batch]")
     _check_prefix(q, k, v, batch, context_lens, k_cache, v_cache, block_table)
     for name, number in (("scale", scale), ("softcap", softcap)):
-        _check_number(name, number)
+        check_number(name, number)
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; it must be positive")
-    _check_count("window", window)
+    check_count("window", window)
     if sinks is not None:
-        _check_floating("sinks", sinks)
-        _check_shape("sinks", sinks, (q_heads,), "[q_heads]")
-        _check_device("sinks", sinks, "q", q)
-        _check_last_contiguous("sinks", sinks)
-    _check_scale("q_scale", q_scale, set(), "", ("q", q))
+        check_floating("sinks", sinks)
+        check_shape("sinks", sinks, (q_heads,), "[q_heads]")
+        check_device("sinks", sinks, "q", q)
+        check_last_contiguous("sinks", sinks)
+    check_scale("q_scale", q_scale, set(), "", ("q", q))
     for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        _check_scale(name, head_scale, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
+        check_scale(name, head_scale, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
     _check_out(out, q, v.shape[-1], return_lse=return_lse)
 
 
 def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, packed: bool) -> None:
-    _check_tensor("q", q)
-    if q.dtype not in (*_DTYPES, *_FLOAT8):
-        kinds = ", ".join(map(str, (*_DTYPES, *_FLOAT8)))
+    check_tensor("q", q)
+    if q.dtype not in (*FLOAT_DTYPES, *FLOAT8_DTYPES):
+        kinds = ", ".join(map(str, (*FLOAT_DTYPES, *FLOAT8_DTYPES)))
         raise ValueError(f"q is {q.dtype}; it must be one of {kinds}")
     layout = "[tokens, q_heads, head_dim]" if packed else "[batch, tokens, q_heads, head_dim]"
     if q.dim() != (3 if packed else 4):
@@ -105,19 +105,19 @@ def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, packed
         )
     leading: tuple[int | None, ...] = tuple(q.shape[:-2])
     meaning = f"{layout.replace('q_heads', 'kv_heads')}, the sizes of q but for the heads"
-    _check_shape("k", k, (*leading, None, q.shape[-1]), meaning)
-    _check_shape("v", v, (*leading, k.shape[-2], None), "the shape of k but for head_dim")
+    check_shape("k", k, (*leading, None, q.shape[-1]), meaning)
+    check_shape("v", v, (*leading, k.shape[-2], None), "the shape of k but for head_dim")
     for name, each in (("q", q), ("k", k), ("v", v)):
-        _check_nonempty(name, each)
-        _check_last_contiguous(name, each)
-        _check_head_dim(name, each, _MAX_HEAD_DIM)
-    _check_runnable("q", q)
-    _check_same("k", k, "q", q)
-    _check_same("v", v, "q", q)
+        check_nonempty(name, each)
+        check_last_contiguous(name, each)
+        check_head_dim(name, each, _MAX_HEAD_DIM)
+    check_runnable("q", q)
+    check_same("k", k, "q", q)
+    check_same("v", v, "q", q)
     if q.shape[-2] % k.shape[-2]:
         raise ValueError(f"q has {q.shape[-2]} heads; it must have a multiple of the {k.shape[-2]} of k")
-    if q.shape[-3] > _MAX_CAPACITY:
-        raise ValueError(f"q has {q.shape[-3]} tokens; it may have at most {_MAX_CAPACITY}")
+    if q.shape[-3] > MAX_CAPACITY:
+        raise ValueError(f"q has {q.shape[-3]} tokens; it may have at most {MAX_CAPACITY}")
 
 
 def _check_prefix(
@@ -140,44 +140,44 @@ def _check_prefix(
     if context_lens is None or k_cache is None or v_cache is None:
         return
     _check_integers("context_lens", context_lens, q)
-    _check_shape("context_lens", context_lens, (batch,), "[batch]")
+    check_shape("context_lens", context_lens, (batch,), "[batch]")
     first = batch if block_table is None else None
     layout = (
         "[batch, capacity, kv_heads, head_dim]"
         if block_table is None
         else "[pages, page_size, kv_heads, head_dim]"
     )
-    _check_shape("k_cache", k_cache, (first, None, *k.shape[-2:]), f"{layout} with heads and head_dim of k")
-    _check_shape(
+    check_shape("k_cache", k_cache, (first, None, *k.shape[-2:]), f"{layout} with heads and head_dim of k")
+    check_shape(
         "v_cache", v_cache, (*k_cache.shape[:3], v.shape[-1]), "the shape of k_cache with head_dim of v"
     )
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _check_nonempty(name, cache)
-        _check_device(name, cache, "q", q)
-        _check_last_contiguous(name, cache)
-    allowed = {q.dtype} if q.dtype in _FLOAT8 else {q.dtype, *_CACHE_DTYPES}
+        check_nonempty(name, cache)
+        check_device(name, cache, "q", q)
+        check_last_contiguous(name, cache)
+    allowed = {q.dtype} if q.dtype in FLOAT8_DTYPES else {q.dtype, *CACHE_DTYPES}
     if k_cache.dtype not in allowed:
         kinds = " or ".join(sorted(map(str, allowed)))
         raise ValueError(f"k_cache is {k_cache.dtype}; with q of {q.dtype} it must be {kinds}")
-    _check_same("v_cache", v_cache, "k_cache", k_cache)
+    check_same("v_cache", v_cache, "k_cache", k_cache)
     capacity = k_cache.shape[1]
     if block_table is not None:
         _check_integers("block_table", block_table, q)
-        _check_shape("block_table", block_table, (batch, None), "[batch, max_pages]")
-        _check_nonempty("block_table", block_table)
+        check_shape("block_table", block_table, (batch, None), "[batch, max_pages]")
+        check_nonempty("block_table", block_table)
         capacity *= block_table.shape[1]
-    if capacity > _MAX_CAPACITY:
+    if capacity > MAX_CAPACITY:
         name = "k_cache" if block_table is None else "block_table"
-        raise ValueError(f"{name} gives a sequence {capacity} tokens; it may give at most {_MAX_CAPACITY}")
+        raise ValueError(f"{name} gives a sequence {capacity} tokens; it may give at most {MAX_CAPACITY}")
 
 
 def _check_integers(name: str, tensor: torch.Tensor, q: torch.Tensor) -> None:
-    _check_tensor(name, tensor)
+    check_tensor(name, tensor)
     if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name} is {tensor.dtype}; it must be torch.int32 or torch.int64")
-    _check_device(name, tensor, "q", q)
+    check_device(name, tensor, "q", q)
     if tensor.dim():
-        _check_last_contiguous(name, tensor)
+        check_last_contiguous(name, tensor)
 
 
 def _check_out(
@@ -191,18 +191,18 @@ def _check_out(
         if not return_lse or len(out) != 2:
             raise ValueError("out is a tuple; it may be the pair of output and log-sum-exp with return_lse")
         out, lse = out
-        _check_tensor("out[1]", lse)
-        _check_shape("out[1]", lse, tuple(q.shape[:-1]), "the shape of q without head_dim")
-        _check_dtype("out[1]", lse, torch.float32)
-        _check_device("out[1]", lse, "q", q)
-        _check_contiguous("out[1]", lse)
+        check_tensor("out[1]", lse)
+        check_shape("out[1]", lse, tuple(q.shape[:-1]), "the shape of q without head_dim")
+        check_dtype("out[1]", lse, torch.float32)
+        check_device("out[1]", lse, "q", q)
+        check_contiguous("out[1]", lse)
     if out is None:
         return
-    _check_shape("out", out, (*q.shape[:-1], v_head_dim), "the shape of q with the head_dim of v")
-    allowed = _DTYPES if q.dtype in _FLOAT8 else (q.dtype,)
+    check_shape("out", out, (*q.shape[:-1], v_head_dim), "the shape of q with the head_dim of v")
+    allowed = FLOAT_DTYPES if q.dtype in FLOAT8_DTYPES else (q.dtype,)
     if out.dtype not in allowed:
         kinds = " or ".join(map(str, allowed))
         raise ValueError(f"out is {out.dtype}; with q of {q.dtype} it must be {kinds}")
-    _check_device("out", out, "q", q)
-    _check_last_contiguous("out", out)
-    _check_writable("out", out)
+    check_device("out", out, "q", q)
+    check_last_contiguous("out", out)
+    check_writable("out", out)
