@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.cases import Case, DecodeAttention
 from ..core.inputs import DecodeAttentionInputs, PrefillAttentionInputs
 from .device import Device
+from .unfused_attention import in_window
 
 Bound = Callable[[], Tensor]
 AnyInputs = TypeVar("AnyInputs", DecodeAttentionInputs, PrefillAttentionInputs)
@@ -89,9 +90,16 @@ def flashinfer(inputs: DecodeAttentionInputs) -> Bound:
         page_size,
         inputs.q.dtype,
         inputs.q.device,
+        window_left=_window_left(inputs),
+        softcap=inputs.softcap,
     )
     caches = tuple(_pages(cache, page_size) for cache in (inputs.k_cache, inputs.v_cache))
     return lambda: wrapper.run(inputs.q, caches)
+
+
+def _window_left(inputs: DecodeAttentionInputs | PrefillAttentionInputs) -> int:
+    """Tokens before a query that it attends to, as libraries count a window; -1 for all."""
+    return -1 if inputs.window is None else inputs.window - 1
 
 
 def _pages(cache: Tensor, page_size: int) -> Tensor:
@@ -114,6 +122,9 @@ def _planned(
     page_size: int,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    window_left: int,
+    softcap: float | None,
 ) -> Any:
     """FlashInfer's wrapper, planned for contexts in pages as `_pages` numbers them; one workspace for all."""
     library: Any = importlib.import_module("flashinfer")
@@ -134,6 +145,8 @@ def _planned(
         kv_heads,
         head_dim,
         page_size,
+        window_left=window_left,
+        logits_soft_cap=softcap,
         q_data_type=dtype,
         kv_data_type=dtype,
     )
@@ -147,7 +160,12 @@ def flash_attn(inputs: DecodeAttentionInputs) -> Bound:
 
     def call() -> Tensor:
         found: Tensor = library.flash_attn_with_kvcache(
-            inputs.q[:, None], inputs.k_cache, inputs.v_cache, cache_seqlens=inputs.context_lens
+            inputs.q[:, None],
+            inputs.k_cache,
+            inputs.v_cache,
+            cache_seqlens=inputs.context_lens,
+            window_size=(_window_left(inputs), -1),
+            softcap=inputs.softcap or 0.0,
         )
         return found[:, 0]
 
@@ -158,7 +176,7 @@ def flash_attn(inputs: DecodeAttentionInputs) -> Bound:
 def flex_attention(inputs: DecodeAttentionInputs) -> Bound:
     """PyTorch's FlexAttention, compiled, with GQA."""
     compiled = _compiled_flex_attention()
-    q, k, v = inputs.q[:, :, None], inputs.k_cache.transpose(1, 2), inputs.v_cache.transpose(1, 2)
+    q, (k, v) = inputs.q[:, :, None], (cache.transpose(1, 2) for cache in in_window(inputs))
     return _compiled_for_shape(lambda: compiled(q, k, v, enable_gqa=True)[:, :, 0])
 
 
@@ -169,7 +187,9 @@ def prefill_flash_attn(inputs: PrefillAttentionInputs) -> Bound:
     q, k, v = (tensor.transpose(1, 2) for tensor in (inputs.q, inputs.k, inputs.v))
 
     def call() -> Tensor:
-        found: Tensor = library.flash_attn_func(q, k, v, causal=True)
+        found: Tensor = library.flash_attn_func(
+            q, k, v, causal=True, window_size=(_window_left(inputs), -1), softcap=inputs.softcap or 0.0
+        )
         return found.transpose(1, 2)
 
     return call
@@ -179,18 +199,24 @@ def prefill_flash_attn(inputs: PrefillAttentionInputs) -> Bound:
 def prefill_flex_attention(inputs: PrefillAttentionInputs) -> Bound:
     """PyTorch's FlexAttention, compiled, with GQA; blocks above the diagonal are left out."""
     compiled = _compiled_flex_attention()
-    mask = _causal_blocks(inputs.q.shape[2], inputs.q.device)
+    prompt = inputs.q.shape[2]
+    mask = _causal_blocks(prompt, inputs.window or prompt, inputs.q.device)
     return _compiled_for_shape(
         lambda: compiled(inputs.q, inputs.k, inputs.v, block_mask=mask, enable_gqa=True)
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _causal_blocks(tokens: int, device: torch.device) -> Any:
+def _causal_blocks(tokens: int, window: int, device: torch.device) -> Any:
     """FlexAttention's causal mask by blocks, the same for all copies of a case's inputs."""
     module: Any = importlib.import_module("torch.nn.attention.flex_attention")
     return module.create_block_mask(
-        lambda _batch, _head, query, key: query >= key, None, None, tokens, tokens, device=str(device)
+        lambda _batch, _head, query, key: (query >= key) & (query - key < window),
+        None,
+        None,
+        tokens,
+        tokens,
+        device=str(device),
     )
 
 

@@ -142,13 +142,14 @@ def _library(
     library: str,
     bind: Callable[[Any], Callable[[], Tensor]],
     *,
+    takes: Sequence[str],
     name: str | None = None,
     ragged: bool = True,
 ) -> Provider:
     return Provider(
         name=name or library.replace("_", "-"),
         run=lambda inputs: bind(inputs)(),
-        refuses=taking(refuses=library_providers.refuses_without(library, ragged=ragged)),
+        refuses=taking(*takes, refuses=library_providers.refuses_without(library, ragged=ragged)),
         bind=bind,
     )
 
@@ -214,9 +215,15 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
             refuses=taking(*torch_providers.UNFUSED, refuses=_needs_compiled_triton),
             tunable=TUNABLE["decode_attention"],
         ),
-        _library("flashinfer", library_providers.flashinfer),
-        _library("flash_attn", library_providers.flash_attn),
-        _library("torch", library_providers.flex_attention, name="torch-flex", ragged=False),
+        _library("flashinfer", library_providers.flashinfer, takes=("a sliding window", "a softcap")),
+        _library("flash_attn", library_providers.flash_attn, takes=("a sliding window", "a softcap")),
+        _library(
+            "torch",
+            library_providers.flex_attention,
+            takes=("a sliding window",),
+            name="torch-flex",
+            ragged=False,
+        ),
     ),
     "prefill_attention": (
         Provider(name="torch", run=torch_providers.prefill_attention),
@@ -226,8 +233,10 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
             refuses=_prefill_attention_in_triton,
             tunable=TUNABLE["prefill_attention"],
         ),
-        _library("flash_attn", library_providers.prefill_flash_attn),
-        _library("torch", library_providers.prefill_flex_attention, name="torch-flex"),
+        _library("flash_attn", library_providers.prefill_flash_attn, takes=("a sliding window", "a softcap")),
+        _library(
+            "torch", library_providers.prefill_flex_attention, takes=("a sliding window",), name="torch-flex"
+        ),
     ),
     "decoder_layer": (Provider(name="torch", run=decoder_layer.decoder_layer),),
 }

@@ -30,8 +30,11 @@ def provider(name, operation="decode_attention"):
     return found
 
 
-def attention(q, k_cache, v_cache, lengths):
-    output, _ = reference.decode_attention(q, k_cache, v_cache, lengths.to(torch.int32))
+def attention(q, k_cache, v_cache, lengths, *, window_left=-1, softcap=None):
+    window = None if window_left < 0 else window_left + 1
+    output, _ = reference.decode_attention(
+        q, k_cache, v_cache, lengths.to(torch.int32), window=window, softcap=softcap or None
+    )
     return output.to(q.dtype)
 
 
@@ -45,8 +48,22 @@ class Wrapper:
         assert layout == "HND"
         self.tensor_cores, self.workspace = use_tensor_cores, workspace
 
-    def plan(self, indptr, indices, last_page_len, q_heads, kv_heads, head_dim, page_size, **dtypes):
+    def plan(
+        self,
+        indptr,
+        indices,
+        last_page_len,
+        q_heads,
+        kv_heads,
+        head_dim,
+        page_size,
+        *,
+        window_left,
+        logits_soft_cap,
+        **dtypes,
+    ):
         self.plans.append(self)
+        self.options = {"window_left": window_left, "softcap": logits_soft_cap}
         assert indptr.dtype == indices.dtype == last_page_len.dtype == torch.int32
         assert dtypes == {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
         self.indptr, self.indices, self.last = indptr.tolist(), indices.long(), last_page_len.tolist()
@@ -62,21 +79,26 @@ class Wrapper:
             assert 0 <= last <= page_size
             assert length <= len(pages) * page_size
             k, v = (part[pages].transpose(1, 2).reshape(1, -1, kv_heads, head_dim) for part in cache)
-            outs.append(attention(q[row : row + 1], k, v, torch.tensor([length])))
+            outs.append(attention(q[row : row + 1], k, v, torch.tensor([length]), **self.options))
         return torch.cat(outs)
 
 
-def with_kvcache(q, k_cache, v_cache, *, cache_seqlens):
+def with_kvcache(q, k_cache, v_cache, *, cache_seqlens, window_size, softcap):
+    left, right = window_size
+    assert right == -1
     assert q.dim() == 4
     assert q.shape[1] == 1
-    return attention(q[:, 0], k_cache, v_cache, cache_seqlens)[:, None]
+    found = attention(q[:, 0], k_cache, v_cache, cache_seqlens, window_left=left, softcap=softcap)
+    return found[:, None]
 
 
-def flash_attn_func(q, k, v, *, causal):
+def flash_attn_func(q, k, v, *, causal, window_size, softcap):
     """Causal, as the library: [batch, tokens, heads, head_dim]."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    return out.transpose(1, 2)
+    assert causal
+    assert window_size[1] == -1
+    window = None if window_size[0] < 0 else window_size[0] + 1
+    out, _ = reference.prefill_attention(q, k, v, window=window, softcap=softcap or None)
+    return out.to(q.dtype)
 
 
 def flex(q, k, v, *, enable_gqa, block_mask=None):
@@ -103,27 +125,48 @@ def _fakes(monkeypatch):
     monkeypatch.setattr(library_providers, "WORKSPACE_BYTES", 16)
 
 
+OPTIONS = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 1.0}}
+
+
+def takes(found, case):
+    """Whether a library takes a case's options."""
+    return not (found.refuses(case, FakeDevice()) or "").startswith("does not take")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_library_is_called_as_documented_and_passes_the_gate(name):
-    inputs = draw(CASE, source())
-    call = provider(name).bind(inputs)
-    gate = gate_of(CASE, inputs)
-    assert gate.judge(call()).passed
-    assert gate.judge(provider(name).run(inputs)).passed
+def test_library_is_called_as_documented_and_passes_the_gate(name, options):
+    case, found = structs.replace(CASE, **options), provider(name)
+    assert takes(found, case) == (name != "torch-flex" or "softcap" not in options)
+    if takes(found, case):
+        inputs = draw(case, source())
+        gate = gate_of(case, inputs)
+        assert gate.judge(found.bind(inputs)()).passed
+        assert gate.judge(found.run(inputs)).passed
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("name", ["flash-attn", "torch-flex"])
-def test_prefill_library_is_called_as_documented_and_passes_the_gate(name):
-    inputs = draw(PROMPT, source())
-    found = provider(name, "prefill_attention")
-    gate = gate_of(PROMPT, inputs)
-    assert gate.judge(found.bind(inputs)()).passed
-    assert found.refuses(PROMPT, FakeDevice()) == f"{LIBRARY_NAMES[name]} needs a CUDA GPU"
+def test_prefill_library_is_called_as_documented_and_passes_the_gate(name, options):
+    case, found = structs.replace(PROMPT, **options), provider(name, "prefill_attention")
+    assert takes(found, case) == (name != "torch-flex" or "softcap" not in options)
+    if takes(found, case):
+        inputs = draw(case, source())
+        assert gate_of(case, inputs).judge(found.bind(inputs)()).passed
+        assert found.refuses(case, FakeDevice()) == f"{LIBRARY_NAMES[name]} needs a CUDA GPU"
+
+
+@pytest.mark.parametrize("options", [{"sinks": True}, {"v_head_dim": 8}])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_library_refuses_an_option_that_it_lacks(name, options):
+    assert not takes(provider(name), structs.replace(CASE, **options))
 
 
 def test_prefill_mask_of_flex_attention_leaves_out_blocks_above_the_diagonal():
-    mask = library_providers._causal_blocks(512, torch.device("cpu"))
+    mask = library_providers._causal_blocks(512, 512, torch.device("cpu"))
     assert mask.to_dense()[0, 0].tolist() == torch.ones(4, 4).tril().tolist()
+    windowed = library_providers._causal_blocks(512, 129, torch.device("cpu"))
+    assert windowed.to_dense()[0, 0].tolist() == torch.ones(4, 4).tril().triu(-1).tolist()
 
 
 def test_flashinfer_is_planned_once_for_all_copies_of_a_case():
