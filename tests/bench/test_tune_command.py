@@ -7,17 +7,19 @@ import sys
 import types
 from unittest import mock
 
+import click
 import pytest
 import torch
 from decodetax.harness.bench import run_command
 from decodetax.harness.bench.compile_ahead import CompileAhead
 from decodetax.harness.bench.tiling_cache import open_cache
 from decodetax.harness.bench.tilings import TUNABLE
+from decodetax.harness.bench.tune_command import HEADS, _cases, tune_command
 from decodetax.harness.bench.tuning import NOT_TRIED, Duel, Trial, Tuned, tilings_of
 from decodetax.harness.core.cases import DecodeAttention, PrefillAttention
 from decodetax.harness.core.statistics import summarise
 from decodetax.kernels import gpu_limits
-from hand_made import GPU, decodetax, ok_row, run_record, strict_json, write_config
+from hand_made import GPU, assert_misuse, decodetax, ok_row, run_record, strict_json, write_config
 
 TUNING = "decodetax.harness.bench.tuning"
 TUNE = ("tune", "--kernel", "decode_attention", "--batch", "1,3", "--context", "100")
@@ -263,6 +265,20 @@ def test_tuned_matmuls_are_those_that_run_times(folder, at_a_gpu):
 def test_rejects_attention_options_for_matmuls(option):
     outcome = decodetax("tune", "--kernel", "prefill_matmul", option, "8")
     assert_one_line(outcome, 2, option, "attention only", "prefill_matmul")
+
+
+def test_each_kind_of_attention_of_a_model_is_tuned():
+    asked = {"batch": (2,), "context": (5000,), "dtype": "bf16", **dict.fromkeys(HEADS)}
+    with click.Context(tune_command):
+        sliding, full = _cases("decode_attention", {**asked, "model": "gemma-2-9b"})
+        [latent] = _cases("decode_attention", {**asked, "model": "deepseek-v3"})
+    assert (sliding.window, full.window) == (4096, None)
+    assert (latent.latent, latent.head_dim, latent.v_head_dim) == (True, 576, 512)
+
+
+def test_heads_of_a_model_in_parts_are_its_own():
+    arguments = ("--kernel", "decode_attention", "--model", "gemma-2-9b", "--q-heads", "8")
+    assert_misuse(decodetax("tune", *arguments), "--q-heads", "gemma-2-9b")
 
 
 def test_tuned_prompts_are_those_that_run_times(folder, at_a_gpu):

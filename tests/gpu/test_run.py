@@ -18,7 +18,7 @@ from decodetax.harness.bench.runner import Bench, run_case
 from decodetax.harness.bench.tilings import TUNABLE, run_decode_attention
 from decodetax.harness.bench.timer import Budget, measure
 from decodetax.harness.core.arena import Arena, copies_needed
-from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from decodetax.harness.core.inputs import Source, draw
 from decodetax.harness.core.records import Roof
 from decodetax.harness.core.timed_model import TimedModel
@@ -248,6 +248,35 @@ def test_attention_over_cold_copies_is_no_faster_than_memory(device, bench):
     read_s = min(measure(device, [buffer.amax], BUDGET).samples_s)
     # Half of the L2 and more is faster than memory by far more than 20%.
     assert case.work().bytes_total / row.time_s.median < 1.2 * buffer.nbytes / read_s
+
+
+HEADS = {"q_heads": 8, "kv_heads": 2, "head_dim": 64, "dtype": "fp16"}
+LATENT = {"q_heads": 16, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "latent": True, "dtype": "fp16"}
+KINDS = {
+    "decode in a window with a softcap": DecodeAttention(
+        contexts=(1000,) * 3, window=300, softcap=50.0, **HEADS
+    ),
+    "decode with sinks": DecodeAttention(contexts=(1000, 7), sinks=True, **HEADS),
+    "decode over latents": DecodeAttention(contexts=(1000,) * 3, **LATENT),
+    "prefill in a window with sinks": PrefillAttention(
+        sequences=2, prompt=700, window=128, sinks=True, **HEADS
+    ),
+    "prefill of MLA": PrefillAttention(
+        sequences=1, prompt=700, q_heads=4, kv_heads=4, head_dim=192, v_head_dim=128, dtype="fp16"
+    ),
+    "absorbed products": PrefillMatmul(
+        phase="decode", part="o", batch=16, rows=3, in_features=128, out_features=512, dtype="fp16"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KINDS.values(), ids=KINDS)
+def test_case_of_a_model_in_parts_passes_by_torch_and_triton(bench, case):
+    rows = {row.provider: row for row in run_case(case, bench)}
+    assert [f"{name}: {row.reason}" for name, row in rows.items() if row.status == "failed"] == []
+    assert rows["triton"].status == "ok", rows["triton"].reason
+    if len(set(getattr(case, "contexts", (1,)))) == 1:
+        assert rows["torch"].status == "ok", rows["torch"].reason
 
 
 @pytest.fixture
