@@ -50,6 +50,7 @@ from .decode_tile import (
     query_values,
     signed_query,
     store_output,
+    tokens_and_heads,
 )
 from .decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, ITEM_COST_TILES, DecodeTiling
 from .float8 import E4M3_BITS_FACTOR
@@ -163,6 +164,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     SLOT_ROWS: tl.constexpr = ROWS if ROW_BLOCKS == 1 else BLOCK_G
     COUNT_FIELDS: tl.constexpr = 3 if QUERY_TOKENS == 0 else 2
     UNIT_N: tl.constexpr = BLOCK_N * UNIT_TILES
+    WIDE: tl.constexpr = LATENT and BLOCK_G >= 64  # warp-group products of sm_90 and sm_100
     EDGES: tl.constexpr = BLOCK_N // EDGE_N
     program = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -207,8 +209,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
 
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tl.arange(0, BLOCK_V)
-    for index in tl.range(0, stop_item - first_item, disable_licm=True):
-        item = first_item + index
+    for item in tl.range(first_item, stop_item, disable_licm=True):
         if QUERY_TOKENS == 0:
             at_sequence, sequence_item, row_blocks = sequence_of_item(
                 item, at_sequence, sequence_item, cu_seqlens_ptr, q_lens_ptr, batch, query_tokens, kv_heads,
@@ -237,14 +238,14 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             stored_rows = live_rows
             length = tl.load(context_lens_ptr + sequence)
             begin, end = live_tokens(length, capacity, window, QUERY_TOKENS, HAS_WINDOW)
-            positions = end - QUERY_TOKENS + rows // GROUP
+            positions = end - QUERY_TOKENS + tokens_and_heads(rows, kv_head, GROUP, QUERY_TOKENS)[0]
             unmasked_end = tl.maximum(end - QUERY_TOKENS + 1, 0)
         # The chunk of this item, in units and then in tiles.
         first_unit = begin // UNIT_N
         last_unit = tl.cdiv(end, UNIT_N)
-        chunk_begin = first_unit + tl.where(item == first_item, chunk_first, 0)
+        chunk_begin = first_unit + chunk_first
+        chunk_first *= 0  # of the chunk's other items
         chunk_end = tl.where(item == last_item, first_unit + chunk_last, last_unit)
-        begun, finished = chunk_begin == first_unit, chunk_end == last_unit
         chunk_begin, chunk_end = chunk_begin * UNIT_TILES, chunk_end * UNIT_TILES
 
         heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)
@@ -267,7 +268,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             softcap = tl.load(softcap_ptr).to(tl.float32)
             scale, softcap_log2 = scale / softcap, softcap * 1.4426950408889634
         signs = scale  # of all rows, or of each
-        factor = tl.full((BLOCK_G,), 1.0, tl.float32) * tl.abs(scale)
+        factor = tl.full((BLOCK_G,), 1.0, tl.float32) * (scale if WIDE else tl.abs(scale))
         if q_scale_ptr is not None:
             q_scale_ptrs = (
                 q_scale_ptr
@@ -278,7 +279,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             )
             q_scales = tl.load(q_scale_ptrs, mask=live_rows, other=0.0).to(tl.float32)
             signs = (scale * q_scales)[:, None]
-            factor *= tl.abs(q_scales)
+            factor *= q_scales if WIDE else tl.abs(q_scales)
         q_ptrs = (
             q_ptr
             + sequence * stride_q_batch
@@ -305,15 +306,18 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             if BLOCK_R > 0:
                 q_rest = (q_rest.to(tl.float32) / powers[:, None]).to(tl.float16)
             factor *= powers
-        q = signed_query(q, signs)
-        if BLOCK_R > 0:
-            q_rest = signed_query(q_rest, signs)
+        if not WIDE:  # there, unchanged queries stay in shared memory
+            q = signed_query(q, signs)
+            if BLOCK_R > 0:
+                q_rest = signed_query(q_rest, signs)
 
         k_head = k_ptr + kv_head.to(tl.int64) * stride_k_head * STRIDE_UNIT
         v_head = v_ptr + kv_head.to(tl.int64) * stride_v_head * STRIDE_UNIT
         if PAGE_SIZE == 0:
             k_head += sequence * stride_k_batch * STRIDE_UNIT
             v_head += sequence * stride_v_batch * STRIDE_UNIT
+        if LATENT:
+            v_head = k_head
         table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + sequence * stride_table
         k_token_scales = head_scales(
             k_token_scale_ptr, sequence, kv_head, stride_k_scale_batch, stride_k_scale, PAGE_SIZE
@@ -351,6 +355,10 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             k_token_scales, v_token_scales,
             K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
         )  # fmt: skip
+        if WIDE:
+            # 0 again: the addresses of the last tiles take no registers before.
+            k_head += (chunk_end < chunk_begin).to(tl.int32) * 16
+            v_head = k_head
         acc, total, maximum = attend(
             hot_end * EDGES, tl.minimum(chunk_end * EDGES, tl.cdiv(end, EDGE_N)),
             begin, end, acc, total, maximum, q, factor, positions,
@@ -368,22 +376,34 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             acc = tl.where(live_rows[:, None], acc, 0.0)
             total = tl.where(live_rows, total, 0.0)
         out, lse_log2 = normalized(acc, maximum, total)
+        if QUERY_TOKENS > 0:
+            # What follows from the item is computed again, so that it takes no registers in the loop. The
+            # compiler does not know that 0 is added, and so does not keep the first results.
+            same_item = item + (chunk_end < chunk_begin).to(tl.int32)
+            sequence = (same_item // items_per_sequence).to(tl.int64)
+            kv_head = same_item % items_per_sequence // ROW_BLOCKS
+            rows = same_item % ROW_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
+            stored_rows = rows < ROWS
+            positions = end - QUERY_TOKENS + tokens_and_heads(rows, kv_head, GROUP, QUERY_TOKENS)[0]
+        begun = chunk_begin == begin // UNIT_N * UNIT_TILES
+        finished = chunk_end == tl.cdiv(end, UNIT_N) * UNIT_TILES
         if begun & finished:
             store_output(
                 out, lse_log2, rows, stored_rows, sequence, kv_head, positions,
                 out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
                 stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
                 first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
-                GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch,
+                GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch, QUERY_TOKENS,
             )  # fmt: skip
         elif partial_ptr is not None:
             slot = program.to(tl.int64)
             if NUM_SPLITS == 0:
                 slot += tl.where(begun, 0, programs)
-            row_offs = slot * SLOT_ROWS + rows % BLOCK_G
+            slot_rows = tl.arange(0, BLOCK_G)
+            offs = slot_rows[:, None] * V_HEAD_DIM + offs_v[None, :]
             stored = stored_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
-            tl.store(partial_ptr + row_offs[:, None] * V_HEAD_DIM + offs_v[None, :], out, mask=stored)
-            tl.store(partial_lse_ptr + row_offs, lse_log2, mask=stored_rows)
+            tl.store(partial_ptr + slot * (SLOT_ROWS * V_HEAD_DIM) + offs, out, mask=stored)
+            tl.store(partial_lse_ptr + slot * SLOT_ROWS + slot_rows, lse_log2, mask=stored_rows)
 
 
 @triton.jit(do_not_specialize=_NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
@@ -484,13 +504,13 @@ def _combine_kernel(  # noqa: PLR0915  (one loop, read from top to bottom)
             positions = tl.where(rows // GROUP < live_queries, length - live_queries + rows // GROUP, -1)
         else:
             _, end = live_tokens(tl.load(context_lens_ptr + sequence), capacity, 0, QUERY_TOKENS, False)
-            positions = end - QUERY_TOKENS + rows // GROUP
+            positions = end - QUERY_TOKENS + tokens_and_heads(rows, kv_head, GROUP, QUERY_TOKENS)[0]
         store_output(
             out, lse_log2, rows, rows >= 0, sequence, kv_head, positions,
             out_ptr, lse_ptr, sinks_ptr, v_scale_ptr, v_factor,
             stride_out_batch, stride_out_token, stride_out_head, stride_v_scale,
             first_query, stride_lse_batch, stride_lse_token, stride_lse_head, lse_factor,
-            GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch,
+            GROUP, V_HEAD_DIM, stride_v_scale_batch, out_scale_ptr, batch, QUERY_TOKENS,
         )  # fmt: skip
 
 

@@ -79,6 +79,59 @@ def _in_page(PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _softmax(
+    scores: tl.tensor,
+    sums: tl.tensor,
+    maximum: tl.tensor,
+    factor: tl.tensor,
+    softcap_log2: tl.tensor,
+    attended: tl.tensor,
+    HAS_SOFTCAP: tl.constexpr,
+    SIGNED: tl.constexpr,
+    LATE_SUM: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tuple:
+    """One tile of the online softmax: probabilities, decay of earlier tiles, new sums and new maximum.
+
+    A factor that is SIGNED may be below 0: `signed_query` has not changed the queries.
+    """
+    score_factor = factor
+    if SIGNED:
+        scores *= factor[:, None]
+        score_factor = tl.full(factor.shape, 1.0, tl.float32)
+    if HAS_SOFTCAP:
+        scores = softcap_log2 * _tanh(scores * score_factor[:, None])
+        score_factor = tl.full(factor.shape, 1.0, tl.float32)
+    if MASKED:
+        largest = tl.max(tl.where(attended, scores, float("-inf")), 1)
+        # A row that attends to no token of the tile has maximum -inf; times a factor of 0 it is NaN.
+        largest = tl.where(largest == float("-inf"), float("-inf"), largest * score_factor)
+    else:
+        largest = tl.max(scores, 1) * score_factor
+    new_maximum = tl.maximum(maximum, largest)
+    # If all scores so far are -inf, subtract 0: -inf minus -inf is NaN.
+    offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    probabilities = tl.exp2(scores * score_factor[:, None] - offset[:, None])
+    if MASKED:
+        probabilities = tl.where(attended, probabilities, 0.0)
+    decay = tl.exp2(maximum - offset)
+    sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
+    return probabilities, decay, sums, new_maximum
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tokens_and_heads(
+    rows: tl.tensor, kv_head: tl.tensor, GROUP: tl.constexpr, QUERY_TOKENS: tl.constexpr
+) -> tl.tuple:
+    """Query token and query head of each row; of dead rows any."""
+    if QUERY_TOKENS == 1:
+        tokens, heads = rows * 0, kv_head * GROUP + rows
+    else:
+        tokens, heads = rows // GROUP, kv_head * GROUP + rows % GROUP
+    return tokens, heads
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
     first_tile: tl.tensor,
     last_tile: tl.tensor,
@@ -152,13 +205,16 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
     # P in float16 needs scales near 1: divide them by a power of two that follows the largest of them.
     SCALED_P: tl.constexpr = v_token_scales is not None and q.dtype == tl.float16
     v_power = tl.full((), 0.0, tl.float32)
-    for tile in tl.range(first_tile, last_tile, num_stages=NUM_STAGES):
+    # Addresses of the operands of warp-group products would take many registers outside the loop.
+    WIDE: tl.constexpr = LATENT and BLOCK_G >= 64
+    for tile in tl.range(first_tile, last_tile, num_stages=NUM_STAGES, disable_licm=WIDE):
         tokens = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         live_n = (tokens >= begin) & (tokens < end)
         if PAGE_SIZE == 0:
             pages, page_offs = 0, 0
-            k_offs = tl.cast(tile, tl.int64) * (BLOCK_N * K_STRIDE_TOKEN)
-            v_offs = tl.cast(tile, tl.int64) * (BLOCK_N * V_STRIDE_TOKEN)
+            # The minimum is 0. With it the compiler does not advance a pointer of its own for every load.
+            index = tl.cast(tile ^ tl.minimum(end, 0) if LATENT and (MASKED or not WIDE) else tile, tl.int64)
+            k_offs, v_offs = index * (BLOCK_N * K_STRIDE_TOKEN), index * (BLOCK_N * V_STRIDE_TOKEN)
             k_tile_ptrs, v_tile_ptrs = k_ptrs + k_offs, v_ptrs + v_offs
             if BLOCK_R > 0:
                 r_tile_ptrs = r_ptrs + k_offs
@@ -173,7 +229,14 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
         k_mask, v_mask = live_d[:, None] & live_n[None, :], live_n[:, None] & live_v[None, :]
         if LATENT:
             v = _loaded(v_tile_ptrs, v_mask if MASKED else live_v[None, :], MASKED or V_WIDTH < BLOCK_V)
-            values = _dot_operand(v, q.dtype)
+            if v.dtype.primitive_bitwidth == 8:
+                # A branch that is always taken: across it the compiler does not move the conversion to each
+                # of the two products.
+                values = tl.zeros((BLOCK_N, BLOCK_V), q.dtype)
+                if tile < last_tile:
+                    values = _dot_operand(v, q.dtype)
+            else:
+                values = v
             keys = tl.trans(values)
         else:
             k = _loaded(k_tile_ptrs, k_mask if MASKED else live_d[:, None], MASKED or HEAD_DIM < BLOCK_D)
@@ -193,30 +256,24 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
                 K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, PAGE_SIZE, BLOCK_N, MASKED,
             )  # fmt: skip
             scores *= scales[None, :]
-        score_factor = factor
-        if HAS_SOFTCAP:
-            scores = softcap_log2 * _tanh(scores * factor[:, None])
-            score_factor = tl.full((BLOCK_G,), 1.0, tl.float32)
-        if MASKED:
-            attended = live_n[None, :]
-            if QUERY_TOKENS != 1:
-                attended = attended & (tokens[None, :] <= positions[:, None])
-                if HAS_WINDOW:
-                    attended = attended & (tokens[None, :] > positions[:, None] - window)
-            largest = tl.max(tl.where(attended, scores, float("-inf")), 1)
-            # A row that attends to no token of the tile has maximum -inf; times a factor of 0 it is NaN.
-            largest = tl.where(largest == float("-inf"), float("-inf"), largest * score_factor)
+        attended = live_n[None, :]
+        if MASKED and QUERY_TOKENS != 1:
+            attended = attended & (tokens[None, :] <= positions[:, None])
+            if HAS_WINDOW:
+                attended = attended & (tokens[None, :] > positions[:, None] - window)
+        if WIDE:
+            # A branch that is always taken: it hides that the second product depends on the first. Otherwise
+            # the compiler lets both warp groups compute all of the first, so that a row stays in one warp.
+            probabilities, decay = scores, maximum
+            if tile < last_tile:
+                probabilities, decay, sums, maximum = _softmax(
+                    scores, sums, maximum, factor, softcap_log2, attended,
+                    HAS_SOFTCAP, True, LATE_SUM, MASKED,
+                )  # fmt: skip
         else:
-            largest = tl.max(scores, 1) * score_factor
-        new_maximum = tl.maximum(maximum, largest)
-        # If all scores so far are -inf, subtract 0: -inf minus -inf is NaN.
-        offset = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        probabilities = tl.exp2(scores * score_factor[:, None] - offset[:, None])
-        if MASKED:
-            probabilities = tl.where(attended, probabilities, 0.0)
-        decay = tl.exp2(maximum - offset)
-        sums = sums * decay[:, None] + (probabilities if LATE_SUM else tl.sum(probabilities, 1)[:, None])
-        maximum = new_maximum
+            probabilities, decay, sums, maximum = _softmax(
+                scores, sums, maximum, factor, softcap_log2, attended, HAS_SOFTCAP, False, LATE_SUM, MASKED
+            )
         if v_token_scales is not None:
             scales = _token_scales(
                 v_token_scales, in_page, tile, pages, page_offs, live_n,
@@ -378,14 +435,15 @@ def store_output(
     stride_v_scale_batch: tl.tensor,
     out_scale_ptr: tl.tensor,
     batch: tl.tensor,
+    QUERY_TOKENS: tl.constexpr,
 ) -> None:
     """Epilogue of an item: applies attention sinks and scales, stores output and log-sum-exp.
 
     The log-sum-exp is multiplied by `lse_factor`. `positions` [rows] are negative for query tokens that
     attend to no token. `first_query` is the place of the sequence's first one in packed queries, else 0.
     """
-    tokens = (first_query + rows // GROUP).to(tl.int64)
-    heads = kv_head * GROUP + rows % GROUP
+    tokens, heads = tokens_and_heads(rows, kv_head, GROUP, QUERY_TOKENS)
+    tokens = (first_query + tokens).to(tl.int64)
     if sinks_ptr is not None:
         sinks = tl.load(sinks_ptr + heads, mask=live_rows, other=0.0).to(tl.float32) * 1.4426950408889634
         # A query token before the start of the sequence has output 0, with or without sinks.

@@ -158,7 +158,97 @@ def choose_decode_tiling(
     blocks = head_blocks(head_dim, v_head_dim, latent=latent)
     token_elements = blocks.d + blocks.r + (0 if latent else blocks.v)
     dot_bytes = max(2, element_bytes, query_element_bytes or 0)
-    block_g = _block_g(rows, max(head_dim, v_head_dim), dot_bytes)
+    if latent and dot_bytes == 2 and blocks.d > _LARGEST_PADDED:
+        tile = _latent_tile(rows, query_tokens, blocks, element_bytes, limits)
+    else:
+        tile = _tile(
+            rows, max(head_dim, v_head_dim), blocks, token_elements, element_bytes, dot_bytes, limits
+        )
+    items = kv_heads * most_row_blocks(batch, rows, packed_tokens, q_heads // kv_heads, tile.block_g)
+    most_tiles = items * (math.ceil(capacity / tile.block_n) + ITEM_COST_TILES)
+    return DecodeTiling(
+        block_g=tile.block_g,
+        block_n=tile.block_n,
+        programs=min(limits.sm_count * tile.per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES)),
+        min_tiles=_MIN_CHUNK_TILES,
+        num_warps=tile.warps,
+        max_registers=tile.max_registers,
+        # Page ids are prefetched as far ahead of the K and V loads as those are of their use.
+        num_stages=tile.depth if page_size == 0 else 2 * tile.depth - 1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """What of a tiling depends on neither batch nor capacity; `per_sm` CTAs are resident on an SM."""
+
+    block_g: int
+    block_n: int
+    warps: int
+    depth: int
+    per_sm: int
+    max_registers: int
+
+
+def _latent_tile(
+    rows: int, query_tokens: int, blocks: HeadBlocks, element_bytes: int, limits: GpuLimits
+) -> _Tile:
+    """The tile of a latent of more than 256 elements, whose queries and accumulator fill the registers.
+
+    Queries of 576 elements are 144 registers of each warp that multiplies 16 rows, unless they stay in shared
+    memory; an accumulator of 64 rows is 128 registers of 8 warps.
+    """
+    warp_groups = limits.compute_capability // 10 in {9, 10} and element_bytes == 2 and query_tokens == 1
+    if rows > 32 and warp_groups:
+        block_g, block_n, warps, depth = 64, 64, 8, 2  # operands in shared memory; 216 KB
+    elif rows > 16:
+        block_g, block_n, warps, depth = 32, 64, 8, 2
+    elif element_bytes == 1 or limits.compute_capability // 10 in {9, 10}:
+        block_g, block_n, warps, depth = 16, 64, 8, 3
+    else:
+        block_g, block_n, warps, depth = 16, 32, 4, 4
+    shared = functools.partial(_latent_shared_bytes, blocks, element_bytes, in_place=block_g == 64)
+    # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
+    block_g, block_n, depth = next(
+        (fewer_rows, fewer_tokens, fewer_stages)
+        for fewer_rows in _halved(block_g, 16)
+        for fewer_tokens in _halved(block_n, EDGE_TOKENS)
+        for fewer_stages in range(depth, 1, -1)
+        if shared(fewer_rows, fewer_tokens, fewer_stages) <= limits.shared_bytes_per_block
+    )
+    by_shared = limits.shared_bytes_per_sm // (shared(block_g, block_n, depth) + 1024)
+    return _Tile(
+        block_g=block_g,
+        block_n=block_n,
+        warps=warps,
+        depth=depth,
+        per_sm=max(1, min(by_shared, 8 // warps)),
+        max_registers=registers_for(warps, 8 // warps),
+    )
+
+
+def _latent_shared_bytes(
+    blocks: HeadBlocks, element_bytes: int, block_g: int, block_n: int, depth: int, *, in_place: bool
+) -> int:
+    """Upper bound of the shared memory of a latent tile: stages, queries, scores, and a widened tile."""
+    width = blocks.d + blocks.r
+    stages = depth if in_place else depth - 1
+    widened = 2 * block_n * blocks.d if element_bytes == 1 else 0
+    tiles = stages * block_n * width * element_bytes + widened
+    return max(tiles + 2 * block_g * (width + block_n), 4 * block_g * blocks.v) + 1024
+
+
+def _tile(
+    rows: int,
+    head_dim: int,
+    blocks: HeadBlocks,
+    token_elements: int,
+    element_bytes: int,
+    dot_bytes: int,
+    limits: GpuLimits,
+) -> _Tile:
+    """The tile of keys and values that are loaded one by one, or of a small latent."""
+    block_g = _block_g(rows, head_dim, dot_bytes)
     # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened in
     # registers, and 32-bit elements need twice the registers of 16-bit ones: both get half the tile.
     tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
@@ -179,20 +269,15 @@ def choose_decode_tiling(
         block_g, max(blocks.d, blocks.v), block_n, element_bytes, dot_bytes
     )
     by_shared = limits.shared_bytes_per_sm // (shared(block_g, block_n, depth) + 1024)
-    per_sm = max(1, min(by_shared, by_registers))
-    items = kv_heads * most_row_blocks(batch, rows, packed_tokens, q_heads // kv_heads, block_g)
-    most_tiles = items * (math.ceil(capacity / block_n) + ITEM_COST_TILES)
-    return DecodeTiling(
+    return _Tile(
         block_g=block_g,
         block_n=block_n,
-        programs=min(limits.sm_count * per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES)),
-        min_tiles=_MIN_CHUNK_TILES,
-        num_warps=warps,
+        warps=warps,
+        depth=depth,
+        per_sm=max(1, min(by_shared, by_registers)),
         # Register pressure must let all CTAs be resident at once. Without a limit the compiler uses more
         # registers, or spills to use fewer than it needs to.
         max_registers=registers_for(warps, by_registers),
-        # Page ids are prefetched as far ahead of the K and V loads as those are of their use.
-        num_stages=depth if page_size == 0 else 2 * depth - 1,
     )
 
 

@@ -59,6 +59,17 @@ def test_split_scales_of_a_latent(scales):
         assert_right(inputs, k_scale=torch.tensor(scales), tiling=split(2), **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    by_default({0}, [{}, {"softcap": 3.0}, {"scale": 0.0}], ids=[0, 1, 2]),
+)
+def test_tiles_of_64_rows_keep_signed_factors(options):
+    # There the sign of the scale is in the factor of the scores, elsewhere in the queries.
+    inputs = latent_inputs([33, 1, 0, 40], q_heads=70, head_dim=40, v_head_dim=32, page_size=16)
+    tiling = balanced(3, block_g=64, block_n=32)
+    assert_right(inputs, tiling=tiling, **({"scale": -0.3} | options))
+
+
 def test_every_option_on_a_latent():
     inputs = latent_inputs([40, 3], q_heads=6, kv_heads=2, head_dim=40, v_head_dim=32, query_tokens=3)
     sinks = normal(6, dtype=torch.float32, seed=5)
