@@ -297,7 +297,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             live_r = read & (offs_r < HEAD_DIM)[None, :]
             q_rest = tl.load(q_ptrs + offs_r[None, :], mask=live_r, other=0.0)
             q_rest = query_values(q_rest, k_ptr.dtype.element_ty)
-        if q.dtype == tl.bfloat16 and k_ptr.dtype.element_ty.primitive_bitwidth == 8:
+        if not WIDE and q.dtype == tl.bfloat16 and k_ptr.dtype.element_ty.primitive_bitwidth == 8:
             largest = largest_of_rows(q)
             if BLOCK_R > 0:
                 largest = tl.maximum(largest, largest_of_rows(q_rest))

@@ -198,15 +198,15 @@ def _latent_tile(
     Queries of 576 elements are 144 registers of each warp that multiplies 16 rows, unless they stay in shared
     memory; an accumulator of 64 rows is 128 registers of 8 warps.
     """
-    warp_groups = limits.compute_capability // 10 in {9, 10} and element_bytes == 2 and query_tokens == 1
-    if rows > 32 and warp_groups:
-        block_g, block_n, warps, depth = 64, 64, 8, 2  # operands in shared memory; 216 KB
-    elif rows > 16:
+    warp_groups = limits.compute_capability // 10 in {9, 10} and query_tokens == 1
+    if rows > 16 and warp_groups:
+        block_g, block_n, warps, depth = 64, 64 // (3 - element_bytes), 8, 4 - element_bytes
+    elif rows > 16 and element_bytes == 2:
         block_g, block_n, warps, depth = 32, 64, 8, 2
     elif element_bytes == 1 or limits.compute_capability // 10 in {9, 10}:
         block_g, block_n, warps, depth = 16, 64, 8, 3
     else:
-        block_g, block_n, warps, depth = 16, 32, 4, 4
+        block_g, block_n, warps, depth = 16, 32, 8, 4
     shared = functools.partial(_latent_shared_bytes, blocks, element_bytes, in_place=block_g == 64)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
     block_g, block_n, depth = next(
