@@ -15,8 +15,8 @@ Tiles on the diagonal, at the ends of a window and at the end of a sequence are 
 diagonal or outside the window are neither loaded nor computed.
 
 A value that is not finite must not reach a row that does not attend to its token, but its weight of 0 times
-NaN is NaN. Checking each masked tile for that would slow all of them. So each item checks its result once,
-and an item with a result that is not finite is computed again, carefully.
+NaN is NaN. Checking each masked tile for that would slow all of them. So each CTA checks its results, and if
+one is not finite, it computes such items again, carefully, after all others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import prefill_attention_checks as checks
 from .decode_tile import _with_sink, normalized
@@ -33,7 +34,7 @@ from .float8 import E4M3_BITS_FACTOR
 from .gpu_limits import gpu_limits
 from .interpreter import patch_interpreter
 from .launch import allocate, cached_launches, launch
-from .prefill_attention_plan import PLANNED_OPTIONS, PrefillAttentionPlan, plan_prefill_attention
+from .prefill_attention_plan import PLANNED_OPTIONS, PrefillAttentionPlan, TmaTiles, plan_prefill_attention
 from .prefill_attention_schedule import (
     ORDER_BLOCKS,
     ORDER_HEADER,
@@ -62,6 +63,8 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
+    q_desc: tl.tensor,
+    q_rest_desc: tl.tensor,
     k_desc: tl.tensor,
     k_rest_desc: tl.tensor,
     v_desc: tl.tensor,
@@ -107,6 +110,9 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     stride_lse_batch: tl.tensor,
     stride_k_scale: tl.tensor,
     stride_v_scale: tl.tensor,
+    q_rows_batch: tl.tensor,
+    q_rows_head: tl.tensor,
+    q_columns_head: tl.tensor,
     k_rows_batch: tl.tensor,
     k_rows_head: tl.tensor,
     k_columns_head: tl.tensor,
@@ -164,143 +170,163 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     rounds = items // programs
     in_round = tl.where(rounds % 2 == 0, program, programs - 1 - program)
     rounds += (in_round < items % programs).to(tl.int32)
-    for index in tl.range(0, rounds, disable_licm=True):
-        item = index * programs + tl.where(index % 2 == 0, program, programs - 1 - program)
-        head = item % q_heads
-        if order_ptr is None:
-            sequence = item // q_heads % batch
-            block = blocks - 1 - item // (q_heads * batch)
-        else:
-            entry = order_ptr + ORDER_HEADER + 2 * (item // q_heads)
-            sequence = tl.load(entry)
-            block = tl.load(entry + 1)
-        kv_head = head // GROUP
-        first, length = new_tokens(sequence, sequence < batch, cu_seqlens_ptr, lengths_ptr, tokens)
-        row = block * BLOCK_M
-        rows = row + tl.arange(0, BLOCK_M)
-        live_rows = rows < length
-        last_row = tl.minimum(row + BLOCK_M, length)
-        # A block of dead tokens attends to nothing.
-        length = tl.where(row < length, length, 0)
+    not_finite = tl.zeros((), tl.int32)
+    for CAREFUL in tl.static_range(2):
+        last = tl.where(not_finite > 0, rounds, 0) if CAREFUL else rounds
+        for index in tl.range(0, last, disable_licm=True):
+            item = index * programs + tl.where(index % 2 == 0, program, programs - 1 - program)
+            head = item % q_heads
+            if order_ptr is None:
+                sequence = item // q_heads % batch
+                block = blocks - 1 - item // (q_heads * batch)
+            else:
+                entry = order_ptr + ORDER_HEADER + 2 * (item // q_heads)
+                sequence = tl.load(entry)
+                block = tl.load(entry + 1)
+            kv_head = head // GROUP
+            first, length = new_tokens(sequence, sequence < batch, cu_seqlens_ptr, lengths_ptr, tokens)
+            row = block * BLOCK_M
+            rows = row + tl.arange(0, BLOCK_M)
+            live_rows = rows < length
+            last_row = tl.minimum(row + BLOCK_M, length)
+            if CAREFUL:
+                tl.debug_barrier()  # other threads have stored what is loaded next
+                offs_v = tl.arange(0, BLOCK_V)
+                result_ptrs = (
+                    out_ptr
+                    + sequence.to(tl.int64) * stride_out_batch
+                    + (first + rows).to(tl.int64)[:, None] * stride_out_token
+                    + head.to(tl.int64) * stride_out_head
+                    + offs_v[None, :]
+                )
+                mask = live_rows[:, None] & (offs_v < V_HEAD_DIM)[None, :]
+                result = tl.load(result_ptrs, mask=mask, other=0.0)
+                finite = tl.abs(result.to(tl.float32)) < float("inf")
+                again = tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) > 0
+                length = tl.where(again, length, 0)
+            # A block of dead tokens attends to nothing.
+            length = tl.where(row < length, length, 0)
 
-        factor = score_factor
-        cache_factor = cache_score_factor
-        if q_scale_ptr is not None:
-            factor = factor * tl.load(q_scale_ptr)
-            cache_factor = cache_factor * tl.load(q_scale_ptr)
-        if k_scale_ptr is not None:
-            k_scale = tl.load(k_scale_ptr + kv_head * stride_k_scale)
-            cache_factor = cache_factor * k_scale
-            if not SCALES_CACHE_ALONE:
-                factor = factor * k_scale
-        wide_sequence = sequence.to(tl.int64)
-        wide_head = kv_head.to(tl.int64)
-        q_row_ptrs = (
-            q_ptr
-            + wide_sequence * stride_q_batch
-            + (first + rows).to(tl.int64)[:, None] * stride_q_token
-            + head.to(tl.int64) * stride_q_head
-        )
-        q = load_queries(q_row_ptrs, live_rows, 0, HEAD_DIM, BLOCK_D, DTYPE)
-        q_rest = q
-        if BLOCK_R > 0:
-            q_rest = load_queries(q_row_ptrs, live_rows, BLOCK_D, HEAD_DIM, BLOCK_R, DTYPE)
-        queries = q, q_rest, factor
-        new_source = (
-            k_desc, k_rest_desc, v_desc,
-            sequence * k_rows_batch + first + kv_head * k_rows_head, kv_head * k_columns_head,
-            sequence * v_rows_batch + first + kv_head * v_rows_head, kv_head * v_columns_head,
-            k_ptr + wide_sequence * stride_k_batch + first.to(tl.int64) * K_STRIDE_TOKEN
-            + wide_head * stride_k_head,
-            v_ptr + wide_sequence * stride_v_batch + first.to(tl.int64) * V_STRIDE_TOKEN
-            + wide_head * stride_v_head,
-            None,
-        )  # fmt: skip
-        pointers = None, None, None, 0, 0, 0, 0, new_source[7], new_source[8], None
-        state = initial_state(BLOCK_M, BLOCK_V, SUMS)
-        if k_cache_ptr is not None:
-            context = cached_tokens(sequence, sequence < batch, context_lens_ptr, capacity)
-            context = tl.where(length > 0, context, 0)
-            cache_v_scale = cache_v_factor
-            if SCALES_CACHE_ALONE and v_scale_ptr is not None:
-                cache_v_scale = cache_v_scale * tl.load(v_scale_ptr + kv_head * stride_v_scale)
-            cache_queries = q, q_rest, cache_factor
-            k_cache_head = k_cache_ptr + wide_head * stride_k_cache_head
-            v_cache_head = v_cache_ptr + wide_head * stride_v_cache_head
-            if PAGE_SIZE == 0:
-                k_cache_head += wide_sequence * stride_k_cache_batch
-                v_cache_head += wide_sequence * stride_v_cache_batch
-            table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + wide_sequence * stride_table
-            cache_source = None, None, None, 0, 0, 0, 0, k_cache_head, v_cache_head, table_ptr
-            state = attend_part(
-                state, cache_queries, cache_source, row, last_row, context, context, window, softcap_log2,
-                CACHE_LAYOUT, OPTIONS, CACHE_HAS_SOFTCAP, BLOCK_N, False, NUM_STAGES, False,
+            factor = score_factor
+            cache_factor = cache_score_factor
+            if q_scale_ptr is not None:
+                factor = factor * tl.load(q_scale_ptr)
+                cache_factor = cache_factor * tl.load(q_scale_ptr)
+            if k_scale_ptr is not None:
+                k_scale = tl.load(k_scale_ptr + kv_head * stride_k_scale)
+                cache_factor = cache_factor * k_scale
+                if not SCALES_CACHE_ALONE:
+                    factor = factor * k_scale
+            wide_sequence = sequence.to(tl.int64)
+            wide_head = kv_head.to(tl.int64)
+            if q_desc is None:
+                q_row_ptrs = (
+                    q_ptr
+                    + wide_sequence * stride_q_batch
+                    + (first + rows).to(tl.int64)[:, None] * stride_q_token
+                    + head.to(tl.int64) * stride_q_head
+                )
+                q = load_queries(q_row_ptrs, live_rows, 0, HEAD_DIM, BLOCK_D, DTYPE)
+                q_rest = q
+                if BLOCK_R > 0:
+                    q_rest = load_queries(q_row_ptrs, live_rows, BLOCK_D, HEAD_DIM, BLOCK_R, DTYPE)
+            else:
+                # Dead rows are those of another sequence or head; nothing of theirs is stored.
+                q_row = sequence * q_rows_batch + head * q_rows_head + first + row
+                q = q_desc.load([q_row, head * q_columns_head])
+                q_rest = q
+                if BLOCK_R > 0:
+                    q_rest = q_rest_desc.load([q_row, head * q_columns_head + BLOCK_D])
+            queries = q, q_rest, factor
+            new_source = (
+                k_desc, k_rest_desc, v_desc,
+                sequence * k_rows_batch + first + kv_head * k_rows_head, kv_head * k_columns_head,
+                sequence * v_rows_batch + first + kv_head * v_rows_head, kv_head * v_columns_head,
+                k_ptr + wide_sequence * stride_k_batch + first.to(tl.int64) * K_STRIDE_TOKEN
+                + wide_head * stride_k_head,
+                v_ptr + wide_sequence * stride_v_batch + first.to(tl.int64) * V_STRIDE_TOKEN
+                + wide_head * stride_v_head,
+                None,
             )  # fmt: skip
-            if SCALES_CACHE_ALONE:
-                state = state[0] * cache_v_scale, state[1], state[2]
-        state = attend_part(
-            state, queries, new_source, row, last_row, tl.zeros_like(length), length, window, softcap_log2,
-            LAYOUT, OPTIONS, HAS_SOFTCAP, BLOCK_N, False, NUM_STAGES, WARP_SPECIALIZE,
-        )  # fmt: skip
-        # NaN or infinity has reached the result, perhaps with a weight of 0.
-        not_finite = tl.max(tl.max(tl.where(tl.abs(state[0]) < float("inf"), 0, 1), 1), 0) > 0
-        if not_finite:
+            if CAREFUL:
+                new_source = None, None, None, 0, 0, 0, 0, new_source[7], new_source[8], None
             state = initial_state(BLOCK_M, BLOCK_V, SUMS)
             if k_cache_ptr is not None:
+                context = cached_tokens(sequence, sequence < batch, context_lens_ptr, capacity)
+                context = tl.where(length > 0, context, 0)
+                cache_v_scale = cache_v_factor
+                if SCALES_CACHE_ALONE and v_scale_ptr is not None:
+                    cache_v_scale = cache_v_scale * tl.load(v_scale_ptr + kv_head * stride_v_scale)
+                cache_queries = q, q_rest, cache_factor
+                k_cache_head = k_cache_ptr + wide_head * stride_k_cache_head
+                v_cache_head = v_cache_ptr + wide_head * stride_v_cache_head
+                if PAGE_SIZE == 0:
+                    k_cache_head += wide_sequence * stride_k_cache_batch
+                    v_cache_head += wide_sequence * stride_v_cache_batch
+                table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + wide_sequence * stride_table
+                cache_source = None, None, None, 0, 0, 0, 0, k_cache_head, v_cache_head, table_ptr
                 state = attend_part(
-                    state, cache_queries, cache_source, row, last_row, context, context, window,
-                    softcap_log2, CACHE_LAYOUT, OPTIONS, CACHE_HAS_SOFTCAP, CAREFUL_N, True, 1, False,
+                    state, cache_queries, cache_source, row, last_row, context, context, window, softcap_log2,
+                    CACHE_LAYOUT, OPTIONS, CACHE_HAS_SOFTCAP,
+                    CAREFUL_N if CAREFUL else BLOCK_N, CAREFUL, 1 if CAREFUL else NUM_STAGES, False,
                 )  # fmt: skip
                 if SCALES_CACHE_ALONE:
                     state = state[0] * cache_v_scale, state[1], state[2]
             state = attend_part(
-                state, queries, pointers, row, last_row, tl.zeros_like(length), length, window,
-                softcap_log2, LAYOUT, OPTIONS, HAS_SOFTCAP, CAREFUL_N, True, 1, False,
+                state, queries, new_source, row, last_row, tl.zeros_like(length), length, window,
+                softcap_log2, LAYOUT, OPTIONS, HAS_SOFTCAP, CAREFUL_N if CAREFUL else BLOCK_N, CAREFUL,
+                1 if CAREFUL else NUM_STAGES, WARP_SPECIALIZE and not CAREFUL,
             )  # fmt: skip
+            if not CAREFUL:
+                # NaN or infinity has reached the result, perhaps with a weight of 0.
+                finite = (tl.abs(state[0]) < float("inf")) | (live_rows[:, None] == 0)
+                not_finite = tl.maximum(not_finite, tl.max(tl.max(tl.where(finite, 0, 1), 1), 0))
 
-        out, lse_log2 = normalized(state[0], state[2], tl.sum(state[1], 1))
-        lse_log2 -= P_LOG2
-        if sinks_ptr is not None:
-            sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
-            out, lse_log2 = _with_sink(out, lse_log2, tl.where(live_rows, sink, float("-inf")))
-        out_factor = v_factor
-        if not SCALES_CACHE_ALONE and v_scale_ptr is not None:
-            out_factor = out_factor * tl.load(v_scale_ptr + kv_head * stride_v_scale)
-        # Dead tokens of a padded sequence get 0 and -inf.
-        out = tl.where(live_rows[:, None], out * out_factor, 0.0)
-        stored_rows = live_rows if cu_seqlens_ptr is not None else rows < tokens
-        offs_v = tl.arange(0, BLOCK_V)
-        out_rows = (first + rows).to(tl.int64)
-        out_row_ptrs = out_ptr + wide_sequence * stride_out_batch + head.to(tl.int64) * stride_out_head
-        out_row_ptrs = out_row_ptrs + out_rows[:, None] * stride_out_token
-        mask = stored_rows[:, None]
-        if BLOCK_V > V_HEAD_DIM:
-            mask = mask & (offs_v < V_HEAD_DIM)[None, :]
-        tl.store(out_row_ptrs + offs_v[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
-        if not_finite:
-            tl.debug_barrier()  # other threads have stored what is loaded next
-            for column in range(0, V_HEAD_DIM, CAREFUL_COLUMNS):
-                added = tl.zeros((BLOCK_M, CAREFUL_COLUMNS), tl.float32)
-                if k_cache_ptr is not None:
+            out, lse_log2 = normalized(state[0], state[2], tl.sum(state[1], 1))
+            lse_log2 -= P_LOG2
+            if sinks_ptr is not None:
+                sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
+                out, lse_log2 = _with_sink(out, lse_log2, tl.where(live_rows, sink, float("-inf")))
+            out_factor = v_factor
+            if not SCALES_CACHE_ALONE and v_scale_ptr is not None:
+                out_factor = out_factor * tl.load(v_scale_ptr + kv_head * stride_v_scale)
+            # Dead tokens of a padded sequence get 0 and -inf.
+            out = tl.where(live_rows[:, None], out * out_factor, 0.0)
+            stored_rows = live_rows if cu_seqlens_ptr is not None else rows < tokens
+            if CAREFUL:
+                stored_rows = stored_rows & again
+            offs_v = tl.arange(0, BLOCK_V)
+            out_rows = (first + rows).to(tl.int64)
+            out_row_ptrs = out_ptr + wide_sequence * stride_out_batch + head.to(tl.int64) * stride_out_head
+            out_row_ptrs = out_row_ptrs + out_rows[:, None] * stride_out_token
+            mask = stored_rows[:, None]
+            if BLOCK_V > V_HEAD_DIM:
+                mask = mask & (offs_v < V_HEAD_DIM)[None, :]
+            tl.store(out_row_ptrs + offs_v[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+            if CAREFUL:
+                tl.debug_barrier()  # other threads have stored what is loaded next
+                for column in range(0, V_HEAD_DIM, CAREFUL_COLUMNS):
+                    added = tl.zeros((BLOCK_M, CAREFUL_COLUMNS), tl.float32)
+                    if k_cache_ptr is not None:
+                        added = not_finite_values(
+                            added, cache_source, row, last_row, context, context, window, column,
+                            CACHE_LAYOUT, OPTIONS, CAREFUL_N,
+                        )  # fmt: skip
+                        if SCALES_CACHE_ALONE:
+                            added *= cache_v_scale
                     added = not_finite_values(
-                        added, cache_source, row, last_row, context, context, window, column,
-                        CACHE_LAYOUT, OPTIONS, CAREFUL_N,
+                        added, new_source, row, last_row, tl.zeros_like(length), length, window, column,
+                        LAYOUT, OPTIONS, CAREFUL_N,
                     )  # fmt: skip
-                    if SCALES_CACHE_ALONE:
-                        added *= cache_v_scale
-                added = not_finite_values(
-                    added, pointers, row, last_row, tl.zeros_like(length), length, window, column,
-                    LAYOUT, OPTIONS, CAREFUL_N,
-                )  # fmt: skip
-                columns = column + tl.arange(0, CAREFUL_COLUMNS)
-                ptrs = out_row_ptrs + columns[None, :]
-                live = live_rows[:, None] & (columns < V_HEAD_DIM)[None, :]
-                finite = tl.load(ptrs, mask=live, other=0.0).to(tl.float32)
-                tl.store(ptrs, (finite + added * out_factor).to(out_ptr.dtype.element_ty), mask=live)
-        if lse_ptr is not None:
-            lse = tl.where(live_rows, lse_log2 * 0.6931471805599453, float("-inf"))
-            lse_ptrs = lse_ptr + wide_sequence * stride_lse_batch + out_rows * q_heads + head
-            tl.store(lse_ptrs, lse, mask=stored_rows)
+                    columns = column + tl.arange(0, CAREFUL_COLUMNS)
+                    ptrs = out_row_ptrs + columns[None, :]
+                    live = (live_rows & again)[:, None] & (columns < V_HEAD_DIM)[None, :]
+                    sums = tl.load(ptrs, mask=live, other=0.0).to(tl.float32)
+                    tl.store(ptrs, (sums + added * out_factor).to(out_ptr.dtype.element_ty), mask=live)
+            if lse_ptr is not None:
+                lse = tl.where(live_rows, lse_log2 * 0.6931471805599453, float("-inf"))
+                lse_ptrs = lse_ptr + wide_sequence * stride_lse_batch + out_rows * q_heads + head
+                tl.store(lse_ptrs, lse, mask=stored_rows)
 
 
 @cached_launches
@@ -509,7 +535,7 @@ def _launch(
         "ORDER_HEADER": ORDER_HEADER,
         "enable_fp_fusion": True,
     }
-    keys, values = plan.key_tiles, plan.value_tiles
+    queries, keys, values = plan.query_tiles, plan.key_tiles, plan.value_tiles
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         if order is not None:
             launch(
@@ -529,9 +555,11 @@ def _launch(
             q_ptr=q,
             k_ptr=k,
             v_ptr=v,
-            k_desc=None if keys is None else keys.descriptor(0, plan.block_d),
-            k_rest_desc=None if keys is None or not plan.block_r else keys.descriptor(0, plan.block_r),
-            v_desc=None if values is None else values.descriptor(0, plan.block_v),
+            q_desc=_descriptor(queries, plan.block_d),
+            q_rest_desc=_descriptor(queries, plan.block_r),
+            k_desc=_descriptor(keys, plan.block_d),
+            k_rest_desc=_descriptor(keys, plan.block_r),
+            v_desc=_descriptor(values, plan.block_v),
             k_cache_ptr=k_cache,
             v_cache_ptr=v_cache,
             block_table_ptr=block_table,
@@ -567,6 +595,9 @@ def _launch(
             stride_lse_batch=0 if packed else plan.tokens * q.shape[-2],
             stride_k_scale=_per_head(cached.k_scale),
             stride_v_scale=_per_head(cached.v_scale),
+            q_rows_batch=0 if queries is None else queries.rows_batch,
+            q_rows_head=0 if queries is None else queries.rows_head,
+            q_columns_head=0 if queries is None else queries.columns_head,
             k_rows_batch=0 if keys is None else keys.rows_batch,
             k_rows_head=0 if keys is None else keys.rows_head,
             k_columns_head=0 if keys is None else keys.columns_head,
@@ -604,6 +635,13 @@ def _launch(
             num_stages=tiling.num_stages,
             maxnreg=tiling.max_registers,
         )
+
+
+def _descriptor(tiles: TmaTiles | None, columns: int) -> TensorDescriptor | None:
+    """The TMA descriptor of tiles with so many columns; None where pointers load them, or without columns."""
+    if tiles is None or not columns:
+        return None
+    return TensorDescriptor.from_tensor(tiles.matrix, [tiles.rows, columns])
 
 
 def _may_be_negative(new: DecodeFactors, cached: DecodeFactors, q_scale: torch.Tensor | float | None) -> bool:

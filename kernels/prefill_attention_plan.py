@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .prefill_attention_schedule import ORDER_HEADER
 from .prefill_attention_tiling import (
@@ -37,6 +36,7 @@ PLANNED_OPTIONS = (
 
 _TMA_FROM_CAPABILITY = 90
 _TMA_ALIGNMENT = 16
+_SPECIALIZED_FAMILY = 10
 _FLOAT8_DOT_FROM_CAPABILITY = 89
 _MOST_ROWS = 2**31
 _FLOAT8_P_LOG2 = 8
@@ -54,25 +54,21 @@ _DOT_DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TmaTiles:
-    """Keys or values as a matrix for the TMA: one row per token of one or of all heads.
+    """Queries, keys or values as a matrix for the TMA: one row per token of one or of all heads.
 
     Attributes:
         matrix: [rows, columns], a view of the tensor.
         rows_batch: rows from a sequence to the next.
         rows_head: rows from a head to the next; 0 where heads lie side by side in a row.
         columns_head: columns from a head to the next; 0 where heads are below each other.
-        block_n: tokens of a tile.
+        rows: tokens of a tile.
     """
 
     matrix: torch.Tensor
     rows_batch: int
     rows_head: int
     columns_head: int
-    block_n: int
-
-    def descriptor(self, _first: int, columns: int) -> TensorDescriptor:
-        """The TMA descriptor of tiles [block_n, columns]."""
-        return TensorDescriptor.from_tensor(self.matrix, [self.block_n, columns])
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +89,8 @@ class PrefillAttentionPlan:
         block_d: columns of the first tile of a query or key.
         block_r: columns of the second; 0 for none.
         block_v: columns of a tile of values.
-        key_tiles: the keys for the TMA; None where pointers load them.
+        query_tiles: the queries for the TMA; None where pointers load them.
+        key_tiles: likewise the keys.
         value_tiles: likewise.
         dot_dtype: Triton's dtype of both products.
         p_log2: log2 of the largest probability.
@@ -119,6 +116,7 @@ class PrefillAttentionPlan:
     block_d: int
     block_r: int
     block_v: int
+    query_tiles: TmaTiles | None
     key_tiles: TmaTiles | None
     value_tiles: TmaTiles | None
     dot_dtype: tl.dtype
@@ -176,14 +174,17 @@ def plan_prefill_attention(
         )
     block_d, block_r = head_dim_blocks(head_dim)
     block_v = max(16, 1 << (v_head_dim - 1).bit_length())
-    key_tiles = value_tiles = None
+    tiles: list[TmaTiles | None] = [None] * 3
     if tiling.variant != "pointers":
-        fits = limits.compute_capability >= _TMA_FROM_CAPABILITY and block_d + block_r == head_dim
-        key_tiles = _tma_tiles(k, tiling.block_n) if fits else None
-        value_tiles = _tma_tiles(v, tiling.block_n) if fits and block_v == v_head_dim else None
-        if key_tiles is None or value_tiles is None:
-            key_tiles = value_tiles = None
+        fits = limits.compute_capability >= _TMA_FROM_CAPABILITY
+        if fits and block_d + block_r == head_dim and block_v == v_head_dim:
+            sizes = tiling.block_m, tiling.block_n, tiling.block_n
+            tiles = [_tma_tiles(x, rows) for x, rows in zip((q, k, v), sizes, strict=True)]
+        if None in tiles:
+            tiles = [None] * 3
             tiling = dataclasses.replace(tiling, variant="pointers")
+        elif limits.compute_capability // 10 != _SPECIALIZED_FAMILY:
+            tiling = dataclasses.replace(tiling, variant="descriptors")
     row_blocks = math.ceil(tokens / tiling.block_m)
     most_row_blocks = tokens // tiling.block_m + batch if packed else batch * row_blocks
     ordered = batch > 1 and any(each is not None for each in (cu_seqlens, lengths, context_lens))
@@ -207,8 +208,9 @@ def plan_prefill_attention(
         block_d=block_d,
         block_r=block_r,
         block_v=block_v,
-        key_tiles=key_tiles,
-        value_tiles=value_tiles,
+        query_tiles=tiles[0],
+        key_tiles=tiles[1],
+        value_tiles=tiles[2],
         dot_dtype=_DOT_DTYPES[q.dtype] if float8_dots or not float8 else tl.float16,
         p_log2=_FLOAT8_P_LOG2 if float8_dots else 0,
         lane_sums=1 if limits.compute_capability // 10 == 10 else _LANE_SUMS,
@@ -221,7 +223,7 @@ def plan_prefill_attention(
     )
 
 
-def _tma_tiles(x: torch.Tensor, block_n: int) -> TmaTiles | None:
+def _tma_tiles(x: torch.Tensor, tile_rows: int) -> TmaTiles | None:
     """The matrix whose rows are tokens; None where strides, alignment or size do not allow one.
 
     A row starts at each multiple of the token stride. Heads and sequences are then at other rows, or at other
@@ -250,5 +252,5 @@ def _tma_tiles(x: torch.Tensor, block_n: int) -> TmaTiles | None:
         return None
     matrix = x.as_strided((rows, columns), (stride_token, 1))
     return TmaTiles(
-        matrix=matrix, rows_batch=rows_batch, rows_head=rows_head, columns_head=columns_head, block_n=block_n
+        matrix=matrix, rows_batch=rows_batch, rows_head=rows_head, columns_head=columns_head, rows=tile_rows
     )
