@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 patch_interpreter()
 
-CAREFUL_TOKENS = 16
-"""KV tokens per tile of an item that is computed again: the smallest dimension of `tl.dot`."""
+CAREFUL_TOKENS = 32
+"""KV tokens per tile of an item that is computed again: the smallest depth of a float8 `tl.dot`."""
 
 CAREFUL_COLUMNS = 16
 """Columns of its output at a time to which values that are not finite are added."""
@@ -138,6 +138,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     P_LOG2: tl.constexpr,
     PROMOTED: tl.constexpr,
     SIGNED: tl.constexpr,
+    HALVES: tl.constexpr,
     ORDER_HEADER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -160,7 +161,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
         HEAD_DIM, V_HEAD_DIM, PAGE_SIZE,
         K_CACHE_STRIDE_TOKEN, K_CACHE_STRIDE_PAGE, V_CACHE_STRIDE_TOKEN, V_CACHE_STRIDE_PAGE,
     )  # fmt: skip
-    OPTIONS: tl.constexpr = (CAUSAL, HAS_WINDOW, P_LOG2, PROMOTED, SIGNED)
+    OPTIONS: tl.constexpr = (CAUSAL, HAS_WINDOW, P_LOG2, PROMOTED, SIGNED, HALVES)
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     if order_ptr is not None:
@@ -621,6 +622,7 @@ def _launch(
             DTYPE=plan.dot_dtype,
             P_LOG2=plan.p_log2,
             PROMOTED=plan.promoted,
+            HALVES=plan.halves,
             SIGNED=_may_be_negative(new, cached, q_scale),
             BLOCK_N=tiling.block_n,
             BLOCK_D=plan.block_d,

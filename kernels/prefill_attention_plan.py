@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .prefill_attention_schedule import ORDER_HEADER
 from .prefill_attention_tiling import (
+    TMA_FROM_CAPABILITY,
     PrefillAttentionTiling,
     choose_prefill_attention_tiling,
     head_dim_blocks,
@@ -34,15 +35,17 @@ PLANNED_OPTIONS = (
 )
 """Options of `prefill_attention` that its plan takes."""
 
-_TMA_FROM_CAPABILITY = 90
 _TMA_ALIGNMENT = 16
 _SPECIALIZED_FAMILY = 10
 _FLOAT8_DOT_FROM_CAPABILITY = 89
+_DOT_DEPTH = 16  # least depth of `tl.dot`
+_FLOAT8_DOT_DEPTH = 32
 _MOST_ROWS = 2**31
 _FLOAT8_P_LOG2 = 8
 """Probabilities of float8 are up to 256: the largest power of two of e4m3."""
 _LANE_SUMS = 8
 """Columns of an MMA's result that repeat over the lanes of a row. On sm_100 a lane has a whole row."""
+_HALVED_FROM_COLUMNS = 128
 _DOT_DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -96,6 +99,7 @@ class PrefillAttentionPlan:
         p_log2: log2 of the largest probability.
         lane_sums: sums of probabilities that are kept per row.
         promoted: whether products are added to the accumulator outside of the tensor cores.
+        halves: whether the accumulator is rescaled in halves of its columns.
         scales_cache_alone: whether the scales multiply the cache and not the new tokens.
         e4m3_bits: whether float8 e4m3 of q, k and v is decoded from its bits, because the GPU has no
             instructions for it.
@@ -123,6 +127,7 @@ class PrefillAttentionPlan:
     p_log2: int
     lane_sums: int
     promoted: bool
+    halves: bool
     scales_cache_alone: bool
     e4m3_bits: bool
     cache_e4m3_bits: bool
@@ -172,11 +177,16 @@ def plan_prefill_attention(
             element_bytes=q.element_size(),
             limits=limits,
         )
-    block_d, block_r = head_dim_blocks(head_dim)
-    block_v = max(16, 1 << (v_head_dim - 1).bit_length())
+    float8 = q.element_size() == 1
+    float8_dots = float8 and limits.compute_capability >= _FLOAT8_DOT_FROM_CAPABILITY
+    least = _FLOAT8_DOT_DEPTH if float8_dots else _DOT_DEPTH
+    if tiling.block_n < least:
+        tiling = dataclasses.replace(tiling, block_n=least)
+    block_d, block_r = head_dim_blocks(head_dim, least)
+    block_v = max(_DOT_DEPTH, 1 << (v_head_dim - 1).bit_length())
     tiles: list[TmaTiles | None] = [None] * 3
     if tiling.variant != "pointers":
-        fits = limits.compute_capability >= _TMA_FROM_CAPABILITY
+        fits = limits.compute_capability >= TMA_FROM_CAPABILITY
         if fits and block_d + block_r == head_dim and block_v == v_head_dim:
             sizes = tiling.block_m, tiling.block_n, tiling.block_n
             tiles = [_tma_tiles(x, rows) for x, rows in zip((q, k, v), sizes, strict=True)]
@@ -189,8 +199,6 @@ def plan_prefill_attention(
     most_row_blocks = tokens // tiling.block_m + batch if packed else batch * row_blocks
     ordered = batch > 1 and any(each is not None for each in (cu_seqlens, lengths, context_lens))
     items = (most_row_blocks if ordered else batch * row_blocks) * q_heads
-    float8 = q.element_size() == 1
-    float8_dots = float8 and limits.compute_capability >= _FLOAT8_DOT_FROM_CAPABILITY
     span = tokens + capacity
     window = 0 if window is None else min(window, span)
     lacks_e4m3 = limits.compute_capability < _FLOAT8_DOT_FROM_CAPABILITY
@@ -215,6 +223,7 @@ def plan_prefill_attention(
         p_log2=_FLOAT8_P_LOG2 if float8_dots else 0,
         lane_sums=1 if limits.compute_capability // 10 == 10 else _LANE_SUMS,
         promoted=float8_dots and limits.compute_capability // 10 == 9,
+        halves=limits.compute_capability // 10 == 10 and block_v >= _HALVED_FROM_COLUMNS,
         scales_cache_alone=k_cache is not None and k_cache.dtype != k.dtype,
         e4m3_bits=lacks_e4m3 and q.dtype == torch.float8_e4m3fn,
         cache_e4m3_bits=lacks_e4m3 and k_cache is not None and k_cache.dtype == torch.float8_e4m3fn,

@@ -111,7 +111,7 @@ def order_kernel(
     """
     sequence = tl.program_id(0)
     blocks = tl.program_id(1) * ORDER_BLOCKS + tl.arange(0, ORDER_BLOCKS)
-    _, length = new_tokens(sequence, sequence < batch, cu_seqlens_ptr, lengths_ptr, tokens)
+    _first, length = new_tokens(sequence, sequence < batch, cu_seqlens_ptr, lengths_ptr, tokens)
     context = cached_tokens(sequence, sequence < batch, context_lens_ptr, capacity)
     own_blocks = _row_blocks(length, sequence < batch, tokens, PACKED, BLOCK_M)
     last = tl.minimum((blocks + 1) * BLOCK_M, length) if CAUSAL else length
@@ -124,7 +124,7 @@ def order_kernel(
     for start in range(0, batch, ORDER_SEQUENCES):
         others = start + tl.arange(0, ORDER_SEQUENCES)
         live = others < batch
-        _, lengths = new_tokens(others, live, cu_seqlens_ptr, lengths_ptr, tokens)
+        _firsts, lengths = new_tokens(others, live, cu_seqlens_ptr, lengths_ptr, tokens)
         contexts = cached_tokens(others, live, context_lens_ptr, capacity)
         their_blocks = _row_blocks(lengths, live, tokens, PACKED, BLOCK_M)
         more = _blocks_above(

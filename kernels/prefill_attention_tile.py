@@ -78,6 +78,21 @@ def _load_tile(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _rescaled(acc: tl.tensor, decay: tl.tensor, HALVES: tl.constexpr) -> tl.tensor:
+    """The accumulator times `decay` [rows]; in halves of its columns, which takes fewer registers."""
+    if HALVES:
+        ROWS: tl.constexpr = acc.shape[0]
+        COLUMNS: tl.constexpr = acc.shape[1]
+        halves = tl.permute(tl.reshape(acc, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        halves = tl.join(left * decay[:, None], right * decay[:, None])
+        acc = tl.reshape(tl.permute(halves, (0, 2, 1)), (ROWS, COLUMNS))
+    else:
+        acc = acc * decay[:, None]
+    return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _attended(
     tokens: tl.tensor,
     end: tl.tensor,
@@ -223,7 +238,8 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         LAYOUT: head_dim of keys and values, page size (0 for none), and strides of keys and values: tokens,
             pages, tokens, pages.
         OPTIONS: whether attention is causal, and has a window; P_LOG2; whether to add each product to the
-            accumulator outside of the tensor cores (PROMOTED); and whether the factor may be negative.
+            accumulator outside of the tensor cores (PROMOTED); whether the factor may be negative; and
+            whether the accumulator is rescaled in halves.
         HAS_SOFTCAP: whether scores have a soft cap.
         BLOCK_N: tokens of a tile.
         MASKED: whether some rows do not attend to all tokens.
@@ -248,6 +264,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     P_LOG2: tl.constexpr = OPTIONS[2]
     PROMOTED: tl.constexpr = OPTIONS[3]
     SIGNED: tl.constexpr = OPTIONS[4]
+    HALVES: tl.constexpr = OPTIONS[5]
     BLOCK_M: tl.constexpr = q.shape[0]
     BLOCK_D: tl.constexpr = q.shape[1]
     SUMS: tl.constexpr = total.shape[1]
@@ -317,7 +334,9 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             product = tl.dot(probabilities.to(q.dtype), values, input_precision="ieee")
             acc = acc * decay[:, None] + product
         else:
-            acc = tl.dot(probabilities.to(q.dtype), values, acc * decay[:, None], input_precision="ieee")
+            acc = tl.dot(
+                probabilities.to(q.dtype), values, _rescaled(acc, decay, HALVES), input_precision="ieee"
+            )
     return acc, total, maximum
 
 

@@ -12,6 +12,7 @@ from .gpu_limits import GpuLimits, require_max_registers, require_positive, requ
 PrefillAttentionVariant = Literal["pointers", "descriptors", "warp_specialized"]
 VARIANTS: tuple[PrefillAttentionVariant, ...] = ("pointers", "descriptors", "warp_specialized")
 
+TMA_FROM_CAPABILITY = 90
 _LEAST_BLOCK = 16
 """Least dimension of a dot, and least rows of an mma instruction of the tensor cores."""
 
@@ -50,15 +51,15 @@ class PrefillAttentionTiling:
             raise ValueError(f"variant is {self.variant!r}; it must be one of {', '.join(VARIANTS)}")
 
 
-def head_dim_blocks(head_dim: int) -> tuple[int, int]:
+def head_dim_blocks(head_dim: int, least: int = _LEAST_BLOCK) -> tuple[int, int]:
     """Columns of the two tiles that hold head_dim elements, each a power of two; the second may be 0.
 
-    192 are 128 and 64. One tile serves where two would not be smaller.
+    192 are 128 and 64. One tile serves where two would not be smaller. Both have at least `least` columns.
     """
-    whole = max(_LEAST_BLOCK, 1 << (head_dim - 1).bit_length())
+    whole = max(least, _power_of_two_from(head_dim))
     first = whole // 2
-    rest = max(_LEAST_BLOCK, 1 << (head_dim - first - 1).bit_length())
-    return (whole, 0) if first < _LEAST_BLOCK or first + rest >= whole else (first, rest)
+    rest = max(least, _power_of_two_from(head_dim - first))
+    return (whole, 0) if first < least or first + rest >= whole else (first, rest)
 
 
 @functools.cache
@@ -88,18 +89,44 @@ def choose_prefill_attention_tiling(
     Returns:
         A tiling that fits the GPU's shared memory and registers.
     """
-    del kv_heads
-    width = max(sum(head_dim_blocks(head_dim)), 1 << ((v_head_dim or head_dim) - 1).bit_length())
-    most_rows = 32 if element_bytes == 4 else 128
-    block_m = max(_LEAST_BLOCK, min(most_rows, 1 << (tokens - 1).bit_length()))
-    block_n = 32 if element_bytes == 4 else 64
-    warps = 4 if block_m * width <= 128 * 64 else 8
+    del kv_heads  # heads of a group are items of their own, which share keys and values in L2
+    width = max(sum(head_dim_blocks(head_dim)), _power_of_two_from(v_head_dim or head_dim))
+    block_m, block_n, warps, stages, per_sm = _tiles(width, element_bytes, limits)
+    rows = max(_LEAST_BLOCK, _power_of_two_from(tokens))
+    if rows < block_m:
+        # Fewer rows: as many warps as have 16 of them, the height of an mma instruction.
+        warps = max(4, warps * rows // block_m) if element_bytes < 4 else warps
+        block_m = rows
     items = batch * q_heads * math.ceil(tokens / block_m)
     return PrefillAttentionTiling(
         block_m=block_m,
         block_n=block_n,
-        programs=min(items, limits.sm_count),
+        programs=min(items, limits.sm_count * per_sm),
         num_warps=warps,
-        num_stages=2,
-        variant="descriptors" if limits.compute_capability >= 90 and element_bytes < 4 else "pointers",
+        num_stages=stages,
+        variant="descriptors" if limits.compute_capability >= TMA_FROM_CAPABILITY else "pointers",
     )
+
+
+def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int, int, int, int]:
+    """block_m, block_n, warps, stages and CTAs per SM, by the larger width of a key and a value.
+
+    128 rows share each key and value tile, so that L2 need not deliver more. Accumulator, scores and
+    probabilities of a row block must fit in registers, and the tiles in shared memory.
+    """
+    small_shared = limits.shared_bytes_per_block < 160 * 1024
+    if element_bytes == 4:  # FMA units: both operands pass through registers
+        return (32, 32, 4, 2, 2) if width <= 64 else (32, 32, 8, 2, 1) if width <= 128 else (16, 16, 8, 2, 1)
+    if width > 128:
+        return (64, 32, 8, 2, 1) if small_shared else (128, 64, 8, 2, 1)
+    if limits.compute_capability // 10 == 10:
+        return 128, 128, 8, 2, 1  # fewer keys would make issue slots the limit
+    if width <= 64:
+        return 128, 64, 4, 2 if small_shared else 3, 2  # one CTA multiplies while the other exponentiates
+    if limits.compute_capability // 10 == 9:
+        return 128, 128, 8, 2, 1
+    return 128, 64, 8, 2 if small_shared else 3, 1
+
+
+def _power_of_two_from(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()

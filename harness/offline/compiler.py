@@ -38,6 +38,7 @@ from .variants import CompileCase, case_matmul_tiling, iteration_work
 
 # Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
 _DECODE_ATTENTION, _PREFILL_MATMUL = kernels.decode_attention, kernels.prefill_matmul
+_PREFILL_ATTENTION = kernels.prefill_attention
 _DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -280,7 +281,33 @@ def _call_matmul(case: CompileCase, gpu: Gpu) -> None:
     )
 
 
-_CALLS = {"decode_attention": _call_decode, "prefill_matmul": _call_matmul}
+def _call_prefill_attention(case: CompileCase, _gpu: Gpu) -> None:
+    dtype, shape = _DTYPES[case.dtype], case.shape
+    batch, tokens, kv_heads, head_dim = (shape[name] for name in ("batch", "tokens", "kv_heads", "head_dim"))
+    head_dims = head_dim, shape.get("v_head_dim", head_dim)
+    k, v = (torch.empty((batch, tokens, kv_heads, size), dtype=dtype) for size in head_dims)
+    prefix: dict[str, Any] = {}
+    if "capacity" in shape:
+        pages = shape["capacity"] // shape["page_size"]
+        k_cache, v_cache = (
+            torch.empty((batch * pages, shape["page_size"], kv_heads, size), dtype=dtype)
+            for size in head_dims
+        )
+        prefix = {
+            "context_lens": torch.empty((batch,), dtype=torch.int32),
+            "k_cache": k_cache,
+            "v_cache": v_cache,
+            "block_table": torch.empty((batch, pages), dtype=torch.int32),
+        }
+    q = torch.empty((batch, tokens, shape["q_heads"], head_dim), dtype=dtype)
+    _PREFILL_ATTENTION(q, k, v, **prefix)
+
+
+_CALLS = {
+    "decode_attention": _call_decode,
+    "prefill_attention": _call_prefill_attention,
+    "prefill_matmul": _call_matmul,
+}
 
 
 def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MAX_KV_TOKENS = 2**16
 PADDED_ROWS = 16
 """Least rows of a tensor-core instruction."""
 
-_KERNELS = ("decode_attention", "prefill_matmul", "merge_states")
+_KERNELS = ("decode_attention", "prefill_attention", "prefill_matmul", "merge_states")
 _SIZES = {"decode_attention": DECODE_SIZES, "prefill_matmul": MATMUL_SIZES}
 _STATUSES = ("ok", "failed", "unsupported", "skipped")
 _DTYPES = ("bf16", "fp16", "fp32", "e4m3", "e5m2", "int8")

@@ -40,6 +40,8 @@ _COLUMNS = (
     Column("of peak", "share_of_peak", "modelled", show=percent),
 )
 
+_KERNELS = ("decode_attention", "prefill_attention", "prefill_matmul")
+
 
 @click.command("inspect")
 @options.gpus_option(
@@ -49,8 +51,8 @@ _COLUMNS = (
     "--kernel",
     "kernels",
     multiple=True,
-    type=click.Choice(["decode_attention", "prefill_matmul"]),
-    help="Kernel to compile; repeat for several.  [default: both, without --provider]",
+    type=click.Choice(_KERNELS),
+    help="Kernel to compile; repeat for several.  [default: all, without --provider]",
 )
 @options.user_function_option(
     "A function of your own to compile, as `decodetax run` takes it; repeat for several."
@@ -62,7 +64,7 @@ _COLUMNS = (
     show_default=True,
     metavar="NAME",
     help="all, bf16, fp16 or fp32; or e4m3, e5m2, int8: KV cache of decode attention, operands of the "
-    "matmul (int8: its weight only).",
+    "others (int8: the matmul's weight only).",
 )
 @wide_option
 @options.JSON
@@ -90,7 +92,7 @@ def inspect_command(
 
         compiled = compile_user_functions(providers, list(found.values()), dtype)
         user_rows = [row.to_json() for row in compiled]
-    ours = kernels or (() if providers else ("decode_attention", "prefill_matmul"))
+    ours = kernels or (() if providers else _KERNELS)
     rows = _compiled(tuple(found), ours, dtype) + user_rows
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "rows": rows}, indent=1, allow_nan=False))

@@ -1,12 +1,13 @@
 """The cases that `inspect` compiles: shapes that make the host functions launch each of their variants."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...kernels.decode_tiling import DecodeTiling, choose_decode_tiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, Variant
+from ...kernels.prefill_attention_tiling import PrefillAttentionTiling, choose_prefill_attention_tiling
 from ..core.gpus import Gpu
 from .cache_model import MatmulOperands
 from .default_tilings import kernel_limits, matmul_tiling
@@ -53,12 +54,26 @@ _HEAD_DIMS = (64, 128, 256)
 _BF16_HEAD_DIMS = (40, 72, 80, 96)  # no powers of two, and no multiples of 16
 
 
+_PREFILL_ATTENTION = {"batch": 2, "tokens": 4096, "q_heads": 32, "kv_heads": 8}
+_PREFILL_ATTENTION_VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "prompt_4096_d64": {"head_dim": 64},
+    "prompt_4096_d128": {"head_dim": 128},
+}
+_PREFILL_ATTENTION_DTYPES = ("bf16", "fp16", "e4m3")
+_PREFILL_ATTENTION_MORE: Mapping[str, Mapping[str, int]] = {
+    "prompt_4096_d192_128": {"head_dim": 192, "v_head_dim": 128},
+    "prompt_4096_d256": {"head_dim": 256},
+    "prompt_64_d128": {"tokens": 64, "head_dim": 128},
+    "prefix_d128": {"head_dim": 128, "capacity": 8192, "page_size": 16},
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompileCase:
     """One call of a host function, which makes one or more launches.
 
     Attributes:
-        kernel: "decode_attention" or "prefill_matmul".
+        kernel: "decode_attention", "prefill_attention" or "prefill_matmul".
         variant: name of the shape.
         dtype: "bf16", "fp16" or "fp32" of the operands; or one of `NARROW_DTYPES`.
         shape: sizes by name. page_size 0 is a contiguous cache; bias 1 adds a bias; swiglu 1 makes
@@ -100,7 +115,19 @@ def default_cases() -> tuple[CompileCase, ...]:
         for form, dtype, variants in (("blocks", "e4m3", _BLOCK_SCALED), ("int8_x", "int8", _INT8_X))
         for variant, shape in variants.items()
     )
-    return (*decode, *chosen, *narrow, _forced("pointers", "bf16"), _forced("warp_specialized", "bf16"))
+    forced = _forced("pointers", "bf16"), _forced("warp_specialized", "bf16")
+    prompts = _prefill_attention(_PREFILL_ATTENTION_VARIANTS, _PREFILL_ATTENTION_DTYPES)
+    return (*decode, *prompts, *chosen, *narrow, *forced)
+
+
+def _prefill_attention(variants: Mapping[str, Mapping[str, int]], dtypes: Sequence[str]) -> list[CompileCase]:
+    return [
+        CompileCase(
+            kernel="prefill_attention", variant=variant, dtype=dtype, shape={**_PREFILL_ATTENTION, **shape}
+        )
+        for variant, shape in variants.items()
+        for dtype in dtypes
+    ]
 
 
 def _forced(variant: Variant, dtype: str) -> CompileCase:
@@ -126,6 +153,8 @@ def full_cases() -> tuple[CompileCase, ...]:
                     CompileCase(kernel="decode_attention", variant=name, dtype=dtype, shape=shape)
                     for dtype in (("bf16",) if head_dim in _BF16_HEAD_DIMS else (*DTYPES, *NARROW_DTYPES))
                 ]
+    more += _prefill_attention(_PREFILL_ATTENTION_MORE, ("bf16",))
+    more += _prefill_attention(_PREFILL_ATTENTION_VARIANTS, ("fp32",))
     for page_size in (1, 64):
         shape = {**_DECODE, "page_size": page_size}
         more.append(
@@ -225,6 +254,8 @@ def iteration_work(
         return _split_kv_work(case, constants)
     if launch == "combine":
         return _combine_work(constants)
+    if launch == "prefill_attention":
+        return _prefill_attention_work(case, constants, sm)
     return _matmul_work(case, constants, sm) if launch in {"matmul", "tma"} else None
 
 
@@ -239,6 +270,46 @@ def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> Iteration
         flop=2.0 * min(rows, constants["block_g"]) * tokens * head_dims,
         tile_bytes=tile,
         dtype="fp16" if case.dtype in NARROW_DTYPES else case.dtype,  # 8 bits are multiplied as 16
+    )
+
+
+def case_prefill_attention_tiling(case: CompileCase, gpu: Gpu) -> PrefillAttentionTiling:
+    """The tiling that `prefill_attention` chooses for a case on a GPU."""
+    shape = case.shape
+    return choose_prefill_attention_tiling(
+        batch=shape["batch"],
+        tokens=shape["tokens"],
+        q_heads=shape["q_heads"],
+        kv_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        v_head_dim=shape.get("v_head_dim"),
+        element_bytes=ELEMENT_BYTES[case.dtype],
+        limits=kernel_limits(gpu),
+    )
+
+
+def _prefill_attention_work(case: CompileCase, constants: Mapping[str, Any], sm: int) -> IterationWork:
+    """A tile of keys and values of one row block and query head.
+
+    Queries, keys, values and output come from memory once and are shared by the iterations of all items; the
+    other loads of a tile hit L2.
+    """
+    shape, size = case.shape, ELEMENT_BYTES[case.dtype]
+    block_m, block_n = constants["block_m"], constants["block_n"]
+    head_dim, v_head_dim = constants["head_dim"], constants["v_head_dim"]
+    tokens, cached = shape["tokens"], shape.get("capacity", 0)
+    row_blocks = math.ceil(tokens / block_m)
+    tiles = sum(math.ceil(min((block + 1) * block_m, tokens) / block_n) for block in range(row_blocks))
+    tiles += row_blocks * math.ceil(cached / block_n)
+    distinct = shape["kv_heads"] * (tokens + cached) * (head_dim + v_head_dim) * size
+    distinct += shape["q_heads"] * tokens * (head_dim * size + v_head_dim * max(2, size))
+    useful = distinct / (shape["q_heads"] * tiles)
+    return IterationWork(
+        useful_bytes=useful,
+        streamed_bytes=useful,
+        flop=2.0 * min(block_m, tokens) * block_n * (head_dim + v_head_dim),
+        tile_bytes=float(block_n * (head_dim + v_head_dim) * size),
+        dtype=multiplied_dtype(case, sm),
     )
 
 

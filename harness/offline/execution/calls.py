@@ -19,10 +19,11 @@ from ...core.gate import Gate, attention_products, gate_of, judge, lse_error, to
 from ...core.inputs import DTYPES, DecodeAttentionInputs, Source, draw
 from ...core.options import user_code
 from ...core.user_function import load_user_function
-from .cases import Case, UserCase
+from .cases import Case, KernelCase, UserCase
 from .decode_cases import DecodeCase, MergeCase
 from .layouts import laid_out
 from .matmul_cases import MatmulCase
+from .prefill_cases import PrefillCase
 
 _DTYPES = {**DTYPES, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8}
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
@@ -75,6 +76,8 @@ def call_of(case: Case, seed: int) -> Call:
     match case:
         case DecodeCase():
             return _decode_call(case, _Draw(case, seed))
+        case PrefillCase():
+            return _prefill_call(case, _Draw(case, seed))
         case MatmulCase():
             return _matmul_call(case, _Draw(case, seed))
         case MergeCase():
@@ -86,7 +89,7 @@ def call_of(case: Case, seed: int) -> Call:
 class _Draw:
     """Draws tensors that depend on the case and the seed alone."""
 
-    def __init__(self, case: DecodeCase | MatmulCase | MergeCase, seed: int) -> None:
+    def __init__(self, case: KernelCase, seed: int) -> None:
         name = f"{case.kernel} {case.name} {case.dtype} {seed}"
         self.numbers = torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
@@ -237,6 +240,74 @@ def _judge_states(
         lse_tolerance=lse_bound,
         reason=reason,
     )
+
+
+def _prefill_call(case: PrefillCase, draw_: _Draw) -> Call:
+    batch, longest = len(case.lengths), max(case.lengths)
+    head_dims = case.head_dim, case.v_head_dim or case.head_dim
+    lead = (batch, longest) if case.padded else (sum(case.lengths),)
+    heads = (case.kv_heads * case.group, case.kv_heads, case.kv_heads)
+    q, k, v = (
+        draw_.normal(*lead, count, width, dtype=case.dtype)
+        for count, width in zip(heads, (case.head_dim, *head_dims), strict=True)
+    )
+    for sequence, token, value in case.special_values:
+        v[sequence, token, 0, :3] = torch.tensor(float(value)).to(v.dtype)
+    options: dict[str, Any] = {
+        "causal": case.causal,
+        "window": case.window,
+        "softcap": case.softcap,
+        "sinks": draw_.normal(heads[0], dtype=case.sinks, size=2.0) if case.sinks else None,
+        "q_scale": draw_.scale(case.q_scale, 0.7),
+        "k_scale": draw_.scale(case.k_scale, _cache_scale(case), case.kv_heads),
+        "v_scale": draw_.scale(case.v_scale, _cache_scale(case), case.kv_heads),
+    }
+    if not case.padded:
+        bounds = [sum(case.lengths[:end]) for end in range(batch + 1)]
+        options["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
+    elif len(set(case.lengths)) > 1:
+        options["lengths"] = torch.tensor(case.lengths)
+        dead_tokens = torch.arange(longest) >= options["lengths"][:, None]
+        for each in (q, k, v):
+            each.view(_BITS[each.element_size()])[dead_tokens] = -1
+    dead: list[tuple[Tensor, Tensor]] = []
+    if case.prefix:
+        prefix = DecodeCase(case.name, lengths=case.prefix, page_size=case.page_size)
+        table, cache_lead = None, (batch, max(case.prefix) + 40)
+        if case.page_size:
+            pages_each = math.ceil((max(case.prefix) + 5) / case.page_size)
+            table = torch.randperm(batch * pages_each + 3, generator=draw_.numbers)[: batch * pages_each]
+            table = table.view(batch, pages_each).to(torch.int32)
+            cache_lead = (batch * pages_each + 3, case.page_size)
+        capacity = cache_lead[1] * (1 if table is None else table.shape[1])
+        dead_slots = _dead_tokens(prefix, cache_lead, capacity, table)
+        for name, width in zip(("k_cache", "v_cache"), head_dims, strict=True):
+            cache = draw_.normal(*cache_lead, case.kv_heads, width, dtype=case.cache_dtype or case.dtype)
+            cache.view(_BITS[cache.element_size()])[dead_slots] = -1
+            options[name] = cache
+            dead.append((cache, dead_slots))
+        options["context_lens"] = torch.tensor(case.prefix, dtype=torch.int32)
+        if table is not None:
+            unused = torch.arange(table.shape[1]) * case.page_size >= options["context_lens"][:, None]
+            options["block_table"] = table.masked_fill(unused, _NO_PAGE)
+    if case.heads_first:
+        q, k, v = (each.transpose(-3, -2).contiguous().transpose(-3, -2) for each in (q, k, v))
+    expected, expected_lse = reference.prefill_attention(q, k, v, **options)
+    keys = longest + max(case.prefix, default=0)
+    products = attention_products(capacity=keys, head_dim=case.head_dim, expected_lse=expected_lse)
+    # Rounded twice: the probabilities, to e4m3 if the inputs are float8, and the output.
+    out_dtype = torch.bfloat16 if q.element_size() == 1 else q.dtype
+    p_dtype = torch.float8_e4m3fn if q.element_size() == 1 else q.dtype
+    bound = tolerance(p_dtype, reduction=products) + tolerance(out_dtype, reduction=0)
+    return Call(
+        run=partial(kernels.prefill_attention, q, k, v, **options, return_lse=True),
+        judge=partial(_judge_states, expected, expected_lse, bound, products),
+        dead=dead,
+    )
+
+
+def _cache_scale(case: PrefillCase) -> float:
+    return _INT8_SCALE if case.cache_dtype == "int8" else 0.7
 
 
 def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:

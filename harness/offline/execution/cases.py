@@ -8,8 +8,9 @@ import msgspec
 from ...core.cases import DecodeAttention, PrefillMatmul
 from .decode_cases import DECODE, MERGE, MORE_DECODE, MORE_MERGE, DecodeCase, MergeCase
 from .matmul_cases import MATMUL, MORE_MATMUL, MORE_TMA, TMA, MatmulCase
+from .prefill_cases import MORE_PREFILL, PREFILL, PrefillCase
 
-KERNELS = (DecodeCase.kernel, MatmulCase.kernel, MergeCase.kernel)
+KERNELS = (DecodeCase.kernel, PrefillCase.kernel, MatmulCase.kernel, MergeCase.kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,32 @@ class UserCase:
         return self.sizes.dtype
 
 
-Case = DecodeCase | MatmulCase | MergeCase | UserCase
-_CLASSES: dict[str, Any] = {each.__name__: each for each in (DecodeCase, MatmulCase, MergeCase, UserCase)}
+KernelCase = DecodeCase | PrefillCase | MatmulCase | MergeCase
+Case = KernelCase | UserCase
+_CLASSES: dict[str, Any] = {
+    each.__name__: each for each in (DecodeCase, PrefillCase, MatmulCase, MergeCase, UserCase)
+}
 
 
-def default_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
+def default_cases() -> tuple[KernelCase, ...]:
     """Each form of the kernels once."""
-    return (*DECODE, *MATMUL, *TMA, *MERGE)
+    return (*DECODE, *PREFILL, *MATMUL, *TMA, *MERGE)
 
 
-def full_cases() -> tuple[DecodeCase | MatmulCase | MergeCase, ...]:
+def full_cases() -> tuple[KernelCase, ...]:
     """The default cases, and more lengths, sizes, layouts, dtypes and tilings."""
-    return (*DECODE, *MORE_DECODE, *MATMUL, *MORE_MATMUL, *TMA, *MORE_TMA, *MERGE, *MORE_MERGE)
+    return (
+        *DECODE,
+        *MORE_DECODE,
+        *PREFILL,
+        *MORE_PREFILL,
+        *MATMUL,
+        *MORE_MATMUL,
+        *TMA,
+        *MORE_TMA,
+        *MERGE,
+        *MORE_MERGE,
+    )
 
 
 def sized_case(sizes: DecodeAttention | PrefillMatmul, dtype: str) -> DecodeCase | MatmulCase:
