@@ -1,12 +1,14 @@
 """Peers' cases put to our kernels in the interpreter: `python -m tests.peers FILE` prints a table by suite.
 
-FILE holds a JSON object a line: peer, suite, params. Options: `--part I/N` runs every N-th case from the I-th;
-`--rows FILE` appends each result as a line, and skips cases that are there.
+FILE holds a JSON object a line: peer, suite, params. `--part I/N` runs every N-th case from the I-th, and
+`--rows FILE` appends each result as a line.
 """
 
 import argparse
 import json
 import os
+import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -28,11 +30,22 @@ def main() -> None:
     for case in cases[first::step]:
         if (case["peer"], case["suite"]) not in attention_suites.SUITES:
             continue
+        began = time.perf_counter()
         status, reason = outcome(attention_suites, case)
         counts[f"{case['peer']} {case['suite']}"][status] += 1
         if options.rows:
             with options.rows.open("a") as rows:
-                rows.write(json.dumps({**case, "status": status, "reason": reason}) + "\n")
+                rows.write(
+                    json.dumps(
+                        {
+                            **case,
+                            "status": status,
+                            "reason": reason,
+                            "time_s": round(time.perf_counter() - began, 2),
+                        }
+                    )
+                    + "\n"
+                )
     print_table(counts)
 
 
@@ -52,12 +65,10 @@ def outcome(suites, case):
 def print_table(counts: dict[str, Counter[str]]) -> None:
     """One line a suite, and the sum."""
     statuses = ("agreed", "refused", "disagreed", "aside")
-    total: Counter[str] = Counter()
-    print(f"{'suite':<90}", *(f"{status:>9}" for status in statuses))
-    for suite, found in sorted(counts.items()):
-        print(f"{suite:<90}", *(f"{found[status]:>9}" for status in statuses))
-        total.update(found)
-    print(f"{'all':<90}", *(f"{total[status]:>9}" for status in statuses))
+    lines = [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]
+    header = f"{'suite':<90}" + "".join(f"{status:>10}" for status in statuses)
+    table = [f"{suite:<90}" + "".join(f"{found[each]:>10}" for each in statuses) for suite, found in lines]
+    sys.stdout.write("\n".join([header, *table, ""]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 INT8_UNIT = 1 / 40
 MAX_GROUP = 128
+OF_CACHE = ("k_scale", "v_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class Attention:
         right: the same after its own; None with `causal` means 0, else all.
         chunk: query tokens attend within chunks of the context of this size.
         leftpad: tokens at the start of each sequence that no query token attends to.
-        scales: q_scale, k_scale, v_scale, out_scale: number, "scalar" (tensor), "heads", "sequences", "tokens".
-        sinks: dtype of the attention sinks; None without.
+        q_scale: a number, or a tensor: "scalar", "one", "heads", "sequences", "tokens"; so are the others.
+        sinks: dtype of the attention sinks; None without. Their size is `sink_size`; below 0 all are -inf.
         latent: whether values are the first elements of keys.
         splits: num_splits.
         query_size: standard deviation of the queries.
@@ -99,7 +100,7 @@ def check(case: Attention) -> str:
 
 
 class _Inputs:
-    """Tensors of a case: queries of each sequence, caches, and where each token of a sequence lies in them."""
+    """Tensors of a case: queries of each sequence, caches, and where the tokens of a sequence lie in them."""
 
     def __init__(self, case: Attention) -> None:
         self.numbers = torch.Generator().manual_seed(len(repr(case)) + sum(case.contexts))
@@ -119,8 +120,9 @@ class _Inputs:
             self.table = torch.arange(self.batch)[:, None]
         rows = (int(self.batch * pages + 1) if case.page_size else self.batch, page)
         self.page = page
+        unit = INT8_UNIT if cache_dtype == torch.int8 else 0.1
         self.scales = {
-            name: self._scale(getattr(case, name), rows, kv_heads)
+            name: self._scale(getattr(case, name), rows, kv_heads, unit if name in OF_CACHE else 0.1)
             for name in ("q_scale", "k_scale", "v_scale", "out_scale", "scale")
         }
         width = case.v_head_dim or case.head_dim
@@ -133,7 +135,8 @@ class _Inputs:
             self.v = self.k[..., :width]
         self.sinks = None
         if case.sinks is not None:
-            self.sinks = (torch.randn(q_heads, generator=self.numbers) * case.sink_size).to(case.sinks)
+            sinks = torch.randn(q_heads, generator=self.numbers) * case.sink_size
+            self.sinks = (torch.full_like(sinks, -math.inf) if case.sink_size < 0 else sinks).to(case.sinks)
 
     def slots(self, sequence: int, context: int) -> torch.Tensor:
         """Where the tokens of a sequence lie in the cache, counted in tokens."""
@@ -142,13 +145,19 @@ class _Inputs:
 
     def _values(self, shape: tuple[int, ...], dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
         values = torch.randn(shape, generator=self.numbers) * size
-        return (values / INT8_UNIT).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else values.to(dtype)
+        return (
+            (values / INT8_UNIT).round().clamp(-127, 127).to(dtype)
+            if dtype == torch.int8
+            else values.to(dtype)
+        )
 
     def _cache(
         self, shape: tuple[int, ...], dtype: torch.dtype, live: torch.Tensor, layout: str
     ) -> torch.Tensor:
         cache = self._values(shape, dtype)
-        dead = torch.full((), math.nan).to(dtype) if dtype.is_floating_point else torch.tensor(-128, dtype=dtype)
+        dead = (
+            torch.full((), math.nan).to(dtype) if dtype.is_floating_point else torch.tensor(-128, dtype=dtype)
+        )
         bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
         cache.view(bits)[~live] = dead.view(bits)
         if layout == "HND":
@@ -159,12 +168,14 @@ class _Inputs:
             return wide[..., : shape[-1]]
         return cache
 
-    def _scale(self, kind: float | str | None, rows: tuple[int, int], kv_heads: int) -> torch.Tensor | float | None:
+    def _scale(
+        self, kind: float | str | None, rows: tuple[int, int], kv_heads: int, unit: float
+    ) -> torch.Tensor | float | None:
         if not isinstance(kind, str):
             return kind
         shape = {"scalar": (), "one": (1,), "heads": (kv_heads,), "sequences": (self.batch, kv_heads)}
         size = shape.get(kind, (*rows, kv_heads))
-        return 0.1 * (0.5 + torch.rand(size, generator=self.numbers))
+        return unit * (0.5 + torch.rand(size, generator=self.numbers))
 
 
 def _positions(case: Attention, sequence: int) -> range:
@@ -220,7 +231,11 @@ def _direct(case: Attention, inputs: _Inputs, *, equal: bool) -> tuple[torch.Ten
         "block_table": inputs.table if case.page_size else None,
     }
     if equal:
-        q = torch.stack(inputs.q) if inputs.q else torch.empty(0, 1, case.heads[0], case.head_dim, dtype=case.dtype)
+        q = (
+            torch.stack(inputs.q)
+            if inputs.q
+            else torch.empty(0, 1, case.heads[0], case.head_dim, dtype=case.dtype)
+        )
         output, lse = decode_attention(q, inputs.k, inputs.v, lens, **options)
         return output.flatten(0, 1), lse.flatten(0, 1)
     starts = torch.tensor([0, *case.queries]).cumsum(0)
@@ -247,7 +262,10 @@ def _as_heads(case: Attention, inputs: _Inputs) -> tuple[torch.Tensor, torch.Ten
         )  # fmt: skip
         shape = (inputs.batch, kv_heads, live, group)
         parts.append(
-            (output.view(*shape, -1).transpose(1, 2).flatten(2, 3), lse.view(shape).transpose(1, 2).flatten(2, 3))
+            (
+                output.view(*shape, -1).transpose(1, 2).flatten(2, 3),
+                lse.view(shape).transpose(1, 2).flatten(2, 3),
+            )
         )
     output, lse = (torch.cat(each, 1) for each in zip(*parts, strict=True))
     return output.flatten(0, 1), lse.flatten(0, 1)

@@ -1,6 +1,7 @@
 """Parameters of peers' attention suites as calls of ours: one function a suite.
 
-What a suite's parameters leave open (heads, batch, sequence lengths) is as in its public test, or small.
+What a suite's parameters leave open (heads, batch, sequence lengths) is as in its public test, or small. This
+file is over 400 lines because one function a suite, in one table, is the easiest to compare with the suites.
 """
 
 import ast
@@ -11,14 +12,11 @@ from typing import Any
 import torch
 from decodetax.kernels import merge_states
 
-from .attention_case import E4M3, E5M2, INT8_UNIT, Attention, check
-
-Result = str
-ASIDE = "aside"
-"""A case of what this project leaves aside: 4-bit caches, alibi, masks, score functions, K/V append."""
+from .attention_case import E4M3, INT8_UNIT, Attention, check
 
 _DTYPES = {
-    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": E4M3, "kv8": E4M3, "kvi8": torch.int8,
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": E4M3, "kv8": E4M3,
+    "kvi8": torch.int8,
     "float16": torch.float16,
 }  # fmt: skip
 _VARLEN = ((1, 1328), (5, 18), (129, 463))
@@ -26,7 +24,7 @@ _DECODE = ((1, 1328), (1, 18), (1, 463))
 
 
 class Aside(Exception):  # noqa: N818  (no error: the case is not counted)
-    """The case asks for what is left aside."""
+    """The case asks for what this project leaves aside: 4-bit caches, alibi, masks, K/V append."""
 
 
 def value(text: str) -> Any:
@@ -76,7 +74,8 @@ def fbgemm_gqa(p: dict[str, Any]) -> Any:
     contexts = tuple(1 + (7 * i) % p["L"] for i in range(p["B"]))
     return Attention(
         queries=(1,) * p["B"], contexts=contexts, heads=(p["N"], kv_heads), head_dim=128,
-        cache_dtype=E4M3 if p["ty"] == "fp8" else None, splits=p["splits"], query_size=30.0 if p["inf"] else 1.0,
+        cache_dtype=E4M3 if p["ty"] == "fp8" else None, splits=p["splits"],
+        query_size=30.0 if p["inf"] else 1.0,
         k_scale="tokens" if p["ty"] == "fp8" else None, v_scale="tokens" if p["ty"] == "fp8" else None,
     )  # fmt: skip
 
@@ -91,7 +90,9 @@ def _split_and_merged(*, heads: tuple[int, int], context: int) -> str:
     whole, whole_lse = decode_attention(q, k, v, lens, return_lse=True)
     half = context // 2
     o, lse = decode_attention(q, k[:, :half], v[:, :half], torch.full((2,), half), return_lse=True)
-    o2, lse2 = decode_attention(q, k[:, half:], v[:, half:], torch.full((2,), context - half), return_lse=True)
+    o2, lse2 = decode_attention(
+        q, k[:, half:], v[:, half:], torch.full((2,), context - half), return_lse=True
+    )
     merged, merged_lse = merge_states(o, lse, o2, lse2)
     torch.testing.assert_close(merged, whole, rtol=2e-2, atol=2e-3)
     torch.testing.assert_close(merged_lse, whole_lse, rtol=1e-5, atol=1e-5)
@@ -103,16 +104,23 @@ def flag_gems(p: dict[str, Any]) -> Any:
     return _varlen(_VARLEN, p["H"], p["D"], dtype=p["dt"], softcap=p["cap"], page_size=32)
 
 
-def _varlen(seqs: tuple[tuple[int, int], ...], heads: tuple[int, int], head_dim: int, **options: Any) -> Attention:
+def _varlen(
+    seqs: tuple[tuple[int, int], ...], heads: tuple[int, int], head_dim: int, **options: Any
+) -> Attention:
     return Attention(
-        queries=tuple(q for q, _ in seqs), contexts=tuple(k for _, k in seqs), heads=heads, head_dim=head_dim, **options
+        queries=tuple(q for q, _ in seqs),
+        contexts=tuple(k for _, k in seqs),
+        heads=heads,
+        head_dim=head_dim,
+        **options,
     )
 
 
 def flash_mla(p: dict[str, Any]) -> Any:
     contexts = tuple(max(p["T"], p["L"] - 9 * i) for i in range(p["B"]))
     return Attention(
-        queries=(p["T"],) * p["B"], contexts=contexts, heads=(p["H"], 1), head_dim=576, v_head_dim=512, latent=True,
+        queries=(p["T"],) * p["B"], contexts=contexts, heads=(p["H"], 1), head_dim=576, v_head_dim=512,
+        latent=True,
         page_size=64,
     )  # fmt: skip
 
@@ -128,7 +136,7 @@ def light_llm(p: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def aiter(p: dict[str, Any]) -> Any:
+def aiter_attention(p: dict[str, Any]) -> Any:
     kind = p.get("ty", "bf16")
     if kind == "nvfp4":
         raise Aside("4-bit cache")
@@ -138,7 +146,8 @@ def aiter(p: dict[str, Any]) -> Any:
         seqs = _VARLEN if p["seqs"] == "mixed" else _DECODE
         cache = {"kv8": E4M3, "q8kv8": E4M3}.get(kind)
         return _varlen(
-            seqs, p["H"], p["D"], page_size=p["bs"], softcap=p["cap"], left=None if p["w"] is None else p["w"] - 1,
+            seqs, p["H"], p["D"], page_size=p["bs"], softcap=p["cap"],
+            left=None if p["w"] is None else p["w"] - 1,
             dtype=E4M3 if kind == "q8kv8" else _DTYPES.get(kind, torch.bfloat16), cache_dtype=cache,
             q_scale="scalar" if kind == "q8kv8" else None, k_scale="scalar" if cache else None,
             v_scale="scalar" if cache else None,
@@ -163,23 +172,28 @@ def aiter(p: dict[str, Any]) -> Any:
 def all_options(p: dict[str, Any]) -> Any:
     kv_heads, batch = p["HK"], len(p["lens"])
     kinds = {"none": None, "num": 0.7, "0d": "scalar", "1": "one", 1: "one", "kv": "heads", "neg": -0.5}
-    unit = INT8_UNIT if p["cd"] == torch.int8 else None
-    kind = kinds[p["ks"]] if unit is None or p["ks"] != "none" else unit
+    kind: Any = kinds[p["ks"]]
+    if p["cd"] == torch.int8 and not isinstance(kind, str):
+        kind = INT8_UNIT if kind is None else kind * INT8_UNIT
     if p["cd"].itemsize > 1 and p["cd"] != p["dt"]:
         _refused(f"k_cache is {p['cd']} under q of {p['dt']}")
     return Attention(
-        queries=(p["T"],) * batch, contexts=tuple(p["lens"]), heads=(kv_heads * p["g"], kv_heads), head_dim=p["D"],
-        v_head_dim=p["DV"], dtype=p["dt"], cache_dtype=p["cd"], page_size=p["ps"], splits=p["ns"], softcap=p["cap"],
-        layout={"HND": "HND", "padded": "padded"}.get(p["lay"], "NHD"), left=None if p["w"] is None else p["w"] - 1,
+        queries=(p["T"],) * batch, contexts=tuple(p["lens"]), heads=(kv_heads * p["g"], kv_heads),
+        head_dim=p["D"],
+        v_head_dim=p["DV"], dtype=p["dt"], cache_dtype=p["cd"], page_size=p["ps"], splits=p["ns"],
+        softcap=p["cap"],
+        layout={"HND": "HND", "padded": "padded"}.get(p["lay"], "NHD"),
+        left=None if p["w"] is None else p["w"] - 1,
         scale=p["sc"], k_scale=kind, v_scale=kind, sinks=None if p["sink"] is None else torch.float32,
-        sink_size={"big": 40.0, "-inf": math.inf, "n": 1.0}.get(p["sink"], 1.0) if p["sink"] != "-inf" else 0.0,
+        sink_size={"big": 40.0, "-inf": -math.inf}.get(p["sink"], 1.0),
     )  # fmt: skip
 
 
 def conch(p: dict[str, Any]) -> Any:
     contexts = tuple(max(1, p["L"] - 5 * i) for i in range(p["B"]))
     return Attention(
-        queries=(1,) * p["B"], contexts=contexts, heads=p["H"], head_dim=p["D"], dtype=p["dt"], page_size=p["bs"],
+        queries=(1,) * p["B"], contexts=contexts, heads=p["H"], head_dim=p["D"], dtype=p["dt"],
+        page_size=p["bs"],
         softcap=_none(p["cap"]),
     )  # fmt: skip
 
@@ -243,12 +257,15 @@ def _fa3_qv(p: dict[str, Any]) -> Any:
     """FA3's qv: scores q k + qv v, keys and values apart: MLA as one latent whose first elements are V."""
     width = p.get("dv", 512)
     return Attention(
-        queries=(1, 1), contexts=(130, 77), heads=(16, 1), head_dim=p["d"] + width, v_head_dim=width, latent=True,
+        queries=(1, 1), contexts=(130, 77), heads=(16, 1), head_dim=p["d"] + width, v_head_dim=width,
+        latent=True,
     )  # fmt: skip
 
 
 def fa3_combine(p: dict[str, Any]) -> str:
-    return _merged(parts=p["S"], rows=(p["n"], 5), head_dim=p["d"], dtype=torch.float32, out_dtype=p["dt"], empty="-inf")
+    return _merged(
+        parts=p["S"], rows=(p["n"], 5), head_dim=p["d"], dtype=torch.float32, out_dtype=p["dt"], empty="-inf"
+    )
 
 
 def sglang_merge(p: dict[str, Any]) -> str:
@@ -260,7 +277,9 @@ def vllm_merge(p: dict[str, Any]) -> str:
         return _merged(
             parts=2, rows=(p["n"], p["H"]), head_dim=p["D"], dtype=p["dt"], empty=p["empty"], out_dtype=E4M3,
         )  # fmt: skip
-    return _merged(parts=2, rows=(p["n"], p["H"]), head_dim=p["D"], dtype=p["dt"], empty=p["empty"], prefix=p["ctx"])
+    return _merged(
+        parts=2, rows=(p["n"], p["H"]), head_dim=p["D"], dtype=p["dt"], empty=p["empty"], prefix=p["ctx"]
+    )
 
 
 def _merged(
@@ -299,12 +318,17 @@ def _merged(
     return "" if bool(right.all()) else "wrong log-sum-exp"
 
 
-def flashinfer_misc(p: dict[str, Any]) -> Any:
+def flashinfer_misc(p: dict[str, Any]) -> Any:  # noqa: PLR0911  (one form a line)
     _aside(p, "alibi", "merge_state_in_place")
     if p.get("fp8_single"):
-        return Attention(queries=(1,), contexts=(p["L"],), heads=(p["H"], p["H"]), head_dim=128, dtype=torch.float16, cache_dtype=E4M3, k_scale=0.02, v_scale=0.02)  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(1,), contexts=(p["L"],), heads=(p["H"], p["H"]), head_dim=128, dtype=torch.float16,
+            cache_dtype=E4M3, k_scale=0.02, v_scale=0.02,
+        )  # fmt: skip
     if p.get("fp8_batch"):
-        return _batch(p, heads=(p["H"], p["H"]), dtype=torch.float16, cache_dtype=p["dt"], k_scale=0.02, v_scale=0.02)
+        return _batch(
+            p, heads=(p["H"], p["H"]), dtype=torch.float16, cache_dtype=p["dt"], k_scale=0.02, v_scale=0.02
+        )
     if p.get("non_contiguous_q"):
         return _batch(p | {"L": 40}, heads=(p["H"], p["HK"]), layout="padded")
     if p.get("cudnn_decode"):
@@ -324,7 +348,8 @@ def _batch(p: dict[str, Any], *, heads: tuple[int, int], **options: Any) -> Atte
     contexts = tuple(max(1, p["L"] - 13 * i) for i in range(p["B"]))
     layout = {"layout": p["layout"]} if "layout" in p else {}
     return Attention(
-        queries=(1,) * p["B"], contexts=contexts, heads=heads, head_dim=p["D"], page_size=p["ps"], **layout | options
+        queries=(1,) * p["B"], contexts=contexts, heads=heads, head_dim=p["D"], page_size=p["ps"],
+        **layout | options
     )  # fmt: skip
 
 
@@ -335,9 +360,14 @@ def flashinfer_sink(p: dict[str, Any]) -> Any:
     left = None if p["left"] == -1 else p["left"]
     queries = p.get("T", 1)
     lens = tuple(max(queries, context - 3 * i) for i in range(p["B"]))
-    tokens = tuple(max(1, queries - i) for i in range(p["B"])) if p.get("kind") == "varlen" else (queries,) * p["B"]
+    tokens = (
+        tuple(max(1, queries - i) for i in range(p["B"]))
+        if p.get("kind") == "varlen"
+        else (queries,) * p["B"]
+    )
     return Attention(
-        queries=tokens, contexts=lens, heads=p["H"], head_dim=64, left=left, dtype=p["dt"], sinks=torch.float32,
+        queries=tokens, contexts=lens, heads=p["H"], head_dim=64, left=left, dtype=p["dt"],
+        sinks=torch.float32,
         page_size=p.get("ps"),
     )  # fmt: skip
 
@@ -346,11 +376,19 @@ def flashinfer_decode(p: dict[str, Any]) -> Any:
     _aside(p, "pos_encoding_mode")
     if p.get("multi"):
         contexts = tuple(60 + 7 * i for i in range(p["B"]))
-        return Attention(queries=(p["T"],) * p["B"], contexts=contexts, heads=(p["HK"] * p["g"], p["HK"]), head_dim=128, page_size=16, dtype=torch.float16)  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(p["T"],) * p["B"], contexts=contexts, heads=(p["HK"] * p["g"], p["HK"]), head_dim=128,
+            page_size=16, dtype=torch.float16,
+        )  # fmt: skip
     if p.get("extreme_negative"):
-        return Attention(queries=(1, 1), contexts=(40, 9), heads=(4, 4), head_dim=128, dtype=p["dt"], query_size=500.0, page_size=16)  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(1, 1), contexts=(40, 9), heads=(4, 4), head_dim=128, dtype=p["dt"], query_size=500.0,
+            page_size=16,
+        )  # fmt: skip
     if "padded_heads" in p:
-        return Attention(queries=(1, 1), contexts=(40, 9), heads=(4, 2), head_dim=128, layout="padded", page_size=16)
+        return Attention(
+            queries=(1, 1), contexts=(40, 9), heads=(4, 2), head_dim=128, layout="padded", page_size=16
+        )
     # The LSE of FlashInfer is in base 2.
     return _batch(p, heads=(p["H"], 4), dtype=torch.float16, cache_dtype=p["kvdt"], lse_base=2)
 
@@ -359,11 +397,17 @@ def flashinfer_invariant(p: dict[str, Any]) -> Any:
     if "fixed_split_size" in p:
         return Attention(queries=(1, 1), contexts=(300, 20), heads=(8, 2), head_dim=128, splits=2)
     contexts = tuple(p["L"] - 31 * i for i in range(p["B"]))
-    return Attention(queries=(1,) * p["B"], contexts=contexts, heads=(4 * p["g"], 4), head_dim=p["D"], page_size=p["ps"], splits=p["n"])  # fmt: skip  # noqa: E501
+    return Attention(
+        queries=(1,) * p["B"], contexts=contexts, heads=(4 * p["g"], 4), head_dim=p["D"], page_size=p["ps"],
+        splits=p["n"],
+    )  # fmt: skip
 
 
 def flashinfer_cap(p: dict[str, Any]) -> Any:
-    return Attention(queries=(p.get("T", 1),), contexts=(p["L"],), heads=(p.get("H", 8), p.get("H", 8)), head_dim=p.get("D", 128), softcap=p["cap"], dtype=torch.float16)  # fmt: skip  # noqa: E501
+    return Attention(
+        queries=(p.get("T", 1),), contexts=(p["L"],), heads=(p.get("H", 8), p.get("H", 8)),
+        head_dim=p.get("D", 128), softcap=p["cap"], dtype=torch.float16,
+    )  # fmt: skip
 
 
 def flashinfer_window(p: dict[str, Any]) -> Any:
@@ -397,9 +441,11 @@ def flashinfer_xqa(p: dict[str, Any]) -> Any:
     fp8_cache, scale, fp8_out = p["kv"]
     contexts = tuple(max(1, p["L"] - 5 * i) for i in range(p["B"]))
     return Attention(
-        queries=(1,) * p["B"], contexts=contexts, heads=(p["HK"] * p["g"], p["HK"]), head_dim=p["D"], dtype=p["dt"],
+        queries=(1,) * p["B"], contexts=contexts, heads=(p["HK"] * p["g"], p["HK"]), head_dim=p["D"],
+        dtype=p["dt"],
         cache_dtype=E4M3 if fp8_cache else None, page_size=p["ps"], layout=p["layout"], q_scale=p["qs"],
-        k_scale=scale, v_scale=scale, sinks=torch.float32 if p["sink"] else None, left=128 if p["win"] else None,
+        k_scale=scale, v_scale=scale, sinks=torch.float32 if p["sink"] else None,
+        left=128 if p["win"] else None,
         out_dtype=E4M3 if fp8_out else None, out_scale="scalar" if fp8_out else None,
     )  # fmt: skip
 
@@ -409,7 +455,8 @@ def gpt_oss(p: dict[str, Any]) -> Any:
     context = min(p["L"], start + tokens)
     return Attention(
         queries=(tokens,) * p["B"], contexts=(context,) * p["B"], heads=(64, 8), head_dim=64,
-        first_position=None if start + tokens <= p["L"] else start, left=None if p["w"] is None else p["w"] - 1,
+        first_position=None if start + tokens <= p["L"] else start,
+        left=None if p["w"] is None else p["w"] - 1,
         sinks=torch.bfloat16,
     )  # fmt: skip
 
@@ -417,7 +464,10 @@ def gpt_oss(p: dict[str, Any]) -> Any:
 def sglang_kernels(p: dict[str, Any]) -> Any:
     if "decode" in p:
         batch, heads, kv_heads, width = p["decode"]
-        return Attention(queries=(1,) * batch, contexts=(30,) * batch, heads=(heads, kv_heads), head_dim=width, page_size=1)  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(1,) * batch, contexts=(30,) * batch, heads=(heads, kv_heads), head_dim=width,
+            page_size=1,
+        )  # fmt: skip
     if "grouped" in p:
         batch, heads, kv_heads, width, v_width = p["grouped"]
         return Attention(
@@ -427,14 +477,17 @@ def sglang_kernels(p: dict[str, Any]) -> Any:
     tokens = p["T"]
     queries = (tokens, max(1, tokens // 2), 1)
     return Attention(
-        queries=queries, contexts=tuple(q + 30 * i for i, q in enumerate(queries)), heads=(12, 4), head_dim=p["D"],
+        queries=queries, contexts=tuple(q + 30 * i for i, q in enumerate(queries)), heads=(12, 4),
+        head_dim=p["D"],
         page_size=1, left=None if p["win"] == -1 else p["win"],
     )  # fmt: skip
 
 
 def sglang_window(p: dict[str, Any]) -> Any:
     if "window" in p:
-        return Attention(queries=(40,), contexts=(60,), heads=(4, 2), head_dim=64, causal=False, left=16, right=16)
+        return Attention(
+            queries=(40,), contexts=(60,), heads=(4, 2), head_dim=64, causal=False, left=16, right=16
+        )
     left = None if p["win"] is None else p["win"]
     return Attention(
         queries=(8,) * len(p["lens"]), contexts=p["lens"], heads=p["H"], head_dim=64, left=left,
@@ -444,7 +497,8 @@ def sglang_window(p: dict[str, Any]) -> Any:
 
 def sglang_shared(p: dict[str, Any]) -> Any:
     return Attention(
-        queries=(1,) * len(p["seq_lens"]), contexts=tuple(p["seq_lens"]), heads=(16, 1), head_dim=256, latent=True,
+        queries=(1,) * len(p["seq_lens"]), contexts=tuple(p["seq_lens"]), heads=(16, 1), head_dim=256,
+        latent=True,
         cache_dtype=p["cache"], k_scale=p["k_scale"], v_scale=p["k_scale"], page_size=1,
     )  # fmt: skip
 
@@ -490,7 +544,8 @@ def vllm_paged(p: dict[str, Any]) -> Any:
     _aside(p, "alibi")
     cache = E4M3 if p["kv"] == "fp8" else None
     return Attention(
-        queries=(1,) * 3, contexts=(100, 33, 1), heads=p["heads"], head_dim=p["D"], dtype=p["dt"], page_size=p["bs"],
+        queries=(1,) * 3, contexts=(100, 33, 1), heads=p["heads"], head_dim=p["D"], dtype=p["dt"],
+        page_size=p["bs"],
         cache_dtype=cache, k_scale=0.3 if cache else None, v_scale=0.3 if cache else None,
     )  # fmt: skip
 
@@ -505,7 +560,10 @@ def vllm_cascade(p: dict[str, Any]) -> Any:
 
 
 def vllm_torch_ref(p: dict[str, Any]) -> Any:
-    return Attention(queries=(1,) * p["B"], contexts=(p["L"],) * p["B"], heads=p["H"], head_dim=128, page_size=16, dtype=torch.float16)  # fmt: skip  # noqa: E501
+    return Attention(
+        queries=(1,) * p["B"], contexts=(p["L"],) * p["B"], heads=p["H"], head_dim=128, page_size=16,
+        dtype=torch.float16,
+    )  # fmt: skip
 
 
 def vllm_varlen(p: dict[str, Any]) -> Any:
@@ -539,42 +597,56 @@ def vllm_decode(p: dict[str, Any]) -> Any:
         return Attention(queries=(1, 1), contexts=(40, 9), heads=(8, 2), head_dim=128, page_size=p["PAGE"])
     cache = E4M3 if p["fp8"] else None
     return Attention(
-        queries=(1,) * p["B"], contexts=(p["L"],) * p["B"], heads=p["H"], head_dim=p["D_QK"], v_head_dim=p["D_V"],
-        page_size=p["PAGE"], cache_dtype=cache, k_scale=0.3 if cache else None, v_scale=0.3 if cache else None,
+        queries=(1,) * p["B"], contexts=(p["L"],) * p["B"], heads=p["H"], head_dim=p["D_QK"],
+        v_head_dim=p["D_V"],
+        page_size=p["PAGE"], cache_dtype=cache, k_scale=0.3 if cache else None,
+        v_scale=0.3 if cache else None,
     )  # fmt: skip
 
 
-def xformers(p: dict[str, Any]) -> Any:
+def xformers(p: dict[str, Any]) -> Any:  # noqa: PLR0911  (one form a line)
     _aside(p, "tree_attention")
     if p.get("decoder"):
         batch, heads = 3, 8
         kv_heads = p["kvh"] or heads
         contexts = (p["pad"][0], max(1, p["pad"][0] // 2), 1)
-        return Attention(queries=(1,) * batch, contexts=contexts, heads=(heads, kv_heads), head_dim=p["D"], dtype=p["dt"])  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(1,) * batch, contexts=contexts, heads=(heads, kv_heads), head_dim=p["D"], dtype=p["dt"],
+        )  # fmt: skip
     if p.get("manyqueries"):
         heads, tokens = p["HT"]
         context = p["pad"][0]
         return Attention(
-            queries=(tokens,) * 2, contexts=(context, max(tokens, context // 2)), heads=(heads, 1 if p["mq"] else heads),
+            queries=(tokens,) * 2, contexts=(context, max(tokens, context // 2)),
+            heads=(heads, 1 if p["mq"] else heads),
             head_dim=128, dtype=p["dt"],
         )  # fmt: skip
     if "BMHK" in p:
         batch, context, heads, width = p["BMHK"]
-        return Attention(queries=(1,) * batch, contexts=(context,) * batch, heads=(heads, 1), head_dim=width, dtype=torch.float16)  # fmt: skip  # noqa: E501
+        return Attention(
+            queries=(1,) * batch, contexts=(context,) * batch, heads=(heads, 1), head_dim=width,
+            dtype=torch.float16,
+        )  # fmt: skip
     if p.get("merge_nobias"):
         heads = p["G"] * p["H"]
-        return Attention(queries=(p["T"],), contexts=(p["M"],), heads=(heads, p["G"]), head_dim=128, causal=False)
+        return Attention(
+            queries=(p["T"],), contexts=(p["M"],), heads=(heads, p["G"]), head_dim=128, causal=False
+        )
     if p.get("paged"):
         groups = max(1, p["groups"])
         tokens = p["T"]
         # Gappy: keys begin at kv_seqstarts, which a page table expresses.
         return Attention(
-            queries=(1,) * p["B"], contexts=(tokens,) * p["B"], heads=(8, groups), head_dim=128, page_size=p["ps"],
+            queries=(1,) * p["B"], contexts=(tokens,) * p["B"], heads=(8, groups), head_dim=128,
+            page_size=p["ps"],
             leftpad=5 if p["gappy"] else 0,
         )  # fmt: skip
     if "nans_in_padding" in p:
         return Attention(queries=(p["T"], 3), contexts=(max(60, p["T"]), p["T"]), heads=(8, 2), head_dim=64)
-    return Attention(queries=() if p["empty"] == "empty_query" else (1,), contexts=() if p["empty"] == "empty_query" else (0,), heads=(8, 2), head_dim=64)  # fmt: skip  # noqa: E501
+    return Attention(
+        queries=() if p["empty"] == "empty_query" else (1,),
+        contexts=() if p["empty"] == "empty_query" else (0,), heads=(8, 2), head_dim=64,
+    )  # fmt: skip
 
 
 SUITES: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
@@ -582,7 +654,7 @@ SUITES: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
     ("FlagGems", "test_flash_attn_varlen_func"): flag_gems,
     ("FlashMLA", "dense decoding"): flash_mla,
     ("LightLLM", "int8kv diverse decode"): light_llm,
-    ("aiter", "triton unified_attention, pa_decode, pa_mtp"): aiter,
+    ("aiter", "triton unified_attention, pa_decode, pa_mtp"): aiter_attention,
     ("all peers", "options of all attention suites together, seed 5"): all_options,
     ("all peers", "options of all attention suites together, seed 6"): all_options,
     ("conch", "paged_attention_test"): conch,
