@@ -187,9 +187,9 @@ def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...],
         raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {meaning}: [{sizes}]")
 
 
-def check_nonempty(name: str, tensor: torch.Tensor) -> None:
-    """A tensor of at least one element."""
-    if tensor.numel() == 0:
+def check_nonempty(name: str, tensor: torch.Tensor, *, but_batch: int | None = None) -> None:
+    """A tensor of at least one element; none where its first dimension is a batch of 0."""
+    if 0 in (tensor.shape[1:] if but_batch == 0 and tensor.shape[0] == 0 else tensor.shape):
         raise ValueError(f"{name} has shape {list(tensor.shape)}; every size must be at least 1")
 
 

@@ -612,7 +612,8 @@ def decode_attention(
     Returns:
         Output, shape of `q` with the head_dim of `v_cache`, `out_dtype`; with `return_lse` a pair with the
         log-sum-exp, float32, natural and [batch, (query_tokens,) q_heads] unless `lse_layout` and `lse_base`
-        say otherwise. A sequence of length 0, or a query token before its start, gives output 0 and -inf.
+        say otherwise. An empty batch gives an empty result; a sequence of length 0, or a query token before
+        its start, gives output 0 and -inf.
 
     Raises:
         ValueError: an argument has the wrong shape, strides, dtype, device, size or range; or tensors are

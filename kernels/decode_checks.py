@@ -87,7 +87,7 @@ def check_decode_attention(
     if block_table is not None:
         check_integers("block_table", block_table, "q", q)
         check_shape("block_table", block_table, (batch, None), "[batch, max_pages]")
-        check_nonempty("block_table", block_table)
+        check_nonempty("block_table", block_table, but_batch=batch)
         check_last_contiguous("block_table", block_table)
         capacity *= block_table.shape[1]
     if capacity > MAX_CAPACITY:
@@ -142,7 +142,7 @@ def _check_queries(q: torch.Tensor, *, packed: bool) -> None:
             f"q has shape {list(q.shape)}; it must be [batch, q_heads, head_dim] or "
             "[batch, query_tokens, q_heads, head_dim]"
         )
-    if 0 in (q.shape[1:] if packed else q.shape):
+    if 0 in q.shape[1:]:
         raise ValueError(f"q has shape {list(q.shape)}; every size must be at least 1")
     check_runnable("q", q)
     check_last_contiguous("q", q)
@@ -198,7 +198,7 @@ def _check_caches(
     check_shape("k_cache", k_cache, (first, None, None, head_dim), layout)
     check_shape("v_cache", v_cache, (*k_cache.shape[:3], None), "the shape of k_cache but for head_dim")
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check_nonempty(name, cache)
+        check_nonempty(name, cache, but_batch=batch)
         check_device(name, cache, "q", q)
         check_last_contiguous(name, cache)
     check_head_dim("v_cache", v_cache, _MAX_V_HEAD_DIM)

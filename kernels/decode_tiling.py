@@ -169,7 +169,7 @@ def choose_decode_tiling(
     return DecodeTiling(
         block_g=tile.block_g,
         block_n=tile.block_n,
-        programs=min(limits.sm_count * tile.per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES)),
+        programs=max(1, min(limits.sm_count * tile.per_sm, math.ceil(most_tiles / _MIN_CHUNK_TILES))),
         min_tiles=_MIN_CHUNK_TILES,
         num_warps=tile.warps,
         max_registers=tile.max_registers,

@@ -46,7 +46,7 @@ DECODE = {
     ),
     "q_no_tensor": ({"q": [1.0]}, "q is a list; it must be a torch.Tensor"),
     "q_no_tokens": ({"q": zeros(2, 0, 8, 64)}, f"q has shape [2, 0, 8, 64]; {ALL_SIZES}"),
-    "q_empty": ({"q": zeros(0, 8, 64)}, f"q has shape [0, 8, 64]; {ALL_SIZES}"),
+    "q_no_heads": ({"q": zeros(2, 0, 64)}, f"q has shape [2, 0, 64]; {ALL_SIZES}"),
     "q_device": ({"q": zeros(2, 8, 64, **META)}, "q is on meta; it must be on a CUDA device, or on the CPU"),
     "q_strides": ({"q": zeros(2, 64, 8).transpose(1, 2)}, f"q has strides (512, 1, 8); {LAST}"),
     "head_dim_large": ({"q": zeros(2, 8, 577)}, "q has head_dim 577; it must be from 1 to 576"),

@@ -304,3 +304,13 @@ def test_scales_of_packed_queries(kind):
     inputs |= {"q": normal(9, 4, 24, dtype=torch.bfloat16, seed=1), "cu_seqlens": torch.tensor([0, 4, 4, 7])}
     k_scale, v_scale = (normal(3, 2, dtype=torch.float32, seed=seed) for seed in (8, 9))
     assert_right(inputs, tiling=balanced(3), q_scale=PACKED_SCALES[kind](), k_scale=k_scale, v_scale=v_scale)
+
+
+@pytest.mark.parametrize("page_size", [0, 5], ids=["contiguous", "paged"])
+def test_empty_batch_gives_an_empty_result(page_size):
+    inputs = small((18,), page_size=page_size)
+    for name in inputs if page_size == 0 else ("q", "context_lens", "block_table"):
+        inputs[name] = inputs[name][:0]
+    output, lse = decode_attention(**inputs, return_lse=True)
+    assert output.shape == (0, 6, 24)
+    assert lse.shape == (0, 6)
