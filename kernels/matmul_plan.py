@@ -173,6 +173,7 @@ def plan_matmul(
             tf32=precision != "ieee",
             integer=is_integer,
             scaled_k=None if blocks is None else blocks.part_k,
+            column_scales=_columns_have_scales(blocks, features, layout),
         )
         tiling = choose_matmul_tiling(problem, limits)
     if tiling.variant != "pointers" and not (tma and limits.compute_capability >= TMA_FROM_CAPABILITY):
@@ -204,6 +205,14 @@ def plan_matmul(
         promoted_parts=promoted_parts,
         blocks=blocks,
     )
+
+
+def _columns_have_scales(blocks: BlockScales | None, features: int, layout: int) -> bool:
+    """Whether block scales of the weight vary over the columns of a tile of 128."""
+    if blocks is None or blocks.weight is None or blocks.weight.shape[1] == 1:
+        return False
+    columns = 64 if layout == HALVES else 128
+    return blocks.weight_block_n % columns != 0 or (layout == HALVES and features // 2 % columns != 0)
 
 
 def _loads_16_bytes(operand: torch.Tensor) -> bool:

@@ -44,6 +44,7 @@ class MatmulProblem:
         tf32: whether float32 is multiplied by tf32 instructions (once or three times) rather than in IEEE.
         integer: whether both operands are int8.
         scaled_k: elements of K that have the same scales; None means all of them.
+        column_scales: whether columns of a tile have block scales of their own.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class MatmulProblem:
     tf32: bool = False
     integer: bool = False
     scaled_k: int | None = None
+    column_scales: bool = False
 
     @classmethod
     def contiguous(
@@ -211,6 +213,9 @@ def many_row_tiles(problem: MatmulProblem, limits: GpuLimits) -> tuple[TileConfi
     generation = generation_of(limits)
     by_generation = (_MANY_ROWS if problem.scaled_k is None else _BLOCK_SCALED_ROWS)[problem.kind]
     tiles = by_generation[max(each for each in by_generation if each <= generation)]
+    if problem.column_scales and generation in {90, 100}:
+        # A thread holds the scales of its columns, so the tile has fewer, and no second product in flight.
+        return tuple(replace(tile, n=64, k=min(tile.k, _FLOAT8_K), stages=4) for tile in tiles)
     # On sm_80 the largest tile leaves no registers for the masks of a partly used tile.
     tight = generation == 80 and problem.out_features % 256
     return tuple(tile for tile in tiles if not (tight and tile.n == 256))
@@ -232,8 +237,10 @@ def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfi
         "int8_weight": _few_int8,
         "tf32": _few_tf32,
     }
-    if problem.scaled_k is not None and problem.x_bytes == 1:
-        return _with_stages(_few_blocks(m, generation, wide), problem, limits)
+    if problem.scaled_k is not None:
+        of_8_bits = problem.x_bytes == 1
+        tile = (_few_blocks if of_8_bits else _few_int8_blocks)(m, generation, wide)
+        return _with_stages(tile, problem, limits)
     return _with_stages(pick[problem.kind](m, generation, wide), problem, limits)
 
 
@@ -276,6 +283,11 @@ def _few_int8(m: int, generation: int, _wide: bool) -> TileConfig:
     if generation == 90:
         return replace(large, warps=8 if m == 64 else 4)
     return replace(large, weight_first=True) if m == 64 else small
+
+
+def _few_int8_blocks(m: int, _generation: int, _wide: bool) -> TileConfig:
+    """Weights of 8 bits under 16-bit x, with a product and its scales beside the sums."""
+    return TileConfig(m=m, n=64, k=64 if m == 64 else 128, warps=4, stages=0, per_sm=2)
 
 
 def _with_stages(tile: TileConfig, problem: MatmulProblem, limits: GpuLimits) -> TileConfig:

@@ -149,7 +149,8 @@ def _tilings(problem: MatmulProblem, limits: GpuLimits, variant: Variant | None)
         tma_helps = problem.rows > FEW_ROWS and generation_of(limits) != 120
         has_tma = limits.compute_capability >= TMA_FROM_CAPABILITY
         variant = "descriptors" if problem.tma and has_tma and tma_helps else "pointers"
-        if variant == "descriptors" and problem.scaled_k is not None and generation_of(limits) == 100:
+        promotes = problem.scaled_k is not None and problem.x_bytes == 1
+        if variant == "descriptors" and promotes and generation_of(limits) == 100:
             # Some warps promote products while others multiply the next block of K.
             yield from _tilings(problem, limits, "warp_specialized")
     if problem.rows <= FEW_ROWS and variant == "pointers":
