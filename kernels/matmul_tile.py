@@ -152,7 +152,7 @@ def accumulate(
     if WEIGHT_FIRST:
         left, right = right, left
     if PROMOTED_PARTS == 0:
-        acc = tl.dot(left, tl.trans(right), acc, input_precision=PRECISION)
+        acc = tl.dot(left, tl.trans(right), acc, input_precision=PRECISION, out_dtype=acc.dtype)
     else:
         product = tl.dot(left, tl.trans(right), input_precision=PRECISION)
         if PROMOTED_PARTS == 1:
