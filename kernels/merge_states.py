@@ -289,6 +289,7 @@ def _launch(
             BLOCK_R=block_r,
             BLOCK_D=block_d,
             num_warps=4,
+            maxnreg=128,  # more than it needs: without a limit the compiler may spill to use fewer
             enable_fp_fusion=True,
         )
 
