@@ -1,7 +1,14 @@
 """Warm calls launch what first calls launch, in a fraction of the host time (see `warm_calls.py`)."""
 
-import pytest
+import re
+from pathlib import Path
 
+import pytest
+import triton
+
+PAGE = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| ([a-z][\w ]+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
+"""Of the page's table: a call, its host time in us as it stands and warm, and functions called."""
 HOST_TIME_S = 60e-6
 """The most that a warm `decode_attention` may take."""
 STEPS_S = 18e-6
@@ -49,6 +56,16 @@ def test_warm_calls_do_a_fraction_of_the_work(found):
         assert call["warm_calls"] <= 0.6 * call["plain_calls"], (name, call)
         assert call["warm_calls"] <= 130, (name, call)
         assert call["warm_s"] <= 0.6 * call["plain_s"], (name, call)
+
+
+def test_the_page_shows_the_host_times(found):
+    times = found["times"]
+    pace = max(1.0, times["steps_s"] / STEPS_S)
+    assert [row[0] for row in ROWS] == list(times["calls"])
+    for (name, _, warm_us, warm_calls), call in zip(ROWS, times["calls"].values(), strict=True):
+        assert 0.5 <= 1e6 * call["warm_s"] / (int(warm_us) * pace) <= 2, (name, call, pace)
+        if triton.__version__ == "3.9.0":
+            assert call["warm_calls"] == int(warm_calls), name
 
 
 def test_launch_hooks_see_warm_calls(found):
