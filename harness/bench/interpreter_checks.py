@@ -19,6 +19,9 @@ from .providers import PROVIDERS, Provider, gate_of
 SMALL_SOFTCAP = 1.5
 """Most of a softcap here: one far above the scores, which are of order one, changes the output too little."""
 
+MAX_PREFILL_GROUP = 2
+"""Most query heads of a KV head in a prefill here: each is interpreted on its own."""
+
 MAX_LATENT_HEADS = 32
 """Most query heads of a latent cache here: interpreting 128 takes five seconds."""
 
@@ -27,14 +30,17 @@ SMALL_PROMPT = 150
 
 
 def small_cases_of(model: TimedModel, dtype: str) -> tuple[Case, ...]:
-    """Small ragged cases with each GQA group, head dimension and kind of attention of the model.
+    """Small ragged cases with each head dimension and kind of attention of the model, in decode its groups.
 
     One matmul has few rows and takes the split-K path; the other has more rows than a tile. The contexts of
     the attention are empty, one token, within a tile, and long enough for several splits in any dtype; a
     window ends within the longest, and a softcap is small. The prompts are longer than a tile.
     """
     shapes = dict.fromkeys(group.attention for group in model.groups if group.attention is not None)
-    prompts = dict.fromkeys(_small_prompts(prefill_attention(each, (1,), dtype)) for each in shapes)
+    prompts = dict.fromkeys(
+        _small_prompts(prefill_attention(each, (1,), dtype), sequences=1 if place else 2)
+        for place, each in enumerate(shapes)
+    )
     attentions = dict.fromkeys(_small_attention(decode_attention(each, (1,), dtype)) for each in shapes)
     return (
         PrefillMatmul(phase="decode", part="twin", rows=3, in_features=1000, out_features=130, dtype=dtype),
@@ -52,11 +58,11 @@ def _small_absorbed(dtype: str) -> PrefillMatmul:
     )
 
 
-def _small_prompts(case: PrefillAttention) -> PrefillAttention:
-    """Two prompts of few heads that end within the second tile."""
+def _small_prompts(case: PrefillAttention, *, sequences: int) -> PrefillAttention:
+    """Prompts of few heads that end within the second tile; one suffices after the first kind of attention."""
     return structs.replace(
         case,
-        sequences=2,
+        sequences=sequences,
         prompt=SMALL_PROMPT,
         window=None if case.window is None else min(case.window, SMALL_PROMPT - 5),
         **_small_options(case),
@@ -64,9 +70,11 @@ def _small_prompts(case: PrefillAttention) -> PrefillAttention:
 
 
 def _small_options(case: DecodeAttention | PrefillAttention) -> dict[str, int | float | None]:
-    """Few heads with the group of the case, and a softcap that shows."""
+    """Few heads, in decode with the group of the case, and a softcap that shows."""
     kv_heads, group = min(2, case.kv_heads), case.q_heads // case.kv_heads
-    if isinstance(case, DecodeAttention) and case.latent:
+    if isinstance(case, PrefillAttention):
+        group = min(group, MAX_PREFILL_GROUP)
+    elif case.latent:
         group = min(group, MAX_LATENT_HEADS)
     return {
         "q_heads": kv_heads * group,

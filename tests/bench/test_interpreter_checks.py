@@ -50,8 +50,9 @@ def test_small_cases_have_the_group_and_head_dimension_of_the_model(q_heads, kv_
     assert all(isinstance(case, PrefillMatmul) for case in products)
     assert isinstance(prompts, PrefillAttention)
     assert isinstance(attention, DecodeAttention)
-    for case in (prompts, attention):
-        assert (case.q_heads, case.kv_heads, case.head_dim) == (*small_heads, 80)
+    assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (*small_heads, 80)
+    assert (prompts.kv_heads, prompts.head_dim) == (small_heads[1], 80)
+    assert prompts.q_heads == prompts.kv_heads * min(2, q_heads // kv_heads)
     assert {0, 1} < set(attention.contexts)
     assert {case.dtype for case in small_cases_of(model, "bf16")} == {"bf16"}
 

@@ -1,7 +1,10 @@
 """Runs of models whose layers are timed part by part: every kind of layer, from the run to its texts."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 
 import pytest
 from decodetax.harness.bench import ceilings, rounds, session
@@ -163,3 +166,31 @@ def test_case_that_does_not_fit_in_memory_is_refused_by_its_option(tmp_path, kin
     asked = settings(tmp_path, kind, contexts=(3, 10**6))
     with pytest.raises(UsageError, match="--context: 1000000 needs"):
         check_memory(asked, FakeDevice(free_bytes=2**23))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_quick_run_from_the_command_to_its_report(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **KINDS[kind]}))
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+    def decodetax(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "decodetax.harness", *arguments],
+            cwd=tmp_path,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    sizes = ("--batch", "3", "--context", "16,40", "--prefill-tokens", "32")
+    done = decodetax("run", "--quick", "--device", "cpu", "--model", "config.json", *sizes, "-o", "out.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert {check["status"] for check in document["interpreter_checks"]} == {"ok"}
+    assert decodetax("report", "out.json", "--html", "out.html", "--csv", "csv").returncode == 0
+    if document["late"] is None:  # beside other processes the time limit may leave no gap
+        assert {tuple(gap["output_parts_s"]) for gap in document["gaps"]} == {tuple(KINDS_OF_PARTS[kind])}
+        assert decodetax("claims", "out.json").returncode == 0
