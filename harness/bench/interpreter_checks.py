@@ -59,7 +59,7 @@ def _small_absorbed(dtype: str) -> PrefillMatmul:
 
 
 def _small_prompts(case: PrefillAttention, *, sequences: int) -> PrefillAttention:
-    """Prompts of few heads that end within the second tile; one suffices after the first kind of attention."""
+    """Prompts of few heads that end within the second tile; one is enough after the first kind."""
     return structs.replace(
         case,
         sequences=sequences,
