@@ -314,3 +314,15 @@ def test_empty_batch_gives_an_empty_result(page_size):
     output, lse = decode_attention(**inputs, return_lse=True)
     assert output.shape == (0, 6, 24)
     assert lse.shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [(torch.bfloat16, 3e-4, 2e-3), (torch.float16, 3e-5, 3e-4), (torch.float32, 0.0, 1e-6)],
+    ids=dtype_name,
+)
+def test_error_of_probabilities_rounded_to_the_dtype_of_the_values(dtype, least, most):
+    inputs = small((300,), q_heads=2, kv_heads=1, head_dim=64, capacity=300, dtype=dtype)
+    output = decode_attention(**inputs, out_dtype=torch.float32)
+    expected, _ = reference.decode_attention(**inputs)
+    assert least <= float(row_errors(output, expected).max()) <= most
