@@ -198,15 +198,16 @@ def _latent_tile(
     Queries of 576 elements are 144 registers of each warp that multiplies 16 rows, unless they stay in shared
     memory; an accumulator of 64 rows is 128 registers of 8 warps.
     """
-    warp_groups = limits.compute_capability // 10 in {9, 10} and query_tokens == 1
-    if rows > 16 and warp_groups:
-        block_g, block_n, warps, depth = 64, 64 // (3 - element_bytes), 8, 4 - element_bytes
-    elif rows > 16 and element_bytes == 2:
-        block_g, block_n, warps, depth = 32, 64, 8, 2
-    elif element_bytes == 1 or limits.compute_capability // 10 in {9, 10}:
+    warp_groups = limits.compute_capability // 10 in {9, 10}
+    if rows <= 16 or query_tokens != 1 or (element_bytes == 1 and not warp_groups):
+        # More query tokens take a second accumulator in the last tiles.
         block_g, block_n, warps, depth = 16, 64, 8, 3
+    elif warp_groups:  # both operands of a product are in shared memory
+        block_g, block_n, warps, depth = 64, 32 * element_bytes, 8, 4 - element_bytes
     else:
-        block_g, block_n, warps, depth = 16, 32, 8, 4
+        block_g, block_n, warps, depth = 32, 64, 8, 2
+    if block_g == 16 and not warp_groups and (element_bytes == 2 or limits.compute_capability < 89):
+        block_n, depth = 32, 2 + element_bytes  # less shared memory; conversion from bits takes registers
     shared = functools.partial(_latent_shared_bytes, blocks, element_bytes, in_place=block_g == 64)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
     block_g, block_n, depth = next(

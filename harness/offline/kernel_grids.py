@@ -45,6 +45,7 @@ def decode_grid(
     v_head_dim: int | None = None,
     query_tokens: int = 1,
     window: int | None = None,
+    latent: bool = False,
 ) -> Grid:
     """The grid of `decode_attention` on sequences of these lengths, bound by DRAM bandwidth.
 
@@ -62,13 +63,15 @@ def decode_grid(
         v_head_dim: elements of a value; None means `head_dim`.
         query_tokens: query tokens per sequence.
         window: sliding window in tokens; None for none.
+        latent: whether the values are the first elements of the keys.
 
     Returns:
         The grid; its useful work is the live keys and values, in bytes.
     """
     v_head_dim = v_head_dim or head_dim
     rows = q_heads // kv_heads * query_tokens
-    token_bytes = (head_dim + v_head_dim) * element_bytes / math.ceil(rows / tiling.block_g)
+    cached = head_dim if latent else head_dim + v_head_dim
+    token_bytes = cached * element_bytes / math.ceil(rows / tiling.block_g)
     partial_row_bytes = (v_head_dim + 1) * PARTIAL_BYTES  # with its log-sum-exp
     ctas, cache_bytes, partial_bytes = [], 0.0, 0
     split_rows: dict[tuple[int, int, int], int] = {}  # by item
@@ -132,4 +135,6 @@ def _case_decode_grid(case: CompileCase, context_lens: Sequence[int], gpu: Gpu) 
         element_bytes=ELEMENT_BYTES[case.dtype],
         tiling=case_decode_tiling(case, gpu),
         query_tokens=shape.get("query_tokens", 1),
+        v_head_dim=shape.get("v_head_dim"),
+        latent=bool(shape.get("latent")),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import kernels
-from ..core.cases import PrefillMatmul
+from ..core.cases import DecodeAttention, PrefillMatmul
 from ..core.inputs import Source, draw
 from ..core.work import ELEMENT_BYTES
 from .cache_model import MatmulOperands, matmul_traffic
@@ -208,6 +208,8 @@ def _tensors(
     for launch in launches:
         for parameter, tensor in launch.tensors.items():
             name = _TENSORS[parameter]
+            if name in {"k_cache", "v_cache"} and isinstance(case, DecodeAttention) and case.latent:
+                name = "latent_cache"
             sums[name]["bytes_requested"] += tensor.bytes_requested
             sums[name]["bytes_written"] += tensor.bytes_written
             # Launches touch the same bytes of a tensor; of the output each launch writes other rows.

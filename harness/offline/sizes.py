@@ -9,7 +9,7 @@ from ..core.errors import UsageError
 if TYPE_CHECKING:
     from ..core.cases import DecodeAttention, PrefillMatmul
 
-DECODE_SIZES = ("batch", "context", "q_heads", "kv_heads", "head_dim")
+DECODE_SIZES = ("batch", "context", "q_heads", "kv_heads", "head_dim", "latent")
 MATMUL_SIZES = ("rows", "in_features", "out_features")
 
 _OPTIONS = (
@@ -24,6 +24,12 @@ _OPTIONS = (
     options.option("--q-heads", options.SIZE, "N", "Query heads.", default="32"),
     options.option("--kv-heads", options.SIZE, "N", "KV heads.", default="8"),
     options.option("--head-dim", options.SIZE, "N", "Elements of a head.", default="128"),
+    options.option(
+        "--latent",
+        options.SIZE,
+        "N",
+        "Latent cache (MLA): values are the first N elements of each key, such as 512 of 576.",
+    ),
     options.option("--rows", options.SIZE, "N", "M of the matmul: tokens of x.", default="256"),
     options.option("--in-features", options.SIZE, "N", "K of the matmul.", default="512"),
     options.option("--out-features", options.SIZE, "N", "N of the matmul.", default="512"),
@@ -47,10 +53,14 @@ def sized_cases(arguments: Mapping[str, Any], dtype: str) -> "dict[str, DecodeAt
 
     contexts, q_heads, kv_heads = arguments["context"], arguments["q_heads"], arguments["kv_heads"]
     head_dim = arguments["head_dim"]
-    if q_heads % kv_heads or q_heads > 64 * kv_heads:
-        raise UsageError(f"--q-heads: {q_heads} is not 1 to 64 times --kv-heads {kv_heads}")
-    if head_dim not in range(16, 257, 8):
-        raise UsageError(f"--head-dim: {head_dim} is not a multiple of 8 from 16 to 256")
+    latent = arguments["latent"]
+    if q_heads % kv_heads or q_heads > 128 * kv_heads:
+        raise UsageError(f"--q-heads: {q_heads} is not 1 to 128 times --kv-heads {kv_heads}")
+    most = 512 if latent is None else 576
+    if head_dim > most:
+        raise UsageError(f"--head-dim: {head_dim} is not from 1 to {most}")
+    if latent is not None and latent > min(head_dim, 512):
+        raise UsageError(f"--latent: {latent} is not from 1 to {min(head_dim, 512)}")
     batch = arguments["batch"] or len(contexts)
     return {
         "decode_attention": DecodeAttention(
@@ -59,6 +69,8 @@ def sized_cases(arguments: Mapping[str, Any], dtype: str) -> "dict[str, DecodeAt
             kv_heads=kv_heads,
             head_dim=head_dim,
             dtype=dtype,
+            v_head_dim=latent,
+            latent=latent is not None,
         ),
         "prefill_matmul": PrefillMatmul(
             phase="prefill",

@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...kernels.decode_tiling import COMBINE_PROGRAMS, EDGE_TOKENS, DecodeTiling, choose_decode_tiling
+from ...kernels.decode_tiling import (
+    COMBINE_PROGRAMS,
+    EDGE_TOKENS,
+    DecodeTiling,
+    choose_decode_tiling,
+    head_blocks,
+)
 from ...kernels.matmul_tile_tables import MatmulProblem
 from ...kernels.matmul_tiling import MatmulTiling, choose_matmul_tiling
 from ..core.cases import DecodeAttention, PrefillMatmul
@@ -57,6 +63,8 @@ def chosen_tiling(case: CountedCase, limits: GpuLimits) -> Tiling:
         q_heads=case.q_heads,
         kv_heads=case.kv_heads,
         head_dim=case.head_dim,
+        v_head_dim=case.value_dim,
+        latent=case.latent,
         capacity=case.capacity,
         page_size=0,
         element_bytes=element_bytes,
@@ -72,9 +80,10 @@ def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
     and read once.
 
     Decode attention: a query is read once per chunk of its context, live keys and values once per block of
-    the GQA group. Flash-decoding partials are written and read once. Each token is two dots of
-    2 BLOCK_G BLOCK_D operations per block of the GQA group, BLOCK_D being the head dimension rounded up to a
-    power of two; a context's remainder after tiles of BLOCK_N is rounded up to 16 tokens.
+    the GQA group; of a latent cache each live latent in place of both. Flash-decoding partials are written
+    and read once. Each token is two dots of 2 BLOCK_G BLOCK_D and 2 BLOCK_G BLOCK_V operations per block of
+    the GQA group, the head dimensions rounded up to powers of two (a key of over 256 elements and a latent:
+    a power of two and a rest); a context's remainder after tiles of BLOCK_N is rounded up to 16 tokens.
 
     Raises:
         ValueError: the tiling is for the other operation.
@@ -136,31 +145,34 @@ def _decode_traffic(case: DecodeAttention, tiling: DecodeTiling) -> TilingTraffi
     split_rows = sum(map(rows_of, split_chunks))
     split_items = {(chunk.sequence, chunk.kv_head, chunk.row_block): chunk for chunk in split_chunks}
     combined_rows = sum(map(rows_of, split_items.values()))
-    cache_bytes = sum(chunk.end - chunk.begin for chunk in chunks) * case.head_dim * element_bytes
+    tokens_bytes = sum(chunk.end - chunk.begin for chunk in chunks) * element_bytes
+    caches = {"k_cache": tokens_bytes * case.head_dim, "v_cache": tokens_bytes * case.value_dim}
+    if case.latent:
+        caches = {"latent_cache": tokens_bytes * case.head_dim}
     # With on-device scheduling a CTA sums all lengths, reads them again to find its chunk, and then two more.
     length_bytes = _LENGTH_BYTES if tiling.num_splits else 2 * lengths_bytes + 2 * _LENGTH_BYTES
     read = {
         "q": sum(map(rows_of, chunks)) * case.head_dim * element_bytes,
-        "k_cache": cache_bytes,
-        "v_cache": cache_bytes,
+        **caches,
         "context_lens": len(programs) * length_bytes + (len(chunks) + combined_rows) * _LENGTH_BYTES,
     }
-    written = {"out": case.batch * case.q_heads * case.head_dim * element_bytes}
+    written = {"out": case.batch * case.q_heads * case.value_dim * element_bytes}
     if len(programs) > 1 and tiling.num_splits != 1:
         block_rows = min(group, tiling.block_g)
         combine_programs = math.ceil(block_rows / math.ceil(block_rows / COMBINE_PROGRAMS))
         written["partial_counts"] = len(programs) * PARTIAL_COUNT_BYTES
         read["partial_counts"] = written["partial_counts"] * combine_programs
-        read["partial"] = written["partial"] = split_rows * case.head_dim * PARTIAL_BYTES
+        read["partial"] = written["partial"] = split_rows * case.value_dim * PARTIAL_BYTES
         read["partial_lse"] = written["partial_lse"] = split_rows * PARTIAL_BYTES
     return TilingTraffic(read=read, written=written, operations=_decode_operations(case, tiling))
 
 
 def _decode_operations(case: DecodeAttention, tiling: DecodeTiling) -> int:
-    block_d = 1 << (case.head_dim - 1).bit_length()
+    blocks = head_blocks(case.head_dim, case.value_dim, latent=case.latent)
     row_blocks = math.ceil(case.q_heads // case.kv_heads / tiling.block_g)
     tokens = sum(
         context - context % tiling.block_n + math.ceil(context % tiling.block_n / EDGE_TOKENS) * EDGE_TOKENS
         for context in case.contexts
     )
-    return 4 * tokens * case.kv_heads * row_blocks * tiling.block_g * block_d
+    width = blocks.d + blocks.r + blocks.v
+    return 2 * tokens * case.kv_heads * row_blocks * tiling.block_g * width

@@ -20,6 +20,11 @@ NARROW_DTYPES = ("e4m3", "e5m2", "int8")
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "e4m3": 1, "e5m2": 1, "int8": 1}
 _DECODE = {"batch": 64, "q_heads": 32, "kv_heads": 8, "head_dim": 128, "capacity": 8192, "page_size": 0}
 _DECODE_VARIANTS: Mapping[str, Mapping[str, int]] = {"contiguous": {}, "pages_16": {"page_size": 16}}
+_LATENT = {**_DECODE, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "latent": 1}
+_LATENT_VARIANTS: Mapping[str, Mapping[str, int]] = {
+    "latent_16_heads": {"q_heads": 16},
+    "latent_128_heads": {"q_heads": 128},
+}
 _MATMUL = {"rows": 8192, "out_features": 8192, "in_features": 4096, "bias": 0, "swiglu": 0}
 _MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "rows_8192": {},
@@ -76,7 +81,8 @@ class CompileCase:
         kernel: "decode_attention", "prefill_attention" or "prefill_matmul".
         variant: name of the shape.
         dtype: "bf16", "fp16" or "fp32" of the operands; or one of `NARROW_DTYPES`.
-        shape: sizes by name. page_size 0 is a contiguous cache; bias 1 adds a bias; swiglu 1 makes
+        shape: sizes by name. page_size 0 is a contiguous cache; latent 1 makes the values, v_head_dim
+            elements each, the first elements of the keys; bias 1 adds a bias; swiglu 1 makes
             out_features pairs of gate and up; blocks 1 adds scales per 1 x 128 of x and 128 x 128 of the
             weight; int8_x 1 makes x int8 as the weight; options 1 turns on every option of decode attention.
         matmul_variant: variant of the matmul kernel; None means its host function's choice.
@@ -98,6 +104,7 @@ class CompileCase:
 def default_cases() -> tuple[CompileCase, ...]:
     """Every variant in every dtype at one common shape: 32 query and 8 KV heads (GQA) of 128 elements."""
     dtypes = (*DTYPES, *NARROW_DTYPES)
+    latent = (_latent(variant, "bf16") for variant in _LATENT_VARIANTS)
     decode = (
         CompileCase(kernel="decode_attention", variant=variant, dtype=dtype, shape={**_DECODE, **shape})
         for variant, shape in _DECODE_VARIANTS.items()
@@ -117,7 +124,7 @@ def default_cases() -> tuple[CompileCase, ...]:
     )
     forced = _forced("pointers", "bf16"), _forced("warp_specialized", "bf16")
     prompts = _prefill_attention(_PREFILL_ATTENTION_VARIANTS, _PREFILL_ATTENTION_DTYPES)
-    return (*decode, *prompts, *chosen, *narrow, *forced)
+    return (*decode, *latent, *prompts, *chosen, *narrow, *forced)
 
 
 def _prefill_attention(variants: Mapping[str, Mapping[str, int]], dtypes: Sequence[str]) -> list[CompileCase]:
@@ -128,6 +135,13 @@ def _prefill_attention(variants: Mapping[str, Mapping[str, int]], dtypes: Sequen
         for variant, shape in variants.items()
         for dtype in dtypes
     ]
+
+
+def _latent(variant: str, dtype: str, page_size: int = 0) -> CompileCase:
+    """Decode attention over a latent cache (MLA) of 576 elements, 512 of them the values."""
+    name = f"{variant}_pages_{page_size}" if page_size else variant
+    shape = {**_LATENT, **_LATENT_VARIANTS[variant], "page_size": page_size}
+    return CompileCase(kernel="decode_attention", variant=name, dtype=dtype, shape=shape)
 
 
 def _forced(variant: Variant, dtype: str) -> CompileCase:
@@ -165,6 +179,11 @@ def full_cases() -> tuple[CompileCase, ...]:
         for variant, shape in _MATMUL_MORE.items()
         for dtype in (*DTYPES, *NARROW_DTYPES)
     ]
+    more += [
+        _latent(variant, dtype, page_size)
+        for variant in _LATENT_VARIANTS
+        for dtype, page_size in (("bf16", 64), ("e4m3", 0), ("e4m3", 64))
+    ]
     return (*default_cases(), *more, _forced("pointers", "e4m3"), _forced("warp_specialized", "e4m3"))
 
 
@@ -196,6 +215,8 @@ def case_decode_tiling(case: CompileCase, gpu: Gpu) -> DecodeTiling:
         q_heads=shape["q_heads"],
         kv_heads=shape["kv_heads"],
         head_dim=shape["head_dim"],
+        v_head_dim=shape.get("v_head_dim"),
+        latent=bool(shape.get("latent")),
         capacity=shape["capacity"],
         page_size=shape["page_size"],
         element_bytes=ELEMENT_BYTES[case.dtype],
@@ -260,10 +281,11 @@ def iteration_work(
 
 
 def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> IterationWork:
-    """A tile of keys and values; CTAs that compute other query rows of the same head share its bytes."""
+    """A tile of keys and values, or of latents; CTAs of other query rows of the same head share its bytes."""
     rows, tokens = constants["group"] * constants["query_tokens"], constants["block_n"]
     head_dims = constants["head_dim"] + constants["v_head_dim"]
-    tile = float(tokens * head_dims * ELEMENT_BYTES[case.dtype])
+    cached = constants["head_dim"] if constants.get("latent") else head_dims
+    tile = float(tokens * cached * ELEMENT_BYTES[case.dtype])
     return IterationWork(
         useful_bytes=tile / math.ceil(rows / constants["block_g"]),
         streamed_bytes=tile,

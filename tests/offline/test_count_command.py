@@ -85,7 +85,8 @@ def test_a_memory_fault_fails_in_one_line(monkeypatch):
     ("arguments", "fragments"),
     [
         pytest.param(["--q-heads", 6, "--kv-heads", 4], ["--q-heads: 6"], id="heads that do not divide"),
-        pytest.param(["--head-dim", 20], ["--head-dim: 20", "multiple of 8"], id="head size"),
+        pytest.param(["--head-dim", 513], ["--head-dim: 513", "from 1 to 512"], id="head size"),
+        pytest.param(["--latent", 129], ["--latent: 129", "from 1 to 128"], id="values longer than a latent"),
         pytest.param(["--context", "1,x"], ["--context", "1,x", "1000,37"], id="length"),
         pytest.param(["--context", 2000000], ["--context", "too many"], id="length beyond the interpreter"),
         pytest.param(["--batch", 5000, "--context", 0], ["--batch", "4096"], id="sequences"),

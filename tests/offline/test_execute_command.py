@@ -68,7 +68,7 @@ def rows_by_hand(monkeypatch, *answers):
             ["--rows", 3, "--in-features", 9999, "--out-features", 9999],
             "--rows: 3,199,360,032 operations are too many",
         ),
-        (["--q-heads", 3], "--q-heads: 3 is not 1 to 64 times --kv-heads 8"),
+        (["--q-heads", 3], "--q-heads: 3 is not 1 to 128 times --kv-heads 8"),
         (["--provider", "no_such_module:f"], "--provider: 'no_such_module' cannot be imported"),
         (["h10"], "--gpu: 'h10' is not a known GPU"),
     ],

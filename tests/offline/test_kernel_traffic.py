@@ -52,11 +52,15 @@ matmul_tilings = st.builds(
 @st.composite
 def attentions(draw_from):
     kv_heads = draw_from(st.integers(1, 2))
+    head_dim = 8 * draw_from(st.integers(2, 6))
+    latent = draw_from(st.booleans())
     return DecodeAttention(
         contexts=tuple(draw_from(st.lists(st.integers(0, 50), min_size=1, max_size=3))),
         q_heads=kv_heads * draw_from(st.integers(1, 4)),
         kv_heads=kv_heads,
-        head_dim=8 * draw_from(st.integers(2, 6)),
+        head_dim=head_dim,
+        v_head_dim=8 * draw_from(st.integers(2, head_dim // 8 if latent else 6)),
+        latent=latent,
         dtype=draw_from(dtypes),
     )
 
@@ -112,6 +116,17 @@ def test_split_k_matmul_by_hand():
     assert traffic.read == {"x": 20 * 40 * 2 * 2, "weight": 50 * 40 * 2 * 2, "partial": partial}
     assert traffic.written == {"out": 20 * 50 * 2, "partial": partial}
     assert traffic.operations == 2 * (2 * 16) * (2 * 32) * (3 * 16)
+
+
+def test_a_latent_is_requested_once_by_each_block_of_rows():
+    case = DecodeAttention(
+        contexts=(40,), q_heads=20, kv_heads=1, head_dim=48, v_head_dim=32, latent=True, dtype="bf16"
+    )
+    traffic = tiling_traffic(case, replace(DECODE_TILING, block_g=16, num_splits=1))
+    assert traffic.read["latent_cache"] == 2 * (40 * 48 * 2)
+    assert not {"k_cache", "v_cache"} & set(traffic.read)
+    assert traffic.written == {"out": 20 * 32 * 2}
+    assert traffic.operations == 2 * 48 * (2 * 16) * (32 + 16 + 32)  # scores in two parts, values
 
 
 def test_split_kv_attention_by_hand():

@@ -125,12 +125,16 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
         laid_out(draw_.normal(*lead, case.kv_heads, width, dtype=case.dtype), case.cache_layout)
         for width in (case.head_dim, case.v_head_dim or case.head_dim)
     )
+    if case.latent:
+        v_cache = k_cache[..., : v_cache.shape[-1]]
     _set_special(case, q, k_cache, v_cache, table)
     dead = _dead_tokens(case, lead, capacity, table)
     for cache in (k_cache, v_cache):
         cache.view(_BITS[cache.element_size()])[dead] = -1
     context_lens = torch.tensor(case.lengths, dtype=torch.int32)
     forbidden = [] if case.cache_layout.startswith("huge") else [(k_cache, dead), (v_cache, dead)]
+    if case.latent:
+        del forbidden[1:]  # what lies between values is the rest of the keys
     if table is not None:
         unused = torch.arange(table.shape[1]) * case.page_size >= context_lens.clamp(min=0)[:, None]
         table = _block_table(table.masked_fill(unused, _NO_PAGE), case.table_stride)
@@ -168,7 +172,7 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
 def _decode_scales(case: DecodeCase, draw_: _Draw, cache: Tensor, dead: Tensor) -> dict[str, Any]:
     """The scales of a case; those per token are NaN where no query token attends."""
     size = _INT8_SCALE if case.dtype == "int8" else 0.7
-    shapes = {"sequence": (len(case.lengths), case.kv_heads), "token": tuple(cache.shape[:3])}
+    shapes = {"sequence": (len(case.lengths), case.kv_heads), "token": tuple(cache.shape[:3]), "split": (2,)}
     scales = {
         name: draw_.scale(kind, size, *shapes.get(kind or "", (case.kv_heads,)))
         for name, kind in (("k_scale", case.k_scale), ("v_scale", case.v_scale))

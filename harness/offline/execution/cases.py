@@ -80,6 +80,8 @@ def sized_case(sizes: DecodeAttention | PrefillMatmul, dtype: str) -> DecodeCase
         kv_heads=sizes.kv_heads,
         group=sizes.q_heads // sizes.kv_heads,
         head_dim=sizes.head_dim,
+        v_head_dim=sizes.v_head_dim,
+        latent=sizes.latent,
         k_scale=scale,
         v_scale=scale,
     )

@@ -17,6 +17,7 @@ class DecodeCase:
         lengths: live tokens of each sequence; out of range where the call clamps them.
         group: query heads of a KV head.
         v_head_dim: of the values; None means head_dim.
+        latent: whether the values are the first elements of the keys.
         capacity: tokens that a sequence has room for; None leaves some unused.
         page_size: 0 is a contiguous cache.
         table_stride: entries from one row of the block table to the next; None means contiguous.
@@ -39,6 +40,7 @@ class DecodeCase:
     group: int = 4
     head_dim: int = 128
     v_head_dim: int | None = None
+    latent: bool = False
     capacity: int | None = None
     page_size: int = 0
     table_stride: int | None = None
@@ -109,6 +111,19 @@ DECODE = (
     DecodeCase("group_64_pages_16", dtype="e4m3", group=64, kv_heads=1, page_size=16, lengths=(130, 20)),
     DecodeCase("row_blocks", group=32, query_tokens=8, kv_heads=1, lengths=(140, 5)),
     DecodeCase("d192_v128", head_dim=192, v_head_dim=128, lengths=(150, 40)),
+    DecodeCase(
+        "latent_576", head_dim=576, v_head_dim=512, latent=True, group=16, kv_heads=1, lengths=(150, 40)
+    ),
+    DecodeCase(
+        "latent_576_group_70_pages_64",
+        head_dim=576,
+        v_head_dim=512,
+        latent=True,
+        group=70,
+        kv_heads=1,
+        page_size=64,
+        lengths=(130, 20),
+    ),
     DecodeCase("query_tokens_3", query_tokens=3, lengths=(300, 131, 2, 0, 3)),
     DecodeCase(
         "splits_3_all_options",
@@ -179,6 +194,41 @@ MORE_DECODE = (
         lengths=(200, 0),
     ),
     DecodeCase("d64", head_dim=64),
+    DecodeCase("d576_v512", head_dim=576, v_head_dim=512, group=16, kv_heads=1, lengths=(70, 20)),
+    DecodeCase("d33_v7", head_dim=33, v_head_dim=7, lengths=(70, 20)),
+    DecodeCase(
+        "latent_576_split_scales",
+        dtype="e4m3",
+        head_dim=576,
+        v_head_dim=512,
+        latent=True,
+        group=16,
+        kv_heads=1,
+        k_scale="split",
+        page_size=16,
+        lengths=(150, 40),
+    ),
+    DecodeCase(
+        "latent_576_group_70",
+        dtype="e4m3",
+        head_dim=576,
+        v_head_dim=512,
+        latent=True,
+        group=70,
+        kv_heads=1,
+        scale=-0.05,
+        lengths=(100, 40),
+    ),
+    DecodeCase(
+        "latent_192_query_tokens_3",
+        head_dim=192,
+        v_head_dim=128,
+        latent=True,
+        query_tokens=3,
+        window=70,
+        softcap=9.0,
+        lengths=(150, 40, 2),
+    ),
     DecodeCase("d72", head_dim=72),
     DecodeCase("d128_v64", v_head_dim=64),
     DecodeCase("d40_v24_group_1", head_dim=40, v_head_dim=24, group=1),

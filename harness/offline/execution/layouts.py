@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Scale = Literal["number", "one", "each", "sequence", "token"]
+Scale = Literal["number", "one", "each", "sequence", "token", "split"]
 """A Python number, a tensor of one element, or of one element for each head or row; for decode attention also
-for each sequence and head, and for each token and head."""
+for each sequence and head, for each token and head, and two of a latent: of its values and of the rest."""
 
 Layout = Literal["", "heads_first", "offset", "odd_rows", "padded_rows", "huge", "huge_tokens"]
 """Contiguous; heads before tokens; one element past an aligned address; rows one or eight elements longer
