@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .gpu_limits import (
     GpuLimits,
@@ -15,6 +15,9 @@ from .gpu_limits import (
     require_positive,
     require_powers_of_two,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ITEM_COST_TILES = 1
 """Cost of starting a work item (loading q, filling the pipeline), in KV tiles, for balancing the CTAs."""
@@ -152,6 +155,9 @@ def choose_decode_tiling(
 
     Returns:
         A tiling that fits the GPU's shared memory and keeps its accumulator in registers.
+
+    Raises:
+        ValueError: no tile fits, as of float32 with a head_dim of 512 and 99 KB.
     """
     v_head_dim = v_head_dim or head_dim
     rows = q_heads // kv_heads * query_tokens
@@ -210,7 +216,7 @@ def _latent_tile(
         block_n, depth = 32, 2 + element_bytes  # less shared memory; conversion from bits takes registers
     shared = functools.partial(_latent_shared_bytes, blocks, element_bytes, in_place=block_g == 64)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
-    block_g, block_n, depth = next(
+    block_g, block_n, depth = _first_that_fits(
         (fewer_rows, fewer_tokens, fewer_stages)
         for fewer_rows in _halved(block_g, 16)
         for fewer_tokens in _halved(block_n, EDGE_TOKENS)
@@ -259,7 +265,7 @@ def _tile(
     block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
     shared = functools.partial(_shared_bytes, limits, blocks, token_elements, element_bytes, dot_bytes)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
-    block_g, block_n, depth = next(
+    block_g, block_n, depth = _first_that_fits(
         (fewer_rows, fewer_tokens, depth)
         for fewer_rows in _halved(block_g, 1)
         for fewer_tokens in _halved(block_n, EDGE_TOKENS)
@@ -337,6 +343,18 @@ def _shared_bytes(
     queries_and_probabilities = block_g * (blocks.d + blocks.r + block_n) * dot_bytes
     # The epilogue stages the result in shared memory to store it row by row.
     return max(tiles + queries_and_probabilities, 4 * block_g * blocks.v) + 2048
+
+
+def _first_that_fits(tiles: Iterator[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The first tile.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next(tiles, None)
+    if found is None:
+        raise ValueError("q has a head_dim whose smallest tile exceeds the shared memory of this GPU")
+    return found
 
 
 def _halved(value: int, least: int) -> tuple[int, ...]:

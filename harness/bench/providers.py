@@ -12,7 +12,14 @@ from ... import kernels
 from ...kernels import MatmulProblem, gpu_limits, interpreting, reference
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
-from ..core.cases import Case, DecoderLayer, PrefillAttention, PrefillMatmul, attention_options
+from ..core.cases import (
+    Case,
+    DecodeAttention,
+    DecoderLayer,
+    PrefillAttention,
+    PrefillMatmul,
+    attention_options,
+)
 from ..core.gate import Gate
 from ..core.inputs import CacheLayout, DecoderLayerInputs, Inputs, MatmulInputs
 from ..core.user_function import UserFunction, load_user_functions
@@ -102,6 +109,17 @@ def _prefill_attention_in_triton(case: Case, device: Device) -> str | None:
     if isinstance(case, PrefillAttention) and max(case.head_dim, case.value_dim) > MAX_PREFILL_HEAD_DIM:
         return f"takes a head_dim up to {MAX_PREFILL_HEAD_DIM}"
     return _needs_compiled_triton(case, device)
+
+
+def _decode_attention_in_triton(case: Case, device: Device) -> str | None:
+    reason = _needs_compiled_triton(case, device)
+    if reason is not None or not isinstance(case, DecodeAttention):
+        return reason
+    try:
+        TUNABLE["decode_attention"].default(case, gpu_limits(device.torch_device))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _matmul_variant(variant: Variant) -> Provider:
@@ -212,7 +230,7 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {
         Provider(
             name="triton",
             run=run_decode_attention,
-            refuses=taking(*torch_providers.UNFUSED, refuses=_needs_compiled_triton),
+            refuses=taking(*torch_providers.UNFUSED, refuses=_decode_attention_in_triton),
             tunable=TUNABLE["decode_attention"],
         ),
         _library("flashinfer", library_providers.flashinfer, takes=("a sliding window", "a softcap")),

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from decodetax.harness.bench import providers
 from decodetax.harness.bench.providers import PROVIDERS, gate_of
 from decodetax.harness.bench.torch_providers import decode_attention, prefill_attention
 from decodetax.harness.bench.unfused_attention import QUERY_TOKENS
 from decodetax.harness.core.cases import DecodeAttention, PrefillAttention
 from decodetax.harness.core.inputs import draw, in_layout, poison
+from decodetax.kernels.gpu_limits import H100_LIMITS
 from fakes import FakeDevice
 from small_cases import source
 
@@ -121,3 +123,14 @@ def test_tokens_before_the_window_are_not_read():
     inputs.k_cache[:, : 37 - 13] = torch.nan
     inputs.v_cache[:, : 37 - 13] = torch.nan
     assert torch.equal(decode_attention(inputs), expected)
+
+
+def test_triton_says_that_no_tile_fits_the_gpu(monkeypatch):
+    small = dataclasses.replace(H100_LIMITS, shared_bytes_per_block=99 * 1024, shared_bytes_per_sm=100 * 1024)
+    monkeypatch.setattr(providers, "_needs_compiled_triton", lambda *_: None)
+    monkeypatch.setattr(providers, "gpu_limits", lambda _device: small)
+    [triton] = [p for p in PROVIDERS["decode_attention"] if p.name == "triton"]
+    device = FakeDevice(kind="cuda")
+    wide = decode(head_dim=512, q_heads=16)
+    assert "head_dim" in triton.refuses(wide, device)
+    assert triton.refuses(decode(head_dim=512, q_heads=16, dtype="bf16"), device) is None
