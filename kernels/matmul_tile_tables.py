@@ -157,7 +157,8 @@ _MANY_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
         80: (replace(_LARGEST, stages=3, k=128), replace(_SQUARE, k=128), replace(_NARROW, k=128)),
         86: (replace(_SQUARE, k=128), replace(_NARROW, stages=3, k=128)),
         90: (replace(_LARGEST, stages=3, k=128), replace(_TWO_SQUARES, k=128), replace(_NARROW, k=128)),
-        100: tuple(replace(tile, k=128) for tile in (_LARGEST, _TWO_SQUARES, _NARROW)),
+        # Triton 3.6 multiplies int8 with mma.sync there, whose operands take registers: a short K step.
+        100: (replace(_LARGEST, stages=6), replace(_TWO_SQUARES, stages=5), replace(_NARROW, stages=6)),
         120: (replace(_SQUARE, k=128), replace(_NARROW, stages=3, k=128)),
     },
     "int8_weight": {

@@ -59,7 +59,9 @@ def test_every_number_of_parts_is_right(form, block_k, monkeypatch):
     limits = on(90, monkeypatch)
     x, weight = operands(19, 33, 1499, torch.float8_e4m3fn)  # the last part is partly used
     tiling = matmul_tiling(block_k=block_k, **form)
-    assert plan_matmul(x, weight, None, "ieee", tiling, limits).promoted_parts == max(1, block_k // 128)
+    assert plan_matmul(x, weight, None, "halves", "ieee", tiling, limits).promoted_parts == max(
+        1, block_k // 128
+    )
     assert_right(x, weight, tiling=tiling, out_dtype=torch.float32)
     assert_right(x, weight, tiling=tiling, activation="silu")
 
@@ -102,6 +104,8 @@ def test_sums_of_14_bits_keep_the_tolerance_of_the_output_with_promotion_alone(b
 )
 def test_only_float8_on_sm_90_is_promoted(dtype, capability, parts, monkeypatch):
     x, weight = operands(19, 33, 75, dtype)
-    plan = plan_matmul(x, weight, None, "ieee", matmul_tiling(block_k=256), on(capability, monkeypatch))
+    plan = plan_matmul(
+        x, weight, None, "halves", "ieee", matmul_tiling(block_k=256), on(capability, monkeypatch)
+    )
     assert plan.promoted_parts == parts
     assert plan.flattens == (dtype == torch.bfloat16)
