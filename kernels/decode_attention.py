@@ -319,12 +319,16 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
         if LATENT:
             v_head = k_head
         table_ptr = None if PAGE_SIZE == 0 else block_table_ptr + sequence * stride_table
-        k_token_scales = head_scales(
-            k_token_scale_ptr, sequence, kv_head, stride_k_scale_batch, stride_k_scale, PAGE_SIZE
-        )
-        v_token_scales = head_scales(
-            v_token_scale_ptr, sequence, kv_head, stride_v_scale_batch, stride_v_scale, PAGE_SIZE
-        )
+        k_token_scales = None
+        if k_token_scale_ptr is not None:
+            k_token_scales = head_scales(
+                k_token_scale_ptr, sequence, kv_head, stride_k_scale_batch, stride_k_scale, PAGE_SIZE
+            )
+        v_token_scales = None
+        if v_token_scale_ptr is not None:
+            v_token_scales = head_scales(
+                v_token_scale_ptr, sequence, kv_head, stride_v_scale_batch, stride_v_scale, PAGE_SIZE
+            )
 
         acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
         total = tl.zeros((BLOCK_G,), tl.float32)

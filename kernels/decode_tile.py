@@ -342,11 +342,10 @@ def head_scales(
     stride_head: tl.tensor,
     PAGE_SIZE: tl.constexpr,
 ) -> tl.tensor:
-    """Where the scales per token of a sequence (in pages: of the cache) and head begin; None without any."""
-    if scale_ptr is not None:
-        scale_ptr += kv_head.to(tl.int64) * stride_head
-        if PAGE_SIZE == 0:
-            scale_ptr += sequence * stride_batch
+    """Where the scales per token of a sequence (in pages: of the cache) and head begin."""
+    scale_ptr += kv_head.to(tl.int64) * stride_head
+    if PAGE_SIZE == 0:
+        scale_ptr += sequence * stride_batch
     return scale_ptr
 
 
