@@ -166,6 +166,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
     UNIT_N: tl.constexpr = BLOCK_N * UNIT_TILES
     WIDE: tl.constexpr = LATENT and BLOCK_G >= 64  # warp-group products of sm_90 and sm_100
     EDGES: tl.constexpr = BLOCK_N // EDGE_N
+    EDGE_STAGES: tl.constexpr = 2 if QUERY_TOKENS == 0 else NUM_STAGES  # more cost registers
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     items_per_sequence = kv_heads * ROW_BLOCKS
@@ -345,7 +346,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
                 HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
                 K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
                 HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
+                BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, EDGE_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
                 k_token_scales, v_token_scales,
                 K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
             )  # fmt: skip
@@ -370,7 +371,7 @@ def _split_kv_kernel(  # noqa: C901, PLR0912, PLR0915  (one tile loop, read from
             HEAD_DIM, V_HEAD_DIM, QUERY_TOKENS, PAGE_SIZE,
             K_STRIDE_TOKEN, K_STRIDE_PAGE, V_STRIDE_TOKEN, V_STRIDE_PAGE,
             HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-            BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, NUM_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
+            BLOCK_G, BLOCK_D, BLOCK_V, EDGE_N, True, EDGE_STAGES, q_rest, rest_factor, LATENT, BLOCK_R,
             k_token_scales, v_token_scales,
             K_SCALE_STRIDE_TOKEN, K_SCALE_STRIDE_PAGE, V_SCALE_STRIDE_TOKEN, V_SCALE_STRIDE_PAGE,
         )  # fmt: skip

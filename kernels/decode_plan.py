@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .decode_tiling import DecodeTiling, HeadBlocks, choose_decode_tiling, head_blocks, most_row_blocks
+from .decode_tiling import (
+    MAX_COMPILED_QUERY_TOKENS,
+    DecodeTiling,
+    HeadBlocks,
+    choose_decode_tiling,
+    head_blocks,
+    most_row_blocks,
+)
 
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
-MAX_COMPILED_QUERY_TOKENS = 8
-"""More query tokens per sequence take the kernel of ragged queries, compiled once for all numbers of them."""
+_PACKED_ROWS = 32
+"""Packed queries of more tokens than sequences are tiled for at least so many rows."""
 
-_PREFILL_QUERY_TOKENS = 16
-"""Packed queries of more tokens than sequences are tiled for at least so many tokens each."""
+_MANY_QUERY_TOKENS = 128
+"""Query tokens per sequence that fill the rows of the largest tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,7 @@ def plan_decode(
     if cu_seqlens is not None:
         batch, packed_tokens = cu_seqlens.shape[0] - 1, q.shape[0]
         most_query_tokens = packed_tokens
-        query_tokens = _typical_query_tokens(packed_tokens, batch, num_splits)
+        query_tokens = mean_query_tokens(packed_tokens, batch, q.shape[-2] // k_cache.shape[2], num_splits)
     kv_heads, head_dim, v_head_dim = k_cache.shape[2], q.shape[-1], v_cache.shape[-1]
     page_size = 0 if block_table is None else k_cache.shape[1]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
@@ -128,6 +135,7 @@ def plan_decode(
         tiling = choose_decode_tiling(
             batch=batch,
             query_tokens=query_tokens,
+            ragged=q_lens is not None or cu_seqlens is not None,
             packed_tokens=packed_tokens,
             q_heads=q.shape[-2],
             kv_heads=kv_heads,
@@ -173,12 +181,14 @@ def plan_decode(
     )
 
 
-def _typical_query_tokens(packed_tokens: int, batch: int, num_splits: int | None) -> int:
-    """Query tokens of a sequence that packed queries are tiled for.
+def mean_query_tokens(packed_tokens: int, batch: int, group: int, num_splits: int | None) -> int:
+    """Query tokens per sequence that packed queries are tiled for.
 
     How they are shared among the sequences is known on the device alone. If there are more tokens than
-    sequences, one may have nearly all of them. With `num_splits` the tiling must not depend on the batch.
+    sequences, one may have nearly all of them: tiles then have some rows more than the mean sequence needs.
+    With `num_splits` results must not depend on the batch, and so neither may the tiles.
     """
-    if num_splits is None and packed_tokens <= batch:
-        return 1
-    return max(_PREFILL_QUERY_TOKENS, -(-packed_tokens // batch) if num_splits is None else 0)
+    if num_splits is not None:
+        return _MANY_QUERY_TOKENS
+    mean = max(1, math.ceil(packed_tokens / batch))
+    return mean if mean == 1 else max(mean, _PACKED_ROWS // group)

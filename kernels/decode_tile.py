@@ -291,24 +291,52 @@ def attend(  # noqa: C901, PLR0912, PLR0915  (one loop, read from top to bottom)
         if MASKED and QUERY_TOKENS != 1:
             # A non-finite V of a token that a row does not attend to must not reach the row (0 x NaN is NaN).
             # So the dot gets 0 for it, and a second dot counts +inf (1), -inf (32) and NaN (1024) per row.
-            # The counts do not overlap, because a tile has fewer than 32 tokens.
-            plus, minus = values == float("inf"), values == float("-inf")
-            codes = (
-                tl.where(plus, 1.0, 0.0)
-                + tl.where(minus, 32.0, 0.0)
-                + tl.where(values != values, 1024.0, 0.0)  # noqa: PLR0124  (NaN)
-            )
-            values = tl.where(codes == 0.0, values, 0.0).to(q.dtype)
-            counts = tl.dot(attended.to(q.dtype), codes.to(q.dtype), input_precision=PRECISION).to(tl.int32)
+            # The counts do not overlap, because a tile has fewer than 32 tokens. More rows than 32 have no
+            # registers for counts: such values, which are rare, are added to the rows that attend to them.
+            if BLOCK_G <= 32:
+                plus, minus = values == float("inf"), values == float("-inf")
+                codes = (
+                    tl.where(plus, 1.0, 0.0)
+                    + tl.where(minus, 32.0, 0.0)
+                    + tl.where(values != values, 1024.0, 0.0)  # noqa: PLR0124  (NaN)
+                )
+                values = tl.where(codes == 0.0, values, 0.0).to(q.dtype)
+                counts = tl.dot(attended.to(q.dtype), codes.to(q.dtype), input_precision=PRECISION).to(
+                    tl.int32
+                )
+            else:
+                non_finite = values.to(tl.float32)
+                finite = tl.abs(non_finite) < float("inf")
+                non_finite = tl.where(finite, 0.0, non_finite)
+                values = tl.where(finite, values, 0.0).to(q.dtype)
         acc = tl.dot(weights, values, acc * decay[:, None], input_precision=PRECISION)
         if MASKED and QUERY_TOKENS != 1:
-            infinities = tl.where(counts & 31 > 0, float("inf"), 0.0)
-            acc += infinities + tl.where(counts & 992 > 0, float("-inf"), 0.0)
-            acc += tl.where(counts >= 1024, float("nan"), 0.0)
+            if BLOCK_G <= 32:
+                infinities = tl.where(counts & 31 > 0, float("inf"), 0.0)
+                acc += infinities + tl.where(counts & 992 > 0, float("-inf"), 0.0)
+                acc += tl.where(counts >= 1024, float("nan"), 0.0)
+            elif tl.max(tl.max(tl.where(finite, 0, 1), 1), 0) > 0:
+                acc = _plus_attended(acc, non_finite, attended, BLOCK_N)
     if SCALED_P:
         acc *= tl.where(v_power == 0.0, 1.0, v_power)
     offset = tl.where(maximum == float("-inf"), 0.0, maximum)
     return acc, total * tl.exp2(first_maximum - offset) + tl.sum(sums, 1), maximum
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _plus_attended(
+    acc: tl.tensor, values: tl.tensor, attended: tl.tensor, BLOCK_N: tl.constexpr
+) -> tl.tensor:
+    """The accumulator plus the values of the tokens that each row attends to, token by token.
+
+    A dot cannot add infinities: it multiplies those of other tokens by 0.
+    """
+    offs_n = tl.arange(0, BLOCK_N)
+    for token in range(BLOCK_N):
+        value = tl.sum(tl.where((offs_n == token)[:, None], values, 0.0), 0)
+        attends = tl.max(tl.where((offs_n == token)[None, :] & attended, 1, 0), 1) > 0
+        acc += tl.where(attends[:, None], value[None, :], 0.0)
+    return acc
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -31,6 +31,9 @@ COMBINE_PROGRAMS = 16
 MAX_SPLITS = 1 << 16
 """Most KV splits of one sequence."""
 
+MAX_COMPILED_QUERY_TOKENS = 8
+"""More query tokens per sequence take the kernel of ragged queries, compiled once for all numbers of them."""
+
 _MIN_CHUNK_TILES = 5  # a smaller chunk costs more to combine than it saves
 _MAX_ACCUMULATOR_ELEMENTS = 16384  # a larger accumulator spills
 _LEAST_BLOCK = 16  # the smallest dimension of `tl.dot`
@@ -131,6 +134,7 @@ def choose_decode_tiling(
     v_head_dim: int | None = None,
     query_element_bytes: int | None = None,
     latent: bool = False,
+    ragged: bool = False,
     packed_tokens: int | None = None,
 ) -> DecodeTiling:
     """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
@@ -147,10 +151,11 @@ def choose_decode_tiling(
         page_size: tokens of a page; 0 for a contiguous cache.
         element_bytes: bytes of a cache element.
         limits: the GPU to run on.
-        query_tokens: query tokens per sequence, or that a typical sequence has.
+        query_tokens: query tokens per sequence; the most of one, or the mean of packed ones, if `ragged`.
         v_head_dim: elements of a value; None means `head_dim`.
         query_element_bytes: bytes of a query element; None means those of the cache, but at least 2.
         latent: whether the values are the first elements of the keys, as in MLA.
+        ragged: whether the sequences may have different numbers of query tokens.
         packed_tokens: query tokens of all sequences, if they may be shared among them in any way.
 
     Returns:
@@ -165,11 +170,11 @@ def choose_decode_tiling(
     token_elements = blocks.d + blocks.r + (0 if latent else blocks.v)
     dot_bytes = max(2, element_bytes, query_element_bytes or 0)
     if latent and dot_bytes == 2 and blocks.d > _LARGEST_PADDED:
-        tile = _latent_tile(rows, query_tokens, blocks, element_bytes, limits)
+        tile = _latent_tile(rows, max(query_tokens, 2 if ragged else 1), blocks, element_bytes, limits)
     else:
-        tile = _tile(
-            rows, max(head_dim, v_head_dim), blocks, token_elements, element_bytes, dot_bytes, limits
-        )
+        widest = max(head_dim, v_head_dim)
+        ragged = ragged or takes_ragged_kernel(query_tokens, rows, widest)
+        tile = _tile(rows, widest, blocks, token_elements, element_bytes, dot_bytes, limits, ragged=ragged)
     items = kv_heads * most_row_blocks(batch, rows, packed_tokens, q_heads // kv_heads, tile.block_g)
     most_tiles = items * (math.ceil(capacity / tile.block_n) + ITEM_COST_TILES)
     return DecodeTiling(
@@ -253,15 +258,21 @@ def _tile(
     element_bytes: int,
     dot_bytes: int,
     limits: GpuLimits,
+    *,
+    ragged: bool,
 ) -> _Tile:
     """The tile of keys and values that are loaded one by one, or of a small latent."""
-    block_g = _block_g(rows, head_dim, dot_bytes)
+    most_elements = _MAX_ACCUMULATOR_ELEMENTS
+    if ragged:
+        # Row blocks of ragged queries need registers of their own, and mma.sync more than wgmma and tcgen05.
+        most_elements //= 2 if limits.compute_capability // 10 in {9, 10} else 4
+    block_g = _block_g(rows, head_dim, dot_bytes, most_elements)
     # At least two CTAs per SM, so that one loads while the other computes. 8-bit elements are widened in
     # registers, and 32-bit elements need twice the registers of 16-bit ones: both get half the tile.
     tile_bytes = 32 * 1024 if limits.shared_bytes_per_sm >= 160 * 1024 else 16 * 1024
     tile_bytes //= 1 if element_bytes == dot_bytes == 2 else 2
     token_bytes = token_elements * (element_bytes if dot_bytes == 2 else 4)
-    tokens = min(128, tile_bytes // token_bytes, max(32, 8192 // block_g))
+    tokens = min(128, tile_bytes // token_bytes, max(32, most_elements // 2 // block_g))
     block_n = _power_of_two_within(max(EDGE_TOKENS, tokens))
     shared = functools.partial(_shared_bytes, limits, blocks, token_elements, element_bytes, dot_bytes)
     # If shared memory is too small: first fewer pipeline stages, then smaller tiles, then fewer rows.
@@ -288,6 +299,12 @@ def _tile(
     )
 
 
+def takes_ragged_kernel(query_tokens: int, rows: int, head_dim: int) -> bool:
+    """Whether as many query tokens of each sequence take the kernel that is compiled once for any number."""
+    too_many_rows = query_tokens > 1 and rows * head_dim > _MAX_ACCUMULATOR_ELEMENTS
+    return query_tokens > MAX_COMPILED_QUERY_TOKENS or too_many_rows
+
+
 def most_row_blocks(batch: int, rows: int, packed_tokens: int | None, group: int, block_g: int) -> int:
     """Row blocks of all sequences at most: of `rows` rows each, or of packed tokens, shared in any way."""
     if packed_tokens is None:
@@ -297,10 +314,10 @@ def most_row_blocks(batch: int, rows: int, packed_tokens: int | None, group: int
     return max(1, (packed_tokens * group + parts * (block_g - 1)) // block_g)
 
 
-def _block_g(rows: int, head_dim: int, dot_bytes: int) -> int:
+def _block_g(rows: int, head_dim: int, dot_bytes: int, most_elements: int) -> int:
     """Rows of a work item; further rows are other items, which read the same K and V from L2."""
-    if rows * head_dim > _MAX_ACCUMULATOR_ELEMENTS:
-        return _MAX_ACCUMULATOR_ELEMENTS // _next_power_of_two(head_dim)
+    if rows * head_dim > most_elements:
+        return max(16, most_elements // _next_power_of_two(head_dim))
     if dot_bytes == 4:
         # IEEE float32 products use the FMA units, not tensor cores: no padding of rows.
         return _next_power_of_two(rows)

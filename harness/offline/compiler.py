@@ -227,17 +227,18 @@ def _call_decode(case: CompileCase, _gpu: Gpu) -> None:
         pages = capacity // page_size
         cache = (batch * pages, page_size, *cache[2:])
         table = torch.empty((batch, pages), dtype=torch.int32)
+    packed_tokens = shape.get("packed_tokens")
+    queries = (packed_tokens,) if packed_tokens else (batch, shape.get("query_tokens", 1))
     k_cache = torch.empty(cache, dtype=dtype)
     v_head_dim = shape.get("v_head_dim", shape["head_dim"])
     latent = bool(shape.get("latent"))
     _DECODE_ATTENTION(
-        torch.empty(
-            (batch, shape.get("query_tokens", 1), shape["q_heads"], shape["head_dim"]), dtype=query_dtype
-        ),
+        torch.empty((*queries, shape["q_heads"], shape["head_dim"]), dtype=query_dtype),
         k_cache,
         k_cache[..., :v_head_dim] if latent else torch.empty((*cache[:3], v_head_dim), dtype=dtype),
         torch.empty((batch,), dtype=torch.int32),
         block_table=table,
+        cu_seqlens=torch.empty((batch + 1,), dtype=torch.int32) if packed_tokens else None,
         **(_decode_options(shape) if shape.get("options") else {}),
         out_dtype=dtype if shape.get("float8") else None,
         **(_scale_options(cache[:3]) if shape.get("token_scales") else {}),

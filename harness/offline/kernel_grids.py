@@ -44,13 +44,15 @@ def decode_grid(
     tiling: DecodeTiling,
     v_head_dim: int | None = None,
     query_tokens: int = 1,
+    q_lens: Sequence[int] | None = None,
     window: int | None = None,
     latent: bool = False,
 ) -> Grid:
     """The grid of `decode_attention` on sequences of these lengths, bound by DRAM bandwidth.
 
     A CTA moves the keys and values of its KV chunks and its split-KV partials. CTAs that compute other query
-    rows of a head share its keys and values equally: the others hit L2. Queries and outputs are left out.
+    rows of a head share its keys and values equally: the others hit L2. Queries and outputs are left out, and
+    so is the time that tensor cores take with many rows.
 
     Args:
         context_lens: live tokens of each sequence.
@@ -62,6 +64,7 @@ def decode_grid(
         tiling: tile sizes and splits.
         v_head_dim: elements of a value; None means `head_dim`.
         query_tokens: query tokens per sequence.
+        q_lens: query tokens of each sequence, if they are ragged and packed.
         window: sliding window in tokens; None for none.
         latent: whether the values are the first elements of the keys.
 
@@ -69,9 +72,10 @@ def decode_grid(
         The grid; its useful work is the live keys and values, in bytes.
     """
     v_head_dim = v_head_dim or head_dim
-    rows = q_heads // kv_heads * query_tokens
+    group = q_heads // kv_heads
+    rows = [group * tokens for tokens in q_lens or [query_tokens] * len(context_lens)]
     cached = head_dim if latent else head_dim + v_head_dim
-    token_bytes = cached * element_bytes / math.ceil(rows / tiling.block_g)
+    token_bytes = [cached * element_bytes / max(1, math.ceil(each / tiling.block_g)) for each in rows]
     partial_row_bytes = (v_head_dim + 1) * PARTIAL_BYTES  # with its log-sum-exp
     ctas, cache_bytes, partial_bytes = [], 0.0, 0
     split_rows: dict[tuple[int, int, int], int] = {}  # by item
@@ -82,9 +86,10 @@ def decode_grid(
         kv_heads=kv_heads,
         tiling=tiling,
         query_tokens=query_tokens,
+        q_lens=q_lens,
         window=window,
     ):
-        cache = token_bytes * sum(chunk.end - chunk.begin for chunk in chunks)
+        cache = math.fsum(token_bytes[chunk.sequence] * (chunk.end - chunk.begin) for chunk in chunks)
         partial_rows = _partial_rows(chunks, rows, tiling.block_g)
         partial = sum(partial_rows.values()) * partial_row_bytes
         split_rows |= partial_rows
@@ -99,10 +104,14 @@ def decode_grid(
     return Grid(ctas=tuple(ctas), useful_work=cache_bytes, second_kernel_bytes=combine_bytes)
 
 
-def _partial_rows(chunks: Sequence[KvChunk], rows: int, block_g: int) -> dict[tuple[int, int, int], int]:
-    """Query rows of the partials that a CTA writes, by item."""
+def _partial_rows(
+    chunks: Sequence[KvChunk], rows: Sequence[int], block_g: int
+) -> dict[tuple[int, int, int], int]:
+    """Query rows of the partials that a CTA writes, by item; from the rows of each sequence."""
     return {
-        (chunk.sequence, chunk.kv_head, chunk.row_block): min(block_g, rows - chunk.row_block * block_g)
+        (chunk.sequence, chunk.kv_head, chunk.row_block): min(
+            block_g, rows[chunk.sequence] - chunk.row_block * block_g
+        )
         for chunk in chunks
         if not chunk.whole
     }
@@ -125,7 +134,8 @@ def schedule_efficiency(case: CompileCase, gpu: Gpu, programs_per_sm: int) -> Sc
 
 
 def _case_decode_grid(case: CompileCase, context_lens: Sequence[int], gpu: Gpu) -> Grid:
-    shape = case.shape
+    shape, packed_tokens = case.shape, case.shape.get("packed_tokens")
+    others = shape["batch"] - 1
     return decode_grid(
         context_lens=context_lens,
         capacity=shape["capacity"],
@@ -137,4 +147,5 @@ def _case_decode_grid(case: CompileCase, context_lens: Sequence[int], gpu: Gpu) 
         query_tokens=shape.get("query_tokens", 1),
         v_head_dim=shape.get("v_head_dim"),
         latent=bool(shape.get("latent")),
+        q_lens=[packed_tokens - others, *[1] * others] if packed_tokens else None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...kernels.decode_tiling import ITEM_COST_TILES
+from ...kernels.decode_tiling import ITEM_COST_TILES, MAX_COMPILED_QUERY_TOKENS, most_row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,13 +113,16 @@ def decode_chunk_order(
     kv_heads: int,
     tiling: DecodeTiling,
     query_tokens: int = 1,
+    q_lens: Sequence[int] | None = None,
     window: int | None = None,
     item_cost_tiles: int = ITEM_COST_TILES,
 ) -> tuple[tuple[KvChunk, ...], ...]:
     """The KV chunks that each CTA of `decode_attention`'s split-KV kernel computes, in launch order.
 
     An item is a sequence, a key-value head and a block of query rows, in that order. See
-    `kernels/decode_schedule.py` for the two ways to divide them.
+    `kernels/decode_schedule.py` for the two ways to divide them. With ragged queries, and with more query
+    tokens than the kernel is compiled for, each row block ends with its own last query token, and chunks are
+    cut between units of several tiles (`kernels/decode_ragged_schedule.py`).
 
     Args:
         context_lens: live tokens of each sequence; clamped to 0..capacity as the kernel does.
@@ -128,27 +131,53 @@ def decode_chunk_order(
         kv_heads: key-value heads.
         tiling: tile sizes and splits.
         query_tokens: query tokens per sequence.
+        q_lens: query tokens of each sequence, if they are ragged and packed; then `query_tokens` is ignored.
         window: sliding window in tokens; None for none.
         item_cost_tiles: cost of starting an item, in KV tiles.
 
     Returns:
         The chunks of each CTA, none for a CTA without work. With `num_splits` above 0 there are
-        items x num_splits CTAs, else `programs`.
+        items x num_splits CTAs (with ragged queries for as many items as there can be), else `programs`.
     """
-    row_blocks = math.ceil(q_heads // kv_heads * query_tokens / tiling.block_g)
-    heads = [(kv_head, row_block) for kv_head in range(kv_heads) for row_block in range(row_blocks)]
-    items = []
-    for sequence, context in enumerate(context_lens):
-        stop = min(max(context, 0), capacity)
-        start = 0 if window is None else max(stop - min(window, capacity) - (query_tokens - 1), 0)
-        items += [_Item(sequence, *head, start, stop, tiling.block_n) for head in heads]
+    group, batch = q_heads // kv_heads, len(context_lens)
+    packed_tokens = None if q_lens is None else sum(q_lens)
+    lens = [query_tokens] * batch if q_lens is None else list(q_lens)
+    ragged = takes_row_blocks(query_tokens, group, tiling) if q_lens is None else True
+    unit = tiling.block_g // math.gcd(tiling.block_g, group * tiling.block_n) if ragged else 1
+    items: list[_Item] = []
+    for sequence, (context, tokens) in enumerate(zip(context_lens, lens, strict=True)):
+        length = min(max(context, 0), capacity)
+        blocks = range(math.ceil(group * tokens / tiling.block_g))
+        for kv_head in range(kv_heads):
+            for row_block in blocks:
+                first, last = 0, tokens - 1
+                if ragged:
+                    first = row_block * tiling.block_g // group
+                    last = min(((row_block + 1) * tiling.block_g - 1) // group, last)
+                stop = max(length - tokens + last + 1, 0)
+                start = 0 if window is None else max(length - tokens + first + 1 - min(window, capacity), 0)
+                start = min(start, stop)
+                items.append(_Item(sequence, kv_head, row_block, start, stop, tiling.block_n * unit))
     if tiling.num_splits:
-        return tuple(chunks for item in items for chunks in _split_chunks(item, tiling.num_splits))
+        most_items = kv_heads * most_row_blocks(
+            batch, group * query_tokens, packed_tokens, group, tiling.block_g
+        )
+        chunks = [chunks for item in items for chunks in _split_chunks(item, tiling.num_splits)]
+        return (*chunks, *[()] * (most_items * tiling.num_splits - len(chunks)))
     return _balanced_chunks(items, tiling.programs, tiling.min_tiles, item_cost_tiles)
 
 
+def takes_row_blocks(query_tokens: int, group: int, tiling: DecodeTiling) -> bool:
+    """Whether so many query tokens of each sequence run as ragged ones do."""
+    more_blocks = query_tokens > 1 and group * query_tokens > tiling.block_g
+    return query_tokens > MAX_COMPILED_QUERY_TOKENS or more_blocks
+
+
 class _Item(NamedTuple):
-    """Live tokens [start, stop) of a sequence, for one key-value head and block of query rows."""
+    """Live tokens [start, stop) of a sequence, for one key-value head and block of query rows.
+
+    Chunks are cut at multiples of `block_n` tokens.
+    """
 
     sequence: int
     kv_head: int

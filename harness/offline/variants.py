@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...kernels.decode_plan import mean_query_tokens
 from ...kernels.decode_tiling import DecodeTiling, choose_decode_tiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, Variant
 from ...kernels.prefill_attention_tiling import PrefillAttentionTiling, choose_prefill_attention_tiling
@@ -25,6 +26,7 @@ _LATENT_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "latent_16_heads": {"q_heads": 16},
     "latent_128_heads": {"q_heads": 128},
 }
+_PACKED = {**_DECODE, "page_size": 16, "packed_tokens": 575}  # 63 decode steps and a chunk of 512 tokens
 _MATMUL = {"rows": 8192, "out_features": 8192, "in_features": 4096, "bias": 0, "swiglu": 0}
 _MATMUL_VARIANTS: Mapping[str, Mapping[str, int]] = {
     "rows_8192": {},
@@ -84,7 +86,8 @@ class CompileCase:
         shape: sizes by name. page_size 0 is a contiguous cache; latent 1 makes the values, v_head_dim
             elements each, the first elements of the keys; bias 1 adds a bias; swiglu 1 makes
             out_features pairs of gate and up; blocks 1 adds scales per 1 x 128 of x and 128 x 128 of the
-            weight; int8_x 1 makes x int8 as the weight; options 1 turns on every option of decode attention.
+            weight; int8_x 1 makes x int8 as the weight; options 1 turns on every option of decode
+            attention; packed_tokens are query tokens of all sequences, one each but for the first.
         matmul_variant: variant of the matmul kernel; None means its host function's choice.
     """
 
@@ -124,7 +127,8 @@ def default_cases() -> tuple[CompileCase, ...]:
     )
     forced = _forced("pointers", "bf16"), _forced("warp_specialized", "bf16")
     prompts = _prefill_attention(_PREFILL_ATTENTION_VARIANTS, _PREFILL_ATTENTION_DTYPES)
-    return (*decode, *latent, *prompts, *chosen, *narrow, *forced)
+    packed = CompileCase(kernel="decode_attention", variant="packed_pages_16", dtype="bf16", shape=_PACKED)
+    return (*decode, packed, *latent, *prompts, *chosen, *narrow, *forced)
 
 
 def _prefill_attention(variants: Mapping[str, Mapping[str, int]], dtypes: Sequence[str]) -> list[CompileCase]:
@@ -184,6 +188,17 @@ def full_cases() -> tuple[CompileCase, ...]:
         for variant in _LATENT_VARIANTS
         for dtype, page_size in (("bf16", 64), ("e4m3", 0), ("e4m3", 64))
     ]
+    more += [
+        CompileCase(
+            kernel="decode_attention", variant=f"packed_{name}", dtype=dtype, shape={**_PACKED, **shape}
+        )
+        for name, shape in {
+            "contiguous": {"page_size": 0},
+            "d64": {"head_dim": 64},
+            "d256": {"head_dim": 256},
+        }.items()
+        for dtype in ("bf16", "e4m3")
+    ]
     return (*default_cases(), *more, _forced("pointers", "e4m3"), _forced("warp_specialized", "e4m3"))
 
 
@@ -209,7 +224,11 @@ def case_matmul_tiling(case: CompileCase, gpu: Gpu) -> MatmulTiling:
 
 def case_decode_tiling(case: CompileCase, gpu: Gpu) -> DecodeTiling:
     """The tiling that `decode_attention` chooses for a case on a GPU."""
-    shape = case.shape
+    shape, packed_tokens = case.shape, case.shape.get("packed_tokens")
+    query_tokens = shape.get("query_tokens", 1)
+    if packed_tokens:
+        group = shape["q_heads"] // shape["kv_heads"]
+        query_tokens = mean_query_tokens(packed_tokens, shape["batch"], group, None)
     return choose_decode_tiling(
         batch=shape["batch"],
         q_heads=shape["q_heads"],
@@ -220,7 +239,9 @@ def case_decode_tiling(case: CompileCase, gpu: Gpu) -> DecodeTiling:
         capacity=shape["capacity"],
         page_size=shape["page_size"],
         element_bytes=ELEMENT_BYTES[case.dtype],
-        query_tokens=shape.get("query_tokens", 1),
+        query_tokens=query_tokens,
+        ragged=packed_tokens is not None,
+        packed_tokens=packed_tokens,
         limits=kernel_limits(gpu),
     )
 
@@ -233,8 +254,11 @@ def multiplied_dtype(case: CompileCase, sm: int) -> str:
 
 
 def feature_cases() -> tuple[CompileCase, ...]:
-    """Decode attention with every option at once, contiguous and in odd pages; with scales per token."""
+    """Decode attention with every option at once: contiguous, in odd pages, packed; with scales per token."""
     shape = {**_DECODE, "query_tokens": 3, "options": 1}
+    packed = CompileCase(
+        kernel="decode_attention", variant="options_packed", dtype="bf16", shape={**_PACKED, "options": 1}
+    )
     options = tuple(
         CompileCase(
             kernel="decode_attention",
@@ -244,7 +268,7 @@ def feature_cases() -> tuple[CompileCase, ...]:
         )
         for page_size, dtype in ((0, "bf16"), (24, "e4m3"))
     )
-    return (*options, scale_case("e4m3", page_size=16, float8=1))
+    return (*options, packed, scale_case("e4m3", page_size=16, float8=1))
 
 
 def scale_case(dtype: str, *, page_size: int, float8: int = 0) -> CompileCase:
@@ -281,8 +305,12 @@ def iteration_work(
 
 
 def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> IterationWork:
-    """A tile of keys and values, or of latents; CTAs of other query rows of the same head share its bytes."""
+    """A tile of keys and values, or of latents; CTAs of other query rows of the same head share its bytes.
+
+    How many CTAs share the tiles of ragged queries depends on the sequence: here none do.
+    """
     rows, tokens = constants["group"] * constants["query_tokens"], constants["block_n"]
+    rows = rows or constants["block_g"]
     head_dims = constants["head_dim"] + constants["v_head_dim"]
     cached = constants["head_dim"] if constants.get("latent") else head_dims
     tile = float(tokens * cached * ELEMENT_BYTES[case.dtype])

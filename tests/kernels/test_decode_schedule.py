@@ -223,10 +223,10 @@ def test_only_live_block_table_entries_are_read(monkeypatch, tiling, window):
 
 
 @pytest.mark.parametrize(
-    ("query_tokens", "ends"), [(4, [20]), (8, [16, 20])], ids=["as_many_rows_as_fit", "twice_as_many"]
+    ("query_tokens", "ends"), [(4, [20]), (8, [14, 16, 18, 20])], ids=["as_many_rows_as_fit", "more"]
 )
 def test_one_pass_over_the_cache_up_to_16384_row_elements(query_tokens, ends):
-    # The first of two passes ends with its own last query token.
+    # Blocks of more rows have 128 each, and end with their own last query token.
     inputs = decode_inputs([20], q_heads=64, kv_heads=1, capacity=20, query_tokens=query_tokens)
     with count_traffic() as traffic:
         decode_attention(**inputs)

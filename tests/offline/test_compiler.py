@@ -54,6 +54,7 @@ SLICE = {
         "pages_16",
         "latent_16_heads",
         "latent_128_heads",
+        "packed_pages_16",
         "rows_8192",
         "rows_8192_pointers",
         "rows_8192_warp_specialized",

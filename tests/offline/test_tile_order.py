@@ -1,6 +1,7 @@
 """The work of each CTA in plain Python, by hand and against launches recorded in the interpreter."""
 
 import importlib
+import itertools
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -151,6 +152,15 @@ CHUNKS = {
         {"window": 21, "query_tokens": 3},
     ),
     "no live token": ([0, 0], 2, decode_tiling(programs=2, block_n=16), {}),
+    "packed queries": ([70, 0, 50, 33], 20, decode_tiling(programs=6, block_n=16), {"q_lens": [1, 3, 0, 21]}),
+    "packed queries in a window": (
+        [70, 9, 50],
+        2,
+        decode_tiling(programs=7, block_n=16),
+        {"window": 21, "q_lens": [40, 9, 1]},
+    ),
+    "splits of packed queries": ([70, 9, 50], 20, decode_tiling(2, block_n=16), {"q_lens": [9, 0, 3]}),
+    "any query tokens": ([70, 9], 2, decode_tiling(programs=5, block_n=16), {"query_tokens": 37}),
 }
 
 
@@ -158,15 +168,20 @@ CHUNKS = {
 def test_decode_ctas_read_their_chunks(name, monkeypatch):
     lengths, q_heads, tiling, options = CHUNKS[name]
     kv_heads, capacity = 2 if q_heads == 2 else 1, 80
-    query_tokens, window = options.get("query_tokens", 1), options.get("window")
+    query_tokens, window, q_lens = (options.get(key) for key in ("query_tokens", "window", "q_lens"))
+    query_tokens, group, ragged = query_tokens or 1, q_heads // kv_heads, {}
     q = torch.zeros(len(lengths), query_tokens, q_heads, 16, dtype=torch.float16)
+    starts = [sequence * query_tokens for sequence in range(len(lengths) + 1)]
+    if q_lens:
+        starts = [0, *itertools.accumulate(q_lens)]
+        ragged = {"cu_seqlens": torch.tensor(starts, dtype=torch.int32)}
+        q = torch.zeros(sum(q_lens), q_heads, 16, dtype=torch.float16)
     caches = [torch.zeros(len(lengths), capacity, kv_heads, 16, dtype=torch.float16) for _ in range(2)]
     out = torch.empty_like(q)
     monkeypatch.setattr(decode_kernels, "_combine_kernel", NoKernel())
     with recorded(monkeypatch) as log:
-        decode_attention(
-            q, *caches, torch.tensor(lengths, dtype=torch.int32), window=window, out=out, tiling=tiling
-        )
+        lens = torch.tensor(lengths, dtype=torch.int32)
+        decode_attention(q, *caches, lens, **ragged, window=window, out=out, tiling=tiling)
     order = decode_chunk_order(
         context_lens=lengths,
         capacity=capacity,
@@ -174,17 +189,23 @@ def test_decode_ctas_read_their_chunks(name, monkeypatch):
         kv_heads=kv_heads,
         tiling=tiling,
         query_tokens=query_tokens,
+        q_lens=q_lens,
         window=window,
     )
-    items = len(lengths) * kv_heads * math.ceil(q_heads // kv_heads * query_tokens / 16)
-    assert len(order) == (items * tiling.num_splits or tiling.programs)
+    grid = tiling.programs
+    if tiling.num_splits:
+        # Of packed queries the host knows the tokens alone: each sequence may leave a block that is not full.
+        blocks = len(lengths) * math.ceil(group * query_tokens / 16)
+        if q_lens:
+            blocks = (group * sum(q_lens) + (len(lengths) + 1) * 15) // 16
+        grid = kv_heads * blocks * tiling.num_splits
+    assert len(order) == grid
     cache_rows, queries, results = {}, {}, {}
     for program, chunks in enumerate(order):
         for sequence, kv_head, row_block, begin, end, whole in chunks:
             rows = {
-                (sequence * query_tokens + row // group) * q_heads + kv_head * group + row % group
-                for group in [q_heads // kv_heads]
-                for row in range(row_block * 16, min(row_block * 16 + 16, group * query_tokens))
+                (starts[sequence] + row // group) * q_heads + kv_head * group + row % group
+                for row in span(row_block, 16, group * (starts[sequence + 1] - starts[sequence]))
             }
             read = {(sequence * capacity + token) * kv_heads + kv_head for token in range(begin, end)}
             cache_rows[program] = cache_rows.get(program, set()) | read

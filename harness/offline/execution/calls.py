@@ -3,6 +3,7 @@
 Dead cache is NaN (-1 in int8). Pages that hold no live token have an id out of range.
 """
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ from .matmul_cases import MatmulCase
 from .prefill_cases import PrefillCase
 
 _DTYPES = {**DTYPES, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8}
+_INDEX_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
-_NO_PAGE = 2**31 - 1
 _INT8_SCALE = 0.01
 
 Judge = Callable[[Any], "Figures"]
@@ -108,19 +109,20 @@ class _Draw:
 
 
 def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
-    batch, tokens = len(case.lengths), case.query_tokens or 1
+    batch = len(case.lengths)
     longest = max(1, *case.lengths)
     table, lead = None, (batch, case.capacity or longest + 40)
     if case.page_size:
         pages_each = math.ceil((case.capacity or longest + 5) / case.page_size)
         pages = batch * pages_each + 3
         order = torch.randperm(pages, generator=draw_.numbers)[: batch * pages_each]
-        table = order.view(batch, pages_each).to(torch.int32)
+        table = order.view(batch, pages_each)
         lead = (pages, case.page_size)
     capacity = lead[1] * (1 if table is None else table.shape[1])
     q_dtype = case.query_dtype or ("bf16" if case.dtype in ("e4m3", "e5m2", "int8") else case.dtype)
     q_heads = case.kv_heads * case.group
-    q = draw_.normal(batch, tokens, q_heads, case.head_dim, dtype=q_dtype, size=case.query_size)
+    leading, query_lengths = _query_lengths(case)
+    q = draw_.normal(*leading, q_heads, case.head_dim, dtype=q_dtype, size=case.query_size)
     k_cache, v_cache = (
         laid_out(draw_.normal(*lead, case.kv_heads, width, dtype=case.dtype), case.cache_layout)
         for width in (case.head_dim, case.v_head_dim or case.head_dim)
@@ -131,13 +133,14 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
     dead = _dead_tokens(case, lead, capacity, table)
     for cache in (k_cache, v_cache):
         cache.view(_BITS[cache.element_size()])[dead] = -1
-    context_lens = torch.tensor(case.lengths, dtype=torch.int32)
+    context_lens = torch.tensor(case.lengths, dtype=_INDEX_DTYPES[case.index_dtype])
     forbidden = [] if case.cache_layout.startswith("huge") else [(k_cache, dead), (v_cache, dead)]
     if case.latent:
         del forbidden[1:]  # what lies between values is the rest of the keys
     if table is not None:
         unused = torch.arange(table.shape[1]) * case.page_size >= context_lens.clamp(min=0)[:, None]
-        table = _block_table(table.masked_fill(unused, _NO_PAGE), case.table_stride)
+        table = table.to(context_lens.dtype).masked_fill(unused, torch.iinfo(context_lens.dtype).max)
+        table = _block_table(table, case.table_stride)
         forbidden.append((table, unused))
     options: dict[str, Any] = {
         "block_table": table,
@@ -147,8 +150,12 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
         "sinks": draw_.normal(q_heads, dtype=case.sinks, size=2.0) if case.sinks else None,
         **_decode_scales(case, draw_, k_cache, dead),
     }
+    dead_queries = _dead_queries(case, leading)
+    q.view(_BITS[q.element_size()])[dead_queries] = -1
     q = laid_out(q, case.query_layout)
-    q = q[:, 0] if case.query_tokens is None else q
+    forbidden.append((q, dead_queries))
+    q = q[:, 0] if case.query_tokens is None and case.q_lens is None else q
+    options |= query_lengths
     expected, expected_lse = reference.decode_attention(q, k_cache, v_cache, context_lens, **options)
     products = attention_products(capacity=capacity, head_dim=case.head_dim, expected_lse=expected_lse)
     # Rounded twice: the probabilities to the dtype of the product (float16 if all is 8-bit), and the output.
@@ -163,8 +170,10 @@ def _decode_call(case: DecodeCase, draw_: _Draw) -> Call:
             out_dtype=_DTYPES[case.out_dtype] if case.out_dtype else None,
             num_splits=case.num_splits,
             return_lse=case.return_lse,
+            lse_layout=case.lse_layout,
+            lse_base=case.lse_base,
         ),
-        judge=partial(_judge_states, expected, expected_lse, bound, products),
+        judge=partial(_judge_decode, case, expected, expected_lse, bound, products),
         dead=forbidden,
     )
 
@@ -189,6 +198,38 @@ def _decode_scales(case: DecodeCase, draw_: _Draw, cache: Tensor, dead: Tensor) 
     }
 
 
+def _query_lengths(case: DecodeCase) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+    """Leading dimensions of the queries, and the argument that says whose they are."""
+    dtype = _INDEX_DTYPES[case.index_dtype]
+    batch = len(case.lengths)
+    if case.q_lens is None:
+        return (batch, case.query_tokens or 1), {}
+    if case.query_tokens is not None:
+        return (batch, case.query_tokens), {"q_lens": torch.tensor(case.q_lens, dtype=dtype)}
+    starts = [0, *itertools.accumulate(case.q_lens)]
+    return (starts[-1] + case.unused_tokens,), {"cu_seqlens": torch.tensor(starts, dtype=dtype)}
+
+
+def _dead_queries(case: DecodeCase, leading: tuple[int, ...]) -> Tensor:
+    """Which query tokens belong to no sequence: of the leading dimensions of the queries."""
+    dead = torch.zeros(leading, dtype=torch.bool)
+    if case.q_lens is not None and case.query_tokens is not None:
+        return torch.arange(case.query_tokens) >= torch.tensor(case.q_lens)[:, None]
+    dead[leading[0] - case.unused_tokens :] = True
+    return dead
+
+
+def _judge_decode(
+    case: DecodeCase, expected: Tensor, expected_lse: Tensor, bound: float, products: float, result: Any
+) -> Figures:
+    """`_judge_states` of a result whose log-sum-exp has the layout and the base of the case."""
+    if isinstance(result, tuple):
+        output, lse = result
+        lse = lse.transpose(-1, -2) if case.lse_layout == "heads-first" else lse
+        result = output, lse * math.log(2.0) if case.lse_base == 2 else lse
+    return _judge_states(expected, expected_lse, bound, products, result)
+
+
 def _set_special(case: DecodeCase, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> None:
     """Writes the special values of a case into its inputs."""
     if case.infinite_keys:
@@ -207,7 +248,9 @@ def _dead_tokens(case: DecodeCase, lead: tuple[int, ...], capacity: int, table: 
     dead = torch.ones(lead, dtype=torch.bool)
     for sequence, length in enumerate(case.lengths):
         end = min(max(length, 0), capacity)
-        begin = max(end - case.window - (case.query_tokens or 1) + 1, 0) if case.window else 0
+        tokens = (case.query_tokens or 1) if case.q_lens is None else case.q_lens[sequence]
+        begin = max(end - case.window - tokens + 1, 0) if case.window else 0
+        begin = begin if tokens else end
         if table is None:
             dead[sequence, begin:end] = False
         else:
@@ -220,7 +263,7 @@ def _block_table(table: Tensor, stride: int | None) -> Tensor:
     """The block table with its rows `stride` entries apart."""
     if stride is None:
         return table
-    wide = torch.full((len(table), stride), -5, dtype=torch.int32)
+    wide = torch.full((len(table), stride), -5, dtype=table.dtype)
     wide[:, : table.shape[1]] = table
     return wide[:, : table.shape[1]]
 
@@ -293,7 +336,7 @@ def _prefill_call(case: PrefillCase, draw_: _Draw) -> Call:
         options["context_lens"] = torch.tensor(case.prefix, dtype=torch.int32)
         if table is not None:
             unused = torch.arange(table.shape[1]) * case.page_size >= options["context_lens"][:, None]
-            options["block_table"] = table.masked_fill(unused, _NO_PAGE)
+            options["block_table"] = table.masked_fill(unused, torch.iinfo(table.dtype).max)
     if case.heads_first:
         q, k, v = (each.transpose(-3, -2).contiguous().transpose(-3, -2) for each in (q, k, v))
     expected, expected_lse = reference.prefill_attention(q, k, v, **options)

@@ -1,7 +1,7 @@
 """Calls of `decode_attention` and `merge_states` that `execute` runs, sizes small and odd."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .layouts import Layout, Scale
 
@@ -22,6 +22,9 @@ class DecodeCase:
         page_size: 0 is a contiguous cache.
         table_stride: entries from one row of the block table to the next; None means contiguous.
         query_tokens: None means a `q` without that dimension.
+        q_lens: query tokens of each sequence, padded to `query_tokens`, or packed where that is None.
+        unused_tokens: packed tokens after those of the last sequence.
+        index_dtype: of lengths and block table.
         num_splits: chunks of each sequence; None leaves the work to on-device scheduling.
         query_size: standard deviation of the queries.
         infinite_keys: leading tokens of each sequence whose scores are -inf.
@@ -45,6 +48,9 @@ class DecodeCase:
     page_size: int = 0
     table_stride: int | None = None
     query_tokens: int | None = None
+    q_lens: tuple[int, ...] | None = None
+    unused_tokens: int = 0
+    index_dtype: Literal["int32", "int64"] = "int32"
     scale: float | None = None
     window: int | None = None
     softcap: float | None = None
@@ -56,6 +62,8 @@ class DecodeCase:
     out_dtype: str | None = None
     num_splits: int | None = None
     return_lse: bool = True
+    lse_layout: str = "tokens-first"
+    lse_base: str | int = "e"
     cache_layout: Layout = ""
     query_layout: Layout = ""
     query_size: float = 1.0
@@ -163,8 +171,43 @@ DECODE = (
         v_scale="token",
         out_scale="one",
     ),
+    DecodeCase("packed_chunks_and_decodes", q_lens=(1, 37, 0, 20), lengths=(130, 150, 40, 20), sm_count=2),
+    DecodeCase(
+        "padded_pages_16_int64",
+        q_lens=(4, 0, 9),
+        query_tokens=9,
+        page_size=16,
+        lengths=(100, 30, 9),
+        index_dtype="int64",
+        lse_layout="heads-first",
+        lse_base=2,
+    ),
 )
 MORE_DECODE = (
+    DecodeCase("query_tokens_40_group_1", query_tokens=40, group=1, kv_heads=1, lengths=(140, 33)),
+    DecodeCase(
+        "packed_group_7_d72", q_lens=(9, 1, 30), group=7, head_dim=72, kv_heads=1, lengths=(90, 70, 30)
+    ),
+    DecodeCase(
+        "packed_splits_3_all_options",
+        q_lens=(20, 1),
+        unused_tokens=5,
+        num_splits=3,
+        window=50,
+        softcap=10.0,
+        sinks="fp32",
+        page_size=16,
+        lengths=(150, 90),
+        kv_heads=1,
+    ),
+    DecodeCase("packed", dtype="e4m3", q_lens=(20, 1), lengths=(150, 90), page_size=48),
+    DecodeCase("packed", dtype="fp32", q_lens=(20, 1), lengths=(70, 90), kv_heads=1),
+    DecodeCase(
+        "packed_special_values",
+        q_lens=(5, 20),
+        lengths=(130, 131),
+        special_values=((0, 129, "nan"), (0, 127, "inf"), (1, 120, "-inf")),
+    ),
     DecodeCase("one_cta", lengths=(460,), kv_heads=1, sm_count=1),
     DecodeCase("no_lse", return_lse=False),
     DecodeCase("ragged_many_ctas", lengths=(0, 33, 0, 511, 7, 0), sm_count=8),
