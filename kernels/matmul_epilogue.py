@@ -26,14 +26,14 @@ class Epilogue(NamedTuple):
         bias_ptr: [batch, features], or None.
         stride_bias_batch: of the bias.
         stride_bias: between features.
-        bias_up_offset: from the bias of a gate feature to that of its up feature.
+        up_bias_ptr: the bias of up features, with the strides of the gate's; None without gate.
         x_scale_ptr: [batch, rows], or None.
         stride_x_scale_batch: of the scales of x.
         stride_x_scale: between rows.
         weight_scale_ptr: [batch, features], or None.
         stride_weight_scale_batch: of the scales of the weight.
         stride_weight_scale: between features.
-        weight_scale_up_offset: from the scale of a gate feature to that of its up feature.
+        up_weight_scale_ptr: the scales of up features, likewise.
         residual_ptr: [batch, rows, columns], added to what the activation gives, or None.
         stride_residual_batch: of the residual, as the next two.
         stride_residual_row: between rows.
@@ -52,14 +52,14 @@ class Epilogue(NamedTuple):
     bias_ptr: tl.tensor
     stride_bias_batch: tl.tensor
     stride_bias: tl.tensor
-    bias_up_offset: tl.tensor
+    up_bias_ptr: tl.tensor
     x_scale_ptr: tl.tensor
     stride_x_scale_batch: tl.tensor
     stride_x_scale: tl.tensor
     weight_scale_ptr: tl.tensor
     stride_weight_scale_batch: tl.tensor
     stride_weight_scale: tl.tensor
-    weight_scale_up_offset: tl.tensor
+    up_weight_scale_ptr: tl.tensor
     residual_ptr: tl.tensor
     stride_residual_batch: tl.tensor
     stride_residual_row: tl.tensor
@@ -270,14 +270,12 @@ def _scaled(
     """Sums of features, or with UP of their up features, multiplied by their scales, plus the bias."""
     acc = acc.to(tl.float32) * scale
     if epilogue.weight_scale_ptr is not None:
-        scale_ptrs = epilogue.weight_scale_ptr + batch * epilogue.stride_weight_scale_batch
+        scale_ptr = epilogue.up_weight_scale_ptr if UP else epilogue.weight_scale_ptr
+        scale_ptrs = scale_ptr + batch * epilogue.stride_weight_scale_batch
         scale_ptrs += features * epilogue.stride_weight_scale
-        if UP:
-            scale_ptrs += epilogue.weight_scale_up_offset
         acc = acc * tl.load(scale_ptrs, mask=live_n, other=0.0).to(tl.float32)[None, :]
     if epilogue.bias_ptr is not None:
-        bias_ptrs = epilogue.bias_ptr + batch * epilogue.stride_bias_batch + features * epilogue.stride_bias
-        if UP:
-            bias_ptrs += epilogue.bias_up_offset
+        bias_ptr = epilogue.up_bias_ptr if UP else epilogue.bias_ptr
+        bias_ptrs = bias_ptr + batch * epilogue.stride_bias_batch + features * epilogue.stride_bias
         acc = acc + tl.load(bias_ptrs, mask=live_n, other=0.0).to(tl.float32)[None, :]
     return acc

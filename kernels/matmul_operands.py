@@ -34,13 +34,13 @@ class Vector(NamedTuple):
         values: their tensor, or None.
         batch_stride: between batches.
         stride: between rows, or features; with gate and up, between their pairs.
-        up_offset: from the value of a gate feature to that of its up feature.
+        up_values: those of the up features, with the same strides; None without gate.
     """
 
     values: torch.Tensor | None = None
     batch_stride: int = 0
     stride: int = 0
-    up_offset: int = 0
+    up_values: torch.Tensor | None = None
 
 
 def gate_of(value: torch.Tensor | Pair) -> torch.Tensor:
@@ -108,10 +108,12 @@ def feature_vector(
         0 if dim is None or values.shape[dim] == 1 else values.stride(dim) for dim in dims
     )
     if isinstance(value, tuple):
-        return Vector(values, batch_stride, stride, elements_between(*value))
-    if layout == INTERLEAVED:
-        return Vector(values, batch_stride, 2 * stride, stride)
-    return Vector(values, batch_stride, stride, features // 2 * stride)
+        return Vector(values, batch_stride, stride, value[1])
+    if layout == NO_PAIR or dims[1] is None:
+        return Vector(values, batch_stride, stride, values if layout else None)
+    first_up = 1 if layout == INTERLEAVED else features // 2
+    up_values = values.narrow(dims[1], first_up, features - first_up)
+    return Vector(values, batch_stride, 2 * stride if layout == INTERLEAVED else stride, up_values)
 
 
 def varies_by_batch(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MAX_LANE_OFFSET = 2**31
 _FLOAT8_ACCUMULATION_K = 128
 """Products that Hopper's tensor cores add up in about 14 bits, before the sum is promoted to float32."""
+_TF32_PRODUCTS = {"ieee": 0, "tf32": 1, "tf32x3": 3}
 _TMA_ALIGNMENT = 16
 """Addresses and row strides, in bytes, of a tensor behind a TMA descriptor are multiples of this."""
 
@@ -170,7 +171,7 @@ def plan_matmul(
             batch=batch,
             aligned=_loads_16_bytes(x[0]) and _loads_16_bytes(first[0]),
             tma=tma,
-            tf32=precision != "ieee",
+            tf32=_TF32_PRODUCTS[precision],
             integer=is_integer,
             scaled_k=None if blocks is None else blocks.part_k,
             column_scales=_columns_have_scales(blocks, features, layout),

@@ -10,7 +10,7 @@ from .gpu_limits import registers_for
 if TYPE_CHECKING:
     from .gpu_limits import GpuLimits
 
-DotKind = Literal["float16", "float8", "int8", "int8_weight", "tf32", "float32"]
+DotKind = Literal["float16", "float8", "int8", "int8_weight", "tf32", "tf32x3", "float32"]
 """Operands of a dot: 16-bit floats, 8-bit floats, int8, 16-bit floats by 8 bits, float32 as tf32 or IEEE.
 
 The narrower of two operands is converted to the dtype of the other, in registers.
@@ -41,7 +41,7 @@ class MatmulProblem:
         batch: matmuls, each with its own rows.
         aligned: whether both operands can be loaded 16 bytes at a time.
         tma: whether both operands meet the alignment rules of tensor descriptors.
-        tf32: whether float32 is multiplied by tf32 instructions (once or three times) rather than in IEEE.
+        tf32: tf32 products per product of float32: 1, or 3 for "tf32x3"; 0 where IEEE float32 is multiplied.
         integer: whether both operands are int8.
         scaled_k: elements of K that have the same scales; None means all of them.
         column_scales: whether columns of a tile have block scales of their own.
@@ -55,7 +55,7 @@ class MatmulProblem:
     batch: int = 1
     aligned: bool
     tma: bool = False
-    tf32: bool = False
+    tf32: int = 0
     integer: bool = False
     scaled_k: int | None = None
     column_scales: bool = False
@@ -88,7 +88,7 @@ class MatmulProblem:
         """The dot that these element sizes give."""
         narrow, wide = sorted((self.x_bytes, self.weight_bytes))
         if wide == 4:
-            return "tf32" if self.tf32 else "float32"
+            return "float32" if not self.tf32 else "tf32x3" if self.tf32 == 3 else "tf32"
         if wide == 1:
             return "int8" if self.integer else "float8"
         return "int8_weight" if narrow == 1 else "float16"
@@ -169,6 +169,8 @@ _MANY_ROWS: dict[DotKind, dict[int, tuple[TileConfig, ...]]] = {
         120: (replace(_SQUARE, k=32),),
     },
     "tf32": {80: (replace(_SQUARE, k=32),)},
+    # Both operands are split in two tf32 values, in registers.
+    "tf32x3": {80: (TileConfig(m=64, n=64, k=32, warps=4, stages=3, per_sm=2),)},
     # IEEE float32 products use the FMA units, with operands in registers: small tiles and a small K step.
     "float32": {80: (TileConfig(m=128, n=64, k=16, warps=8, stages=3, per_sm=2),)},
 }
@@ -203,6 +205,7 @@ _UNALIGNED_ROWS: dict[DotKind, TileConfig] = {
     "int8": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
     "int8_weight": TileConfig(m=64, n=128, k=32, warps=8, stages=2, per_sm=2),
     "tf32": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
+    "tf32x3": TileConfig(m=64, n=64, k=32, warps=8, stages=2, per_sm=2),
     "float32": TileConfig(m=32, n=64, k=16, warps=8, stages=3, per_sm=3),
 }
 
@@ -237,6 +240,7 @@ def few_row_tile(problem: MatmulProblem, m: int, limits: GpuLimits) -> TileConfi
         "int8": _few_float8,
         "int8_weight": _few_int8,
         "tf32": _few_tf32,
+        "tf32x3": _few_tf32,
     }
     if problem.scaled_k is not None:
         of_8_bits = problem.x_bytes == 1

@@ -312,7 +312,9 @@ def _roof_s(problem: MatmulProblem, limits: GpuLimits) -> float:
 def _rates(problem: MatmulProblem, limits: GpuLimits) -> tuple[float, float]:
     """Operations and DRAM bytes per second and SM."""
     flop_per_s, bytes_per_s, _ = SM_RATES[generation_of(limits)]
-    factor = {"float8": 2.0, "int8": 2.0, "tf32": 0.5, "float32": 0.0625}.get(problem.kind, 1.0)
+    factor = {"float8": 2.0, "int8": 2.0, "tf32": 0.5, "tf32x3": 0.5 / 3, "float32": 0.0625}.get(
+        problem.kind, 1.0
+    )
     return flop_per_s * factor, bytes_per_s
 
 

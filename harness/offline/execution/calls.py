@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .... import kernels
 from ....kernels import reference
+from ....kernels.matmul_operands import GATED_ACTIVATIONS
 from ...core.gate import Gate, attention_products, gate_of, judge, lse_error, tolerance
 from ...core.inputs import DTYPES, DecodeAttentionInputs, Source, draw
 from ...core.options import user_code
@@ -361,6 +362,7 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
     rows, features, depth = case.shape
     batch = (case.batch,) if case.batch else ()
     x_dtype = case.x_dtype or ("bf16" if case.dtype == "int8" else case.dtype)
+    out_dtype = _DTYPES[case.out_dtype or _default_out(x_dtype, case.dtype)]
     x = laid_out(draw_.normal(*batch, rows, depth, dtype=x_dtype), case.x_layout)
     if case.transposed_weight:
         weight = draw_.normal(*batch, depth, features, dtype=case.dtype).transpose(-1, -2)
@@ -373,20 +375,32 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
         "weight_scale": draw_.scale(
             case.weight_scale, 0.02 if case.dtype == "int8" else 2.0, *batch, features
         ),
+        "gate_up": case.gate_up,
+        "residual": None,
     }
     if case.blocks:
         blocks_k, blocks_n = math.ceil(depth / case.blocks), math.ceil(features / case.blocks)
         # Blocks of K first in memory, as DeepGEMM keeps the scales of x.
         options["x_scale"] = 0.1 + draw_.normal(*batch, blocks_k, rows, dtype="fp32", size=0.02).mT
         options["weight_scale"] = draw_.scale("each", 0.1, *batch, blocks_n, blocks_k)
-    out_dtype = _DTYPES[case.out_dtype or (x_dtype if x_dtype in DTYPES else "bf16")]
-    swiglu = case.activation == "swiglu"
+    for name in ("x_scale", "weight_scale"):
+        if isinstance(options[name], Tensor):
+            options[name] = options[name].to(_DTYPES[case.scale_dtype])
+    columns = features // (1 if case.activation not in GATED_ACTIVATIONS else 2)
+    if case.residual:
+        options["residual"] = draw_.normal(*batch, rows, columns, dtype=case.residual)
+    if case.clamped:
+        options |= {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
+    if case.gate_up == "pair":
+        weight, options["gate_up"] = _halves(weight), "halves"
+        for name in ("bias", "weight_scale"):
+            options[name] = _halves(options[name])
     out = None
     if case.out_layout:
-        blank = torch.full((*batch, rows, features // 2 if swiglu else features), math.nan, dtype=out_dtype)
-        out = laid_out(blank, case.out_layout)
+        out = laid_out(torch.full((*batch, rows, columns), math.nan, dtype=out_dtype), case.out_layout)
     expected = reference.prefill_matmul(x, weight, **options)
-    bound = _matmul_tolerance(case, out_dtype, sum(value is not None for value in options.values()))
+    steps = ("bias", "activation", "x_scale", "weight_scale", "residual")
+    bound = _matmul_tolerance(case, out_dtype, sum(options[name] is not None for name in steps))
     return Call(
         run=partial(
             kernels.prefill_matmul,
@@ -401,18 +415,35 @@ def _matmul_call(case: MatmulCase, draw_: _Draw) -> Call:
     )
 
 
+def _default_out(x_dtype: str, weight_dtype: str) -> str:
+    """The wider of two dtypes of operands, bf16 if both have 8 bits."""
+    wide = [each for each in (x_dtype, weight_dtype) if each in DTYPES]
+    return max(wide, key=lambda name: DTYPES[name].itemsize, default="bf16")
+
+
+def _halves(values: Any) -> Any:
+    """A pair of tensors of their own, of the first and the last half of the rows."""
+    if not isinstance(values, Tensor) or values.numel() == 1:
+        return values
+    first, second = values.chunk(2, dim=-2 if values.dim() > 1 else -1)
+    return first.clone(), second.clone()
+
+
 def _matmul_tolerance(case: MatmulCase, out_dtype: torch.dtype, epilogue_steps: int) -> float:
     """The largest relative error of a row of the result.
 
-    "swiglu" multiplies two sums, whose relative errors add; `tolerance` takes the square root of the
+    A gated activation multiplies two sums, whose errors add; `tolerance` takes the square root of the
     products, so it gets four times as many. The epilogue computes in float32: for a float32 result each of
     its steps (two scales, bias, activation) is one more rounding. tf32 rounds both operands, to as many bits
     as float16.
     """
-    reduction = case.shape[2] * (4 if case.activation == "swiglu" else 1)
+    reduction = case.shape[2] * (4 if case.activation in GATED_ACTIVATIONS else 1)
     if case.precision == "tf32":
         return tolerance(torch.float16, reduction=reduction, roundings=2)
     roundings = 1 + (epilogue_steps if out_dtype == torch.float32 else 0)
+    if case.precision == "tf32x3":
+        # 22 bits of each operand, and no product of the remainders: three errors of 2^-22 at most.
+        roundings += 12
     return tolerance(out_dtype, reduction=reduction, roundings=roundings)
 
 

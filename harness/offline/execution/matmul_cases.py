@@ -20,6 +20,10 @@ class MatmulCase:
         batch: products of a weight each; 0 means one, without that dimension.
         bias: its dtype; None means no bias.
         transposed_weight: the weight is a view of its transpose.
+        gate_up: order of gate and up rows, or "pair": a weight, a bias and scales each.
+        clamped: clamped swiglu with the numbers of gpt-oss.
+        residual: its dtype; None means no residual.
+        scale_dtype: of scales that are tensors.
         tiling: None means the host function's choice.
         sm_count: SMs that the tiling is chosen for.
     """
@@ -42,6 +46,10 @@ class MatmulCase:
     x_layout: Layout = ""
     weight_layout: Layout = ""
     out_layout: Layout = ""
+    gate_up: str = "halves"
+    clamped: bool = False
+    residual: str | None = None
+    scale_dtype: str = "fp32"
     tiling: MatmulTiling | None = None
     sm_count: int = 4
 
@@ -70,6 +78,23 @@ MATMUL = (
     MatmulCase("rows_5", (5, 200, 200), dtype="fp16"),
     MatmulCase("rows_16", (16, 96, 264), dtype="int8", weight_scale="each"),
     MatmulCase("rows_33_swiglu_bias", (33, 120, 136), activation="swiglu", bias="fp32"),
+    MatmulCase(
+        "rows_33_pair_clamped",
+        (33, 120, 136),
+        activation="swiglu",
+        gate_up="pair",
+        clamped=True,
+        bias="bf16",
+        residual="fp32",
+    ),
+    MatmulCase(
+        "rows_5_fp8_weight",
+        (5, 72, 144),
+        dtype="e4m3",
+        x_dtype="bf16",
+        weight_scale="each",
+        scale_dtype="bf16",
+    ),
     MatmulCase("rows_64_gelu_bias", (64, 64, 192), activation="gelu", bias="bf16"),
     MatmulCase("rows_65", (65, 130, 96)),
     MatmulCase("rows_130_odd_k", (130, 66, 101), dtype="fp16"),
@@ -130,6 +155,14 @@ MATMUL = (
     ),
 )
 MORE_MATMUL = (
+    MatmulCase("int8_weight_under_fp32", (33, 72, 144), dtype="int8", x_dtype="fp32", weight_scale="each"),
+    MatmulCase("tf32x3", (33, 72, 136), dtype="fp32", precision="tf32x3"),
+    MatmulCase("gelu_tanh_residual", (33, 72, 136), activation="gelu_tanh", residual="fp16", tiling=_tiles()),
+    MatmulCase("relu_squared_splits_2", activation="relu_squared", tiling=_tiles(num_splits=2)),
+    MatmulCase(
+        "interleaved", (41, 104, 104), activation="geglu_tanh", gate_up="interleaved", tiling=_tiles()
+    ),
+    MatmulCase("x_fp8_under_fp16", (33, 72, 144), dtype="fp16", x_dtype="e4m3", x_scale="each"),
     MatmulCase("rows_1_odd", (1, 77, 131)),
     MatmulCase("rows_8_split_k", (8, 64, 2048), sm_count=12),
     MatmulCase(
@@ -280,6 +313,22 @@ MORE_TMA = (
         blocks=128,
         activation="swiglu",
         tiling=_tma_tiles(128, 128, 128, num_warps=8, variant="warp_specialized"),
+    ),
+    MatmulCase(
+        "tma_pair", (70, 136, 200), activation="geglu", gate_up="pair", bias="bf16", tiling=_tma_tiles()
+    ),
+    MatmulCase(
+        "tma_interleaved_splits_2",
+        (70, 272, 200),
+        activation="swiglu",
+        gate_up="interleaved",
+        clamped=True,
+        bias="fp32",
+        residual="bf16",
+        tiling=_tma_tiles(num_splits=2),
+    ),
+    MatmulCase(
+        "tma_fp8_x", (70, 136, 208), dtype="fp16", x_dtype="e5m2", x_scale="each", tiling=_tma_tiles()
     ),
     MatmulCase("tma_x_huge_row_stride", (70, 72, 128), x_layout="huge", tiling=_tma_tiles(programs=1)),
     MatmulCase("tma_k_below_a_tile", (70, 72, 40), tiling=_tma_tiles()),
