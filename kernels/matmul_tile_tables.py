@@ -220,6 +220,12 @@ def many_row_tiles(problem: MatmulProblem, limits: GpuLimits) -> tuple[TileConfi
     if problem.column_scales and generation in {90, 100}:
         # A thread holds the scales of its columns, so the tile has fewer, and no second product in flight.
         return tuple(replace(tile, n=64, k=min(tile.k, _FLOAT8_K), stages=4) for tile in tiles)
+    if problem.x_bytes < problem.weight_bytes:
+        # Converting x takes registers; without a limit the compiler spills to fit one more CTA.
+        tiles = tuple(
+            replace(tile, max_registers=tile.max_registers or registers_for(tile.warps, tile.per_sm))
+            for tile in tiles
+        )
     # On sm_80 the largest tile leaves no registers for the masks of a partly used tile.
     tight = generation == 80 and problem.out_features % 256
     return tuple(tile for tile in tiles if not (tight and tile.n == 256))

@@ -4,7 +4,11 @@ import torch
 from decodetax.kernels import MatmulTiling, prefill_matmul, prefill_matmul_workspace_bytes, reference
 from kernel_inputs import NAN, normal, poisoned, worst_error
 
-ORACLE_OPTIONS = {"bias", "activation", "x_scale", "weight_scale"}
+ORACLE_OPTIONS = {
+    *("bias", "activation", "x_scale", "weight_scale", "gate_up", "residual", "residual_scale"),
+    *("swiglu_alpha", "swiglu_beta", "swiglu_limit"),
+}
+GATED = {"swiglu", "geglu", "geglu_tanh", "reglu", "bilinear"}
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
@@ -81,7 +85,8 @@ def result_dtype(x, out_dtype=None):
 def multiply(x, weight, *, out_dtype=None, tiling=None, precision="ieee", **options):
     """The result, written over NaN, with the smallest workspace, full of NaN."""
     options |= {"out_dtype": out_dtype, "tiling": tiling, "precision": precision}
-    columns = weight.shape[-2] // (2 if options.get("activation") == "swiglu" else 1)
+    one_gated = options.get("activation") in GATED and not isinstance(weight, tuple)
+    columns = (weight[0] if isinstance(weight, tuple) else weight).shape[-2] // (2 if one_gated else 1)
     out = poisoned(*x.shape[:-1], columns, dtype=result_dtype(x, out_dtype))
     size = prefill_matmul_workspace_bytes(x, weight, **options)
     workspace = poisoned(size // 4, dtype=torch.float32)
@@ -96,7 +101,7 @@ def assert_right(x, weight, **options):
 def error(output, x, weight, **options):
     """Worst row error in units of the tolerance.
 
-    "swiglu" multiplies two sums, whose relative errors add; `tolerance` takes the square root of the
+    A gated activation multiplies two sums, whose errors add; `tolerance` takes the square root of the
     products, so it gets four times as many. The epilogue computes in float32: for a float32 result each of
     its steps (two scales, bias, activation) is one more rounding.
     """
@@ -105,6 +110,6 @@ def error(output, x, weight, **options):
     return worst_error(
         output,
         reference.prefill_matmul(x, weight, **options),
-        reduction=x.shape[-1] * (4 if options.get("activation") == "swiglu" else 1),
+        reduction=x.shape[-1] * (4 if options.get("activation") in GATED else 1),
         roundings=1 + (len(given) if output.dtype == torch.float32 else 0),
     )

@@ -17,7 +17,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 def main() -> None:
     """Run the cases of a file, and print how many agreed, were refused or disagreed."""
-    from . import attention_suites  # noqa: PLC0415  (after TRITON_INTERPRET is set)
+    from . import attention_suites, matmul_suites  # noqa: PLC0415  (after TRITON_INTERPRET is set)
 
     parser = argparse.ArgumentParser(prog="python -m tests.peers")
     parser.add_argument("file", type=Path)
@@ -28,10 +28,12 @@ def main() -> None:
     cases = [json.loads(line) for line in options.file.read_text().splitlines()]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases[first::step]:
-        if (case["peer"], case["suite"]) not in attention_suites.SUITES:
+        name = case["peer"], case["suite"]
+        suites = next((each for each in (attention_suites, matmul_suites) if name in each.SUITES), None)
+        if suites is None:
             continue
         began = time.perf_counter()
-        status, reason = outcome(attention_suites, case)
+        status, reason = outcome(suites, case)
         counts[f"{case['peer']} {case['suite']}"][status] += 1
         if options.rows:
             with options.rows.open("a") as rows:

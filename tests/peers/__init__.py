@@ -1,0 +1,1 @@
+"""Cases of peers' test suites, put to our kernels."""
