@@ -104,7 +104,10 @@ def choose_prefill_attention_tiling(
         programs=min(items, limits.sm_count * per_sm),
         num_warps=warps,
         num_stages=stages,
-        variant="descriptors" if limits.compute_capability >= TMA_FROM_CAPABILITY else "pointers",
+        # Float32 tiles from the TMA, which the FMA units take from registers, spill.
+        variant="descriptors"
+        if limits.compute_capability >= TMA_FROM_CAPABILITY and element_bytes < 4
+        else "pointers",
     )
 
 
@@ -116,9 +119,9 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
     """
     small_shared = limits.shared_bytes_per_block < 160 * 1024
     if element_bytes == 4:  # FMA units: both operands pass through registers
-        return (32, 32, 4, 2, 2) if width <= 64 else (32, 32, 8, 2, 1) if width <= 128 else (16, 16, 8, 2, 1)
+        return (32, 32, 8, 2, 1) if width <= 128 else (16, 16, 8, 2, 1)
     if width > 128:
-        return (64, 32, 8, 2, 1) if small_shared else (128, 64, 8, 2, 1)
+        return (64, 32, 4, 2, 1) if small_shared else (128, 64, 8, 2, 1)
     if limits.compute_capability // 10 == 10:
         return 128, 128, 8, 2, 1  # fewer keys would make issue slots the limit
     if width <= 64:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import kernels
-from ..core.cases import DecodeAttention, PrefillMatmul
+from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from ..core.inputs import Source, draw
 from ..core.work import ELEMENT_BYTES
 from .cache_model import MatmulOperands, matmul_traffic
@@ -45,6 +45,19 @@ _TENSORS = {
     "out_ptr": "out",
 }
 """Tensor names in a case's work, by parameter of the kernels."""
+
+_PROMPT_TENSORS = {
+    **_TENSORS,
+    "q_desc": "q",
+    "q_rest_desc": "q",
+    "k_ptr": "k",
+    "k_desc": "k",
+    "k_rest_desc": "k",
+    "v_ptr": "v",
+    "v_desc": "v",
+    "sinks_ptr": "sinks",
+}
+"""The same of prefill attention, whose keys and values are no cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +209,10 @@ def _prepared(case: CountedCase, tiling: Any, source: Source) -> Callable[[], ob
     inputs: Any = draw(case, source)
     if isinstance(case, PrefillMatmul):
         return partial(kernels.prefill_matmul, inputs.x, inputs.weight, tiling=tiling)
+    if isinstance(case, PrefillAttention):
+        prompts = (each.transpose(1, 2) for each in (inputs.q, inputs.k, inputs.v))
+        options = {"window": inputs.window, "softcap": inputs.softcap, "sinks": inputs.sinks}
+        return partial(kernels.prefill_attention, *prompts, **options, tiling=tiling)
     tensors = (inputs.q, inputs.k_cache, inputs.v_cache, inputs.context_lens)
     return partial(kernels.decode_attention, *tensors, tiling=tiling)
 
@@ -205,9 +222,10 @@ def _tensors(
 ) -> dict[str, KernelTensor]:
     """The tensors of all launches; a tensor that one launch writes and the next reads counts as one."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
+    names = _PROMPT_TENSORS if isinstance(case, PrefillAttention) else _TENSORS
     for launch in launches:
         for parameter, tensor in launch.tensors.items():
-            name = _TENSORS[parameter]
+            name = names[parameter]
             if name in {"k_cache", "v_cache"} and isinstance(case, DecodeAttention) and case.latent:
                 name = "latent_cache"
             sums[name]["bytes_requested"] += tensor.bytes_requested

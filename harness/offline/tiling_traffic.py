@@ -15,7 +15,12 @@ from ...kernels.decode_tiling import (
 )
 from ...kernels.matmul_tile_tables import MatmulProblem
 from ...kernels.matmul_tiling import MatmulTiling, choose_matmul_tiling
-from ..core.cases import DecodeAttention, PrefillMatmul
+from ...kernels.prefill_attention_tiling import (
+    PrefillAttentionTiling,
+    choose_prefill_attention_tiling,
+    head_dim_blocks,
+)
+from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from ..core.work import ELEMENT_BYTES
 from .tile_order import PARTIAL_BYTES, PARTIAL_COUNT_BYTES, decode_chunk_order, grouped_tile
 
@@ -25,8 +30,8 @@ if TYPE_CHECKING:
     from ...kernels.gpu_limits import GpuLimits
     from .tile_order import KvChunk
 
-    CountedCase = PrefillMatmul | DecodeAttention
-    Tiling = MatmulTiling | DecodeTiling
+    CountedCase = PrefillMatmul | DecodeAttention | PrefillAttention
+    Tiling = MatmulTiling | DecodeTiling | PrefillAttentionTiling
 
 _LENGTH_BYTES = 4
 
@@ -58,6 +63,17 @@ def chosen_tiling(case: CountedCase, limits: GpuLimits) -> Tiling:
             weight_bytes=element_bytes,
         )
         return choose_matmul_tiling(problem, limits)
+    if isinstance(case, PrefillAttention):
+        return choose_prefill_attention_tiling(
+            batch=case.sequences,
+            tokens=case.prompt,
+            q_heads=case.q_heads,
+            kv_heads=case.kv_heads,
+            head_dim=case.head_dim,
+            v_head_dim=case.value_dim,
+            element_bytes=element_bytes,
+            limits=limits,
+        )
     return choose_decode_tiling(
         batch=case.batch,
         q_heads=case.q_heads,
@@ -85,17 +101,65 @@ def tiling_traffic(case: CountedCase, tiling: Tiling) -> TilingTraffic:
     the GQA group, the head dimensions rounded up to powers of two (a key of over 256 elements and a latent:
     a power of two and a rest); a context's remainder after tiles of BLOCK_N is rounded up to 16 tokens.
 
+    Prefill attention: a query and an output once; the keys and values of a row block's tiles once for each
+    query head, from the first token in the window to the diagonal. The TMA loads whole tiles, as far as the
+    tensor goes; pointers load the tokens that some row attends to.
+
     Raises:
         ValueError: the tiling is for the other operation.
     """
+    if isinstance(case, PrefillAttention) and isinstance(tiling, PrefillAttentionTiling):
+        return _prefill_attention_traffic(case, tiling)
     if isinstance(case, PrefillMatmul) and isinstance(tiling, MatmulTiling):
         return _matmul_traffic(case, tiling)
     if isinstance(case, DecodeAttention) and isinstance(tiling, DecodeTiling):
         return _decode_traffic(case, tiling)
     raise ValueError(
         f"tiling is a {type(tiling).__name__}, but the case is a {type(case).__name__}; it must be a "
-        "MatmulTiling for a PrefillMatmul or a DecodeTiling for a DecodeAttention"
+        "MatmulTiling for a PrefillMatmul, a DecodeTiling for a DecodeAttention or a PrefillAttentionTiling "
+        "for a PrefillAttention"
     )
+
+
+def _prefill_attention_traffic(case: PrefillAttention, tiling: PrefillAttentionTiling) -> TilingTraffic:
+    """In memory heads come before tokens: the rows of a TMA tile past a prompt are the next head's."""
+    size, prompt = ELEMENT_BYTES[case.dtype], case.prompt
+    block_d, block_r = head_dim_blocks(case.head_dim)
+    block_v = max(16, 1 << (case.value_dim - 1).bit_length())
+    whole_tiles = (
+        tiling.variant != "pointers" and block_d + block_r == case.head_dim and block_v == case.value_dim
+    )
+    queries, keys = case.sequences * case.q_heads, case.sequences * case.kv_heads
+    query_rows, key_rows, tiles = 0, 0, 0
+    for row in range(0, prompt, tiling.block_m):
+        last_row = min(row + tiling.block_m, prompt)
+        begin = max(0, row - case.window + 1) if case.window else 0
+        first, last = begin // tiling.block_n, math.ceil(last_row / tiling.block_n)
+        tiles += last - first
+        if whole_tiles:
+            query_rows += _rows_in_memory(row, row + tiling.block_m, queries, prompt)
+            key_rows += _rows_in_memory(first * tiling.block_n, last * tiling.block_n, keys, prompt)
+        else:
+            query_rows += queries * (last_row - row)
+            key_rows += keys * (last_row - begin)
+    group = case.q_heads // case.kv_heads
+    read = {
+        "q": query_rows * case.head_dim * size,
+        "k": group * key_rows * case.head_dim * size,
+        "v": group * key_rows * case.value_dim * size,
+    }
+    if case.sinks:
+        read["sinks"] = queries * math.ceil(prompt / tiling.block_m) * size
+    return TilingTraffic(
+        read=read,
+        written={"out": queries * prompt * case.value_dim * size},
+        operations=2 * queries * tiles * tiling.block_m * tiling.block_n * (block_d + block_r + block_v),
+    )
+
+
+def _rows_in_memory(first: int, last: int, heads: int, prompt: int) -> int:
+    """Rows [first, last) of all heads, one below the other; those past the last head do not exist."""
+    return sum(min(head * prompt + last, heads * prompt) - head * prompt - first for head in range(heads))
 
 
 def _matmul_traffic(case: PrefillMatmul, tiling: MatmulTiling) -> TilingTraffic:

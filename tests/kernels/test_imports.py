@@ -51,7 +51,7 @@ def test_function_is_not_hidden_by_its_module(before):
         "assert callable(NAME) and decodetax.kernels.NAME is NAME\n"
         "assert sys.modules['decodetax.kernels.NAME'].NAME is NAME"
     )
-    names = ("decode_attention", "prefill_matmul", "merge_states", "gpu_limits")
+    names = ("decode_attention", "prefill_attention", "prefill_matmul", "merge_states", "gpu_limits")
     run("\n".join(part.replace("NAME", name) for part in (before, after) for name in names), interpret="1")
 
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.offline.compiler import inspect_launch
+from decodetax.kernels import prefill_attention
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
@@ -144,30 +145,38 @@ def call_textbook(head_dim, dtype, block_m, block_n, num_warps, num_stages, load
     )
 
 
-def configurations(capability):
-    """The tutorial's tile sizes, warps and stages, with the loads that a GPU has; the smallest left out."""
+def configurations(capability, head_dim):
+    """The tutorial's tile sizes (at most head_dim tokens), warps, stages and loads; the best of them."""
     loads = {10: ("descriptors", "specialized"), 9: ("descriptors",)}.get(capability // 10, ("pointers",))
-    for block_m, block_n, warps, stages, kind in itertools.product(
-        (64, 128), (64, 128), (4, 8), (2, 3), loads
-    ):
-        if block_m * block_n >= 128 * 128 or warps == 4:
+    for block_m, block_n, warps, stages, kind in itertools.product((64, 128), (64, 128), (4, 8), (3,), loads):
+        if block_n <= head_dim and (block_m * block_n >= 128 * 128 or warps == 4):
             yield block_m, block_n, warps, stages, kind
+
+
+def printed(kernel, row):
+    """One JSON line of a compiled row."""
+    tile = row.tiling
+    scores = tile["block_m"] * tile["block_n"]
+    result = {
+        "kernel": kernel, "tiling": dict(tile), "status": row.status, "reason": row.reason,
+        "registers": row.registers, "spill_bytes": row.spill_bytes,
+        "loop_instructions": row.loop_instructions, "matrix_instruction": row.matrix_instruction,
+        "per_score": row.loop_instructions and row.loop_instructions * tile["num_warps"] / scores,
+    }  # fmt: skip
+    print(json.dumps(result), flush=True)  # noqa: T201  (its result)
 
 
 def main():
     for gpu, head_dim, dtype in json.load(sys.stdin):
-        for tile in configurations(find_gpu(gpu).sm):
+        q, k, v = (torch.empty(2, 4096, h, head_dim, dtype=getattr(torch, dtype)) for h in (32, 8, 8))
+        (row,) = inspect_launch(lambda q=q, k=k, v=v: prefill_attention(q, k, v), gpu)
+        printed("prefill_attention", row)
+        for tile in configurations(find_gpu(gpu).sm, head_dim):
             (row,) = inspect_launch(
                 lambda tile=tile: call_textbook(head_dim, getattr(torch, dtype), *tile),  # noqa: B023
                 gpu,
             )
-            result = {
-                "gpu": gpu, "head_dim": head_dim, "tile": tile, "status": row.status, "reason": row.reason,
-                "registers": row.registers, "spill_bytes": row.spill_bytes,
-                "loop_instructions": row.loop_instructions, "matrix_instruction": row.matrix_instruction,
-                "per_score": row.loop_instructions and row.loop_instructions * tile[2] / (tile[0] * tile[1]),
-            }  # fmt: skip
-            print(json.dumps(result), flush=True)  # noqa: T201  (its result)
+            printed("textbook", row)
 
 
 if __name__ == "__main__":

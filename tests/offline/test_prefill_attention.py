@@ -1,0 +1,131 @@
+"""Prefill attention without a GPU: counted traffic, order of items, simulated schedule, compiled loops."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from decodetax.harness.core.cases import PrefillAttention
+from decodetax.harness.core.gpus import find_gpu
+from decodetax.harness.core.inputs import Source
+from decodetax.harness.offline.default_tilings import kernel_limits
+from decodetax.harness.offline.kernel_traffic import count_case
+from decodetax.harness.offline.prefill_grids import (
+    item_of_round,
+    item_order,
+    prefill_attention_grid,
+    simulate_prefill_attention,
+    tile_count,
+)
+from decodetax.kernels import PrefillAttentionTiling, choose_prefill_attention_tiling
+from decodetax.kernels.prefill_attention_schedule import ORDER_HEADER, order_kernel
+
+SOURCE = Source(torch.device("cpu"), seed=1)
+
+
+def tiling(variant="pointers", **sizes):
+    options = {"block_m": 32, "block_n": 16, "programs": 3, "num_warps": 4, "num_stages": 2}
+    return PrefillAttentionTiling(**{**options, **sizes}, variant=variant)
+
+
+@pytest.mark.parametrize("variant", ["pointers", "descriptors"])
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 20}, {"v_head_dim": 16, "sinks": True}], ids=["causal", "window", "sinks"]
+)
+def test_requested_bytes_of_each_tensor_are_those_of_the_formula(options, variant):
+    case = PrefillAttention(
+        sequences=2, prompt=40, q_heads=2, kv_heads=1, head_dim=32, dtype="bf16", **options
+    )
+    counted = count_case(case, tiling(variant), SOURCE)
+    assert {name: tensor.counted_over_modelled for name, tensor in counted.tensors.items()} == dict.fromkeys(
+        ["q", "k", "v", "out", *(["sinks"] if case.sinks else [])], 1.0
+    )
+    assert counted.figures()["operations_counted_over_modelled"] == 1.0
+
+
+def test_nothing_above_the_diagonal_is_loaded_or_computed():
+    case = PrefillAttention(sequences=1, prompt=96, q_heads=1, kv_heads=1, head_dim=32, dtype="bf16")
+    counted = count_case(case, tiling("pointers"), SOURCE)
+    # Row blocks of 32 rows read 32, 64 and 96 keys, of 32 elements of 2 bytes.
+    assert counted.tensors["k"].bytes_requested == (32 + 64 + 96) * 32 * 2
+    assert sum(counted.operations.values()) == 2 * 32 * (32 + 64 + 96) * (32 + 32)
+
+
+@pytest.mark.parametrize("lengths", [(1, 33, 0, 64, 200), (70,), tuple(range(0, 195, 3))], ids=len)
+def test_order_kernel_ranks_row_blocks_as_the_model_does(lengths):
+    tiles = tiling()
+    expected = list(dict.fromkeys((s, b) for s, _, b in item_order(lengths=lengths, q_heads=1, tiling=tiles)))
+    order = torch.full((ORDER_HEADER + 2 * len(expected),), -1, dtype=torch.int32)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    order_kernel[(len(lengths), -(-max(lengths) // (32 * 64)))](
+        cu_seqlens_ptr=bounds, lengths_ptr=None, context_lens_ptr=None, order_ptr=order, batch=len(lengths),
+        tokens=sum(lengths), capacity=0, most=sum(lengths), CAUSAL=True, PACKED=True, BLOCK_M=32,
+        ORDER_BLOCKS=64, ORDER_SEQUENCES=64, ORDER_HEADER=ORDER_HEADER,
+    )  # fmt: skip
+    assert order[0] == len(expected)
+    assert list(map(tuple, order[ORDER_HEADER:].view(-1, 2).tolist())) == expected
+
+
+def test_rounds_assign_each_item_once():
+    items = sorted(item_of_round(index, program, 5) for index in range(4) for program in range(5))
+    assert items == list(range(20))
+    assert [item_of_round(1, program, 5) for program in range(5)] == [9, 8, 7, 6, 5]
+
+
+def test_tiles_of_a_row_block_end_at_the_diagonal():
+    assert [tile_count(block, 70, tiling()) for block in range(3)] == [2, 4, 5]
+
+
+def simulated(gpu_name, *, q_heads, kv_heads, head_dim, batch, prompt, v_head_dim=None):
+    gpu = find_gpu(gpu_name, with_limits=True)
+    tiles = choose_prefill_attention_tiling(
+        batch=batch, tokens=prompt, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim,
+        v_head_dim=v_head_dim, element_bytes=2, limits=kernel_limits(gpu),
+    )  # fmt: skip
+    head_dims = head_dim + (v_head_dim or head_dim)
+    grid = prefill_attention_grid(
+        lengths=[prompt] * batch, q_heads=q_heads, head_dims=head_dims, tiling=tiles
+    )
+    per_sm = max(1, tiles.programs // gpu.sm_count)
+    return simulate_prefill_attention(grid, gpu, per_sm, "bf16")
+
+
+MODELS = {
+    "llama-3-8b": {"q_heads": 32, "kv_heads": 8, "head_dim": 128},
+    "llama-3-70b": {"q_heads": 64, "kv_heads": 8, "head_dim": 128},
+    "qwen-2.5-7b": {"q_heads": 28, "kv_heads": 4, "head_dim": 128},
+    "gpt-oss": {"q_heads": 64, "kv_heads": 8, "head_dim": 64},
+    "deepseek-v3": {"q_heads": 128, "kv_heads": 128, "head_dim": 192, "v_head_dim": 128},
+}
+
+
+@pytest.mark.parametrize("prompts", [(1, 2048), (4, 2048), (1, 4096), (1, 8192)], ids=str)
+@pytest.mark.parametrize("gpu", ["a100", "h100", "b200"])
+@pytest.mark.parametrize("model", MODELS)
+def test_simulated_ctas_end_within_a_tenth_of_their_mean(model, gpu, prompts):
+    batch, prompt = prompts
+    schedule = simulated(gpu, **MODELS[model], batch=batch, prompt=prompt)
+    assert 1 / schedule.longest_sm_over_mean >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("gpu", ["a100", "h100", "b200", "rtx5090"])
+def test_hot_loop_has_no_more_instructions_per_tile_than_the_textbook_kernel(gpu, head_dim):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).with_name("prefill_textbook.py")
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        input=json.dumps([[gpu, head_dim, "bfloat16"]]),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    ours, *textbook = [json.loads(line) for line in done.stdout.splitlines()]
+    best = min(row["per_score"] for row in textbook if row["status"] == "ok" and row["spill_bytes"] == 0)
+    assert (ours["kernel"], ours["spill_bytes"]) == ("prefill_attention", 0)
+    assert ours["per_score"] <= best
