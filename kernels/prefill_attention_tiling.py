@@ -125,6 +125,8 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
         return (64, 32, 8, 2, 1) if small_shared else (128, 64, 8, 2, 1)
     if limits.compute_capability // 10 == 10:
         return 128, 128, 8, tma_stages, 1  # fewer keys would make issue slots the limit
+    if limits.compute_capability // 10 == 8 and width <= 64 and not small_shared:
+        return 128, 128, 8, 2, 1  # two CTAs of four warps each would spill
     if width <= 64:
         return 128, 64, 4, 2 if small_shared else 3, 2  # one CTA multiplies while the other exponentiates
     if limits.compute_capability // 10 == 9:
