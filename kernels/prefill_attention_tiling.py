@@ -120,18 +120,17 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
     small_shared = limits.shared_bytes_per_block < 160 * 1024
     if element_bytes == 4:  # FMA units: both operands pass through registers
         return (32, 32, 8, 2, 1) if width <= 128 else (16, 16, 8, 2, 1)
-    tma_stages = 4 if element_bytes * width <= 128 else 3  # one tile in flight at the tightest wait, or two
+    family = limits.compute_capability // 10
     if width > 128:
         return (64, 32, 8, 2, 1) if small_shared else (128, 64, 8, 2, 1)
-    if limits.compute_capability // 10 == 10:
-        return 128, 128, 8, tma_stages, 1  # fewer keys would make issue slots the limit
-    if limits.compute_capability // 10 == 8 and width <= 64 and not small_shared:
+    if family == 10 or (family == 9 and width > 64):
+        # On sm_100 fewer keys would make issue slots the limit. One tile is in flight at the tightest wait.
+        return 128, 128, 8, 4 if element_bytes * width <= 128 else 3, 1
+    if width > 64:
+        return 128, 64, 8, 2 if small_shared else 3, 1
+    if family == 8 and not small_shared:
         return 128, 128, 8, 2, 1  # two CTAs of four warps each would spill
-    if width <= 64:
-        return 128, 64, 4, 2 if small_shared else 3, 2  # one CTA multiplies while the other exponentiates
-    if limits.compute_capability // 10 == 9:
-        return 128, 128, 8, tma_stages, 1
-    return 128, 64, 8, 2 if small_shared else 3, 1
+    return 128, 64, 4, 2 if small_shared else 3, 2  # one CTA multiplies while the other exponentiates
 
 
 def _power_of_two_from(value: int) -> int:
