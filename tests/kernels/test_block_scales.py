@@ -289,3 +289,9 @@ def test_scales_of_features_that_could_be_blocks_are_refused():
 def test_float8_weights_in_blocks_under_16_bit_x():
     x, weight = narrow(19, 70, 96, torch.bfloat16, weight_dtype=torch.float8_e4m3fn)
     assert_right(x, weight, weight_scale=uniform(3, 3))
+
+
+def test_no_scale_past_the_last_block_is_read():
+    x, weight = narrow(5, 34, 96)  # a step of 128 has a fourth part, past K
+    with count_traffic():
+        prefill_matmul(x, weight, **scales(5, 34, 96, block_k=32, block_n=32), tiling=PARTS)

@@ -233,7 +233,9 @@ MORE_MATMUL = (
     MatmulCase("out_huge_row_stride", (41, 48, 104), out_layout="huge", tiling=_tiles()),
     MatmulCase("out_odd_rows", (41, 48, 104), out_layout="odd_rows", tiling=_tiles()),
     MatmulCase("rows_100_transposed_weight", (100, 96, 128), transposed_weight=True),
-    MatmulCase("int8_x", (130, 136, 272), dtype="int8", x_dtype="int8", x_scale="each", weight_scale="each"),
+    MatmulCase(
+        "int8_x_rows_130", (130, 136, 272), dtype="int8", x_dtype="int8", x_scale="each", weight_scale="each"
+    ),
     MatmulCase("int8_x_odd_k", (70, 66, 101), dtype="int8", x_dtype="int8", out_dtype="fp32"),
     MatmulCase("int8_x_blocks", (70, 160, 400), dtype="int8", x_dtype="int8", blocks=128),
     MatmulCase("int8_blocks", (70, 160, 400), dtype="int8", blocks=64),
