@@ -114,7 +114,7 @@ def test_leading_dimensions_of_x():
 
 
 @pytest.mark.parametrize("out_features", [128, 140], ids=["aligned", "straddling"])
-@pytest.mark.parametrize("tiling", by_default({"descriptors"}, SCALED.values(), SCALED.keys()))
+@pytest.mark.parametrize("tiling", by_default({"descriptors", "whole"}, SCALED.values(), SCALED.keys()))
 def test_gate_and_up_have_blocks_of_their_own(tiling, out_features):
     x, weight = narrow(19, out_features, 80)
     options = scales(19, out_features, 80, block_k=32, block_n=32)

@@ -37,13 +37,13 @@ def test_int32_sums_are_exact(tiling):
 
 
 def test_sums_that_float32_does_not_hold_are_exact():
-    x = torch.full((3, 1025), 127, dtype=torch.int8)  # 127 x 127 x 1025 is over 2^23, and odd
+    x = torch.full((3, 2049), 127, dtype=torch.int8)  # 127 x 127 x 2049 is over 2^24, and odd
     weight = x.clone()
     weight[1, 0] = 126
     deep = [dataclasses.replace(TILINGS[name], block_k=512) for name in ("whole", "split")]
     for tiling in deep:
         found = int32_result(x, weight, tiling=tiling)
-        assert found[0].tolist() == [127 * 127 * 1025, 127 * 127 * 1025 - 127, 127 * 127 * 1025]
+        assert found[0].tolist() == [127 * 127 * 2049, 127 * 127 * 2049 - 127, 127 * 127 * 2049]
     least = torch.full((1, 2048), -128, dtype=torch.int8)
     assert int32_result(least, least, tiling=deep[1]).item() == 2**25
 
