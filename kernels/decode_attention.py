@@ -580,8 +580,8 @@ def decode_attention(
             None means 1 / sqrt(head_dim). This and the following scales may be tensors, float32, bfloat16
             or float16, on the device of `q`: they are read there, so that a CUDA graph may change them,
             and their values are not checked. This, `softcap` and `out_scale`: number, [] or [1].
-        window: sliding window: tokens that a query token attends to, itself the last; older tokens
-            are not read. None means all.
+        window: sliding window: tokens that a query token attends to, itself the last (FlashAttention's and
+            FlashInfer's left + 1); older tokens are not read. None means all (-1 there).
         softcap: positive c, at most 2.36e38 and at least 3e-39 times `scale`: scores s become
             c tanh(s / c), after `scale`, `q_scale` and `k_scale`.
         sinks: [q_heads], bfloat16, float16 or float32: attention sinks, one more logit per query head

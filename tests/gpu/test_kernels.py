@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import math
 import sys
 import warnings
@@ -239,6 +240,19 @@ def test_many_query_rows(group, head_dim, dtype):
         (700, 5), q_heads=group, kv_heads=1, head_dim=head_dim, capacity=1024, query_tokens=8, dtype=dtype
     )
     assert_decodes(inputs)
+
+
+@pytest.mark.parametrize("num_splits", [None, 3])
+@pytest.mark.parametrize("page_size", [0, 64], ids=["contiguous", "pages_of_64"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_packed_prompt_chunks_and_decode_steps(head_dim, page_size, num_splits):
+    q_lens, lengths = [1, 0, 700, 1, 333], (4000, 100, 700, 17, 3000)
+    inputs = decode_inputs(lengths, head_dim=head_dim, capacity=4096, page_size=page_size)
+    inputs["q"] = normal(sum(q_lens), 32, head_dim, dtype=torch.bfloat16)
+    inputs["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(q_lens)], device=DEVICE)
+    output = decode_attention(**inputs, num_splits=num_splits)
+    expected, _ = reference.decode_attention(**inputs)
+    assert_close(output, expected, reduction=4096, roundings=2)
 
 
 @pytest.mark.parametrize("token", [100, 699], ids=["whole_tile", "last_token"])

@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,3 +240,16 @@ def test_fault_of_other_query_tokens_is_found(monkeypatch, fault):
     output = decode_attention(**inputs, tiling=split(1))
     expected, _ = reference.decode_attention(**inputs)
     assert not torch.allclose(output.double(), expected, atol=0.1)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "kernels" / "decode_attention.md").read_text(encoding="utf-8")
+WINDOWS = re.findall(r"(?m)^\| ([\w ]+) \| `(\w+).* \| (\(W - 1, 0\)|W - 1|W) \| .* \| `(.+)` \|$", PAGE)
+
+
+@pytest.mark.parametrize("window", [1, 7])
+def test_windows_of_other_libraries_as_documented(window):
+    assert len(WINDOWS) == 6
+    for _library, argument, for_w, here in WINDOWS:
+        value = eval(for_w, {"W": window})  # noqa: S307  (of our own page)
+        names = {"left": value[0]} if isinstance(value, tuple) else {argument: value}
+        assert eval(here, names) == window  # noqa: S307  (the same)
