@@ -73,6 +73,23 @@ def same_cache():
     return inputs | {"v_cache": inputs["k_cache"]}
 
 
+def latent():
+    cache = empty(2, 512, 1, 576)
+    inputs = decode() | {"q": empty(2, 16, 576), "k_cache": cache, "v_cache": cache[..., :512]}
+    return inputs | {"context_lens": torch.full((2,), 512)}
+
+
+def packed():
+    return decode(cu_seqlens=torch.tensor([0, 1, 4])) | {"q": empty(4, 8, 64)}
+
+
+def scalars():
+    numbers = {
+        name: torch.ones(()) for name in ("scale", "softcap", "q_scale", "k_scale", "v_scale", "out_scale")
+    }
+    return decode(**numbers, out_dtype=E4M3, return_lse=True, lse_layout="heads-first")
+
+
 def matmul(rows, in_features, out_features, dtype=BF16, **options):
     return {"x": empty(rows, in_features), "weight": empty(out_features, in_features, dtype=dtype), **options}
 
@@ -108,6 +125,18 @@ ALL = FEW | {
     "decode of one cache": (decode_attention, same_cache),
     "decode of interleaved caches": (decode_attention, interleaved),
     "decode of pages": (decode_attention, paged),
+    "decode of a latent cache": (decode_attention, latent),
+    "decode of packed queries": (decode_attention, packed),
+    "decode with scalars on the device": (decode_attention, scalars),
+    "merge of parts": (
+        merge_states,
+        lambda: {
+            "o": empty(4, 7, 8, 64).transpose(0, 1),  # [parts, tokens, heads, head_dim]
+            "lse": empty(4, 7, 8, dtype=torch.float32).transpose(0, 1),
+            "mask": torch.ones(7, 1, 1, dtype=torch.bool),
+            "out": (empty(4, 8, 64), empty(4, 8, dtype=torch.float32)),
+        },
+    ),
     "decode in splits": (decode_attention, lambda: decode(num_splits=3)),
     "decode in one CTA": (
         decode_attention,
