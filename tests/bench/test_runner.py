@@ -92,7 +92,7 @@ def best_of(monkeypatch, seconds, *, wrong_ones=(), refusing=(), tuned=False, ra
     default = kernels.MatmulTiling(
         block_m=16, block_n=16, block_k=16, group_m=1, num_splits=1, num_warps=4, num_stages=2
     )
-    tunable = Tunable(key=None, default=None, candidates=None, run=cut)
+    tunable = Tunable(key=None, default=None, candidates=None, run=cut, tiling=kernels.MatmulTiling)
     last = Provider(name="best", run=wrong, best_of=tuple(seconds), tunable=tunable)
     providers = {CASE.operation: [*map(provider, seconds), last]}
     monkeypatch.setattr(runner, "PROVIDERS", providers)

@@ -54,6 +54,7 @@ class Lab:
             default=lambda _case, _limits: tiling(DEFAULT),
             candidates=lambda _case, _default, _limits: [tiling(i + 1) for i in range(self._count)],
             run=self._run,
+            tiling=DecodeTiling,
         )
         provider = Provider(name="triton", run=right, tunable=tunable)
         monkeypatch.setattr(providers, "PROVIDERS", {CASE.operation: [provider]})
