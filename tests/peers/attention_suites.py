@@ -185,7 +185,7 @@ def all_options(p: dict[str, Any]) -> Any:
         layout={"HND": "HND", "padded": "padded"}.get(p["lay"], "NHD"),
         left=None if p["w"] is None else p["w"] - 1,
         scale=p["sc"], k_scale=kind, v_scale=kind, sinks=None if p["sink"] is None else torch.float32,
-        sink_size={"big": 40.0, "-inf": -math.inf}.get(p["sink"], 1.0),
+        sink_size={"big": 3.0, "-inf": -math.inf}.get(p["sink"], 1.0),
     )  # fmt: skip
 
 
@@ -642,7 +642,8 @@ def xformers(p: dict[str, Any]) -> Any:  # noqa: PLR0911  (one form a line)
             leftpad=5 if p["gappy"] else 0,
         )  # fmt: skip
     if "nans_in_padding" in p:
-        return Attention(queries=(p["T"], 3), contexts=(max(60, p["T"]), p["T"]), heads=(8, 2), head_dim=64)
+        tokens = p.get("T", 3)
+        return Attention(queries=(tokens, 3), contexts=(max(60, tokens), tokens), heads=(8, 2), head_dim=64)
     return Attention(
         queries=() if p["empty"] == "empty_query" else (1,),
         contexts=() if p["empty"] == "empty_query" else (0,), heads=(8, 2), head_dim=64,
