@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import triton
 
 PAGE = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([a-z][\w ]+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
@@ -60,12 +59,12 @@ def test_warm_calls_do_a_fraction_of_the_work(found):
 
 def test_the_page_shows_the_host_times(found):
     times = found["times"]
-    pace = max(1.0, times["steps_s"] / STEPS_S)
+    pace = times["steps_s"] / STEPS_S
     assert [row[0] for row in ROWS] == list(times["calls"])
     for (name, _, warm_us, warm_calls), call in zip(ROWS, times["calls"].values(), strict=True):
         assert 0.5 <= 1e6 * call["warm_s"] / (int(warm_us) * pace) <= 2, (name, call, pace)
-        if triton.__version__ == "3.9.0":
-            assert call["warm_calls"] == int(warm_calls), name
+        # Versions of Python and Triton differ by a few.
+        assert call["warm_calls"] == pytest.approx(int(warm_calls), abs=15), name
 
 
 def test_launch_hooks_see_warm_calls(found):
