@@ -48,7 +48,10 @@ class Graph:
 
 
 def _fake_product(x, weight, *, activation=None, **_options):
-    columns = weight.shape[-2] // (2 if activation == "swiglu" else 1)
+    if isinstance(weight, tuple):  # gate and up
+        columns = weight[0].shape[-2]
+    else:
+        columns = weight.shape[-2] // (2 if activation == "swiglu" else 1)
     return torch.zeros(1).expand(*x.shape[:-1], columns)
 
 

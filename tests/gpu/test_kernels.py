@@ -68,6 +68,37 @@ def test_prefill_matmul_agrees_with_the_oracle(rows, out_features, in_features, 
     assert_close(out, expected, reduction=in_features, roundings=1)
 
 
+FORMS = {
+    "two_weights": {"activation": "geglu_tanh"},
+    "interleaved_clamped": {
+        "activation": "swiglu",
+        "gate_up": "interleaved",
+        "swiglu_alpha": 1.702,
+        "swiglu_beta": 1.0,
+        "swiglu_limit": 7.0,
+    },
+    "residual": {"activation": "relu_squared", "residual_scale": 0.5},
+    "fp8_weight": {},
+}
+
+
+@pytest.mark.parametrize("rows", [5, 1024])
+@pytest.mark.parametrize("form", FORMS)
+def test_prefill_matmul_forms_agree_with_the_oracle(form, rows):
+    x, weight = normal(rows, 1024, dtype=torch.bfloat16), normal(2048, 1024, dtype=torch.bfloat16)
+    options = FORMS[form] | {"bias": normal(1, 2048, dtype=torch.bfloat16)}
+    if form == "two_weights":
+        weight = tuple(each.clone() for each in weight.chunk(2))
+        options["bias"] = tuple(each.contiguous() for each in options["bias"].chunk(2, dim=-1))
+    if form == "residual":
+        options["residual"] = normal(rows, 2048, dtype=torch.float32)
+    if form == "fp8_weight":
+        weight = weight.to(torch.float8_e4m3fn)
+        options["weight_scale"] = normal(1, 2048, dtype=torch.bfloat16).abs()
+    result = prefill_matmul(x, weight, **options)
+    assert_close(result, reference.prefill_matmul(x, weight, **options), reduction=4 * 1024, roundings=1)
+
+
 def decode_inputs(
     lengths,
     *,
