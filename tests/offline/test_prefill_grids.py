@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 from decodetax.harness.core.cases import PrefillAttention
 from decodetax.harness.core.gpus import find_gpu
 from decodetax.harness.core.inputs import Source
@@ -111,18 +112,76 @@ def test_simulated_ctas_end_within_a_tenth_of_their_mean(model, gpu, prompts):
     assert 1 / schedule.longest_sm_over_mean >= 0.9
 
 
+def documented(first_column, columns):
+    """Cells of the table in the kernel's page whose head row begins so."""
+    lines = (Path(__file__).parents[2] / "docs/kernels/prefill_attention.md").read_text().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert all(len(row) == columns for row in rows)
+    return rows
+
+
+def test_documented_schedule_is_the_simulated_one():
+    for prompts, *shares in documented("prompts", 4):
+        batch, prompt = (int(number.replace(",", "")) for number in prompts.split(" x "))
+        for gpu, share in zip(["a100", "h100", "b200"], shares, strict=True):
+            schedule = simulated(gpu, **MODELS["llama-3-8b"], batch=batch, prompt=prompt)
+            assert schedule.efficiency == pytest.approx(float(share), abs=0.006), (gpu, prompts)
+
+
+def without_interpreter():
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton.__version__ != "3.9.0", reason="the page's figures are those of Triton 3.9.0")
+def test_documented_loops_are_the_compiled_ones():
+    command = [
+        sys.executable,
+        "-m",
+        "decodetax.harness",
+        "inspect",
+        "--kernel",
+        "prefill_attention",
+        "--json",
+    ]
+    gpus = ["--gpu", "a100", "h100", "b200", "rtx5090"]
+    done = subprocess.run(
+        [*command, *gpus], capture_output=True, text=True, env=without_interpreter(), check=True
+    )
+    compiled = {
+        (row["gpu"].replace("-", " "), row["tiling"]["head_dim"], row["dtype"]): row
+        for row in json.loads(done.stdout)["rows"]
+    }
+    assert all(row["spill_bytes"] == 0 for row in compiled.values())
+    for gpu, head_dim, dtype, _, warps, instructions, ctas, share, limit, peak in documented("GPU", 10):
+        (row,) = (
+            row
+            for (name, size, kind), row in compiled.items()
+            if name.startswith(gpu) and (str(size), kind) == (head_dim, dtype)
+        )
+        figures = (row["tiling"]["num_warps"], row["loop_instructions"], row["programs_per_sm"])
+        assert figures == (int(warps), int(instructions), int(ctas))
+        assert row["matrix_share"] == pytest.approx(float(share), abs=0.006)
+        assert row["limit"]["which"] == limit
+        assert row["limit"]["share_of_peak"] == pytest.approx(float(peak), abs=0.006)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("gpu", ["a100", "h100", "b200", "rtx5090"])
 def test_hot_loop_has_no_more_instructions_per_tile_than_the_textbook_kernel(gpu, head_dim):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     program = Path(__file__).with_name("prefill_textbook.py")
     done = subprocess.run(
         [sys.executable, str(program)],
         input=json.dumps([[gpu, head_dim, "bfloat16"]]),
         capture_output=True,
         text=True,
-        env=environment,
+        env=without_interpreter(),
         check=True,
     )
     ours, *textbook = [json.loads(line) for line in done.stdout.splitlines()]
