@@ -98,16 +98,16 @@ def choose_prefill_attention_tiling(
         warps = max(4, warps * rows // block_m) if element_bytes < 4 else warps
         block_m = rows
     items = batch * q_heads * math.ceil(tokens / block_m)
+    # From the TMA, float32 tiles spill (the FMA units take them from registers), and wide ones on sm_120.
+    tma = limits.compute_capability >= TMA_FROM_CAPABILITY and element_bytes < 4
+    tma = tma and (width <= 192 or not _has_small_shared_memory(limits))
     return PrefillAttentionTiling(
         block_m=block_m,
         block_n=block_n,
         programs=min(items, limits.sm_count * per_sm),
         num_warps=warps,
         num_stages=stages,
-        # Float32 tiles from the TMA, which the FMA units take from registers, spill.
-        variant="descriptors"
-        if limits.compute_capability >= TMA_FROM_CAPABILITY and element_bytes < 4
-        else "pointers",
+        variant="descriptors" if tma else "pointers",
     )
 
 
@@ -117,12 +117,13 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
     128 rows share each key and value tile, so that L2 need not deliver more. Accumulator, scores and
     probabilities of a row block must fit in registers, and the tiles in shared memory.
     """
-    small_shared = limits.shared_bytes_per_block < 160 * 1024
+    small_shared = _has_small_shared_memory(limits)
     if element_bytes == 4:  # FMA units: both operands pass through registers
         return (32, 32, 8, 2, 1) if width <= 128 else (16, 16, 8, 2, 1)
     family = limits.compute_capability // 10
     if width > 128:
-        return (64, 32, 8, 2, 1) if small_shared else (128, 64, 8, 2, 1)
+        small = (64, 32, 8, 2, 1) if width > 192 else (128, 32, 8, 2, 1)
+        return small if small_shared else (128, 64, 8, 2, 1)
     if family == 10 or (family == 9 and width > 64):
         # On sm_100 fewer keys would make issue slots the limit. One tile is in flight at the tightest wait.
         return 128, 128, 8, 4 if element_bytes * width <= 128 else 3, 1
@@ -131,6 +132,10 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
     if family == 8 and not small_shared:
         return 128, 128, 8, 2, 1  # two CTAs of four warps each would spill
     return 128, 64, 4, 2 if small_shared else 3, 2  # one CTA multiplies while the other exponentiates
+
+
+def _has_small_shared_memory(limits: GpuLimits) -> bool:
+    return limits.shared_bytes_per_block < 160 * 1024
 
 
 def _power_of_two_from(value: int) -> int:
