@@ -28,7 +28,7 @@ LARGEST = {E4M3: 448.0, E5M2: 57344.0}
 @pytest.fixture(params=["instructions", "bits"])
 def float8(request, monkeypatch):
     """GPUs with and without instructions for e4m3."""
-    if request.param == "float8_bits":
+    if request.param == "bits":
         monkeypatch.setattr(module, "gpu_limits", lambda _device: A100_LIMITS)
 
 
