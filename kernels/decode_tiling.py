@@ -214,7 +214,9 @@ def _latent_tile(
         # More query tokens take a second accumulator in the last tiles.
         block_g, block_n, warps, depth = 16, 64, 8, 3
     elif warp_groups:  # both operands of a product are in shared memory
-        block_g, block_n, warps, depth = 64, 32 * element_bytes, 8, 4 - element_bytes
+        # Triton 3.6 needs more shared memory on sm_100, where smaller tiles are as fast.
+        small = element_bytes == 1 or limits.compute_capability // 10 == 10
+        block_g, block_n, warps, depth = 64, 32 if small else 64, 8, 3 if small else 2
     else:
         block_g, block_n, warps, depth = 32, 64, 8, 2
     if block_g == 16 and not warp_groups and (element_bytes == 2 or limits.compute_capability < 89):

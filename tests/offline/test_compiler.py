@@ -198,7 +198,6 @@ def decode_promises(row):
 def latent_promises(row):
     """Promises of decode attention over a latent cache, in words, and whether it keeps each."""
     issue, at_wait, share = LATENT[row.gpu]
-    gpu = find_gpu(row.gpu)
     if row.variant.startswith("latent_16_heads"):
         return {
             f"limited by memory, not {row.limit.which}": row.limit.which == "memory",
@@ -206,8 +205,14 @@ def latent_promises(row):
             f"{at_wait} at the wait": row.latency_headroom_at_wait >= at_wait,
         }
     # 128 heads are 242 operations per byte: one of memory and tensor cores is the roof, near the other.
-    rate = row.limit.flop_per_s or row.limit.bandwidth_bytes_per_s * 128 * 2 * (576 + 512) / (576 * 2)
-    return {f"{share:.0%} of the tensor cores": rate >= share * gpu.flop_per_s["bf16"]}
+    return {f"{share:.0%} of the tensor cores": tensor_core_share(row) >= share}
+
+
+def tensor_core_share(row):
+    """Share of the bf16 rate that the limit of a loop over latents of 576 and 512 elements allows."""
+    limit = row.limit
+    rate = limit.flop_per_s or limit.bandwidth_bytes_per_s * row.tiling["group"] * (576 + 512) / 576
+    return rate / find_gpu(row.gpu).flop_per_s["bf16"]
 
 
 def raised_counts(rows, snapshot):
@@ -241,7 +246,8 @@ def compiled(gpu):
 def check_documented_headrooms(rows):
     """Issue headroom and that at the wait on A100, H100 and B200; returns how many rows the tables have."""
     lines = {(case, dtype): cells for case, dtype, *cells in (
-        *documented("decode_attention", "headrooms"), *documented("prefill_matmul", "product headrooms")
+        *documented("decode_attention", "headrooms"), *documented("prefill_matmul", "product headrooms"),
+        *documented("decode_attention", "latent headrooms"),
     )}  # fmt: skip
     rows = [row for row in rows if (row.variant.partition(":")[0], row.dtype) in lines]
     for row in rows:
@@ -294,6 +300,10 @@ def test_tables_of_the_docs_are_what_the_compiler_makes(gpu):
     checked = check_documented_headrooms(rows.values())
     assert checked >= decodes + 3
     at = SLICE_GPUS.index(gpu)
+    for case, limits, shares in documented("decode_attention", "latent limits"):
+        row = rows[case, "bf16"]
+        made = (row.limit.which, f"{tensor_core_share(row):.0%}")
+        assert (limits.split(" / ")[at], shares.split(" / ")[at]) == made
     for case, dtype, tile, counts, peers in documented("prefill_matmul", "product loops"):
         row = rows.get((case, dtype))
         if row is None:
