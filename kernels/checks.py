@@ -193,6 +193,14 @@ def check_nonempty(name: str, tensor: torch.Tensor, *, but_batch: int | None = N
         raise ValueError(f"{name} has shape {list(tensor.shape)}; every size must be at least 1")
 
 
+def check_sinks(sinks: torch.Tensor, q: torch.Tensor) -> None:
+    """Attention sinks: one per query head, of any float dtype, on the device of `q`."""
+    check_floating("sinks", sinks)
+    check_shape("sinks", sinks, (q.shape[-2],), "[q_heads]")
+    check_device("sinks", sinks, "q", q)
+    check_last_contiguous("sinks", sinks)
+
+
 def check_contiguous(name: str, tensor: torch.Tensor) -> None:
     """A contiguous tensor."""
     if not tensor.is_contiguous():

@@ -26,6 +26,7 @@ from .checks import (
     check_runnable,
     check_same,
     check_shape,
+    check_sinks,
     check_tensor,
     check_workspace,
     check_writable,
@@ -101,10 +102,7 @@ def check_decode_attention(
     check_count("window", window)
     check_count("num_splits", num_splits, at_most=MAX_SPLITS)
     if sinks is not None:
-        check_floating("sinks", sinks)
-        check_shape("sinks", sinks, (q_heads,), "[q_heads]")
-        check_device("sinks", sinks, "q", q)
-        check_last_contiguous("sinks", sinks)
+        check_sinks(sinks, q)
     per_head = {"[kv_heads]": (kv_heads,), "[batch, kv_heads]": (batch, kv_heads)}
     of_q = {"[q_heads]": (q_heads,), **per_head, "that of q without head_dim": tuple(q.shape[:-1])}
     of_v = {**per_head, "that of the cache without head_dim": tuple(k_cache.shape[:3])}

@@ -17,6 +17,8 @@ diagonal or outside the window are neither loaded nor computed.
 A value that is not finite must not reach a row that does not attend to its token, but its weight of 0 times
 NaN is NaN. Checking each masked tile for that would slow all of them. So each CTA checks its results, and if
 one is not finite, it computes such items again, carefully, after all others.
+
+This file is over 400 lines because the kernel and the only function that launches it belong together.
 """
 
 from __future__ import annotations
@@ -167,7 +169,7 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     if order_ptr is not None:
         items = tl.load(order_ptr) * q_heads
     blocks = tl.cdiv(tokens, BLOCK_M)
-    # Rounds of one item per CTA, forth and back. The last round may have no item for this CTA.
+    # Rounds of one item per CTA, back and forth. The last round may have no item for this CTA.
     rounds = items // programs
     in_round = tl.where(rounds % 2 == 0, program, programs - 1 - program)
     rounds += (in_round < items % programs).to(tl.int32)

@@ -13,8 +13,8 @@ from .checks import (
     check_count,
     check_device,
     check_dtype,
-    check_floating,
     check_head_dim,
+    check_integers,
     check_last_contiguous,
     check_nonempty,
     check_number,
@@ -22,6 +22,7 @@ from .checks import (
     check_same,
     check_scale,
     check_shape,
+    check_sinks,
     check_tensor,
     check_workspace,
     check_writable,
@@ -63,7 +64,7 @@ def check_prefill_attention(  # noqa: C901  (one check after another)
     if not isinstance(causal, bool):
         raise ValueError(f"causal is {causal!r}; it must be True or False")  # noqa: TRY004  (every misuse is a ValueError)
     _check_operands(q, k, v, packed=cu_seqlens is not None)
-    q_heads, kv_heads = q.shape[-2], k.shape[-2]
+    kv_heads = k.shape[-2]
     batch = q.shape[0]
     if cu_seqlens is not None:
         _check_integers("cu_seqlens", cu_seqlens, q)
@@ -83,10 +84,7 @@ def check_prefill_attention(  # noqa: C901  (one check after another)
         raise ValueError(f"softcap is {softcap}; it must be positive")
     check_count("window", window)
     if sinks is not None:
-        check_floating("sinks", sinks)
-        check_shape("sinks", sinks, (q_heads,), "[q_heads]")
-        check_device("sinks", sinks, "q", q)
-        check_last_contiguous("sinks", sinks)
+        check_sinks(sinks, q)
     check_scale("q_scale", q_scale, set(), "", ("q", q))
     for name, head_scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         check_scale(name, head_scale, {(kv_heads,)}, f" or [kv_heads]: [{kv_heads}]", ("q", q))
@@ -172,10 +170,7 @@ def _check_prefix(
 
 
 def _check_integers(name: str, tensor: torch.Tensor, q: torch.Tensor) -> None:
-    check_tensor(name, tensor)
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name} is {tensor.dtype}; it must be torch.int32 or torch.int64")
-    check_device(name, tensor, "q", q)
+    check_integers(name, tensor, "q", q)
     if tensor.dim():
         check_last_contiguous(name, tensor)
 

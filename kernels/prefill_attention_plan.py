@@ -105,6 +105,7 @@ class PrefillAttentionPlan:
             instructions for it.
         cache_e4m3_bits: likewise of the cache.
         ordered: whether the order kernel ranks the row blocks.
+        most_row_blocks: most row blocks of all sequences.
     """
 
     tiling: PrefillAttentionTiling

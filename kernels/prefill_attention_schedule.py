@@ -1,7 +1,7 @@
 """Order of the row blocks of prefill attention: those with the most keys first, so that no CTA ends late.
 
 A work **item** is a row block of a sequence (BLOCK_M query tokens) and a query head. The persistent kernel
-assigns items to its CTAs in rounds, forth and back (the first CTA of a round is the last of the next), and
+assigns items to its CTAs in rounds, back and forth (the first CTA of a round is the last of the next), and
 items come in descending order of the keys that they read. Both depend on shapes and lengths alone: results
 have the same bits every run.
 

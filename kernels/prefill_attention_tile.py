@@ -1,7 +1,8 @@
-"""Device functions of the prefill attention kernel: the loop over KV tiles, its careful form, the epilogue.
+"""Device functions of the prefill attention kernel: its loads, and the loop over KV tiles.
 
 The hot loop has no masks, folds the score scale into the exponential's multiply-add, and loads whole tiles:
-with the TMA, or through pointers whose strides are compile-time constants.
+with the TMA, or through pointers whose strides are compile-time constants. Its careful form counts values
+that are not finite as 0; `not_finite_values` adds them.
 """
 
 from __future__ import annotations

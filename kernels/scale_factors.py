@@ -22,7 +22,7 @@ WeightScale = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeFactors:
-    """Factors of `decode_attention`; scales that are tensors multiply or divide them in the kernel.
+    """Factors of an attention kernel; scales that are tensors multiply or divide them in it.
 
     Attributes:
         score: of q . k; with `softcap` divided by it, without any times log2(e).

@@ -25,7 +25,7 @@ def item_order(
 
 
 def item_of_round(index: int, program: int, programs: int) -> int:
-    """The item that a CTA takes in a round; rounds go forth and back over the CTAs."""
+    """The item that a CTA takes in a round; rounds go back and forth over the CTAs."""
     return index * programs + (program if index % 2 == 0 else programs - 1 - program)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from ...kernels.decode_plan import mean_query_tokens
 from ...kernels.decode_tiling import DecodeTiling, choose_decode_tiling
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, Variant
-from ...kernels.prefill_attention_tiling import PrefillAttentionTiling, choose_prefill_attention_tiling
 from ..core.gpus import Gpu
 from .cache_model import MatmulOperands
 from .default_tilings import kernel_limits, matmul_tiling
@@ -320,21 +319,6 @@ def _split_kv_work(case: CompileCase, constants: Mapping[str, Any]) -> Iteration
         flop=2.0 * min(rows, constants["block_g"]) * tokens * head_dims,
         tile_bytes=tile,
         dtype="fp16" if case.dtype in NARROW_DTYPES else case.dtype,  # 8 bits are multiplied as 16
-    )
-
-
-def case_prefill_attention_tiling(case: CompileCase, gpu: Gpu) -> PrefillAttentionTiling:
-    """The tiling that `prefill_attention` chooses for a case on a GPU."""
-    shape = case.shape
-    return choose_prefill_attention_tiling(
-        batch=shape["batch"],
-        tokens=shape["tokens"],
-        q_heads=shape["q_heads"],
-        kv_heads=shape["kv_heads"],
-        head_dim=shape["head_dim"],
-        v_head_dim=shape.get("v_head_dim"),
-        element_bytes=ELEMENT_BYTES[case.dtype],
-        limits=kernel_limits(gpu),
     )
 
 

@@ -25,7 +25,6 @@ HALF = {"dtype": torch.float16}
 META = {"device": "meta"}
 LAST = "the last must be 1"
 ALL_SIZES = "every size must be at least 1"
-SAME_AS_Q = "it must be torch.bfloat16, the dtype of q"
 FLOATS = torch.zeros(2, 8)
 PACKED = {"q": zeros(5, 8, 64), "cu_seqlens": zeros(3, **INTS)}
 PADDED = {"q": zeros(2, 5, 8, 64), "q_lens": zeros(2, **INTS)}
