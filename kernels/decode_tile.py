@@ -3,6 +3,8 @@
 K, V and page ids are loaded several iterations ahead (software pipelining with num_stages; cp.async). The hot
 loop is short: it has no masks, its addresses differ by constants, it loads one page id per page, it folds the
 score scale into the exponential's multiply-add, and it sums rows after the last tile.
+
+This file is over 400 lines because the steps of one loop, inlined into it by the compiler, are read together.
 """
 
 from __future__ import annotations

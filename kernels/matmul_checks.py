@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from .block_scales import LEAST_BLOCK_K, block_size, weight_has_blocks, x_has_blocks
 from .checks import (
     FLOAT8_DTYPES,
     FLOAT_DTYPES,
@@ -23,6 +22,7 @@ from .checks import (
     default_out_dtype,
 )
 from .matmul_operands import ACTIVATIONS, GATED_ACTIVATIONS, Pair, feature_dims, gate_of, row_shape
+from .matmul_scale_shapes import LEAST_BLOCK_K, block_size, weight_has_blocks, x_has_blocks
 from .matmul_tiling import MatmulTiling
 
 __all__ = ["check_prefill_matmul", "check_workspace", "default_out_dtype", "result_features"]

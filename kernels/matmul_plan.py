@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .block_scales import BlockScales, block_scales
 from .matmul_operands import (
     GATED_ACTIVATIONS,
     HALVES,
@@ -20,6 +19,7 @@ from .matmul_operands import (
     elements_between,
     gate_of,
 )
+from .matmul_scale_shapes import BlockScales, block_scales
 from .matmul_tile_tables import MatmulProblem
 from .matmul_tiling import TMA_FROM_CAPABILITY, MatmulTiling, choose_matmul_tiling
 

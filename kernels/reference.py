@@ -2,6 +2,8 @@
 
 They are simple rather than fast: one sequence and one key-value head at a time, so that only its data is held
 in float64. Inputs may have any floating dtype, float8 included.
+
+This file is over 400 lines because the oracles of all kernels stand together, and share their helpers.
 """
 
 from __future__ import annotations

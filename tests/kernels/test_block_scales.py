@@ -9,8 +9,8 @@ import pytest
 import torch
 from decodetax.harness.offline import count_traffic
 from decodetax.kernels import prefill_matmul, reference
-from decodetax.kernels.block_scales import block_size
 from decodetax.kernels.gpu_limits import H100_LIMITS
+from decodetax.kernels.matmul_scale_shapes import block_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_inputs import NAN, by_default, dtype_name, normal

@@ -1,6 +1,8 @@
 """The call that a case stands for: inputs drawn from a seed, what is dead in them, and the oracle's result.
 
 Dead cache is NaN (-1 in int8). Pages that hold no live token have an id out of range.
+
+This file is over 400 lines because the calls of all kernels share how inputs are drawn and results judged.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Scales per block of K: their block sizes, read from shapes."""
+"""Scales per block of K as the host sees them: which tensors have blocks, and their sizes, from shapes."""
 
 from __future__ import annotations
 
