@@ -19,6 +19,7 @@ from .outputs import output_fault
 SIGNATURES: Mapping[str, tuple[str, ...]] = {
     "prefill_matmul": ("x", "weight"),
     "decode_attention": ("q", "k_cache", "v_cache", "context_lens"),
+    "prefill_attention": ("q", "k", "v"),
 }
 """The first parameters of a function, by the operation that it computes."""
 
@@ -29,7 +30,7 @@ class UserFunction:
 
     Attributes:
         name: MODULE:FUNCTION, as given.
-        operation: "prefill_matmul" or "decode_attention".
+        operation: "prefill_matmul", "decode_attention" or "prefill_attention".
         module: the module it was loaded from.
         function: the function itself.
         takes_out: whether it has a parameter `out`, to which it writes its output.
@@ -42,27 +43,32 @@ class UserFunction:
     takes_out: bool
 
     def __call__(self, inputs: Any) -> Tensor:
-        """The function's result on MatmulInputs or DecodeAttentionInputs.
+        """The function's result on the inputs of a case of its operation.
+
+        Prompts are views [sequences, tokens, heads, head_dim] for it, and so is its result.
 
         Raises:
             TypeError: the result is not a plain tensor of the dtype, shape and device of `inputs.out`.
             RuntimeError: the function tried to end the process.
         """
         operands = [getattr(inputs, name) for name in SIGNATURES[self.operation]]
-        options = {"out": inputs.out} if self.takes_out else {}
-        like = inputs.out.detach()  # of the shape before the call: the function may change that of `out`
+        out, heads_first = inputs.out, self.operation == "prefill_attention"
+        if heads_first:
+            *operands, out = (each.transpose(1, 2) for each in (*operands, out))
+        options = {"out": out} if self.takes_out else {}
+        like = out.detach()  # of the shape before the call: the function may change that of `out`
         try:
             result: Any = self.function(*operands, **options)
         except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:  # such as sys.exit, which would end the command
             raise RuntimeError(f"raised {one_line(error)}") from error
-        result = inputs.out if result is None and self.takes_out else result
+        result = out if result is None and self.takes_out else result
         fault = output_fault(result, like)
         if fault is not None:
             raise TypeError(fault)
         output: Tensor = result
-        return output
+        return output.transpose(1, 2) if heads_first else output
 
     @property
     def uses_triton(self) -> bool:
@@ -98,8 +104,9 @@ def load_user_functions(names: Sequence[str]) -> dict[str, UserFunction]:
 def load_user_function(name: str) -> UserFunction:
     """Import a function and find the operation that it computes.
 
-    Its first parameters determine the operation: `x, weight` as in `kernels.prefill_matmul`, or
-    `q, k_cache, v_cache, context_lens` as in `kernels.decode_attention`. A parameter `out` receives the
+    Its first parameters determine the operation: `x, weight` as in `kernels.prefill_matmul`,
+    `q, k_cache, v_cache, context_lens` as in `kernels.decode_attention`, or `q, k, v` as in
+    `kernels.prefill_attention`, of padded prompts. A parameter `out` receives the
     output tensor to write to. All other parameters need a default.
 
     Args:

@@ -10,10 +10,10 @@ from ..core import options
 from ..core.errors import FailureError, UsageError, printable
 from ..core.table import Column, Table, prose, wide_option
 from ..core.units import number, si
-from .sizes import size_options, sized_cases
+from .sizes import prompts_refusal, size_options, sized_cases
 
 if TYPE_CHECKING:
-    from ..core.cases import DecodeAttention, PrefillMatmul
+    from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 
 MAX_TOKENS = 1_000_000
 MAX_SEQUENCES = 4096
@@ -37,8 +37,8 @@ _COUNTED_COLUMNS = _TENSOR_COLUMNS[:4]
     "--kernel",
     "kernels",
     multiple=True,
-    type=click.Choice(["decode_attention", "prefill_matmul"]),
-    help="Kernel to count; repeat for several.  [default: both, without --provider]",
+    type=click.Choice(["decode_attention", "prefill_attention", "prefill_matmul"]),
+    help="Kernel to count; repeat for several.  [default: all, without --provider]",
 )
 @options.user_function_option(
     "A function of your own to count, as `decodetax run` takes it; repeat for several."
@@ -76,6 +76,10 @@ def count_command(
     from ..core.gpus import find_gpu
 
     gpu, cases = find_gpu(arguments["gpu"], with_limits=True), _cases(arguments)
+    refusal = prompts_refusal(arguments)
+    if refusal is not None and "prefill_attention" in kernels:
+        raise UsageError(refusal)
+    default = [name for name in cases if refusal is None or name != "prefill_attention"]
     from .kernel_traffic import count_row
     from .sanitizer import SanitizerError
 
@@ -87,7 +91,7 @@ def count_command(
     try:
         rows = [
             count_row(cases[name], gpu, programs_per_sm=arguments["programs_per_sm"], seed=arguments["seed"])
-            for name in (dict.fromkeys(kernels) or ([] if providers else cases))
+            for name in (dict.fromkeys(kernels) or ([] if providers else default))
         ]
     except SanitizerError as error:
         raise FailureError(f"memory fault: {error}") from error
@@ -103,16 +107,17 @@ def count_command(
     return 1 if any(row["status"] == "failed" for row in user_rows) else 0
 
 
-def _cases(arguments: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillMatmul]":
+def _cases(arguments: Mapping[str, Any]) -> "dict[str, DecodeAttention | PrefillAttention | PrefillMatmul]":
     """The case of each kernel.
 
     Raises:
         UsageError: the kernel does not take such sizes, or they are too large to interpret.
     """
     contexts, head_dim = arguments["context"], arguments["head_dim"]
-    batch, longest = arguments["batch"] or len(contexts), max(1, *contexts)
+    batch, longest = arguments["batch"] or len(contexts), max(1, *contexts, arguments["prompt"])
     if batch * longest > MAX_TOKENS:
-        raise UsageError(f"--context: {batch} sequences hold over {MAX_TOKENS} tokens, too many to interpret")
+        option = "--prompt" if longest == arguments["prompt"] else "--context"
+        raise UsageError(f"{option}: {batch} sequences hold over {MAX_TOKENS} tokens, too many to interpret")
     if batch > MAX_SEQUENCES:
         raise UsageError(f"--batch: {batch} is over {MAX_SEQUENCES}, the most sequences to interpret")
     if batch * (longest * arguments["kv_heads"] + arguments["q_heads"]) * head_dim > MAX_CACHE_ELEMENTS:

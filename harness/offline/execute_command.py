@@ -14,10 +14,10 @@ from ..core.errors import UsageError, printable
 from ..core.progress import progress_bar
 from ..core.table import Column, Table, prose, wide_option
 from ..core.units import number
-from .sizes import DECODE_SIZES, MATMUL_SIZES, size_options, sized_cases
+from .sizes import DECODE_SIZES, MATMUL_SIZES, PREFILL_SIZES, prompts_refusal, size_options, sized_cases
 
 if TYPE_CHECKING:
-    from ..core.cases import DecodeAttention, PrefillMatmul
+    from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
     from .execution.cases import Case
 
 MAX_OPERATIONS = 2**31
@@ -27,7 +27,11 @@ PADDED_ROWS = 16
 """Least rows of a tensor-core instruction."""
 
 _KERNELS = ("decode_attention", "prefill_attention", "prefill_matmul", "merge_states")
-_SIZES = {"decode_attention": DECODE_SIZES, "prefill_matmul": MATMUL_SIZES}
+_SIZES = {
+    "decode_attention": DECODE_SIZES,
+    "prefill_attention": PREFILL_SIZES,
+    "prefill_matmul": MATMUL_SIZES,
+}
 _STATUSES = ("ok", "failed", "unsupported", "skipped")
 _DTYPES = ("bf16", "fp16", "fp32", "e4m3", "e5m2", "int8")
 _SHOWN_VIOLATIONS = 5
@@ -150,6 +154,12 @@ def _cases(
         if operation not in {*ours, *(function.operation for function in functions)}:
             raise UsageError(f"{given[operation][0]}: no {operation} is executed")
         _check_size(sizes[operation])
+    if (
+        "prefill_attention" in sized
+        and "prefill_attention" in ours
+        and (refusal := prompts_refusal(arguments))
+    ):
+        raise UsageError(refusal)
     dtypes = _DTYPES if dtype == "all" else (dtype,)
     listed = full_cases() if os.environ.get("DECODETAX_FULL_MATRIX") else default_cases()
     cases: list[Case] = [
@@ -169,17 +179,20 @@ def _cases(
     return cases
 
 
-def _check_size(case: "DecodeAttention | PrefillMatmul") -> None:
+def _check_size(case: "DecodeAttention | PrefillAttention | PrefillMatmul") -> None:
     """Refuse a case that would take minutes to execute.
 
     Raises:
         UsageError: names the option, the amount and the most that is executed.
     """
-    from ..core.cases import DecodeAttention
+    from ..core.cases import DecodeAttention, PrefillAttention
 
     if isinstance(case, DecodeAttention):
         option, unit, most = "--context", "KV tokens", MAX_KV_TOKENS
         amount = sum(case.contexts) * case.kv_heads
+    elif isinstance(case, PrefillAttention):
+        option, unit, most = "--prompt", "operations", MAX_OPERATIONS
+        amount = case.work().operations
     else:
         option, unit, most = "--rows", "operations", MAX_OPERATIONS
         amount = 2 * max(case.rows, PADDED_ROWS) * case.in_features * case.out_features

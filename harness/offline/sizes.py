@@ -7,10 +7,14 @@ from ..core import options
 from ..core.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..core.cases import DecodeAttention, PrefillMatmul
+    from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 
 DECODE_SIZES = ("batch", "context", "q_heads", "kv_heads", "head_dim", "latent")
+PREFILL_SIZES = ("prompt",)
 MATMUL_SIZES = ("rows", "in_features", "out_features")
+
+PREFILL_MAX_HEAD_DIM = 256
+"""Elements of a head that prefill_attention takes."""
 
 _OPTIONS = (
     options.option("--batch", options.SIZE, "N", "Sequences.  [default: as many as --context]"),
@@ -30,6 +34,13 @@ _OPTIONS = (
         "N",
         "Latent cache (MLA): values are the first N elements of each key, such as 512 of 576.",
     ),
+    options.option(
+        "--prompt",
+        options.SIZE,
+        "N",
+        "Tokens of each prompt of prefill_attention; --batch prompts, else one, of the same heads.",
+        default="150",
+    ),
     options.option("--rows", options.SIZE, "N", "M of the matmul: tokens of x.", default="256"),
     options.option("--in-features", options.SIZE, "N", "K of the matmul.", default="512"),
     options.option("--out-features", options.SIZE, "N", "N of the matmul.", default="512"),
@@ -43,13 +54,29 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def sized_cases(arguments: Mapping[str, Any], dtype: str) -> "dict[str, DecodeAttention | PrefillMatmul]":
-    """A decode attention and a matmul of the sizes given, by operation.
+def prompts_refusal(arguments: Mapping[str, Any]) -> str | None:
+    """Why prefill_attention does not take the sizes given; None if it does."""
+    if arguments["latent"] is not None:
+        return f"--latent: {arguments['latent']} is not for prefill_attention, which has no cache here"
+    if arguments["head_dim"] > PREFILL_MAX_HEAD_DIM:
+        most = PREFILL_MAX_HEAD_DIM
+        return f"--head-dim: {arguments['head_dim']} is not from 1 to {most}, as prefill_attention takes"
+    return None
+
+
+def sized_cases(
+    arguments: Mapping[str, Any], dtype: str
+) -> "dict[str, DecodeAttention | PrefillAttention | PrefillMatmul]":
+    """A case of the sizes given, by operation.
 
     Raises:
         UsageError: the kernel does not take such sizes.
     """
-    from ..core.cases import DecodeAttention, PrefillMatmul  # noqa: PLC0415  (`--help` needs no cases)
+    from ..core.cases import (  # noqa: PLC0415  (`--help` needs no cases)
+        DecodeAttention,
+        PrefillAttention,
+        PrefillMatmul,
+    )
 
     contexts, q_heads, kv_heads = arguments["context"], arguments["q_heads"], arguments["kv_heads"]
     head_dim = arguments["head_dim"]
@@ -71,6 +98,14 @@ def sized_cases(arguments: Mapping[str, Any], dtype: str) -> "dict[str, DecodeAt
             dtype=dtype,
             v_head_dim=latent,
             latent=latent is not None,
+        ),
+        "prefill_attention": PrefillAttention(
+            sequences=arguments["batch"] or 1,
+            prompt=arguments["prompt"],
+            q_heads=q_heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
         ),
         "prefill_matmul": PrefillMatmul(
             phase="prefill",

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from ...kernels import interpreting, reference, use_interpreter
 from ..core import options
-from ..core.cases import DecodeAttention, PrefillMatmul
+from ..core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from ..core.errors import UsageError, one_line
 from ..core.gate import gate_of
 from ..core.gpus import Gpu
@@ -30,7 +30,7 @@ COMPILED_DTYPES = ("bf16", "fp16", "fp32")
 MAX_INTERPRETED_RESULTS = 2**22
 """Output elements of a matmul. A kernel may compute few per program, and each program takes time."""
 
-_COMPILED_CASES: dict[str, dict[str, PrefillMatmul | DecodeAttention]] = {
+_COMPILED_CASES: dict[str, dict[str, PrefillMatmul | DecodeAttention | PrefillAttention]] = {
     "prefill_matmul": {
         f"rows_{rows}": PrefillMatmul(
             phase="prefill" if rows > 1 else "decode",
@@ -47,12 +47,17 @@ _COMPILED_CASES: dict[str, dict[str, PrefillMatmul | DecodeAttention]] = {
             contexts=(8192,) * 64, q_heads=32, kv_heads=8, head_dim=128, dtype="bf16"
         )
     },
+    "prefill_attention": {
+        "prompts": PrefillAttention(
+            sequences=4, prompt=2048, q_heads=32, kv_heads=8, head_dim=128, dtype="bf16"
+        )
+    },
 }
 """Cases to compile for, by operation and name; the sizes are those of `variants.default_cases`."""
 
 
 def load_to_count(
-    names: Sequence[str], cases: Mapping[str, PrefillMatmul | DecodeAttention]
+    names: Sequence[str], cases: Mapping[str, PrefillMatmul | DecodeAttention | PrefillAttention]
 ) -> list[UserFunction]:
     """Load functions with Triton set to interpret; call it before anything imports Triton.
 
@@ -70,13 +75,14 @@ def load_to_count(
             ("results", results, MAX_INTERPRETED_RESULTS),
         ):
             if amount > most:
-                option = "--rows" if results else "--context"
+                names_by_operation = {"decode_attention": "--context", "prefill_attention": "--prompt"}
+                option = names_by_operation.get(operation, "--rows")
                 raise UsageError(f"{option}: {amount:.3g} {what} are over {most:.3g}, too many to interpret")
     return functions
 
 
 def count_user_function(
-    function: UserFunction, case: PrefillMatmul | DecodeAttention, *, seed: int
+    function: UserFunction, case: PrefillMatmul | DecodeAttention | PrefillAttention, *, seed: int
 ) -> dict[str, Any]:
     """Count a function's kernels on a case, as a JSON object. Triton must interpret in this process.
 
@@ -169,7 +175,10 @@ def load_to_compile(names: Sequence[str], dtype: str) -> list[UserFunction]:
 
 
 def _compile_case(
-    function: UserFunction, case_name: str, case: PrefillMatmul | DecodeAttention, gpu: Gpu
+    function: UserFunction,
+    case_name: str,
+    case: PrefillMatmul | DecodeAttention | PrefillAttention,
+    gpu: Gpu,
 ) -> Iterator[CompiledRow]:
     from .compiler import inspect_launch  # noqa: PLC0415  (imports Triton, which the caller prepared)
 

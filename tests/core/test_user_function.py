@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
+from decodetax.harness.core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gate import gate_of
 from decodetax.harness.core.inputs import Source, draw
@@ -13,6 +13,7 @@ from decodetax.harness.core.user_function import load_user_function, load_user_f
 from decodetax.kernels import reference
 
 MATMUL = PrefillMatmul(phase="prefill", part="product", rows=5, in_features=30, out_features=70, dtype="fp32")
+PROMPTS = PrefillAttention(sequences=2, prompt=7, q_heads=4, kv_heads=2, head_dim=8, dtype="fp32")
 ATTENTION = DecodeAttention(contexts=(9, 9), q_heads=4, kv_heads=2, head_dim=8, dtype="fp32")
 
 MODULE = """
@@ -50,6 +51,14 @@ def attention(q, k_cache, v_cache, context_lens):
     )
     return found.flatten(1, 2)
 
+def prompts(q, k, v):
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return found.transpose(1, 2)
+
+def prompts_to(q, k, v, out):
+    out.copy_(prompts(q, k, v))
+
 def other(a, b):
     return a
 
@@ -80,10 +89,19 @@ def inputs_of(case):
     return draw(case, Source(torch.device("cpu"), 0))
 
 
-@pytest.mark.parametrize("name", ["product", "plain", "written", "attention"])
-def test_functions_of_either_operation_pass_the_gate(name):
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("product", MATMUL),
+        ("plain", MATMUL),
+        ("written", MATMUL),
+        ("attention", ATTENTION),
+        ("prompts", PROMPTS),
+        ("prompts_to", PROMPTS),
+    ],
+)
+def test_functions_of_each_operation_pass_the_gate(name, case):
     function = load_user_function(mine(name))
-    case = ATTENTION if name == "attention" else MATMUL
     assert (function.operation, function.name) == (case.operation, mine(name))
     inputs = inputs_of(case)
     assert gate_of(case, inputs, reference).judge(function(inputs)).passed

@@ -5,7 +5,22 @@ from decodetax.harness.offline import kernel_traffic
 from decodetax.harness.offline.sanitizer import SanitizerError
 from hand_made import assert_misuse, decodetax, strict_json
 
-SMALL = ("--context", "40", "--rows", "20", "--in-features", "32", "--out-features", "40")
+SMALL = (
+    "--context",
+    "40",
+    "--prompt",
+    "40",
+    "--q-heads",
+    "8",
+    "--kv-heads",
+    "2",
+    "--rows",
+    "20",
+    "--in-features",
+    "32",
+    "--out-features",
+    "40",
+)
 
 
 def count_row(kernel, *arguments):
@@ -30,6 +45,17 @@ def test_decode_attention_is_counted_beside_the_model():
     moved_bytes = row["bytes_requested"] + row["bytes_written"]
     assert row["operations_per_requested_byte"] == pytest.approx(useful / moved_bytes)
     assert all(launch["programs"] > 0 for launch in row["launches"])
+
+
+def test_prefill_attention_is_counted_below_the_diagonal_alone():
+    row = count_row("prefill_attention", "--prompt", 200, "--q-heads", "4", "--kv-heads", "2")
+    # Two row blocks of each query head, over one and two tiles of 128 keys. The TMA reads past the last key
+    # of the first KV head, to those of the second, and stops at the end of memory.
+    keys = 2 * (128 + 256) + 2 * (128 + 200)
+    assert row["tensors"]["k"]["bytes_requested"] == keys * 128 * 2
+    assert all(tensor["counted_over_modelled"] == 1 for tensor in row["tensors"].values())
+    assert row["operations_counted_over_modelled"] == 1
+    assert row["modelled_cache"] is None
 
 
 def test_matmul_is_counted_and_modelled_through_the_l2():
@@ -64,7 +90,7 @@ def test_matmul_of_too_many_tiles_has_no_l2_model():
 
 def test_text_has_80_columns_and_all_figures_when_wide():
     text = decodetax("count", *SMALL).out
-    assert text.count("ops:bytes (counted)") == 2
+    assert text.count("ops:bytes (counted)") == 3
     assert "L2 of 50 MiB (modelled" in text
     assert max(map(len, text.splitlines())) <= 80
     wide = decodetax("count", *SMALL, "--wide").out
@@ -87,6 +113,15 @@ def test_a_memory_fault_fails_in_one_line(monkeypatch):
         pytest.param(["--q-heads", 6, "--kv-heads", 4], ["--q-heads: 6"], id="heads that do not divide"),
         pytest.param(["--head-dim", 513], ["--head-dim: 513", "from 1 to 512"], id="head size"),
         pytest.param(["--latent", 129], ["--latent: 129", "from 1 to 128"], id="values longer than a latent"),
+        pytest.param(
+            ["--kernel", "prefill_attention", "--head-dim", 300],
+            ["--head-dim: 300", "prefill_attention", "from 1 to 256"],
+            id="head size of prompts",
+        ),
+        pytest.param(
+            ["--kernel", "prefill_attention", "--latent", 64], ["--latent: 64"], id="latents of prompts"
+        ),
+        pytest.param(["--prompt", 2000000], ["--prompt", "too many"], id="prompt beyond the interpreter"),
         pytest.param(["--context", "1,x"], ["--context", "1,x", "1000,37"], id="length"),
         pytest.param(["--context", 2000000], ["--context", "too many"], id="length beyond the interpreter"),
         pytest.param(["--batch", 5000, "--context", 0], ["--batch", "4096"], id="sequences"),

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...core.cases import DecodeAttention, PrefillMatmul
+from ...core.cases import DecodeAttention, PrefillAttention, PrefillMatmul
 from .decode_cases import DECODE, MERGE, MORE_DECODE, MORE_MERGE, DecodeCase, MergeCase
 from .matmul_cases import MATMUL, MORE_MATMUL, MORE_TMA, TMA, MatmulCase
 from .prefill_cases import MORE_PREFILL, PREFILL, PrefillCase
@@ -24,7 +24,7 @@ class UserCase:
     """
 
     kernel: str
-    sizes: PrefillMatmul | DecodeAttention
+    sizes: PrefillMatmul | DecodeAttention | PrefillAttention
     sm_count: int = 3
 
     @property
@@ -66,13 +66,25 @@ def full_cases() -> tuple[KernelCase, ...]:
     )
 
 
-def sized_case(sizes: DecodeAttention | PrefillMatmul, dtype: str) -> DecodeCase | MatmulCase:
+def sized_case(
+    sizes: DecodeAttention | PrefillAttention | PrefillMatmul, dtype: str
+) -> DecodeCase | PrefillCase | MatmulCase:
     """A call of this package's kernel with sizes of the user's own, in one dtype."""
     name = sizes.id.rpartition("/")[0]
     scale: Literal["one"] | None = "one" if dtype == "int8" else None
     if isinstance(sizes, PrefillMatmul):
         shape = (sizes.rows, sizes.out_features, sizes.in_features)
         return MatmulCase(name, shape, dtype=dtype, weight_scale=scale)
+    if isinstance(sizes, PrefillAttention):
+        return PrefillCase(
+            name,
+            dtype=dtype,
+            lengths=(sizes.prompt,) * sizes.sequences,
+            heads_first=True,
+            kv_heads=sizes.kv_heads,
+            group=sizes.q_heads // sizes.kv_heads,
+            head_dim=sizes.head_dim,
+        )
     return DecodeCase(
         name,
         dtype=dtype,
@@ -87,13 +99,18 @@ def sized_case(sizes: DecodeAttention | PrefillMatmul, dtype: str) -> DecodeCase
     )
 
 
-def user_sizes(operation: str) -> tuple[DecodeAttention | PrefillMatmul, ...]:
+def user_sizes(operation: str) -> tuple[DecodeAttention | PrefillAttention | PrefillMatmul, ...]:
     """The sizes that a user's function is executed with where none are given, in bf16.
 
     As in language models, in_features and out_features are multiples of 64; the number of rows is any.
     """
     if operation == "decode_attention":
         return (DecodeAttention(contexts=(300, 131, 1), q_heads=8, kv_heads=2, head_dim=128, dtype="bf16"),)
+    if operation == "prefill_attention":
+        return tuple(
+            PrefillAttention(sequences=2, prompt=prompt, q_heads=2, kv_heads=1, head_dim=64, dtype="bf16")
+            for prompt in (150, 1)
+        )
     return tuple(
         PrefillMatmul(
             phase="prefill", part="product", rows=rows, in_features=320, out_features=192, dtype="bf16"
