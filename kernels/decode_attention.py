@@ -703,7 +703,7 @@ def _factors(plan: DecodePlan, q: torch.Tensor, kv_heads: int, options: dict[str
     return decode_factors(
         head_dim=q.shape[-1],
         split_k_scale=plan.latent and kv_heads == 1 and plan.blocks.d == plan.v_head_dim,
-        cache_factor=E4M3_BITS_FACTOR if plan.e4m3_bits else 1.0,
+        cache_factor=E4M3_BITS_FACTOR if plan.cache_e4m3_bits else 1.0,
         **{name: options.get(name) for name in _SCALES},
     )
 
@@ -736,7 +736,7 @@ def _launch(
         CacheScale.of(factors.k_scale, plan),
         CacheScale.of(factors.v_scale, plan),
     )
-    if plan.e4m3_by_bits:
+    if plan.lacks_e4m3:
         q, k_cache, v_cache, out = map(as_bits, (q, k_cache, v_cache, out))
     partials = partial_lses = partial_counts = None
     if plan.slots:

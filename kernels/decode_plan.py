@@ -47,8 +47,8 @@ class DecodePlan:
         capacity: tokens that the cache of one sequence can hold.
         latent: whether the values are the first elements of the keys, in the same memory.
         blocks: blocks that keys and values are divided into.
-        e4m3_by_bits: whether the GPU has no instructions for float8 e4m3: the kernel converts its bits.
-        e4m3_bits: whether the caches are decoded from their bits.
+        lacks_e4m3: whether the GPU has no instructions for float8 e4m3: the kernel converts to and from bits.
+        cache_e4m3_bits: whether the caches are float8 e4m3 that is decoded from its bits.
     """
 
     tiling: DecodeTiling
@@ -64,8 +64,8 @@ class DecodePlan:
     capacity: int
     latent: bool
     blocks: HeadBlocks
-    e4m3_by_bits: bool
-    e4m3_bits: bool
+    lacks_e4m3: bool
+    cache_e4m3_bits: bool
 
     @property
     def workspace_bytes(self) -> int:
@@ -160,6 +160,7 @@ def plan_decode(
         or (query_tokens > 1 and rows > tiling.block_g)
     )
     programs = items * tiling.num_splits or tiling.programs
+    lacks_e4m3 = limits.compute_capability < 89
     return DecodePlan(
         tiling=tiling,
         programs=programs,
@@ -176,8 +177,8 @@ def plan_decode(
         capacity=capacity,
         latent=latent,
         blocks=head_blocks(head_dim, v_head_dim, latent=latent),
-        e4m3_by_bits=limits.compute_capability < 89,
-        e4m3_bits=k_cache.dtype == torch.float8_e4m3fn and limits.compute_capability < 89,
+        lacks_e4m3=lacks_e4m3,
+        cache_e4m3_bits=lacks_e4m3 and k_cache.dtype == torch.float8_e4m3fn,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from .gpu_limits import (
     GpuLimits,
+    next_power_of_two,
     registers_for,
     require_max_registers,
     require_positive,
@@ -108,15 +109,15 @@ def head_blocks(head_dim: int, v_head_dim: int, *, latent: bool) -> HeadBlocks:
         v_head_dim: elements of a value.
         latent: whether the values are the first elements of the keys.
     """
-    v = max(_LEAST_BLOCK, _next_power_of_two(v_head_dim))
-    d = max(_LEAST_BLOCK, _next_power_of_two(head_dim))
+    v = max(_LEAST_BLOCK, next_power_of_two(v_head_dim))
+    d = max(_LEAST_BLOCK, next_power_of_two(head_dim))
     if latent or head_dim > _LARGEST_PADDED:
         d = max(_LEAST_BLOCK, _power_of_two_within(head_dim))
     if latent:
         # Of a small head the values' block alone, else all of the keys that a power of two holds.
         d = v = v if head_dim <= 2 * v else max(v, d)
     rest = head_dim - d
-    return HeadBlocks(d=d, r=max(_LEAST_BLOCK, _next_power_of_two(rest)) if rest > 0 else 0, v=v)
+    return HeadBlocks(d=d, r=max(_LEAST_BLOCK, next_power_of_two(rest)) if rest > 0 else 0, v=v)
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def choose_decode_tiling(
     ragged: bool = False,
     packed_tokens: int | None = None,
 ) -> DecodeTiling:
-    """The tiling of one decode step, from shapes and capacity: the context lengths stay on the device.
+    """The tiling of one decode attention, from shapes and capacity: the lengths stay on the device.
 
     One wave of CTAs takes equal-sized chunks of all live KV tiles. Only `programs` depends on batch and
     capacity.
@@ -319,11 +320,11 @@ def most_row_blocks(batch: int, rows: int, packed_tokens: int | None, group: int
 def _block_g(rows: int, head_dim: int, dot_bytes: int, most_elements: int) -> int:
     """Rows of a work item; further rows are other items, which read the same K and V from L2."""
     if rows * head_dim > most_elements:
-        return max(16, most_elements // _next_power_of_two(head_dim))
+        return max(16, most_elements // next_power_of_two(head_dim))
     if dot_bytes == 4:
         # IEEE float32 products use the FMA units, not tensor cores: no padding of rows.
-        return _next_power_of_two(rows)
-    return max(16, _next_power_of_two(rows))  # an mma instruction of the tensor cores has 16 rows
+        return next_power_of_two(rows)
+    return max(16, next_power_of_two(rows))  # an mma instruction of the tensor cores has 16 rows
 
 
 def _warps_and_occupancy(
@@ -383,7 +384,3 @@ def _halved(value: int, least: int) -> tuple[int, ...]:
 
 def _power_of_two_within(value: int) -> int:
     return 1 << (value.bit_length() - 1)
-
-
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()

@@ -56,6 +56,11 @@ def registers_for(warps: int, ctas_per_sm: int) -> int:
     return min(255, _REGISTERS_PER_SM // (32 * warps * ctas_per_sm) // 8 * 8)
 
 
+def next_power_of_two(value: int) -> int:
+    """The least power of two, from 1 on, that is not below a value."""
+    return 1 << max(0, value - 1).bit_length()
+
+
 def require_powers_of_two(tiling: object, *names: str) -> None:
     """Raise ValueError unless these fields of a tiling are powers of two."""
     for name in names:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .gpu_limits import next_power_of_two
+
 if TYPE_CHECKING:
     from .scale_factors import Scale
 
@@ -48,7 +50,7 @@ def block_size(elements: int, blocks: int) -> int | None:
 
     It is unique if there are at least two blocks; a single block covers all elements.
     """
-    size = 1 << (math.ceil(elements / blocks) - 1).bit_length()
+    size = next_power_of_two(math.ceil(elements / blocks))
     return size if math.ceil(elements / size) == blocks else None
 
 

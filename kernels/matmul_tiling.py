@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .gpu_limits import require_max_registers, require_positive, require_powers_of_two
+from .gpu_limits import next_power_of_two, require_max_registers, require_positive, require_powers_of_two
 from .matmul_tile_tables import (
     SM_RATES,
     MatmulProblem,
@@ -165,7 +165,7 @@ def _few_row_tilings(problem: MatmulProblem, limits: GpuLimits) -> list[MatmulTi
 
     Reading the weights from DRAM is the bound: bytes in flight matter, so pipelines fill shared memory.
     """
-    tile = few_row_tile(problem, max(16, 1 << (problem.rows - 1).bit_length()), limits)
+    tile = few_row_tile(problem, max(16, next_power_of_two(problem.rows)), limits)
     whole = _unsplit(tile, limits, group_m=1)
     # Converting int8 weights, and a tcgen05 tile, cost the same whether or not all columns are used.
     costly = problem.kind == "int8_weight" or (

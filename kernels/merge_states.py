@@ -185,7 +185,7 @@ def merge_states(
     Args:
         o: [..., head_dim], output of the first of two parts; or without `o2` [parts, ..., head_dim], or a
             sequence of [..., head_dim], which are stacked in a copy. bfloat16, float16 or float32. There may
-            be 0 rows, and must be 1 part or more.
+            be 0 rows; there must be at least one part.
         lse: [...] float32, log-sum-exp of the logits of that part, as `decode_attention` returns it; or
             [parts, ...], or a sequence.
         o2: output of the other part; shape and dtype of `o`.

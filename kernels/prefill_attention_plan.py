@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton.language as tl
 
+from .gpu_limits import next_power_of_two
 from .prefill_attention_schedule import ORDER_HEADER
 from .prefill_attention_tiling import (
     TMA_FROM_CAPABILITY,
@@ -184,7 +185,7 @@ def plan_prefill_attention(
     if tiling.block_n < least:
         tiling = dataclasses.replace(tiling, block_n=least)
     block_d, block_r = head_dim_blocks(head_dim, least)
-    block_v = max(_DOT_DEPTH, 1 << (v_head_dim - 1).bit_length())
+    block_v = max(_DOT_DEPTH, next_power_of_two(v_head_dim))
     tiles: list[TmaTiles | None] = [None] * 3
     if tiling.variant != "pointers":
         fits = limits.compute_capability >= TMA_FROM_CAPABILITY

@@ -7,7 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .gpu_limits import GpuLimits, require_max_registers, require_positive, require_powers_of_two
+from .gpu_limits import (
+    GpuLimits,
+    next_power_of_two,
+    require_max_registers,
+    require_positive,
+    require_powers_of_two,
+)
 
 PrefillAttentionVariant = Literal["pointers", "descriptors", "warp_specialized"]
 VARIANTS: tuple[PrefillAttentionVariant, ...] = ("pointers", "descriptors", "warp_specialized")
@@ -56,9 +62,9 @@ def head_dim_blocks(head_dim: int, least: int = _LEAST_BLOCK) -> tuple[int, int]
 
     192 are 128 and 64. One tile serves where two would not be smaller. Both have at least `least` columns.
     """
-    whole = max(least, _power_of_two_from(head_dim))
+    whole = max(least, next_power_of_two(head_dim))
     first = whole // 2
-    rest = max(least, _power_of_two_from(head_dim - first))
+    rest = max(least, next_power_of_two(head_dim - first))
     return (whole, 0) if first < least or first + rest >= whole else (first, rest)
 
 
@@ -90,9 +96,9 @@ def choose_prefill_attention_tiling(
         A tiling that fits the GPU's shared memory and registers.
     """
     del kv_heads  # heads of a group are items of their own, which share keys and values in L2
-    width = max(sum(head_dim_blocks(head_dim)), _power_of_two_from(v_head_dim or head_dim))
+    width = max(sum(head_dim_blocks(head_dim)), next_power_of_two(v_head_dim or head_dim))
     block_m, block_n, warps, stages, per_sm = _tiles(width, element_bytes, limits)
-    rows = max(_LEAST_BLOCK, _power_of_two_from(tokens))
+    rows = max(_LEAST_BLOCK, next_power_of_two(tokens))
     if rows < block_m:
         # Fewer rows: as many warps as have 16 of them, the height of an mma instruction.
         warps = max(4, warps * rows // block_m) if element_bytes < 4 else warps
@@ -136,7 +142,3 @@ def _tiles(width: int, element_bytes: int, limits: GpuLimits) -> tuple[int, int,
 
 def _has_small_shared_memory(limits: GpuLimits) -> bool:
     return limits.shared_bytes_per_block < 160 * 1024
-
-
-def _power_of_two_from(value: int) -> int:
-    return 1 << max(0, value - 1).bit_length()
