@@ -309,7 +309,8 @@ def _check_block_scale(
         raise ValueError(f"{name} is {scale.dtype}; it must be one of {kinds}")
     if weight.element_size() > 1:
         raise ValueError(f"{name} has shape {list(scale.shape)}; blocks need a weight of 8 bits")
-    check_nonempty(name, scale)
+    if name == "weight_scale":
+        check_nonempty(name, scale, but_batch=operand.shape[0] if operand.dim() == 3 else None)
     in_features = operand.shape[-1]
     block_k = block_size(in_features, scale.shape[-1])
     if block_k is None or block_k < LEAST_BLOCK_K:

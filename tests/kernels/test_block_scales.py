@@ -295,3 +295,13 @@ def test_no_scale_past_the_last_block_is_read():
     x, weight = narrow(5, 34, 96)  # a step of 128 has a fourth part, past K
     with count_traffic():
         prefill_matmul(x, weight, **scales(5, 34, 96, block_k=32, block_n=32), tiling=PARTS)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape"), [((0, 256), (128, 256)), ((0, 3, 256), (0, 128, 256))], ids=str
+)
+def test_no_rows_or_batches_take_their_scales(x_shape, weight_shape):
+    x, weight = (torch.zeros(shape).to(torch.float8_e4m3fn) for shape in (x_shape, weight_shape))
+    x_scale, weight_scale = torch.ones(*x_shape[:-1], 2), torch.ones(*weight_shape[:-2], 1, 2)
+    out = prefill_matmul(x, weight, x_scale=x_scale, weight_scale=weight_scale)
+    assert out.shape == (*x_shape[:-1], 128)
