@@ -29,7 +29,19 @@ def check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """The argument is one of these values."""
     if not any(value is each or (isinstance(value, str) and value == each) for each in allowed):
         words = ", ".join(map(str, allowed))
-        raise ValueError(f"{name} is {value!r}; it must be one of {words}")
+        raise ValueError(f"{name} is {shown(value)}; it must be one of {words}")
+
+
+def shown(value: object) -> str:
+    """A value on one line of a message: itself if it is of a plain type, else its type."""
+    plain = value is None or isinstance(value, str | int | float | torch.dtype)
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}; it must be True or False")  # noqa: TRY004  (every misuse is a ValueError)
 
 
 def check_workspace(
@@ -49,8 +61,9 @@ def check_workspace(
 
 def check_lse_base(lse_base: object) -> None:
     """The base of log-sum-exps is "e" or 2."""
-    if isinstance(lse_base, bool) or lse_base not in ("e", 2):
-        raise ValueError(f"lse_base is {lse_base!r}; it must be 'e' or 2")
+    plain = isinstance(lse_base, str | int | float) and not isinstance(lse_base, bool)
+    if not plain or lse_base not in ("e", 2):
+        raise ValueError(f"lse_base is {shown(lse_base)}; it must be 'e' or 2")
 
 
 def check_head_dim(name: str, tensor: torch.Tensor, most: int) -> None:

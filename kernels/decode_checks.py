@@ -15,6 +15,7 @@ from .checks import (
     check_count,
     check_device,
     check_dtype,
+    check_flag,
     check_floating,
     check_head_dim,
     check_integers,
@@ -70,6 +71,7 @@ def check_decode_attention(
     """Raise ValueError unless the arguments are as `decode_attention` documents them."""
     check_one_of("lse_layout", lse_layout, ("tokens-first", "heads-first"))
     check_lse_base(lse_base)
+    check_flag("return_lse", return_lse)
     if tiling is not None and not isinstance(tiling, DecodeTiling):
         raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a DecodeTiling")
     _check_queries(q, packed=cu_seqlens is not None)

@@ -13,6 +13,7 @@ from .checks import (
     check_count,
     check_device,
     check_dtype,
+    check_flag,
     check_head_dim,
     check_integers,
     check_last_contiguous,
@@ -35,7 +36,7 @@ _MAX_HEAD_DIM = 256
 __all__ = ["check_prefill_attention", "check_workspace", "default_out_dtype"]
 
 
-def check_prefill_attention(  # noqa: C901  (one check after another)
+def check_prefill_attention(
     *,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -61,8 +62,8 @@ def check_prefill_attention(  # noqa: C901  (one check after another)
     """Raise ValueError unless the arguments are as `prefill_attention` documents them."""
     if tiling is not None and not isinstance(tiling, PrefillAttentionTiling):
         raise ValueError(f"tiling is a {type(tiling).__name__}; it must be a PrefillAttentionTiling")
-    if not isinstance(causal, bool):
-        raise ValueError(f"causal is {causal!r}; it must be True or False")  # noqa: TRY004  (every misuse is a ValueError)
+    check_flag("causal", causal)
+    check_flag("return_lse", return_lse)
     _check_operands(q, k, v, packed=cu_seqlens is not None)
     kv_heads = k.shape[-2]
     batch = q.shape[0]

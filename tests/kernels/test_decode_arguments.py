@@ -177,6 +177,12 @@ DECODE = {
         "lse_layout is 'heads'; it must be one of tokens-first, heads-first",
     ),
     "lse_base": ({"lse_base": 10}, "lse_base is 10; it must be 'e' or 2"),
+    "lse_base_tensor": ({"lse_base": torch.ones(2, 2)}, "lse_base is a Tensor; it must be 'e' or 2"),
+    "lse_layout_tensor": (
+        {"lse_layout": torch.ones(2, 2)},
+        "lse_layout is a Tensor; it must be one of tokens-first, heads-first",
+    ),
+    "return_lse_tensor": ({"return_lse": torch.ones(2)}, "return_lse is a Tensor; it must be True or False"),
     "lse_base_bool": ({"lse_base": True}, "lse_base is True; it must be 'e' or 2"),
     "out_lse_heads_first": (
         {"out": (zeros(2, 8, 64), FLOATS), "return_lse": True, "lse_layout": "heads-first"},

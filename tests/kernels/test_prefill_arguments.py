@@ -20,6 +20,7 @@ WRONG = {
     "lengths has shape": {"lengths": torch.zeros(2, dtype=torch.int32)},
     "k_cache is None": {"context_lens": torch.zeros(1, dtype=torch.int32)},
     "causal is 1": {"causal": 1},
+    "return_lse is a Tensor": {"return_lse": torch.ones(2)},
     "window is 0": {"window": 0},
     "softcap is -1": {"softcap": -1.0},
     "scale is a str": {"scale": "1"},
