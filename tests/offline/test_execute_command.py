@@ -170,18 +170,38 @@ def test_cases_have_names_of_their_own_and_pass_through_json():
     assert [cases.from_json(json.loads(json.dumps(cases.to_json(case)))) for case in listed] == list(listed)
 
 
-@pytest.mark.parametrize(("sm", "matmuls"), [(80, 58), (86, 58), (89, 58), (90, 81), (100, 82), (120, 81)])
+@pytest.mark.parametrize(("sm", "matmuls"), [(80, 78), (86, 78), (89, 78), (90, 107), (100, 110), (120, 107)])
 def test_number_of_cases_of_each_target(sm, matmuls):
     def counted(listed):
         return Counter(case.kernel for case in listed if cases.skip_reason(case, sm) is None)
 
     assert counted(cases.full_cases()) == {
-        "decode_attention": 93,
+        "decode_attention": 114,
+        "prefill_attention": 16,
         "prefill_matmul": matmuls,
         "merge_states": 7,
     }
     least = counted(cases.default_cases())
     assert min(least["decode_attention"], least["prefill_matmul"]) >= 20
+
+
+def test_the_docs_have_the_numbers_of_cases():
+    def counted(listed, sm):
+        return Counter(case.kernel for case in listed if cases.skip_reason(case, sm) is None)
+
+    full, tma = counted(cases.full_cases(), 80), counted(cases.full_cases(), 90)
+    docs = Path(__file__).parents[2] / "docs"
+    assert (
+        f"executes {full['decode_attention']} decode attentions, {full['prefill_attention']} prefill "
+        f"attentions, {full['merge_states']} merges, and {full['prefill_matmul']} (A100, RTX 3090, L40S) or "
+        f"{tma['prefill_matmul']} (H100, RTX 5090) matmuls on each GPU"
+    ) in (docs / "evidence.md").read_text(encoding="utf-8")
+    least, tma = counted(cases.default_cases(), 80), counted(cases.default_cases(), 90)
+    assert (
+        f"among {least['decode_attention']} decode attentions, {least['prefill_attention']} prefill "
+        f"attentions, {least['prefill_matmul']} matmuls ({tma['prefill_matmul']} where there are TMA "
+        f"descriptors) and {least['merge_states']} merges"
+    ) in (docs / "commands.md").read_text(encoding="utf-8")
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
