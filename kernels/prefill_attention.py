@@ -485,7 +485,7 @@ def _factors(
         scale=scale * bits,
         k_scale=k_scale,
         v_scale=v_scale,
-        cache_factor=E4M3_BITS_FACTOR if plan.cache_e4m3_bits else 1.0,
+        cache_factor=E4M3_BITS_FACTOR if plan.e4m3_bits or plan.cache_e4m3_bits else 1.0,
     )
     if not plan.scales_cache_alone:
         return cached, cached

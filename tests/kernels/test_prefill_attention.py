@@ -1,7 +1,10 @@
 """Prefill attention against the float64 oracle, in the interpreter."""
 
+import importlib
+
 import pytest
 import torch
+from decode_checks import A100_LIMITS
 from kernel_inputs import by_default
 from prefill_checks import assert_right, attend, prefix, prompts, tiles
 
@@ -51,6 +54,17 @@ def test_head_dims(head_dims):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_dtypes(dtype):
     assert_right(prompts(1, 33, dtype=dtype, head_dim=32), tiling=tiles())
+
+
+@pytest.mark.parametrize("context", [0, 9])
+def test_float8_e4m3_on_gpus_without_instructions_for_it(context, monkeypatch):
+    module = importlib.import_module("decodetax.kernels.prefill_attention")
+    monkeypatch.setattr(module, "gpu_limits", lambda _device: A100_LIMITS)
+    inputs = prompts(1, 33, dtype=torch.float8_e4m3fn, head_dim=32)
+    if context:
+        inputs |= prefix([context], dtype=torch.float8_e4m3fn, head_dim=32)
+    scales = {"k_scale": torch.tensor([0.7]), "v_scale": torch.tensor([2.0])}
+    assert_right(inputs, tiling=tiles(), **scales)
 
 
 @pytest.mark.parametrize(
