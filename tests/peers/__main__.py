@@ -31,6 +31,7 @@ def main() -> None:
         name = case["peer"], case["suite"]
         suites = next((each for each in (attention_suites, matmul_suites) if name in each.SUITES), None)
         if suites is None:
+            counts[f"{case['peer']} {case['suite']}"]["unknown"] += 1
             continue
         began = time.perf_counter()
         status, reason = outcome(suites, case)
@@ -52,7 +53,10 @@ def main() -> None:
 
 
 def outcome(suites, case):
-    """Status and reason of one case: agreed, refused, disagreed, or aside (not counted)."""
+    """Status and reason of one case: agreed, refused, disagreed, or aside (not counted).
+
+    Cases of suites without an adapter are "unknown" in the table.
+    """
     try:
         reason = suites.run(case)
     except suites.Aside as error:
@@ -66,7 +70,7 @@ def outcome(suites, case):
 
 def print_table(counts: dict[str, Counter[str]]) -> None:
     """One line a suite, and the sum."""
-    statuses = ("agreed", "refused", "disagreed", "aside")
+    statuses = ("agreed", "refused", "disagreed", "aside", "unknown")
     lines = [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]
     header = f"{'suite':<90}" + "".join(f"{status:>10}" for status in statuses)
     table = [f"{suite:<90}" + "".join(f"{found[each]:>10}" for each in statuses) for suite, found in lines]
