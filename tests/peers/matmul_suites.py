@@ -124,6 +124,13 @@ def liger(p: dict[str, Any]) -> Matmul:
     )
 
 
+def fused_dense(p: dict[str, Any]) -> Matmul:
+    if "mlp" in p:
+        activation = {"gelu_approx": "gelu_tanh", "relu": "relu", "sqrelu": "relu_squared"}[p["mlp"]]
+        return Matmul(mnk=_SMALL, activation=activation, bias="N")
+    return Matmul(mnk=(12, p["o"], p["i"]), x_dtype=p["dt"], bias="N" if p["bias"] else None)
+
+
 def light_llm(p: dict[str, Any]) -> Matmul:
     return Matmul(mnk=p["mnk"], x_dtype=_E4M3, x_scale="M1", weight_scale="1N", out_dtype=_BF16)
 
@@ -394,6 +401,7 @@ SUITES: dict[tuple[str, str], Callable[[dict[str, Any]], Matmul | str]] = {
     ("all peers", "options of all matmul suites together, seed 1"): all_peers,
     ("all peers", "options of all matmul suites together, seed 2"): all_peers,
     ("bitsandbytes", "int8 linear, 4bit"): bitsandbytes,
+    ("flash-attention", "tests/ops/test_fused_dense.py"): fused_dense,
     ("conch", "scaled_gemm_test, mixed_precision_gemm_test"): conch,
     ("flashinfer", "gemm: mm_bf16, bmm_bf16, bmm_fp8, mm_fp8, tgv, segment, groupwise"): flashinfer,
     ("sglang", "test_fp8_gemm, test_int8_gemm, test_bmm_fp8, fp8_blockwise"): sglang,
