@@ -76,7 +76,7 @@ def test_the_complete_list_has_no_violation_on_any_gpu():
         for gpu, matmuls in MATMULS.items()
         for kernel, cases in (
             ("decode_attention", 114),
-            ("prefill_attention", 16),
+            ("prefill_attention", 14 if gpu == "RTX-5090" else 16),  # float8 prompts: see the page
             ("prefill_matmul", matmuls),
             ("merge_states", 7),
         )
