@@ -173,9 +173,13 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
     rounds = items // programs
     in_round = tl.where(rounds % 2 == 0, program, programs - 1 - program)
     rounds += (in_round < items % programs).to(tl.int32)
-    not_finite = tl.zeros((), tl.int32)
+    # On sm_100 a lane has a whole row; Triton 3.6 does not compile further reductions of it.
+    FLAG_BY_ROW: tl.constexpr = SUMS == 1
+    not_finite = tl.zeros((BLOCK_M,), tl.int32) if FLAG_BY_ROW else tl.zeros((), tl.int32)
     for CAREFUL in tl.static_range(2):
-        last = tl.where(not_finite > 0, rounds, 0) if CAREFUL else rounds
+        last = rounds
+        if CAREFUL:
+            last = tl.where((tl.max(not_finite, 0) if FLAG_BY_ROW else not_finite) > 0, rounds, 0)
         for index in tl.range(0, last, disable_licm=True):
             item = index * programs + tl.where(index % 2 == 0, program, programs - 1 - program)
             head = item % q_heads
@@ -283,7 +287,8 @@ def _prefill_attention_kernel(  # noqa: C901, PLR0912, PLR0915  (one item loop, 
             if not CAREFUL:
                 # NaN or infinity has reached the result, perhaps with a weight of 0.
                 finite = (tl.abs(state[0]) < float("inf")) | (live_rows[:, None] == 0)
-                not_finite = tl.maximum(not_finite, tl.max(tl.max(tl.where(finite, 0, 1), 1), 0))
+                found = tl.max(tl.where(finite, 0, 1), 1)
+                not_finite = tl.maximum(not_finite, found if FLAG_BY_ROW else tl.max(found, 0))
 
             out, lse_log2 = normalized(state[0], state[2], tl.sum(state[1], 1))
             lse_log2 -= P_LOG2

@@ -85,8 +85,9 @@ def _small_options(case: DecodeAttention | PrefillAttention) -> dict[str, int | 
 
 def _small_attention(case: DecodeAttention) -> DecodeAttention:
     """An attention of few KV heads and short contexts."""
-    # Nine tiles of the kernel; a tile holds at most 128 tokens and 32 KiB of keys and values.
-    several_splits = 9 * min(128, 32 * 1024 // (2 * case.head_dim * ELEMENT_BYTES[case.dtype])) - 50
+    # Nine tiles of the kernel; a tile holds at most 128 tokens and 32 KiB of keys and values, or 64 latents.
+    tile = 64 if case.latent else min(128, 32 * 1024 // (2 * case.head_dim * ELEMENT_BYTES[case.dtype]))
+    several_splits = 9 * tile - 50
     longest = max(70, several_splits)
     return structs.replace(
         case,

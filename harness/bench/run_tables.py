@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
+from ..core.errors import printable
 from ..core.gap import TOKEN_PARTS, Gap, Interval
 from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
@@ -181,6 +182,8 @@ def provider_name(row: Row) -> str:
 def shape_text(case: Case) -> str:
     """The sizes of a case, by name; without options that it does not have."""
     hidden = {"phase", "part", *(name for name in _ATTENTION_OPTIONS if not getattr(case, name, None))}
+    if getattr(case, "batch", None) == 1:
+        hidden.add("batch")
     sizes = {name: getattr(case, name) for name in case.__struct_fields__ if name not in hidden}
     if "contexts" in sizes:
         lengths = [(length, len(tuple(same))) for length, same in groupby(sizes["contexts"])]
@@ -289,7 +292,16 @@ def output_parts_table(runs: Runs) -> Table:
     columns = (
         Column("batch"),
         Column("context"),
-        *(Column(OUTPUT_PARTS.get(part, part), f"{part}_s", MEASURED, seconds) for part in parts),
+        *(
+            Column(
+                OUTPUT_PARTS.get(part, printable(part)),
+                f"{part}_s",
+                MEASURED,
+                seconds,
+                wide=part not in OUTPUT_PARTS,
+            )
+            for part in parts
+        ),
         Column("total", "output_s_per_token", MEASURED, seconds),
     )
 

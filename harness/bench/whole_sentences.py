@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ..core.errors import printable
 from ..core.records import Run
 from ..core.units import number, seconds
 from ..core.whole_model import WholeForward, WholeModel
@@ -31,7 +32,7 @@ def whole_missing(run: Run) -> Iterator[str]:
         if forward.status == "skipped":
             yield f"{forward_name(forward)}, was not measured: {forward.reason}."
     if run.whole_model.reason is not None:
-        yield f"The whole model was not measured in full: {run.whole_model.reason}."
+        yield f"The whole model was not measured in full: {printable(run.whole_model.reason)}."
 
 
 def whole_failures(run: Run) -> Iterator[str]:
