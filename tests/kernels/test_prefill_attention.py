@@ -1,10 +1,12 @@
 """Prefill attention against the float64 oracle, in the interpreter."""
 
+import dataclasses
 import importlib
 
 import pytest
 import torch
 from decode_checks import A100_LIMITS
+from decodetax.kernels.gpu_limits import H100_LIMITS
 from kernel_inputs import by_default
 from prefill_checks import assert_right, attend, prefix, prompts, tiles
 
@@ -102,3 +104,15 @@ def test_values_that_are_not_finite_reach_only_the_rows_that_attend_to_them(valu
     assert output[0, ~attending].isfinite().all()
     assert (~output[0, attending][:, :, 3].isfinite()).all()
     assert output[0, attending][:, :, 4:].isfinite().all()
+
+
+def test_values_that_are_not_finite_are_found_by_row_on_sm_100(monkeypatch):
+    limits = dataclasses.replace(H100_LIMITS, compute_capability=100)
+    module = importlib.import_module("decodetax.kernels.prefill_attention")
+    monkeypatch.setattr(module, "gpu_limits", lambda _device: limits)
+    inputs = prompts(1, 40)
+    inputs["v"][0, 20, 0, 3] = float("nan")
+    output, _ = attend(inputs, tiling=tiles())
+    assert output[0, :20].isfinite().all()
+    assert output[0, 20:, :, 3].isnan().all()
+    assert output[0, 20:, :, 4:].isfinite().all()
