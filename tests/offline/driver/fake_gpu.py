@@ -34,7 +34,12 @@ from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Loaded now: while `interpreting` is patched, importing them would choose interpreted kernels.
-HOST_FUNCTIONS = kernels.decode_attention, kernels.merge_states, kernels.prefill_matmul
+HOST_FUNCTIONS = (
+    kernels.decode_attention,
+    kernels.merge_states,
+    kernels.prefill_attention,
+    kernels.prefill_matmul,
+)
 TENSOR_MAP_MARK = b"tnsormap"
 INTEGERS = {
     "i1": "<?",

@@ -36,7 +36,9 @@ def default_run(gpu):
     """Every Triton provider on every case of `decodetax run` without options."""
     sweep = Sweep(batches=(1, 8, 32), contexts=(1024, 4096), prompt=None, prefill_tokens=8192, dtype="bf16")
     for case in cases_of(load_timed_model("llama-3.1-8b"), sweep):
-        device = SimpleNamespace(kind="cuda", compute_capability=gpu.compute_capability)
+        device = SimpleNamespace(
+            kind="cuda", compute_capability=gpu.compute_capability, torch_device=torch.device("cpu")
+        )
         run = [
             provider.run
             for provider in PROVIDERS[case.operation]
