@@ -18,7 +18,7 @@ from decodetax.harness.core.errors import UsageError
 from decodetax.kernels import DecodeTiling
 from fakes import FakeDevice, bench
 from msgspec import structs
-from small_cases import decode_case, prompt_case, source
+from small_cases import decode_case, layer_case, source
 
 CASE = decode_case()
 DEFAULT = 1
@@ -370,10 +370,9 @@ def test_cases_share_the_time_and_progress_grows(monkeypatch):
 
 
 def test_rejects_operation_without_tilings():
-    with pytest.raises(
-        ValueError, match="'prefill_attention' has no tiling; prefill_matmul, decode_attention have"
-    ):
-        tune_case(prompt_case(), bench(FakeDevice()), time_limit_s=1)
+    known = "prefill_matmul, decode_attention, prefill_attention"
+    with pytest.raises(ValueError, match=f"'decoder_layer' has no tiling; {known} have"):
+        tune_case(layer_case("decode"), bench(FakeDevice()), time_limit_s=1)
 
 
 @pytest.mark.parametrize(
@@ -429,14 +428,21 @@ def test_tuned_tiling_that_fails_is_named_on_its_row(monkeypatch, does):
 def test_kernel_is_given_the_tiling(monkeypatch):
     given = []
 
-    def kernel(q, *_caches, out, tiling):
+    def kernel(q, *_caches, out, tiling, **_options):
         given.append(tiling)
         out.copy_(q)
 
     monkeypatch.setattr(providers.kernels, "decode_attention", kernel)
     provider, _ = providers.tunable_provider("decode_attention")
     inputs = types.SimpleNamespace(
-        q=torch.ones(2), k_cache=None, v_cache=None, context_lens=None, out=torch.full((2,), math.nan)
+        q=torch.ones(2),
+        k_cache=None,
+        v_cache=None,
+        context_lens=None,
+        window=None,
+        softcap=None,
+        sinks=None,
+        out=torch.full((2,), math.nan),
     )
     assert provider.with_tiling(tiling(7)).run(inputs).tolist() == [1, 1]
     assert given == [tiling(7)]
