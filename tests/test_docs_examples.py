@@ -210,6 +210,8 @@ def test_the_kernels_run_as_they_are_called_on_the_page(page):
         "gate_up": numbers(48, 32),
         "w_int8": torch.randint(-127, 128, (24, 32), generator=draw, dtype=torch.int8),
         "scale": numbers(24).abs().float(),
+        "queries": numbers(2, 20, 4, 64),
+        **{name: numbers(2, 20, 2, 64) for name in ("keys", "values")},
         "q": numbers(2, 4, 64),
         **{name: numbers(2, 40, 2, 64) for name in ("k_cache", "v_cache")},
         **{name: numbers(6, 16, 2, 64) for name in ("k_pages", "v_pages")},
