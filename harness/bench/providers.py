@@ -13,6 +13,7 @@ from ...kernels import MatmulProblem, gpu_limits, interpreting, reference
 from ...kernels.matmul_tiling import TMA_FROM_CAPABILITY, VARIANTS, Variant
 from ..core import gate
 from ..core.cases import (
+    MAX_PREFILL_HEAD_DIM,
     Case,
     DecodeAttention,
     DecoderLayer,
@@ -35,9 +36,6 @@ from .tilings import (
     run_prefill_attention,
     warp_specializes,
 )
-
-MAX_PREFILL_HEAD_DIM = 256
-"""Most elements of a head that the Triton kernel of prefill attention takes."""
 
 Refuses = Callable[[Case, Device], str | None]
 """Why a provider does not run a case on a device, or None."""

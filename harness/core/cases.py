@@ -22,6 +22,9 @@ Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Softcap = Annotated[float, Meta(gt=0, le=1e30)]
 
 
+MAX_PREFILL_HEAD_DIM = 256
+"""Most elements of a head that the Triton kernel of prefill attention takes."""
+
 _Size = TypeVar("_Size", int, float)
 
 

@@ -13,9 +13,6 @@ DECODE_SIZES = ("batch", "context", "q_heads", "kv_heads", "head_dim", "latent")
 PREFILL_SIZES = ("prompt",)
 MATMUL_SIZES = ("rows", "in_features", "out_features")
 
-PREFILL_MAX_HEAD_DIM = 256
-"""Elements of a head that prefill_attention takes."""
-
 _OPTIONS = (
     options.option("--batch", options.SIZE, "N", "Sequences.  [default: as many as --context]"),
     options.option(
@@ -56,10 +53,12 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def prompts_refusal(arguments: Mapping[str, Any]) -> str | None:
     """Why prefill_attention does not take the sizes given; None if it does."""
+    from ..core.cases import MAX_PREFILL_HEAD_DIM  # noqa: PLC0415  (`--help` needs no cases)
+
     if arguments["latent"] is not None:
         return f"--latent: {arguments['latent']} is not for prefill_attention, which has no cache here"
-    if arguments["head_dim"] > PREFILL_MAX_HEAD_DIM:
-        most = PREFILL_MAX_HEAD_DIM
+    if arguments["head_dim"] > MAX_PREFILL_HEAD_DIM:
+        most = MAX_PREFILL_HEAD_DIM
         return f"--head-dim: {arguments['head_dim']} is not from 1 to {most}, as prefill_attention takes"
     return None
 
