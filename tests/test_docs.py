@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from decodetax.harness.bench import run_tables, summary
+from decodetax.harness.bench import gap_tables, summary
 from decodetax.harness.cli import cli
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.price_names import prices_of_served_model
@@ -46,7 +46,7 @@ def test_method_page_shows_what_the_run_file_holds():
     shown = [
         summary.heading(run),
         summary.workload(run),
-        run_tables.gaps_table({"": run}).text(),
+        gap_tables.gaps_table({"": run}).text(),
         "\n".join(summary.sentences(run)),
     ]
     assert block["text"].split() == "\n".join(shown).split()

@@ -146,7 +146,7 @@ def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -
 def run_text(run: "Run", *, wide: bool) -> str:
     """The tables of a run for a terminal, what they show in sentences, what it lacks, and what to doubt."""
     from ..core.gap import TOKEN_PARTS
-    from . import run_tables, summary
+    from . import gap_tables, run_tables, summary
     from .trust import warnings_of
 
     runs = {"": run}
@@ -154,8 +154,8 @@ def run_text(run: "Run", *, wide: bool) -> str:
     if not wide:  # with --wide the kernels' table has the columns of counters
         tables.append(run_tables.counters_table(run))
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
-    gaps, whole = run_tables.gaps_table(runs), run_tables.whole_model_table(runs)
-    parts = run_tables.output_parts_table(runs)
+    gaps, whole = gap_tables.gaps_table(runs), gap_tables.whole_model_table(runs)
+    parts = gap_tables.output_parts_table(runs)
     in_kinds = any(part not in TOKEN_PARTS for gap in run.gaps for part in gap.output_parts_s)
     blocks = [
         prose(summary.workload(run), wide=wide),

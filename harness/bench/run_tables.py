@@ -6,42 +6,31 @@ Each takes runs by name; with several runs, the first column has their names.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
-from ..core.errors import printable
-from ..core.gap import TOKEN_PARTS, Gap, Interval
 from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
-from ..core.units import number, seconds, si
-from ..cost.break_even import measured_batch
-from .chart_data import OUTPUT_PARTS, PriceRatio, gap_lines, output_parts
-from .whole_sentences import layers_text
-
-MEASURED, MODELLED, DATASHEET, PUBLISHED = "measured", "modelled", "datasheet", "published"
-AGAINST_DATASHEET = "measured over datasheet"
-AT_A_PRICE = "measured, at the price of the device"
-COUNTERS = "measured by hardware counters"
-
-Runs = Mapping[str, Run]
-Rows = Iterator[tuple[Any, ...]]
-
-_two_decimals = "{:,.2f}".format
-_three_digits = partial(number, digits=3)
-_rate = partial(si, digits=3)
-
+from ..core.units import seconds, si
+from .chart_data import PriceRatio
+from .gap_tables import gaps_table, output_parts_table, price_ratios_table, whole_model_table
+from .run_columns import (
+    AGAINST_DATASHEET,
+    COUNTERS,
+    DATASHEET,
+    MEASURED,
+    MODELLED,
+    Rows,
+    Runs,
+    byte_size,
+    gigabytes,
+    rate,
+    table_of_runs,
+    three_digits,
+)
 
 _ATTENTION_OPTIONS = ("v_head_dim", "latent", "window", "softcap", "sinks")
-
-
-def _gigabytes(bytes_per_s: float) -> str:
-    return number(bytes_per_s / 1e9, 3)
-
-
-def _bytes(value: float) -> str:
-    return f"{si(value)}B"
 
 
 def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
@@ -59,29 +48,15 @@ def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
     )
 
 
-def _table(
-    runs: Runs, table_id: str, title: str, columns: Sequence[Column], rows_of: Callable[[Run], Rows]
-) -> Table:
-    several = len(runs) > 1
-    return Table(
-        id=table_id,
-        title=title,
-        columns=(*([Column("run")] if several else []), *columns),
-        rows=tuple(
-            (*([name] if several else []), *row) for name, run in runs.items() for row in rows_of(run)
-        ),
-    )
-
-
 def ceilings_table(runs: Runs) -> Table:
     """Every measured ceiling beside that of the datasheet."""
     columns = (
         Column("ceiling"),
         Column("dtype"),
-        Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
+        Column("GB/s", "bytes_per_s", MEASURED, gigabytes),
         Column("FLOP/s", "flop_per_s", MEASURED, si),
         Column("rows above", "rows_above", MEASURED),
-        Column("datasheet GB/s", "bytes_per_s", DATASHEET, _gigabytes),
+        Column("datasheet GB/s", "bytes_per_s", DATASHEET, gigabytes),
         Column("datasheet FLOP/s", "flop_per_s", DATASHEET, si),
         Column("why not measured", "reason"),
         Column("how it was measured", "how", wide=True),
@@ -99,7 +74,7 @@ def ceilings_table(runs: Runs) -> Table:
                     c.reason, c.detail,
                 )  # fmt: skip
 
-    return _table(runs, "ceilings", "Ceilings: rates that the device cannot exceed", columns, rows)
+    return table_of_runs(runs, "ceilings", "Ceilings: rates that the device cannot exceed", columns, rows)
 
 
 def kernels_table(runs: Runs) -> Table:
@@ -110,22 +85,22 @@ def kernels_table(runs: Runs) -> Table:
         Column("shape", wide=True),
         Column("operations", "", MODELLED, si, wide=True),
         Column("bytes", "", MODELLED, si, wide=True),
-        Column("ops:bytes", "operations_per_byte", MODELLED, _three_digits, wide=True),
+        Column("ops:bytes", "operations_per_byte", MODELLED, three_digits, wide=True),
         Column("median", "median_s", MEASURED, seconds),
         Column("95% from", "low_s", MEASURED, seconds, wide=True),
         Column("to", "high_s", MEASURED, seconds, wide=True),
         Column("samples", "", MEASURED, wide=True),
         Column("rounds", "", MEASURED, wide=True),
-        Column("FLOP/s", "flop_per_s", MEASURED, _rate),
-        Column("GB/s", "bytes_per_s", MEASURED, _gigabytes),
+        Column("FLOP/s", "flop_per_s", MEASURED, rate),
+        Column("GB/s", "bytes_per_s", MEASURED, gigabytes),
         Column("bound", "", MEASURED, wide=True),
         Column("of roof", "share_of_ceiling", MEASURED, percent),
         Column("above ceiling", "above_ceiling", MEASURED, lambda _: "above"),
         Column("of datasheet roof", "share", AGAINST_DATASHEET, percent, wide=True),
         Column("throttled", "", MEASURED),
-        Column("DRAM read", "dram_bytes_read", COUNTERS, _bytes, wide=True),
-        Column("DRAM written", "dram_bytes_written", COUNTERS, _bytes, wide=True),
-        Column("DRAM over needed", "dram_over_needed", COUNTERS, _three_digits, wide=True),
+        Column("DRAM read", "dram_bytes_read", COUNTERS, byte_size, wide=True),
+        Column("DRAM written", "dram_bytes_written", COUNTERS, byte_size, wide=True),
+        Column("DRAM over needed", "dram_over_needed", COUNTERS, three_digits, wide=True),
         Column("tensor cores active", "matrix_active_share", COUNTERS, percent, wide=True),
     )
 
@@ -146,7 +121,7 @@ def kernels_table(runs: Runs) -> Table:
                     *_counters(row.counters, work.bytes_total),
                 )  # fmt: skip
 
-    return _table(runs, "kernels", "Kernels that were timed", columns, rows)
+    return table_of_runs(runs, "kernels", "Kernels that were timed", columns, rows)
 
 
 def _counters(counters: Mapping[str, float] | None, bytes_needed: int) -> tuple[float | None, ...]:
@@ -211,8 +186,8 @@ def _gate_table(
         Column("provider"),
         Column("status", show=lambda status: {"ok": "agrees", "failed": "FAILED"}.get(status, status)),
         Column("why", "reason"),
-        Column("relative error", "relative_error", MEASURED, _three_digits),
-        Column("tolerance", "tolerance", MODELLED, _three_digits),
+        Column("relative error", "relative_error", MEASURED, three_digits),
+        Column("tolerance", "tolerance", MODELLED, three_digits),
     )
 
     def rows(run: Run) -> Rows:
@@ -220,7 +195,7 @@ def _gate_table(
             name = provider_name(entry) if isinstance(entry, Row) else entry.provider
             yield entry.case.id, name, entry.status, entry.reason, entry.relative_error, entry.tolerance
 
-    return _table(runs, table_id, title, columns, rows)
+    return table_of_runs(runs, table_id, title, columns, rows)
 
 
 def not_timed_summary(run: Run) -> Table:
@@ -235,155 +210,6 @@ def not_timed_summary(run: Run) -> Table:
     )
 
 
-def gaps_table(runs: Runs) -> Table:
-    """Rates and costs of an input and an output token, at each batch and context."""
-    columns = (
-        Column("batch"),
-        Column("context"),
-        Column("prompt", wide=True),
-        Column("input tokens/s", "input_tokens_per_s", MEASURED),
-        _interval("input tokens/s", "input_tokens_per_s"),
-        Column("output tokens/s", "output_tokens_per_s", MEASURED),
-        _interval("output tokens/s", "output_tokens_per_s"),
-        Column("gap", "", MEASURED, _two_decimals),
-        replace(_interval("", "gap"), wide=False),
-        Column("gap, Triton alone", "triton_gap", MEASURED, _two_decimals),
-        _interval("gap, Triton alone", "triton_gap"),
-        Column("$ per 1M input", "input_usd_per_mtok", AT_A_PRICE),
-        _interval("$ per 1M input", "input_usd_per_mtok", AT_A_PRICE),
-        Column("$ per 1M output", "output_usd_per_mtok", AT_A_PRICE),
-        _interval("$ per 1M output", "output_usd_per_mtok", AT_A_PRICE),
-        Column("layer over parts, prefill", "layer_over_parts_prefill", MEASURED, _two_decimals, wide=True),
-        Column("layer over parts, decode", "layer_over_parts_decode", MEASURED, _two_decimals, wide=True),
-        Column("providers", wide=True),
-    )
-
-    def rows(run: Run) -> Rows:
-        for gap in run.gaps:
-            input_rate, output_rate = map(_bounds, gap.tokens_per_s_intervals)
-            input_usd, output_usd = map(_bounds, gap.usd_intervals)
-            yield (
-                gap.batch, gap.context, gap.prompt,
-                1 / gap.input_s_per_token, input_rate, 1 / gap.output_s_per_token, output_rate,
-                gap.gap, _bounds(gap.gap_interval), gap.triton_gap, _bounds(gap.triton_gap_interval),
-                gap.usd_per_mtok(gap.input_s_per_token), input_usd,
-                gap.usd_per_mtok(gap.output_s_per_token), output_usd,
-                gap.prefill_layer_over_parts, gap.decode_layer_over_parts,
-                ", ".join(sorted(set(gap.providers.values()))),
-            )  # fmt: skip
-
-    title = "Gap: device seconds per output token over seconds per input token"
-    return _table(runs, "gaps", title, columns, rows)
-
-
-def _interval(heading: str, name: str, provenance: str = MEASURED) -> Column:
-    """The column of the 95% interval of a figure."""
-    shown = f"95% interval, {heading}" if heading else "95% interval"
-    return Column(shown, name, provenance, _three_digits, wide=True, interval=True)
-
-
-def _bounds(interval: Interval | None) -> tuple[float, float] | None:
-    return None if interval is None else interval.bounds
-
-
-def output_parts_table(runs: Runs) -> Table:
-    """Seconds of an output token, by part."""
-    parts = output_parts([gap for run in runs.values() for gap in run.gaps])
-    columns = (
-        Column("batch"),
-        Column("context"),
-        *(
-            Column(
-                OUTPUT_PARTS.get(part, printable(part)),
-                f"{part}_s",
-                MEASURED,
-                seconds,
-                wide=part not in OUTPUT_PARTS,
-            )
-            for part in parts
-        ),
-        Column("total", "output_s_per_token", MEASURED, seconds),
-    )
-
-    def row(gap: Gap) -> tuple[Any, ...]:
-        return (gap.batch, gap.context, *map(gap.output_parts_s.get, parts), gap.output_s_per_token)
-
-    title = "Where an output token's time goes"
-    return _table(runs, "output_parts", title, columns, lambda run: map(row, run.gaps))
-
-
-def whole_model_table(runs: Runs) -> Table:
-    """Forwards of all layers, measured in one piece, beside the rates that the gap composes."""
-    columns = (
-        Column("forward"),
-        Column("by"),
-        Column("sequences"),
-        Column("tokens"),
-        Column("layers"),
-        Column("tokens/s", "tokens_per_s", MEASURED),
-        Column("composed tokens/s", "composed_tokens_per_s", MEASURED),
-        Column("composed over measured", "composed_over_measured", MEASURED, _two_decimals),
-        Column("why not measured", "reason"),
-        Column("median", "median_s", MEASURED, seconds, wide=True),
-        Column("95% from", "low_s", MEASURED, seconds, wide=True),
-        Column("to", "high_s", MEASURED, seconds, wide=True),
-        Column("samples", "", MEASURED, wide=True),
-        Column("one layer for all", "one_layer_s", MEASURED, seconds, wide=True),
-        *(Column(OUTPUT_PARTS[part], f"{part}_s", MEASURED, seconds, wide=True) for part in TOKEN_PARTS),
-        Column("relative error", "relative_error", MEASURED, _three_digits, wide=True),
-        Column("tolerance", "tolerance", MODELLED, _three_digits, wide=True),
-        Column("fewer layers for", "limited_by", wide=True),
-    )
-
-    def rows(run: Run) -> Rows:
-        whole = run.whole_model
-        if whole is None:
-            return
-        for forward in whole.forwards:
-            figures: tuple[Any, ...] = (None,) * 3
-            times: tuple[Any, ...] = (None,) * 4
-            if forward.status == "ok":
-                figures = (
-                    forward.tokens_per_s, forward.composed_tokens_per_s, forward.composed_over_measured
-                )  # fmt: skip
-                time_s = forward.time_s
-                times = (time_s.median, time_s.low, time_s.high, len(forward.samples_s))
-            yield (
-                forward.phase, forward.by, forward.sequences, forward.tokens,
-                layers_text(forward, whole), *figures, forward.reason, *times, forward.one_layer_s,
-                *map((forward.parts_s or {}).get, TOKEN_PARTS),
-                forward.relative_error, forward.tolerance, forward.limited_by,
-            )  # fmt: skip
-
-    return _table(runs, "whole_model", "The whole model, measured in one piece", columns, rows)
-
-
-def price_ratios_table(runs: Runs, ratios: Sequence[PriceRatio]) -> Table:
-    """The batch at which the gap of each context equals an API price ratio."""
-    columns = (
-        Column("context"),
-        Column("output:input price", "output_over_input", PUBLISHED),
-        Column("models", "", PUBLISHED),
-        Column("break-even batch", "break_even_batch", MEASURED, _three_digits),
-        Column("meaning", "where"),
-    )
-
-    def rows(run: Run) -> Rows:
-        for line in gap_lines({"": run}):
-            for price in ratios:
-                batch = measured_batch(line.gaps, float(price.ratio))
-                if batch is None:
-                    meaning = "the gap is above the ratio at every measured batch"
-                elif line.gaps[0].gap <= price.ratio:
-                    meaning = f"the gap is at most the ratio already at the smallest batch, {line.batches[0]}"
-                else:
-                    meaning = "interpolated between two measured batches, as a power of the batch"
-                yield line.context, float(price.ratio), ", ".join(price.models), batch, meaning
-
-    title = "Price ratios and the batch at which the gap equals them"
-    return _table(runs, "price_ratios", title, columns, rows)
-
-
 def environment_table(runs: Runs) -> Table:
     """The environment and the settings of each run, field by field."""
 
@@ -393,7 +219,7 @@ def environment_table(runs: Runs) -> Table:
         yield "elapsed_s", f"{run.elapsed_s:.1f}"
 
     columns = (Column("field"), Column("value"))
-    return _table(runs, "environment", "Environment and settings", columns, rows)
+    return table_of_runs(runs, "environment", "Environment and settings", columns, rows)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str | None]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from decodetax.harness.bench import run_tables, summary
+from decodetax.harness.bench import gap_tables, run_tables, summary
 from decodetax.harness.bench.trust import warnings_of
 from decodetax.harness.core.run_file import read_run
 from decodetax.harness.core.table import prose
@@ -38,7 +38,7 @@ def test_prints_the_tables_and_sentences_of_a_run(folder):
     runs = {"": run}
     tables = [run_tables.ceilings_table(runs), run_tables.kernels_table(runs)]
     tables += [run_tables.not_timed_summary(run), run_tables.interpreter_table(runs)]
-    gaps, whole = run_tables.gaps_table(runs), run_tables.whole_model_table(runs)
+    gaps, whole = gap_tables.gaps_table(runs), gap_tables.whole_model_table(runs)
     failed = "\n".join(summary.failures(run))
     head = f"{summary.heading(run)}\n{summary.workload(run)}"
     texts = [head, "\n".join(summary.sentences(run)), "\n".join(summary.missing_from(run))]

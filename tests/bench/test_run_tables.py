@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from decodetax.harness.bench import run_tables
+from decodetax.harness.bench import gap_tables, run_tables
 from decodetax.harness.bench.chart_data import price_ratios
 from decodetax.harness.bench.report_command import markdown_report, run_text
 from decodetax.harness.bench.summary import failures, sentences
@@ -43,7 +43,7 @@ def kernels(**changes):
 
 
 def gaps(*some):
-    return shown(run_tables.gaps_table({"a": run_record(gaps=list(some))}))
+    return shown(gap_tables.gaps_table({"a": run_record(gaps=list(some))}))
 
 
 def test_ceilings_are_shown_measured_and_of_the_datasheet():
@@ -173,7 +173,7 @@ def test_intervals_of_a_gap_by_hand():
         "95% interval, $ per 1M input": "3,600 to 4,800",
         "95% interval, $ per 1M output": "36,000 to 48,000",
     }
-    table = run_tables.gaps_table({"": run_record(gaps=[found])})
+    table = gap_tables.gaps_table({"": run_record(gaps=[found])})
     assert "9 to 12" in table.text()
     assert "3,600 to 4,800" not in table.text()
     assert "3,600 to 4,800" in table.text(wide=True)
