@@ -7,7 +7,8 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from ..core.records import Ceiling, Row, Run, Status
+from ..core.record_fields import Status
+from ..core.records import Ceiling, Row, Run
 from ..core.statistics import MIN_ROUNDS, round_medians
 from .changes import Change, Control, with_verdicts
 from .gap_comparison import GapChange, compare_gaps

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..core.collectives import CollectiveRow
 from ..core.records import Row
 from ..core.statistics import MIN_ROUNDS, autocorrelation, level, round_medians
 from .changes import Change, Control, tested
@@ -35,13 +36,13 @@ class RowChange(Change):
         return self.after_s / self.before_s
 
 
-def _round_logs(row: Row) -> list[float]:
+def _round_logs(row: Row | CollectiveRow) -> list[float]:
     """The logarithm of each round's median, in the order of rounds."""
     rounds = row.rounds or (0,) * len(row.samples_s)
     return [math.log(median_s) for median_s in round_medians(row.samples_s, rounds)]
 
 
-def round_autocorrelation(rows: Iterable[Row]) -> float:
+def round_autocorrelation(rows: Iterable[Row | CollectiveRow]) -> float:
     """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1: the common one of its rows."""
     return autocorrelation(_round_logs(row) for row in rows if row.samples_s)
 

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, convert
 
 from ..core.arena import memory_bytes
-from ..core.cases import Case, Size
+from ..core.cases import Case
 from ..core.errors import UsageError
-from ..core.record_fields import NonNegative, Positive
+from ..core.parallelism import ONE_GPU, Parallelism
+from ..core.record_fields import NonNegative, Positive, Size
 from ..core.records import Run
 from ..core.sweep import Sweep
 from ..core.timed_model import TimedModel
@@ -45,6 +46,7 @@ class Settings:
         providers: the user's own functions, each MODULE:FUNCTION.
         counters: whether to read hardware counters after the timing.
         whole_model: whether all layers are measured in one forward, and a peer beside them.
+        parallelism: how ranks share the model.
     """
 
     model: TimedModel
@@ -59,6 +61,7 @@ class Settings:
     providers: tuple[str, ...] = ()
     counters: bool = False
     whole_model: WholeModelOption = "none"
+    parallelism: Parallelism = ONE_GPU
 
     @property
     def ceiling_limit_s(self) -> float:
@@ -73,6 +76,7 @@ class Settings:
             prompt=self.prompt,
             prefill_tokens=self.prefill_tokens,
             dtype=dtype,
+            parallelism=self.parallelism,
         )
 
 

@@ -17,7 +17,8 @@ from ..core.cases import Case
 from ..core.errors import ProviderError, one_line
 from ..core.gate import Gate, Verdict
 from ..core.inputs import CacheLayout, Inputs, in_layout, poison
-from ..core.records import Roof, Row, Status
+from ..core.record_fields import Status
+from ..core.records import Roof, Row
 from .device import Device, out_of_memory
 from .honesty import (
     LEFT_WORK,

@@ -14,7 +14,8 @@ from ..core.cases import Case
 from ..core.errors import one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES
-from ..core.records import Ceiling, Roof, Row, Run, Status
+from ..core.parallelism import ONE_GPU
+from ..core.records import Ceiling, Roof, Row, Run
 from ..core.sweep import cases_of
 from ..core.work import ELEMENT_BYTES
 from .ceilings import datasheet_ceilings, measure_ceilings, time_again
@@ -51,10 +52,13 @@ def begin(settings: Settings, device: Device) -> Run:
     """A run before any measurement: its environment, settings and datasheet ceilings."""
     gpu = gpu_of_device(device.name, device.memory_bytes) if device.kind == "cuda" else None
     price, price_source = _price(settings, gpu)
+    options = to_builtins(settings)
+    if settings.parallelism == ONE_GPU:
+        del options["parallelism"]
     return Run(
         environment=describe(device),
         settings={
-            **to_builtins(settings),
+            **options,
             "dtype_asked": settings.dtype,
             "parameters": settings.model.parameters,
             "usd_per_hour": price,
@@ -125,7 +129,7 @@ def measure(
 def _derive(result: Run, settings: Settings) -> None:
     """Derive the gaps from the rows so far."""
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
-    result.gaps = gaps_of(result.rows, settings.model, sweep, usd_per_hour=price)
+    result.gaps = gaps_of((*result.rows, *result.collectives), settings.model, sweep, usd_per_hour=price)
 
 
 def _fill(
@@ -257,9 +261,11 @@ def _skip_the_rest(result: Run, cases: Sequence[Case], bench: Bench, limit: str)
         for provider in providers_due(case, bench, present):
             if provider.name not in present:
                 reason = provider.refuses(case, bench.device)
-                status: Status = "skipped" if reason is None else "unsupported"
                 row = Row(
-                    case=case, provider=provider.name, status=status, reason=reason or f"{limit}{TIME_OVER}"
+                    case=case,
+                    provider=provider.name,
+                    status="skipped" if reason is None else "unsupported",
+                    reason=reason or f"{limit}{TIME_OVER}",
                 )
                 result.rows.append(row)
 

@@ -4,7 +4,9 @@ An input token costs its share of a prefill forward: projections, experts and at
 rest, and its share of the prompt's single row of logits. An output token costs its share of a decode step:
 the same with one row per sequence, and one row of logits per sequence. The rest is the time of a complete
 layer minus that of its projections and attention, all timed with LAYER_PROVIDER; layers that are timed part
-by part alone have none. Every other part has the time of its fastest provider that passed the gate.
+by part alone have none. On several ranks the kernels are those of one rank, and the collectives
+between them are a part of their own, which overlaps with nothing. Every other part has the time of its
+fastest provider that passed the gate.
 
 Intervals come from rounds: in each round in which every part was timed, the same sums of that round's medians
 of the same providers give its gap. The gap is taken round by round because an input and an output token of
@@ -19,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 
 from ..core.cases import Case, DecoderLayer
+from ..core.collectives import Collective, CollectiveRow
 from ..core.gap import PARTS, Gap, Interval
 from ..core.record_fields import LARGEST, SMALLEST
 from ..core.records import Row
@@ -31,7 +34,9 @@ from .row_comparison import round_autocorrelation
 LAYER_PROVIDER = "torch"
 """The provider of the complete layer, and of the parts subtracted from it."""
 
-SecondsOf = Callable[[Case, str | None], float]
+TimedRow = Row | CollectiveRow
+TimedCase = Case | Collective
+SecondsOf = Callable[[TimedCase, str | None], float]
 """Seconds of a call of a case by a provider; None means the fastest."""
 
 
@@ -39,7 +44,9 @@ class MissingRowError(LookupError):
     """No provider has an ok row for a case that a token's cost needs, or none in a round."""
 
 
-def gaps_of(rows: Sequence[Row], model: TimedModel, sweep: Sweep, *, usd_per_hour: float | None) -> list[Gap]:
+def gaps_of(
+    rows: Sequence[TimedRow], model: TimedModel, sweep: Sweep, *, usd_per_hour: float | None
+) -> list[Gap]:
     """The gap at each batch and context for which every needed case has an ok row."""
     gaps, times = [], _Times(rows)
     for batch in sweep.batches:
@@ -52,9 +59,9 @@ def gaps_of(rows: Sequence[Row], model: TimedModel, sweep: Sweep, *, usd_per_hou
 class _Times:
     """The times of the ok rows by case and provider, over all samples and in each round."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[TimedRow]) -> None:
         ok_rows = [row for row in rows if row.status == "ok"]
-        self._by_case: dict[Case, dict[str, Row]] = {}
+        self._by_case: dict[TimedCase, dict[str, TimedRow]] = {}
         for row in ok_rows:
             self._by_case.setdefault(row.case, {})[row.provider] = row
         self._fastest = {
@@ -64,24 +71,24 @@ class _Times:
         self._rounds = sorted({number for row in ok_rows for number in row.rounds_s})
         self._autocorrelation = round_autocorrelation(ok_rows)
 
-    def fastest(self, case: Case) -> str:
+    def fastest(self, case: TimedCase) -> str:
         """The provider of a case with the smallest median of all samples."""
         if case not in self._fastest:
             raise MissingRowError(case.id)
         return self._fastest[case]
 
-    def time_s(self, case: Case, provider: str | None) -> float:
+    def time_s(self, case: TimedCase, provider: str | None) -> float:
         """Median seconds of a case over all samples."""
         return self._row(case, provider).time_s.median
 
-    def time_in_round_s(self, number: int, case: Case, provider: str | None) -> float:
+    def time_in_round_s(self, number: int, case: TimedCase, provider: str | None) -> float:
         """Median seconds of a case over the samples of a round, as `Row.rounds_s` has it."""
         found = self._row(case, provider).rounds_s.get(number)
         if found is None:
             raise MissingRowError(f"{case.id} in round {number}")
         return found
 
-    def _row(self, case: Case, provider: str | None) -> Row:
+    def _row(self, case: TimedCase, provider: str | None) -> TimedRow:
         name = provider or self.fastest(case)
         if name not in self._by_case.get(case, {}):
             raise MissingRowError(case.id)
@@ -140,6 +147,7 @@ def _gap(
         triton_gap=triton_gap,
         triton_gap_interval=triton_interval,
         usd_per_hour=usd_per_hour,
+        ranks=sweep.parallelism.gpus,
         rounds=tuple(rounds),
         input_rounds_s=tuple(input_rounds_s[number] for number in rounds),
         output_rounds_s=tuple(output_rounds_s[number] for number in rounds),
@@ -160,7 +168,7 @@ def _parts_s(time_s: SecondsOf, token: TokenCases, layers: int) -> tuple[dict[st
     ratio = None
     if token.layer is not None:
         layer_s, layer_parts_s = _layer_s(time_s, token.layer)
-        found["rest"] = layers * max(0.0, layer_s - layer_parts_s)
+        found["rest"] = layers * token.layer_share * max(0.0, layer_s - layer_parts_s)
         ratio = layer_s / layer_parts_s
     return {part: found[part] for part in PARTS if part in found}, ratio
 
@@ -197,5 +205,8 @@ def _triton_gap(times: _Times, tokens: tuple[TokenCases, TokenCases]) -> tuple[f
 
 
 def _triton_s(time_s: SecondsOf, token: TokenCases) -> float:
-    """Seconds per token of the Triton kernels alone: no norms, rotary embedding, activation and residuals."""
-    return sum(use.times * time_s(use.case, "triton") / use.tokens for use in token.uses)
+    """Seconds per token of the Triton kernels and of the collectives between them, without the rest."""
+    return sum(
+        use.times * time_s(use.case, None if isinstance(use.case, Collective) else "triton") / use.tokens
+        for use in token.uses
+    )

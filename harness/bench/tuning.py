@@ -18,7 +18,8 @@ from msgspec import to_builtins
 from ...kernels import gpu_limits
 from ..core.cases import Case
 from ..core.errors import UsageError
-from ..core.records import Roof, Row, Status
+from ..core.record_fields import Status
+from ..core.records import Roof, Row
 from ..core.statistics import Summary, summarise
 from .compile_ahead import Ahead, InOrder
 from .device import Device, open_device

@@ -12,13 +12,11 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from msgspec import Meta, Struct
 
 from .layers import Projection
+from .record_fields import Dtype, Length, Size
 from .timed_model import TimedModel
 from .work import ELEMENT_BYTES, Work
 
 Phase = Literal["prefill", "decode"]
-Dtype = Annotated[str, Meta(pattern=r"\A(bf16|fp16|fp32)\Z")]
-Length = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Softcap = Annotated[float, Meta(gt=0, le=1e30)]
 
 

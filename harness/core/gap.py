@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from msgspec import to_builtins
 
-from .cases import Length, Size
-from .record_fields import SMALLEST, NonNegative, Positive, require_keys
+from .record_fields import SMALLEST, Length, NonNegative, Positive, Size, require_keys
 
 TOKEN_PARTS = ("projections", "attention", "rest", "lm_head")
 """Parts of a token's time where every layer is alike; "rest" is the time of a complete layer minus its
@@ -17,9 +16,9 @@ projections and attention."""
 ATTENTION_PARTS = ("attention", "window_attention", "latent_attention")
 """Parts of a token's time by the kind of attention: of the whole context, of a sliding window, MLA."""
 
-PARTS = ("projections", "experts", *ATTENTION_PARTS, "rest", "lm_head")
+PARTS = ("projections", "experts", *ATTENTION_PARTS, "communication", "rest", "lm_head")
 """All parts of a token's time. A model has those of its layers; "rest" is absent where no complete layer is
-timed, as of layers that differ."""
+timed, as of layers that differ, and "communication" on one rank."""
 
 ROUNDING = 1e-9
 """Share by which the sum of a token's parts may change with their order in a file."""
@@ -79,7 +78,8 @@ class Gap:
         prefill_layer_over_parts, decode_layer_over_parts: time of a complete layer over that of its parts;
             None where no complete layer is timed.
         triton_gap: the gap of the Triton kernels alone; None if one of them did not run.
-        usd_per_hour: price of the device, US dollars per hour; None if unknown.
+        usd_per_hour: price of one device, US dollars per hour; None if unknown.
+        ranks: devices that share the model; seconds and tokens are those of all together.
         rounds: rounds of the run, from 0, in which every part was timed; empty in older files.
         input_rounds_s, output_rounds_s: device seconds per token from the medians of each of these rounds,
             outliers of a row winsorised.
@@ -100,6 +100,7 @@ class Gap:
     decode_layer_over_parts: NonNegative | None
     triton_gap: NonNegative | None = None
     usd_per_hour: NonNegative | None = None
+    ranks: Size = 1
     rounds: Sequence[Length] = ()
     input_rounds_s: Sequence[Positive] = ()
     output_rounds_s: Sequence[Positive] = ()
@@ -149,8 +150,10 @@ class Gap:
         return [out_s / in_s for in_s, out_s in zip(self.input_rounds_s, self.output_rounds_s, strict=True)]
 
     def usd_per_mtok(self, s_per_token: float) -> float | None:
-        """US dollars of a million tokens of `s_per_token` seconds each; None without a price."""
-        return None if self.usd_per_hour is None else s_per_token * 1e6 * self.usd_per_hour / 3600
+        """US dollars of a million tokens of `s_per_token` seconds each on all ranks; None without a price."""
+        if self.usd_per_hour is None:
+            return None
+        return s_per_token * 1e6 * self.usd_per_hour * self.ranks / 3600
 
     @property
     def tokens_per_s_intervals(self) -> Intervals:
@@ -181,4 +184,6 @@ class Gap:
                 f"{side}_usd_per_mtok_interval": usd_interval,
             }
         entry = to_builtins(self) | to_builtins(figures)
+        if self.ranks == 1:
+            del entry["ranks"]
         return {name: value for name, value in entry.items() if "usd" not in name or value is not None}

@@ -1,7 +1,8 @@
 """Types of the numbers in a run file, and checks that several records share."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -11,6 +12,10 @@ SMALLEST, LARGEST = 1e-24, 1e24
 Positive = Annotated[float, Meta(ge=SMALLEST, le=LARGEST)]
 NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Length = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Status = Literal["ok", "failed", "skipped", "unsupported"]
+Dtype = Annotated[str, Meta(pattern=r"\A(bf16|fp16|fp32)\Z")]
 
 
 def require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -21,3 +26,8 @@ def require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]
     """
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{field_name}: lacks {missing[0]}")
+
+
+def finite(error: float | None) -> float | None:
+    """An error as JSON has it, without infinity and NaN; the reason states them."""
+    return error if error is not None and math.isfinite(error) else None

@@ -1,23 +1,23 @@
 """The records of a run: ceilings, rows, gaps and checks; their types are the schema of a run file."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from msgspec import to_builtins
+from msgspec import UNSET, UnsetType, convert, to_builtins
 
-from .cases import Case, Dtype, Length
+from .cases import Case
+from .collectives import CollectiveRow
 from .gap import Gap
-from .record_fields import Count, NonNegative, Positive, require_keys
-from .statistics import Summary, outlier_count, round_medians, summarise, winsorised
+from .parallelism import ONE_GPU, Parallelism
+from .record_fields import Count, Dtype, Length, NonNegative, Positive, Status, finite, require_keys
+from .statistics import Summary, summarise, winsorised_rounds
 from .whole_model import WholeForward, WholeModel
 from .work import Work
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "failed", "skipped", "unsupported"]
 Provenance = Literal["measured", "datasheet"]
 
 ABOVE_CEILING = 1.05
@@ -139,6 +139,8 @@ class Row:
         variant: the kernel variant that ran; None for a kernel without variants.
         rounds: round of the run, from 0, in which each sample was taken; empty in older files.
         counters: hardware counters by COUNTER_NAMES; None if they were not read.
+        ranks_s: median seconds of each rank in each of the rounds, of which the slowest rank's samples are
+            kept; unset, and left out of files, on one rank.
 
     Raises:
         ValueError: the fields contradict one another.
@@ -160,9 +162,12 @@ class Row:
     variant: str | None = None
     rounds: Sequence[Length] = ()
     counters: Mapping[str, NonNegative] | None = None
+    ranks_s: Sequence[Sequence[Positive]] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         _check_rounds(self)
+        if not isinstance(self.ranks_s, UnsetType) and len(self.ranks_s) != len(set(self.rounds)):
+            raise ValueError(f"ranks_s: {len(self.ranks_s)} of {len(set(self.rounds))} rounds")
         if self.counters is not None:
             require_keys("counters", self.counters, COUNTER_NAMES)
         if (self.status == "ok") != bool(self.samples_s):
@@ -179,11 +184,7 @@ class Row:
     @cached_property
     def rounds_s(self) -> Mapping[int, float]:
         """Median seconds of a call in each round, outliers winsorised; empty in older files."""
-        if not self.rounds:
-            return {}
-        medians_s = round_medians(self.samples_s, self.rounds)
-        kept_s = winsorised(medians_s, outlier_count(len(medians_s)))
-        return dict(zip(sorted(set(self.rounds)), kept_s, strict=True))
+        return winsorised_rounds(self.samples_s, self.rounds)
 
     @cached_property
     def time_s(self) -> Summary:
@@ -218,6 +219,7 @@ class Row:
             relative_error=worst.relative_error,
             clock_before_hz=self.clock_before_hz,
             throttle_reasons=tuple(dict.fromkeys((*self.throttle_reasons, *later.throttle_reasons))),
+            ranks_s=_joined(self.ranks_s, later.ranks_s),
         )
 
     def figures(self, measured: Roof, datasheet: Roof) -> dict[str, float | str | bool | None] | None:
@@ -235,6 +237,14 @@ class Row:
             "above_measured_ceiling": roof and roof[0] / time_s > ABOVE_CEILING,
             "share_of_datasheet_ceiling": sheet and sheet[0] / time_s,
         }
+
+
+def _joined(
+    earlier: Sequence[Sequence[float]] | UnsetType, later: Sequence[Sequence[float]] | UnsetType
+) -> Sequence[Sequence[float]] | UnsetType:
+    if isinstance(earlier, UnsetType) or isinstance(later, UnsetType):
+        return UNSET
+    return (*earlier, *later)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +273,9 @@ class Run:
         other_load: share of the cores that other processes used meanwhile; None if unknown.
         warnings: why the figures cannot be trusted, a line for each reason.
         whole_model: forwards of all layers; None if they were not measured.
+        collectives: what ranks exchange; empty on one rank, and then left out of files.
+        one_rank_gaps: the gaps of the whole model on one rank alone, beside those of several; empty, and left
+            out of files, where there is one rank, or where one cannot hold the model.
     """
 
     environment: Mapping[str, Any]
@@ -282,6 +295,13 @@ class Run:
     other_load: NonNegative | None = None
     warnings: Sequence[str] = ()
     whole_model: WholeModel | None = None
+    collectives: list[CollectiveRow] = field(default_factory=list)
+    one_rank_gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """How ranks share the model; files of one rank do not have it."""
+        return convert(self.settings.get("parallelism", ONE_GPU), Parallelism)
 
     @property
     def dtype(self) -> str:
@@ -320,24 +340,29 @@ class Run:
         return None if roof is None or row.status != "ok" else roof[0] / row.time_s.median
 
     @property
-    def failures(self) -> list[Row | InterpreterCheck | WholeForward]:
+    def failures(self) -> list[Row | CollectiveRow | InterpreterCheck | WholeForward]:
         """Rows, checks and forwards of the whole model with wrong results."""
         forwards = () if self.whole_model is None else self.whole_model.forwards
-        entries: list[Row | InterpreterCheck | WholeForward]
-        entries = [*self.rows, *self.interpreter_checks, *forwards]
+        entries: list[Row | CollectiveRow | InterpreterCheck | WholeForward]
+        entries = [*self.rows, *self.collectives, *self.interpreter_checks, *forwards]
         return [entry for entry in entries if entry.status == "failed"]
 
     def to_json(self) -> dict[str, Any]:
         """The run as a JSON object of version SCHEMA_VERSION: its fields and derived figures."""
         measured, datasheet = self.measured, self.datasheet
+        of_ranks = {
+            "collectives": [row.to_json() for row in self.collectives],
+            "one_rank_gaps": [gap.to_json() for gap in self.one_rank_gaps],
+        }
         return {
             "schema_version": SCHEMA_VERSION,
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name not in of_ranks},
             "ceilings": to_builtins(self.ceilings),
             "rows": [_row_to_json(row, measured, datasheet) for row in self.rows],
             "gaps": [gap.to_json() for gap in self.gaps],
             "interpreter_checks": [_entry_to_json(check) for check in self.interpreter_checks],
             "whole_model": self.whole_model and self.whole_model.to_json(),
+            **{name: entries for name, entries in of_ranks.items() if entries},
         }
 
 
@@ -360,13 +385,12 @@ def _row_to_json(row: Row, measured: Roof, datasheet: Roof) -> dict[str, Any]:
 
 def _entry_to_json(record: Row | InterpreterCheck) -> dict[str, Any]:
     entry: dict[str, Any] = to_builtins(record)
-    shape, error = entry["case"], record.relative_error
+    shape = entry["case"]
     return {
         **entry,
         "case": record.case.id,
         "operation": shape.pop("operation"),
         "phase": record.case.phase,
         "shape": shape,
-        # JSON has no infinity and no NaN; the reason states them.
-        "relative_error": error if error is not None and math.isfinite(error) else None,
+        "relative_error": finite(record.relative_error),
     }

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert
 
-from .cases import Length, Size
 from .errors import UsageError, printable, schema_fault
 from .files import read_user_json
-from .record_fields import LARGEST, Count, NonNegative, Positive
+from .parallelism import ONE_GPU, Parallelism
+from .record_fields import LARGEST, Count, Length, NonNegative, Positive, Size
 from .records import SCHEMA_VERSION, Run
 
 _Leaf = bool | int | Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] | str | None
@@ -60,6 +60,7 @@ class _Settings(Struct):
     usd_per_hour_source: str | None
     batches: list[Size] = []
     contexts: list[Length] = []
+    parallelism: Parallelism = ONE_GPU
 
 
 class _KnownFacts(Struct):
@@ -73,6 +74,8 @@ class _KnownFacts(Struct):
     interpreter_checks: list[Any]
     interrupted: bool
     elapsed_s: float
+    collectives: list[Any] = []
+    one_rank_gaps: list[Any] = []
 
 
 class _AllFacts(Struct):
@@ -108,13 +111,17 @@ def run_of(document: Any) -> Run:
         raise ValidationError(f"schema_version is {str(version)[:20]!r}, can be {SCHEMA_VERSION}")
     for schema in (_KnownFacts, _AllFacts):
         convert(document, schema)
-    entries = {name: [*map(_with_case, document[name])] for name in ("rows", "interpreter_checks")}
+    names = ("rows", "interpreter_checks", *(["collectives"] if "collectives" in document else []))
+    entries = {name: [*map(_with_case, document[name])] for name in names}
     run = convert(document | entries, Run)
     seen = set()
     for index, row in enumerate(run.rows):
         if row.key in seen:
             raise ValidationError(f"duplicate row {row.case.id} {row.provider} - at `$.rows[{index}]`")
         seen.add(row.key)
+    exchanged = [(row.case, row.provider) for row in run.collectives]
+    if len(set(exchanged)) != len(exchanged):
+        raise ValidationError("duplicate row of a collective - at `$.collectives`")
     return run
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy import special
@@ -215,3 +215,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = least
     return corrected
+
+
+def winsorised_rounds(samples_s: Sequence[float], rounds: Sequence[int]) -> Mapping[int, float]:
+    """Median of each round's samples, outliers winsorised; empty without rounds, as in older files."""
+    if not rounds:
+        return {}
+    medians_s = round_medians(samples_s, rounds)
+    kept_s = winsorised(medians_s, outlier_count(len(medians_s)))
+    return dict(zip(sorted(set(rounds)), kept_s, strict=True))

@@ -13,7 +13,10 @@ from .cases import (
     PrefillMatmul,
     projection_case,
 )
+from .collectives import Collective
 from .layers import Experts, GroupedQueryAttention, LatentAttention, Projection
+from .parallelism import ONE_GPU, Parallelism
+from .shards import collective_uses, compared_collectives, local_share, shard_of
 from .timed_model import TimedLayers, TimedModel
 
 
@@ -24,10 +27,10 @@ class CaseUse:
     Attributes:
         part: the part of a token's time that it belongs to, of `core.gap.PARTS`.
         times: calls in a forward of all layers; an average where experts differ.
-        tokens: tokens that share these calls.
+        tokens: tokens that share these calls, of all ranks.
     """
 
-    case: PrefillMatmul | AttentionCase
+    case: PrefillMatmul | AttentionCase | Collective
     part: str
     times: float
     tokens: int
@@ -38,13 +41,16 @@ class TokenCases:
     """The cases that a token passes through.
 
     Attributes:
-        uses: projections, experts, attention by kind, and the projection to logits.
+        uses: projections, experts, attention by kind, what ranks exchange, and the projection to logits.
         layer: one complete layer, at the sweep's shortest prompt or context; None where layers are timed part
             by part alone.
+        layer_share: seconds of this token per second of the layer's tokens: below 1 where replicas of
+            attention pass tokens of their own through a layer at the same time.
     """
 
     uses: tuple[CaseUse, ...]
     layer: DecoderLayer | None
+    layer_share: float = 1.0
 
     @property
     def matmuls(self) -> tuple[PrefillMatmul, ...]:
@@ -56,7 +62,14 @@ class TokenCases:
     @property
     def attentions(self) -> tuple[AttentionCase, ...]:
         """The attention of each kind of layer."""
-        return tuple(use.case for use in self.uses if not isinstance(use.case, PrefillMatmul))
+        return tuple(
+            use.case for use in self.uses if isinstance(use.case, DecodeAttention | PrefillAttention)
+        )
+
+    @property
+    def collectives(self) -> tuple[Collective, ...]:
+        """What the ranks exchange; empty on one."""
+        return tuple(use.case for use in self.uses if isinstance(use.case, Collective))
 
     @property
     def lm_head(self) -> PrefillMatmul:
@@ -68,13 +81,23 @@ class TokenCases:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Batches and contexts (in tokens) to run; a prompt of None is as long as the context."""
+    """Batches and contexts (in tokens) to run.
+
+    Attributes:
+        batches: sequences decoded together, on all ranks.
+        contexts: tokens in each sequence's KV cache.
+        prompt: tokens of a prompt; None means the context.
+        prefill_tokens: tokens of one prefill forward, on each replica of the attention.
+        dtype: dtype of weights, activations and cache.
+        parallelism: how ranks share the model; the cases are those of one rank.
+    """
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     prompt: int | None
     prefill_tokens: int
     dtype: str
+    parallelism: Parallelism = ONE_GPU
 
     def prompt_of(self, context: int) -> int:
         """Tokens of the prompt that is compared with an output token at this context."""
@@ -91,43 +114,56 @@ class Sweep:
         Engines compute the logits of a prompt's last position alone.
         """
         sequences, shortest = max(1, self.prefill_tokens // prompt), self.prompts[0]
+        shard, replicas = shard_of(model, self.parallelism), self.parallelism.data_parallel
+        rows, tokens = self.prefill_tokens, self.prefill_tokens * replicas
+        attended = sequences * prompt * replicas
         uses = [
             use
-            for group in model.groups
+            for group in shard.groups
             for use in (
-                *self._matmuls(model, group, "prefill", self.prefill_tokens),
-                *self._attention(group, (prompt,) * sequences, phase="prefill", tokens=sequences * prompt),
+                *self._matmuls(shard, group, "prefill", rows=rows, tokens=tokens),
+                *self._attention(group, (prompt,) * sequences, phase="prefill", tokens=attended),
             )
         ]
+        uses += self._collectives(
+            model, "prefill", rows=rows, tokens=tokens, head_rows=1, head_tokens=prompt * replicas
+        )
         layer = DecoderLayer(
             phase="prefill",
-            model=model,
+            model=shard,
             sequences=max(1, self.prefill_tokens // shortest),
             tokens=shortest,
             rows=self.prefill_tokens,
             dtype=self.dtype,
         )
-        return self._token_cases(model, uses, layer, rows=1, tokens=prompt)
+        found = self._token_cases(shard, uses, layer, rows=1, tokens=prompt * replicas)
+        return replace(found, layer_share=1 / replicas)
 
     def output_token(self, model: TimedModel, batch: int, context: int) -> TokenCases:
         """The cases of an output token: those of a decode step, shared by its sequences."""
+        shard = shard_of(model, self.parallelism)
+        sequences = -(-batch // self.parallelism.data_parallel)  # of the replica with the most
         uses = [
             use
-            for group in model.groups
+            for group in shard.groups
             for use in (
-                *self._matmuls(model, group, "decode", batch),
-                *self._attention(group, (context,) * batch, phase="decode", tokens=batch),
+                *self._matmuls(shard, group, "decode", rows=sequences, tokens=batch),
+                *self._attention(group, (context,) * sequences, phase="decode", tokens=batch),
             )
         ]
+        uses += self._collectives(
+            model, "decode", rows=sequences, tokens=batch, head_rows=sequences, head_tokens=batch
+        )
         layer = DecoderLayer(
             phase="decode",
-            model=model,
-            sequences=batch,
+            model=shard,
+            sequences=sequences,
             tokens=min(self.contexts),
-            rows=batch,
+            rows=sequences,
             dtype=self.dtype,
         )
-        return self._token_cases(model, uses, layer, rows=batch, tokens=batch)
+        found = self._token_cases(shard, uses, layer, rows=sequences, tokens=batch)
+        return replace(found, layer_share=sequences / batch)
 
     def _token_cases(
         self, model: TimedModel, uses: Sequence[CaseUse], layer: DecoderLayer, *, rows: int, tokens: int
@@ -146,16 +182,42 @@ class Sweep:
             layer=layer if model.in_parts is None else None,
         )
 
-    def _matmuls(self, model: TimedModel, group: TimedLayers, phase: Phase, tokens: int) -> Iterator[CaseUse]:
-        """The projections of a group of layers in a forward of `tokens` tokens."""
+    def _collectives(
+        self, model: TimedModel, phase: Phase, *, rows: int, tokens: int, head_rows: int, head_tokens: int
+    ) -> list[CaseUse]:
+        """What the ranks exchange in a forward of `rows` tokens of each replica, `tokens` in all.
+
+        `head_rows` of them have logits, which `head_tokens` tokens share.
+        """
+        found = collective_uses(
+            model, self.parallelism, phase=phase, rows=rows, head_rows=head_rows, dtype=self.dtype
+        )
+        return [
+            CaseUse(
+                case=use.case,
+                part=use.case.part,
+                times=use.times,
+                tokens=head_tokens if use.of_logits else tokens,
+            )
+            for use in found
+        ]
+
+    def _matmuls(
+        self, model: TimedModel, group: TimedLayers, phase: Phase, *, rows: int, tokens: int
+    ) -> Iterator[CaseUse]:
+        """The projections of a group of layers in a forward of `rows` tokens of each replica.
+
+        The experts get the `tokens` tokens of all replicas.
+        """
         for projection, batch in _projections(group, model.hidden_size, phase):
-            case = projection_case(projection, phase=phase, rows=tokens, dtype=self.dtype, batch=batch)
+            case = projection_case(projection, phase=phase, rows=rows, dtype=self.dtype, batch=batch)
             yield CaseUse(case=case, part="projections", times=group.count, tokens=tokens)
         if group.experts is not None:
-            hit, rows = expert_rows(group.experts, tokens)
+            hit, each = expert_rows(group.experts, tokens)
+            hit *= local_share(group.experts, self.parallelism)
             for projection in group.experts.expert.projections(model.hidden_size):
                 named = replace(projection, name=f"expert_{projection.name}")
-                case = projection_case(named, phase=phase, rows=rows, dtype=self.dtype)
+                case = projection_case(named, phase=phase, rows=each, dtype=self.dtype)
                 yield CaseUse(case=case, part="experts", times=group.count * hit, tokens=tokens)
 
     def _attention(
@@ -267,8 +329,32 @@ def expert_rows(experts: Experts, tokens: int) -> tuple[float, int]:
     return hit, max(1, round(tokens * experts.per_token / hit))
 
 
+def collectives_of(model: TimedModel, sweep: Sweep) -> tuple[Collective, ...]:
+    """All collectives of a run at the message sizes of prefill and decode, each once; none on one rank.
+
+    Beside those of its tokens, every kind with a forward's hidden states: what other ways to share a model
+    would exchange (a reduce-scatter and an all-gather in place of an all-reduce).
+    """
+    split = sweep.parallelism
+    if split.gpus == 1:
+        return ()
+    tokens = [
+        *(sweep.input_token(model, prompt) for prompt in sweep.prompts),
+        *(sweep.output_token(model, batch, min(sweep.contexts)) for batch in sweep.batches),
+    ]
+    found = [case for token in tokens for case in token.collectives]
+    forwards: list[tuple[Phase, int]] = [("prefill", sweep.prefill_tokens)]
+    forwards += [("decode", -(-batch // split.data_parallel)) for batch in sweep.batches]
+    for phase, rows in forwards:
+        found += compared_collectives(model, split, phase=phase, rows=rows, dtype=sweep.dtype)
+    return tuple(dict.fromkeys(found))
+
+
 def cases_of(model: TimedModel, sweep: Sweep) -> Sequence[Case]:
-    """All cases of a run, each once: prefill, decode, then the LM heads, whose weight is the largest."""
+    """All kernels of a run, each once: prefill, decode, then the LM heads, whose weight is the largest.
+
+    On several ranks they are those of one rank; `collectives_of` has what the ranks exchange.
+    """
     prefill = [sweep.input_token(model, prompt) for prompt in sweep.prompts]
     decode = [
         [sweep.output_token(model, batch, context) for context in sweep.contexts] for batch in sweep.batches

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from msgspec import to_builtins
 
-from .cases import Length, Phase, Size
+from .cases import Phase
 from .gap import TOKEN_PARTS, Gap
-from .record_fields import SMALLEST, NonNegative, Positive, require_keys
+from .record_fields import SMALLEST, Length, NonNegative, Positive, Size, require_keys
 from .statistics import Summary, summarise
 
 CLOSE = 0.10

@@ -175,9 +175,9 @@ class BreakEvenOptions:
 
     def _deployment(self, model: "LanguageModel") -> "Deployment":
         """The GPUs that the options ask for, else the fewest that hold the model, at most 8."""
+        from ..core.parallelism import Parallelism, require_parts
         from .deployment import deployment
         from .memory_fit import largest_batch
-        from .parallelism import Parallelism, require_parts
 
         cache_dtype = self.cache_dtype or model.cache_format or "bf16"
         one = deployment(self.gpu, cache_format=CACHE_FORMATS[cache_dtype])

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ..core.formats import BF16, Format
 from ..core.gpus import Gpu, find_gpu
+from ..core.parallelism import ONE_GPU, Parallelism
 from .engine import ONE_GRAPH, Engine
-from .parallelism import ONE_GPU, Parallelism
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from ..core.layers import (
     Mlp,
     Projection,
 )
+from ..core.parallelism import ONE_GPU, Parallelism, attention_share
 from .attention_parts import AttentionPart, attention_parts
-from .parallelism import ONE_GPU, Parallelism, attention_share
 from .parts import ACTIVATION_BYTES, Elementwise, Matmul, RoutedExperts
 
 Part: TypeAlias = Matmul | RoutedExperts | AttentionPart | Elementwise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from msgspec import ValidationError, convert
 
 from ..core.cases import DecoderLayer
+from ..core.collectives import Collective
 from ..core.errors import UsageError
 from ..core.records import Row, Run
 from ..core.run_file import fault_of
@@ -93,10 +94,14 @@ def _in_parts(run: Run) -> MeasuredLayers | None:
 
 def _of_token(token: TokenCases, parts_s: Mapping[str, float]) -> LayerRates:
     """The layers that a token passes through; a part's weights are shared by the tokens of a call."""
-    uses = [use for use in token.uses if use.part != "lm_head"]
-    operations = sum(use.times * use.case.work().operations / use.tokens for use in uses)
-    moved = sum(use.times * use.case.work().bytes_total / use.tokens for use in uses)
-    layers_s = sum(part_s for part, part_s in parts_s.items() if part != "lm_head")
+    kernels = [
+        (use.times / use.tokens, use.case.work())
+        for use in token.uses
+        if use.part != "lm_head" and not isinstance(use.case, Collective)
+    ]
+    operations = sum(share * work.operations for share, work in kernels)
+    moved = sum(share * work.bytes_total for share, work in kernels)
+    layers_s = sum(part_s for part, part_s in parts_s.items() if part not in ("lm_head", "communication"))
     return LayerRates(
         operations_per_byte=operations / moved,
         flop_per_s=operations / layers_s,

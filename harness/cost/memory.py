@@ -6,9 +6,9 @@ from collections import Counter
 from ..core.formats import BF16, Format
 from ..core.language_model import LanguageModel
 from ..core.layers import Attention, Experts, GroupedQueryAttention, LinearAttention
+from ..core.parallelism import ONE_GPU, Parallelism, attention_share
 from ..core.stored_weights import stored_weights
 from .forward import head_projection, layer_projections, lm_head_format, routed_experts
-from .parallelism import ONE_GPU, Parallelism, attention_share
 
 
 def cache_bytes_per_sequence(

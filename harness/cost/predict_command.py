@@ -15,6 +15,7 @@ from ..core.files import require_writable
 from ..core.formats import CACHE_FORMATS, FORMATS
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
+from ..core.parallelism import Parallelism, require_parts
 from ..core.table import Column, Table, wide_option
 from .basis import decode_basis
 from .deployment import Deployment
@@ -22,7 +23,6 @@ from .engine import ENGINES, ONE_GRAPH, engines
 from .memory import weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .model_facts import model_json, warnings_of
-from .parallelism import Parallelism, require_parts
 from .predict_text import document_text
 from .prediction import predict
 from .price_ratio import price_ratio

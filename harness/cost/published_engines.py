@@ -14,10 +14,10 @@ from ..core.errors import UsageError
 from ..core.formats import BF16, CACHE_FORMATS, FORMATS, Format
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
+from ..core.parallelism import Parallelism
 from .deployment import Deployment
 from .engine import ONE_GRAPH, Engine
 from .memory_fit import largest_batch
-from .parallelism import Parallelism
 from .serving_accuracy import engine_of, weight_format
 from .steady_state import steady_state
 from .step_time import decode_step_s

@@ -15,9 +15,9 @@ from ..core.formats import BF16, CACHE_FORMATS, FORMATS, FP8_BLOCKS, Format
 from ..core.gpus import find_gpu
 from ..core.language_model import LanguageModel, load_language_model
 from ..core.layers import LatentAttention
+from ..core.parallelism import Parallelism
 from .deployment import Deployment
 from .engine import ONE_GRAPH, Engine, engines
-from .parallelism import Parallelism
 from .steady_state import SteadyState, steady_state
 
 COLUMNS = frozenset(

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.language_model import load_language_model
+from decodetax.harness.core.parallelism import Parallelism
 from decodetax.harness.cost.basis import decode_basis
 from decodetax.harness.cost.deployment import deployment
 from decodetax.harness.cost.kernel_constants import constants_for, expected_errors
-from decodetax.harness.cost.parallelism import Parallelism
 
 LLAMA = load_language_model("llama-3.2-1b")
 MIXTURE = load_language_model("qwen3-30b-a3b")

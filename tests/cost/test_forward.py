@@ -13,10 +13,10 @@ from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.language_model import load_language_model, preset_table
 from decodetax.harness.core.layers import Experts, LatentAttention
+from decodetax.harness.core.parallelism import Parallelism
 from decodetax.harness.cost.attention_parts import Attention
 from decodetax.harness.cost.forward import Transfer, decode_forward, prefill_forward
 from decodetax.harness.cost.memory import cache_bytes_per_sequence, resident_weight_bytes
-from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.parts import Elementwise, Matmul, RoutedExperts
 from hand_made import decoder
 from hypothesis import given

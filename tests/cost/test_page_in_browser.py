@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from decodetax.harness.cli import cli
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.gpus import gpu_table
+from decodetax.harness.core.parallelism import Parallelism
 from decodetax.harness.cost.memory_fit import largest_batch
 from decodetax.harness.cost.page.figures import fitting_batch, served_model
 from decodetax.harness.cost.page.html_page import MOST_BATCH, MOST_TOKENS
-from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.prediction import predict
 from decodetax.harness.cost.prices import price_list
 from pages import MODELS, SET_AND_READ, fields_of, opening, random_settings, write_page

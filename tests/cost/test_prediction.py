@@ -9,6 +9,7 @@ from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.formats import CACHE_FORMATS, FORMATS
 from decodetax.harness.core.gpus import find_gpu, gpu_table
 from decodetax.harness.core.language_model import load_language_model, preset_table
+from decodetax.harness.core.parallelism import Parallelism
 from decodetax.harness.cost.all_reduce_time import all_reduce_time
 from decodetax.harness.cost.attention_parts import Attention
 from decodetax.harness.cost.attention_time import decode_attention_time, prefill_attention_time
@@ -18,7 +19,6 @@ from decodetax.harness.cost.kernel_constants import constants_for
 from decodetax.harness.cost.memory import resident_weight_bytes
 from decodetax.harness.cost.memory_fit import largest_batch
 from decodetax.harness.cost.mla_time import mla_decode_time
-from decodetax.harness.cost.parallelism import Parallelism
 from decodetax.harness.cost.part_time import (
     COMPONENTS,
     SMALL_KERNEL_S,

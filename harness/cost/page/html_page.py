@@ -15,10 +15,10 @@ from ...core.formats import CACHE_FORMATS, FORMATS
 from ...core.gpus import gpu_table
 from ...core.html_page import content_security_policy, page_style
 from ...core.language_model import LanguageModel, load_language_model, preset_table
+from ...core.parallelism import Parallelism
 from ...core.table import Table, html_escaped
 from ..deployment import Deployment
 from ..engine import ONE_GRAPH, engines
-from ..parallelism import Parallelism
 from ..price_ratio import PriceRatio
 from ..prices import price_list
 from . import figures

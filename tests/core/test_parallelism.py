@@ -3,7 +3,7 @@
 import pytest
 from decodetax.harness.core.errors import UsageError
 from decodetax.harness.core.layers import GroupedQueryAttention, LatentAttention, LinearAttention
-from decodetax.harness.cost.parallelism import Parallelism, attention_share
+from decodetax.harness.core.parallelism import Parallelism, attention_share
 
 
 def test_gpus_are_the_product_of_tensor_data_and_pipeline_parallelism():

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 
-from ..core.errors import UsageError
-from ..core.language_model import LanguageModel
-from ..core.layers import Attention, Experts, GroupedQueryAttention, LatentAttention, LinearAttention
-from ..core.options import MAX_GPUS
+from .errors import UsageError
+from .language_model import LanguageModel
+from .layers import Attention, Experts, GroupedQueryAttention, LatentAttention, LinearAttention
+from .options import MAX_GPUS
 
 
 @dataclass(frozen=True, kw_only=True)
