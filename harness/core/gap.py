@@ -185,5 +185,5 @@ class Gap:
             }
         entry = to_builtins(self) | to_builtins(figures)
         if self.ranks == 1:
-            del entry["ranks"]
+            entry.pop("ranks", None)
         return {name: value for name, value in entry.items() if "usd" not in name or value is not None}
