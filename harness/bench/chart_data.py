@@ -167,6 +167,16 @@ def shortened(text: str) -> str:
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
 
 
+def input_usd(gap: Gap) -> float | None:
+    """US dollars of a million input tokens; None without a price."""
+    return gap.usd_per_mtok(gap.input_s_per_token)
+
+
+def output_usd(gap: Gap) -> float | None:
+    """US dollars of a million output tokens; None without a price."""
+    return gap.usd_per_mtok(gap.output_s_per_token)
+
+
 def output_parts(gaps: Sequence[Gap]) -> tuple[str, ...]:
     """The parts of the gaps' output time, those of OUTPUT_PARTS first."""
     found = dict.fromkeys(part for gap in gaps for part in gap.output_parts_s)

@@ -17,7 +17,9 @@ from .chart_data import (
     OUTPUT_PARTS,
     GapLine,
     PriceRatio,
+    input_usd,
     output_parts,
+    output_usd,
     shortened,
 )
 from .plotly_figure import DASHES, PATTERNS, SYMBOLS, Chart, drawn, log_axis
@@ -118,7 +120,7 @@ def _add_gap_lines(
         figure.add_scatter(
             x=line.batches,
             y=[value(gap) for gap in line.gaps],
-            error_y=_bars([(value(gap), interval(gap)) for gap in line.gaps]),
+            error_y=error_bars([(value(gap), interval(gap)) for gap in line.gaps]),
             customdata=[_interval_text(interval(gap)) for gap in line.gaps],
             mode="lines+markers",
             name=html_escaped(f"{label}{line.label} (measured)"),
@@ -128,7 +130,7 @@ def _add_gap_lines(
         )
 
 
-def _bars(points: Sequence[tuple[float | None, Interval | None]]) -> dict[str, Any]:
+def error_bars(points: Sequence[tuple[float | None, Interval | None]]) -> dict[str, Any]:
     """Plotly's error bars of points with intervals; no bar where one is unknown."""
     known = [(value, bounds) if value is not None else (0.0, None) for value, bounds in points]
     return {
@@ -222,17 +224,17 @@ def cost(lines: Sequence[GapLine]) -> Chart:
     figure = go.Figure()
     hover = "$%{y:.4g} per 1M tokens"
     _add_gap_lines(
-        figure, lines, _output_usd, hover=hover, interval=lambda gap: gap.usd_intervals[1], label="output, "
+        figure, lines, output_usd, hover=hover, interval=lambda gap: gap.usd_intervals[1], label="output, "
     )
     _add_gap_lines(
-        figure, lines, _input_usd, hover=hover, interval=lambda gap: gap.usd_intervals[0], label="input, ",
+        figure, lines, input_usd, hover=hover, interval=lambda gap: gap.usd_intervals[0], label="input, ",
         dash="longdashdot",
     )  # fmt: skip
     sentences = [
         f"{line.label}, batch {gap.batch}: ${number(usd_in)} of input, ${number(usd_out)} of output."
         for line in lines
         for gap in line.gaps
-        if (usd_in := _input_usd(gap)) is not None and (usd_out := _output_usd(gap)) is not None
+        if (usd_in := input_usd(gap)) is not None and (usd_out := output_usd(gap)) is not None
     ]
     return drawn(
         figure,
@@ -244,11 +246,3 @@ def cost(lines: Sequence[GapLine]) -> Chart:
         sentence=" ".join(sentences),
         table="gaps",
     )
-
-
-def _input_usd(gap: Gap) -> float | None:
-    return gap.usd_per_mtok(gap.input_s_per_token)
-
-
-def _output_usd(gap: Gap) -> float | None:
-    return gap.usd_per_mtok(gap.output_s_per_token)

@@ -16,7 +16,9 @@ from ..core.html_page import content_security_policy, page_style
 from ..core.records import Run
 from ..core.table import Table, html_escaped
 from .chart_data import PriceRatio
+from .fleet import Fleet
 from .html_charts import charts
+from .html_fleet_chart import fleet_chart
 from .plotly_figure import Chart
 from .run_tables import run_tables
 from .summary import fastest_providers, heading, missing_from, sentences, workload
@@ -25,23 +27,26 @@ from .trust import warnings_of
 FOLDED_TABLES = frozenset({"kernels", "not_timed", "interpreter_checks", "environment"})
 
 
-def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
+def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio], fleet: Fleet | None = None) -> str:
     """The page, from the template `assets/report.html`.
 
     Args:
         runs: runs by the name to show.
         ratios: API price ratios to compare the gap with.
+        fleet: the fleet that the page begins with.
     """
     drawn = charts(runs, ratios)
+    of_fleet = [fleet_chart(series)] if fleet is not None and (series := fleet.series()) else []
     plotly, script = get_plotlyjs(), _asset("report.js")
     devices = ", ".join(dict.fromkeys(str(run.environment["device"]["name"]) for run in runs.values()))
-    data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in drawn)
+    data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in (*of_fleet, *drawn))
+    opening = _opening(fleet, of_fleet) if fleet is not None else ()
     answers = (_answer(name if len(runs) > 1 else "", run) for name, run in runs.items())
     page = Template(_asset("report.html")).substitute(
         policy=content_security_policy(plotly, script, images="data: blob:"),  # plotly saves images
-        title=html_escaped(f"What an output token costs: {devices}"),
+        title=html_escaped(f"What an output token costs: {fleet.title if fleet is not None else devices}"),
         style=page_style() + _asset("report.css"),
-        answers="\n".join(chain.from_iterable(answers)),
+        answers="\n".join((*opening, *chain.from_iterable(answers))),
         charts="\n".join(chain.from_iterable(map(_figure, drawn))),
         tables="\n".join(chain.from_iterable(map(_section, run_tables(runs, ratios)))),
         data=f"{{{data}}}",
@@ -53,6 +58,15 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> str:
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _opening(fleet: Fleet, charts_of_fleet: Sequence[Chart]) -> Iterator[str]:
+    """The table of a fleet, what it lacks, and its chart."""
+    yield from _section(fleet.table())
+    if notes := fleet.notes():
+        items = "".join(f"<li>{html_escaped(note)}</li>" for note in notes)
+        yield f'<div class="missing"><b>About these runs</b><ul>{items}</ul></div>'
+    yield from chain.from_iterable(map(_figure, charts_of_fleet))
 
 
 def _answer(name: str, run: Run) -> Iterator[str]:

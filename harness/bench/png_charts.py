@@ -1,4 +1,4 @@
-"""The roofline and the gap as PNG files for slides.
+"""The roofline, the gap and the dollars of a fleet as PNG files for slides.
 
 matplotlib draws them, because plotly's own export needs a browser, which not every machine has.
 """
@@ -10,18 +10,47 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..core.records import Run
-from .chart_data import COLOURS, GAP_TICKS, GREY, PriceRatio, gap_lines, points_and_roofs, shortened
+from .chart_data import (
+    COLOURS,
+    GAP_TICKS,
+    GREY,
+    PriceRatio,
+    gap_lines,
+    points_and_roofs,
+    shortened,
+)
+from .fleet import Series, mark
 
 MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h", "v")
 DASHES = {"measured": "-", "datasheet": "--", "published": ":"}
+LEGEND_ROWS, SMALL_LEGEND_ROWS = 12, 24
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.6, 5.4, 200
 
 
 def png_charts(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> dict[str, bytes | None]:
     """PNG files by name, 1920 x 1080; None for a chart without data."""
     return {"roofline.png": _png(_roofline(runs)), "gap.png": _png(_gap(runs, ratios))}
+
+
+def fleet_png(all_series: Sequence[Series]) -> bytes | None:
+    """Dollars per million output tokens against tokens/s per user; None without a series."""
+    if not all_series:
+        return None
+    figure, axes = _axes()
+    for at, series in enumerate(all_series):
+        for number, points in enumerate(series.contexts):
+            axes.plot(
+                [point.tokens_per_s for point in points], [point.usd_per_mtok for point in points],
+                color=COLOURS[at % len(COLOURS)], marker=MARKERS[mark(at) % len(MARKERS)], linewidth=1,
+                label="_" if number else _label(series.label), markeredgecolor=GREY, markeredgewidth=0.5,
+            )  # fmt: skip
+    axes.set_xlabel("tokens/s per user (measured)")
+    axes.set_ylabel(r"\$ per 1M output tokens (measured, at the price of the device)")
+    _legend(axes)
+    return _png(figure)
 
 
 def _png(figure: Figure | None) -> bytes | None:
@@ -50,6 +79,16 @@ def _label(text: str) -> str:
     return f" {line}" if line.startswith("_") else line
 
 
+def _legend(axes: Axes) -> None:
+    """A legend that leaves room for the chart; of more rows than fit, the last says how many are left out."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > SMALL_LEGEND_ROWS:
+        more = len(labels) - SMALL_LEGEND_ROWS + 1
+        handles = [*handles[: SMALL_LEGEND_ROWS - 1], Line2D([], [], linestyle="none")]
+        labels = [*labels[: SMALL_LEGEND_ROWS - 1], f"and {more} more"]
+    axes.legend(handles, labels, fontsize=8 if len(labels) <= LEGEND_ROWS else 6, frameon=False)
+
+
 def _roofline(runs: Mapping[str, Run]) -> Figure | None:
     points, roofs = points_and_roofs(runs)
     if not roofs and not points:
@@ -72,7 +111,7 @@ def _roofline(runs: Mapping[str, Run]) -> Figure | None:
         )  # fmt: skip
     axes.set_xlabel("ops:bytes, operations per byte (modelled)")
     axes.set_ylabel("FLOP/s (measured)")
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
     return figure
 
 
@@ -112,5 +151,5 @@ def _gap(runs: Mapping[str, Run], ratios: Sequence[PriceRatio]) -> Figure | None
     axes.minorticks_off()
     axes.set_xlabel("batch, sequences decoded together (stars: break-even batch)")
     axes.set_ylabel("gap: output token over input token")
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
     return figure

@@ -10,11 +10,13 @@ import click
 
 from ..core.errors import FailureError, UsageError, path_text
 from ..core.files import file_problem, folder_problem, require_writable, written
+from ..core.options import complain
 from ..core.table import prose, wide_option
 
 if TYPE_CHECKING:
     from ..core.records import Run
     from .chart_data import PriceRatio
+    from .fleet import Fleet
 
 OUTPUTS = {
     "html": (
@@ -24,9 +26,12 @@ OUTPUTS = {
     "markdown": ("FILE", "Write all tables as Markdown."),
     "csv": (
         "DIR",
-        "Write each table as a file in this folder: gaps.csv, kernels.csv and others.",
+        "Write each table as a file in this folder: gaps.csv, kernels.csv and others, fleet.csv of a folder.",
     ),
-    "png": ("DIR", "Write roofline.png and gap.png into this folder; needs matplotlib."),
+    "png": (
+        "DIR",
+        "Write roofline.png and gap.png, of a folder fleet.png too, into this folder; needs matplotlib.",
+    ),
 }
 LIBRARIES = {"html": "plotly", "png": "matplotlib"}
 
@@ -50,7 +55,7 @@ class Outputs:
     def __init__(self, asked: Mapping[str, Any]) -> None:
         self.places: dict[str, Path] = {name: asked[name] for name in OUTPUTS if asked[name] is not None}
 
-    def require_writable(self, kept: Sequence[Path]) -> None:
+    def require_writable(self, kept: Sequence[Path], fleet: "Fleet | None" = None) -> None:
         """Check all places before anything is read or measured.
 
         Raises:
@@ -65,14 +70,14 @@ class Outputs:
             files = [place]
             if OUTPUTS[name][0] == "DIR":
                 require_writable(name, place, folder_problem)
-                files = [place / file for file in _contents(name, {}, ())]
+                files = [place / file for file in _contents(name, {}, (), fleet)]
             for file in files:
                 if (other := taken.setdefault(os.path.realpath(file), f"--{name}")) != f"--{name}":
                     raise UsageError(f"--{name}: {str(file)!r} is also the file of {other}; name another")
                 if file == place or file.exists():
                     require_writable(name, file, file_problem)
 
-    def write(self, runs: Mapping[str, "Run"]) -> Iterator[str]:
+    def write(self, runs: Mapping[str, "Run"], fleet: "Fleet | None" = None) -> Iterator[str]:
         """Write what is asked for, and yield a line about each file.
 
         Raises:
@@ -84,7 +89,7 @@ class Outputs:
 
         ratios, problems = price_ratios(price_list()), []
         for name, place in self.places.items():
-            for file, content in _contents(name, runs, ratios).items():
+            for file, content in _contents(name, runs, ratios, fleet).items():
                 if content is None:
                     yield f"No {file}: the run has no data for it."
                     continue
@@ -98,37 +103,44 @@ class Outputs:
 
 
 def _contents(
-    name: str, runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]
+    name: str, runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"], fleet: "Fleet | None"
 ) -> Mapping[str, bytes | None]:
     """The files of an option by name; the names do not depend on the runs.
 
     The single file of `--html` or `--markdown` has an empty name; a chart without data is None.
     """
     if name == "png":
-        from .png_charts import png_charts
+        from .png_charts import fleet_png, png_charts
 
-        return png_charts(runs, ratios)
+        of_fleet = {} if fleet is None else {"fleet.png": fleet_png(fleet.series())}
+        return {**of_fleet, **png_charts(runs, ratios)}
     if name == "html":
         from .html_report import html_report
 
-        texts = {"": html_report(runs, ratios)}
+        texts = {"": html_report(runs, ratios, fleet)}
     elif name == "markdown":
-        texts = {"": markdown_report(runs, ratios)}
+        texts = {"": markdown_report(runs, ratios, fleet)}
     else:
         from .run_tables import run_tables
 
-        texts = {f"{table.id}.csv": table.csv() for table in run_tables(runs, ratios)}
+        tables = (*([fleet.table()] if fleet is not None else []), *run_tables(runs, ratios))
+        texts = {f"{table.id}.csv": table.csv() for table in tables}
     return {file: f"{text}\n".encode() for file, text in texts.items()}
 
 
-def markdown_report(runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"]) -> str:
-    """The sentences of each run, what it lacks, and every table, as Markdown."""
+def markdown_report(
+    runs: Mapping[str, "Run"], ratios: Sequence["PriceRatio"], fleet: "Fleet | None" = None
+) -> str:
+    """The fleet, the sentences of each run, what it lacks, and every table, as Markdown."""
     from ..core.table import markdown_escaped
     from .run_tables import run_tables
     from .summary import fastest_providers, heading, missing_from, sentences, workload
     from .trust import warnings_of
 
     blocks = ["# What an output token costs"]
+    if fleet is not None:
+        blocks += [f"## {markdown_escaped(fleet.table().title)}", fleet.table().markdown()]
+        blocks += map(markdown_escaped, fleet.notes())
     for name, run in runs.items():
         if len(runs) > 1:
             blocks.append(f"## {markdown_escaped(name)}")
@@ -173,21 +185,35 @@ def run_text(run: "Run", *, wide: bool) -> str:
 
 
 @click.command("report")
-@click.argument("run_files", type=click.Path(path_type=Path), metavar="RUN.json...", nargs=-1, required=True)
+@click.argument("places", type=click.Path(path_type=Path), metavar="RUN.json|DIR...", nargs=-1, required=True)
 @report_options
-def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> None:
+def report_command(places: tuple[Path, ...], wide: bool, **asked: Any) -> None:
     """Print the results of a run, or write them as a report.
 
     RUN.json is a file of `decodetax run`. Several runs go into one report, each under the name of its file.
-    """
-    outputs = Outputs(asked)
-    outputs.require_writable(run_files)
-    from ..core.run_file import read_run
 
-    runs = dict(zip(_names(run_files), map(read_run, run_files), strict=True))
+    DIR is a folder of such files, of many devices: the report then begins with one table of them all, and a
+    chart of dollars against the tokens per second of one user. Without a file to write, the table alone is
+    printed.
+    """
+    from .fleet import Fleet
+    from .run_files import is_folder, names_with_folders, read_run_files, run_files, run_names
+
+    of_fleet = any(map(is_folder, places))
+    files, outputs = run_files(places), Outputs(asked)
+    outputs.require_writable([file.path for file in files], Fleet(runs={}) if of_fleet else None)
+    found, left_out = read_run_files(files)
+    names = (names_with_folders if of_fleet else run_names)([path for path, _ in found])
+    runs = {name: run for name, (_, run) in zip(names, found, strict=True)}
+    fleet = Fleet(runs=runs, left_out=left_out) if of_fleet else None
     if outputs.places:
-        for line in outputs.write(runs):
+        for line in outputs.write(runs, fleet):
             click.echo(line)
+        if fleet is not None and (note := fleet.left_out_note):
+            complain(note)
+        return
+    if fleet is not None:
+        click.echo(fleet.text(wide=wide))
         return
     from .summary import heading
 
@@ -195,16 +221,3 @@ def report_command(run_files: tuple[Path, ...], wide: bool, **asked: Any) -> Non
         head = prose(heading(run), wide=wide)
         text = f"{head}\n{run_text(run, wide=wide)}"
         click.echo(f"\n{text}" if at else text)
-
-
-def _names(run_files: Sequence[Path]) -> list[str]:
-    """The names of the files without their suffixes; a repeated name gets a number."""
-    names: list[str] = []
-    for path in run_files:
-        stem, number = path_text(path.stem), 1
-        name = stem
-        while name in names:
-            number += 1
-            name = f"{stem} ({number})"
-        names.append(name)
-    return names

@@ -5,6 +5,7 @@ import re
 import pytest
 from browsers import CHROMIUM, DESK, PHONE, chromium, shown
 from decodetax.harness.bench.chart_data import price_ratios
+from decodetax.harness.bench.fleet import Fleet
 from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.cost.prices import price_list
 from hand_made import run_record
@@ -36,6 +37,9 @@ def reports(tmp_path_factory):
     }
     for name, some in runs.items():
         (folder / f"{name}.html").write_text(html_report(some, RATIOS), encoding="utf-8")
+    for name, some in (("fleet", {f"run {at}": priced_run() for at in range(30)}), ("odd", runs["hostile"])):
+        page = html_report(some, RATIOS, Fleet(runs=some, left_out=[f"{SCRIPT}: is no run"]))
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder
 
 
@@ -48,6 +52,9 @@ def reports(tmp_path_factory):
         pytest.param("two", "light", PHONE, id="two runs on a phone"),
         pytest.param("hostile", "dark", PHONE, id="hostile on a phone"),
         pytest.param("empty", "light", PHONE, id="empty on a phone"),
+        pytest.param("fleet", "light", DESK, id="fleet"),
+        pytest.param("fleet", "dark", PHONE, id="fleet on a phone"),
+        pytest.param("odd", "light", PHONE, id="hostile fleet on a phone"),
     ],
 )
 def test_opens_without_messages_and_does_not_overflow(browser, reports, name, scheme, viewport):
@@ -67,6 +74,19 @@ def test_roofline_has_as_many_points_as_ok_rows(browser, reports, name, runs):
     with shown(browser, reports / f"{name}.html") as page:
         points = page.locator("#roofline .scatterlayer .points path").count()
         assert points == runs * sum(row.status == "ok" for row in whole_run().rows)
+
+
+def test_the_scatter_of_a_fleet_has_a_point_for_each_gap_with_a_price(browser, reports):
+    with shown(browser, reports / "fleet.html") as page:
+        points = page.locator("#fleet-usd .scatterlayer .points path").count()
+        assert points == 30 * len(priced_run().gaps)
+        plot, after = (page.locator(place).bounding_box()["y"] for place in ("#fleet-usd", "#gap"))
+        assert page.locator("#fleet").bounding_box()["y"] < plot < after
+        height = page.evaluate(
+            "document.querySelector('#fleet-usd .plot .bg, #fleet-usd .bglayer rect')"
+            ".getBoundingClientRect().height"
+        )
+        assert height > 150
 
 
 def texts(page, selector):

@@ -127,7 +127,7 @@ def test_several_runs_are_named_by_their_files(folder):
 )
 def test_rejects_an_unwritable_place_before_it_reads_a_run(folder, arguments, fragments):
     Path("sub").mkdir()
-    with mock.patch("decodetax.harness.core.run_file.read_run", side_effect=AssertionError("read")):
+    with mock.patch("decodetax.harness.bench.run_files.read_run", side_effect=AssertionError("read")):
         outcome = decodetax("report", "run.json", "--csv", "tables", *arguments)
     assert_misuse(outcome, *fragments)
     assert names(folder) == {"run.json"}
