@@ -1,0 +1,151 @@
+"""How the ranks of a run end together: a thread in each rank, and words that they leave in torchrun's store.
+
+The main thread may wait in a collective whose other ranks are gone, where no signal reaches it. The store is
+that of torchrun's agent, so it outlives any rank.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.distributed.distributed_c10d import Store
+
+TICK_S = 0.3
+"""Seconds between two looks at the store and at the parent process."""
+
+REPORT_S = 3.0
+"""Seconds within which each rank that still runs says so once the run is over: several ticks."""
+
+GRACE_S = 3.0
+"""Seconds that rank 0 has to leave a call after a signal; then it ends from the thread."""
+
+ALONE_S = 0.2
+"""Two ranks that got SIGTERM within this time got it from the same sender, torchrun or a scheduler."""
+
+OVER = "over"
+_BROKEN_STORE = RuntimeError  # DistNetworkError and DistStoreError are such
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank said when it ended.
+
+    Attributes:
+        kind: "failed" with the reason as text; "terminated" by SIGTERM with the time as text, in seconds of
+            the host's monotonic clock; or "ended", as the run was over, with its count of messages as text.
+        text: see kind.
+    """
+
+    kind: str
+    text: str
+
+
+class Watch:
+    """The thread of one rank.
+
+    Args:
+        store: the ranks' store, a client of its own.
+        rank: this rank.
+        progress: this rank's count of messages so far: a rank that hangs is behind the others.
+    """
+
+    def __init__(self, store: Store, rank: int, progress: Callable[[], int]) -> None:
+        self.store, self.rank = store, rank
+        self.terminated_s: float | None = None
+        self.at_forced_end: Callable[[str], None] = lambda _reason: os._exit(1)
+        self._progress, self._armed = progress, True
+        self._wakeup, self._signalled = socket.socketpair()
+        self._signalled.setblocking(False)
+        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+        interrupt = self._interrupt if rank == 0 else signal.SIG_IGN
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, self._interrupt)
+        self._parent = os.getppid()
+        threading.Thread(target=self._run, name="decodetax-ranks", daemon=True).start()
+
+    def disarm(self) -> None:
+        """From here on signals no longer interrupt: what is left is to write and print."""
+        self._armed = False
+
+    def report(self, kind: str, text: str) -> None:
+        """Say how this rank ends; only the first report counts."""
+        with contextlib.suppress(_BROKEN_STORE):
+            self.store.compare_set(f"report/{self.rank}", "", f"{kind} {text}")
+
+    def reports(self, size: int, gone: Callable[[int], bool]) -> dict[int, Report]:
+        """Say that the run is over, and wait for the reports of the other ranks.
+
+        Args:
+            size: number of ranks.
+            gone: whether a rank's process has ended, so that only a report from before can be found.
+        """
+        found: dict[int, Report] = {}
+        waiting, end_s = set(range(1, size)), time.monotonic() + REPORT_S
+        with contextlib.suppress(_BROKEN_STORE):
+            self.store.set(OVER, "1")
+            while waiting and time.monotonic() < end_s:
+                for rank in sorted(waiting):
+                    ended = gone(rank)
+                    if self.store.check([f"report/{rank}"]):
+                        kind, _, text = self.store.get(f"report/{rank}").decode().partition(" ")
+                        found[rank] = Report(kind, text)
+                    elif not ended:
+                        continue
+                    waiting.discard(rank)
+                time.sleep(0.02)
+        return found
+
+    def _interrupt(self, number: int, _frame: object) -> None:
+        del number
+        if self.rank == 0 and self._armed:
+            self._armed = False
+            raise KeyboardInterrupt
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._wakeup], [], [], TICK_S)
+            if ready:
+                numbers = self._wakeup.recv(64)
+                if signal.SIGTERM in numbers and self.terminated_s is None:
+                    self.terminated_s = time.monotonic()
+                if self.rank == 0:
+                    self._end_in_time()
+                elif signal.SIGTERM in numbers:
+                    self._end_terminated()
+            if self._over():
+                self._end_orphaned()
+
+    def _over(self) -> bool:
+        """Whether the run is over, or what started this rank is gone."""
+        try:
+            return os.getppid() != self._parent or (self.rank > 0 and self.store.check([OVER]))
+        except _BROKEN_STORE:
+            return True
+
+    def _end_in_time(self) -> None:
+        """Rank 0 got a signal: end it here unless its main thread leaves what it does."""
+        end_s = time.monotonic() + GRACE_S
+        while self._armed and time.monotonic() < end_s:
+            time.sleep(0.05)
+        if self._armed:
+            self.at_forced_end("it was interrupted in a call that did not return")
+
+    def _end_terminated(self) -> None:
+        self.report("terminated", repr(time.monotonic()))
+        time.sleep(2 * ALONE_S)
+        os._exit(128 + signal.SIGTERM)
+
+    def _end_orphaned(self) -> None:
+        if self.rank == 0:
+            if self._armed:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(TICK_S)
+        else:
+            self.report("ended", str(self._progress()))
+            os._exit(0)

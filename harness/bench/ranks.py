@@ -1,0 +1,281 @@
+"""The ranks of a run over torch.distributed: their group, messages between them, and which one was lost.
+
+Messages go over gloo, also beside NCCL. They are polled, so that a signal interrupts each wait.
+"""
+
+import contextlib
+import math
+import os
+import pickle
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store, Work
+from torch.distributed.rendezvous import rendezvous
+
+from ..core.rank_process import rank_and_size
+from .device import Device
+from .rank_watch import ALONE_S, Report, Watch
+
+GLOO_LIMIT = timedelta(days=7)
+"""Timeout of gloo for messages, which `Ranks` polls with limits of its own."""
+
+LONGEST_PAUSE_S, LONGEST_BARRIER_PAUSE_S = 0.01, 50e-6
+"""Most seconds between two looks at a message or a barrier; short ones are looked at more often."""
+
+ENDED = ("", "Z", "X")
+"""States of a process that has ended, as `_process_state` has them."""
+
+_Value = TypeVar("_Value")
+
+
+class RankLostError(RuntimeError):
+    """A rank that died, failed or no longer answers; one line that names it, its host and why."""
+
+    def __init__(self, rank: int, host: str, reason: str) -> None:
+        super().__init__(f"rank {rank} on {host} {reason}")
+        self.rank, self.host, self.reason = rank, host, reason
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank runs: its host and its process there."""
+
+    host: str
+    pid: int
+
+
+class Ranks:
+    """This process as one of several ranks of a run.
+
+    Attributes:
+        rank, size: number of this rank and of all.
+        local_rank: number of this rank on its host.
+        device: what it times.
+        backend: of the collectives that are timed: "gloo" on CPUs, "nccl" on GPUs.
+        timeout_s: seconds after which a rank that does not answer is lost.
+        peers: host and process of each rank.
+        watch: ends this rank with the others.
+    """
+
+    def __init__(self, device: Device, *, rank: int, size: int, local_rank: int, timeout_s: float) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.device, self.timeout_s = device, timeout_s
+        self.backend = "nccl" if device.kind == "cuda" else "gloo"
+        self.peers: list[Peer] = []
+        self._messages, self._group = 0, None
+        self._reports: dict[int, Report] | None = None
+        self.watch = Watch(_store("run"), rank, lambda: self._messages)
+
+    @classmethod
+    def open(cls, device: Device, *, timeout_s: float) -> Self:
+        """Join the group that torchrun's environment describes.
+
+        Args:
+            device: what this rank times.
+            timeout_s: seconds after which a rank that does not answer, also here, is lost.
+
+        Raises:
+            RankLostError: not all ranks joined.
+        """
+        found = rank_and_size()
+        if found is None:
+            raise RuntimeError("RANK and WORLD_SIZE do not describe one of several ranks")
+        rank, size = found
+        ranks = cls(device, rank=rank, size=size, local_rank=local_rank(), timeout_s=timeout_s)
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if ranks.backend == "nccl" else "gloo",
+                store=_store("group"),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+            ranks._group = dist.new_group(backend="gloo", timeout=GLOO_LIMIT)
+        except RuntimeError as error:
+            raise ranks.lost_error(f"did not join within {timeout_s:g} s") from error
+        ranks.peers = ranks.gather_everywhere(Peer(socket.gethostname(), os.getpid()))
+        return ranks
+
+    def close(self) -> None:
+        """Leave the group, once all ranks do."""
+        dist.destroy_process_group()
+
+    def broadcast(self, value: _Value | None = None, *, limit_s: float | None = None) -> Any:
+        """The value of rank 0, on every rank; it can be pickled.
+
+        Args:
+            value: on rank 0, what all get; ignored elsewhere.
+            limit_s: seconds to wait for it; None means `timeout_s`.
+
+        Raises:
+            RankLostError: a rank was lost.
+        """
+        size, payload = torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.uint8)
+        if self.rank == 0:
+            payload = _packed(value)
+            size[0] = payload.numel()
+        self._finish(dist.broadcast(size, 0, group=self._group, async_op=True), limit_s)
+        if self.rank > 0:
+            payload = torch.empty(int(size), dtype=torch.uint8)
+        self._finish(dist.broadcast(payload, 0, group=self._group, async_op=True), limit_s)
+        return value if self.rank == 0 else _unpacked(payload)
+
+    def receive(self) -> Any:
+        """What rank 0 broadcasts next, however long it takes until then."""
+        return self.broadcast(limit_s=math.inf)
+
+    def gather(self, value: _Value) -> list[_Value] | None:
+        """The values of all ranks in their order, on rank 0; None elsewhere. They can be pickled.
+
+        Raises:
+            RankLostError: a rank was lost.
+        """
+        values = self.gather_everywhere(value)
+        return values if self.rank == 0 else None
+
+    def gather_everywhere(self, value: _Value) -> list[_Value]:
+        """The values of all ranks in their order, on every rank.
+
+        Raises:
+            RankLostError: a rank was lost.
+        """
+        payload = _packed(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        own = torch.tensor([payload.numel()])
+        self._finish(dist.all_gather(sizes, own, group=self._group, async_op=True))
+        padded = torch.zeros(max(map(int, sizes)), dtype=torch.uint8)
+        padded[: payload.numel()] = payload
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        self._finish(dist.all_gather(found, padded, group=self._group, async_op=True))
+        return [_unpacked(each[: int(size)]) for each, size in zip(found, sizes, strict=True)]
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here.
+
+        Raises:
+            RankLostError: a rank was lost.
+        """
+        here = torch.zeros(1)
+        self._finish(
+            dist.all_reduce(here, group=self._group, async_op=True), most_pause_s=LONGEST_BARRIER_PAUSE_S
+        )
+
+    def lost_error(self, reason: str) -> RankLostError:
+        """The error of the rank that is to blame for a message that failed; on others than rank 0, rank 0.
+
+        Args:
+            reason: what a rank did that still runs, but is behind the others.
+        """
+        if self.rank > 0:
+            return RankLostError(0, self._host(0), "was lost")
+        return self.loss() or self._behind(reason)
+
+    def loss(self) -> RankLostError | None:
+        """Ends the other ranks; the error of one that had failed, had died or was stopped, if there is one.
+
+        It is called on rank 0 once no more is measured. A process on this host that does not answer is
+        killed.
+        """
+        self.watch.disarm()
+        if self._reports is None:
+            self._reports = self.watch.reports(self.size, self._gone)
+        reports = self._reports
+        for rank, report in sorted(reports.items()):
+            if report.kind == "failed":
+                return RankLostError(rank, self._host(rank), f"failed: {report.text}")
+        for rank in range(1, self.size):
+            if rank not in reports:
+                return RankLostError(rank, self._host(rank), self._end_of(rank))
+        for rank, report in sorted(reports.items()):
+            if report.kind == "terminated" and not self._terminated_with(report.text, rank):
+                return RankLostError(rank, self._host(rank), "was ended by SIGTERM")
+        return None
+
+    def _behind(self, reason: str) -> RankLostError:
+        """The error of the rank that has taken part in the fewest messages."""
+        reports = self._reports or {}
+        counts = {rank: int(report.text) for rank, report in reports.items() if report.kind == "ended"}
+        rank = min(counts, key=lambda each: counts[each], default=0)
+        return RankLostError(rank, self._host(rank), reason)
+
+    def _terminated_with(self, when_s: str, rank: int) -> bool:
+        """Whether rank 0 got SIGTERM together with another rank."""
+        own_s = self.watch.terminated_s
+        same_host = self._host(rank) == self._host(0)
+        return own_s is not None and (not same_host or abs(own_s - float(when_s)) < ALONE_S)
+
+    def _gone(self, rank: int) -> bool:
+        """Whether the process of a rank is known to have ended."""
+        here = bool(self.peers) and self._host(rank) == self._host(0)
+        return here and _process_state(self.peers[rank].pid) in ENDED
+
+    def _end_of(self, rank: int) -> str:
+        """What became of a rank that does not say anything; on this host, its process is killed."""
+        if not self.peers or self._host(rank) != self._host(0):
+            return "no longer answers"
+        pid = self.peers[rank].pid
+        state = _process_state(pid)
+        if state in ENDED:
+            return f"died (process {pid} was killed or crashed)"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return f"was stopped (process {pid})" if state == "T" else f"no longer answers (process {pid})"
+
+    def _host(self, rank: int) -> str:
+        return self.peers[rank].host if self.peers else "an unknown host"
+
+    def _finish(
+        self, work: Work, limit_s: float | None = None, *, most_pause_s: float = LONGEST_PAUSE_S
+    ) -> None:
+        """Wait for a message.
+
+        Raises:
+            RankLostError: it failed, or took longer than the limit.
+        """
+        limit_s = self.timeout_s if limit_s is None else limit_s
+        start_s = time.monotonic()
+        while not work.is_completed():
+            waited_s = time.monotonic() - start_s
+            if waited_s > limit_s:
+                raise self.lost_error(f"did not answer within {limit_s:g} s")
+            time.sleep(min(waited_s / 100, most_pause_s))
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self.lost_error("closed its connection") from error
+        self._messages += 1
+
+
+def local_rank() -> int:
+    """The number of this rank on its host."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _store(name: str) -> Store:
+    """A client of its own of the store that torchrun's environment names."""
+    return PrefixStore(f"decodetax/{name}", next(iter(rendezvous("env://")))[0])
+
+
+def _packed(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpacked(payload: torch.Tensor) -> Any:
+    return pickle.loads(payload.numpy().tobytes())  # noqa: S301  (of a rank of the same run)
+
+
+def _process_state(pid: int) -> str:
+    """The state of a process in one letter, as proc_pid_stat(5) has it; empty if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
