@@ -74,6 +74,7 @@ class Bench:
         unseen: other numbers for the inputs of the cases so far, by layout: their oracle is computed once.
         last_round: whether this is the last round, in which providers are checked on unseen inputs again.
         arena_altered: whether a provider wrote to the arena outside its inputs; each is then watched for it.
+        together: waits for all ranks before each provider, so that they run it at the same time.
     """
 
     device: Device
@@ -88,6 +89,7 @@ class Bench:
     unseen: dict[tuple[Case, CacheLayout], Unseen] = field(default_factory=dict)
     last_round: bool = False
     arena_altered: bool = False
+    together: Callable[[], None] = lambda: None
 
     def refill(self) -> None:
         """Put back the numbers of the arena, and forget the oracles, which may be of altered ones."""
@@ -129,6 +131,7 @@ def run_case(case: Case, bench: Bench, earlier: Mapping[str, Row] = MappingProxy
     rows: dict[str, Row] = {}
     watch: InputWatch | None = None
     for provider in providers:
+        bench.together()
         if gate is None or provider.name in reasons:
             status, reason = reasons[provider.name]
             yield Row(case=case, provider=provider.name, status=status, reason=reason)

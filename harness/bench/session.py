@@ -18,16 +18,19 @@ from ..core.parallelism import ONE_GPU
 from ..core.records import Ceiling, Roof, Row, Run
 from ..core.sweep import cases_of
 from ..core.work import ELEMENT_BYTES
+from .case_groups import CaseGroup, Kernels, drop_late, merge_row, skip_rest
 from .ceilings import datasheet_ceilings, measure_ceilings, time_again
 from .counters import read_counters
 from .device import Device
 from .environment import describe
+from .executor import Executor
 from .interpreter_checks import check_in_interpreter
 from .load import load_point, other_load
 from .providers import user_providers
 from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget, rounds_left
 from .run_settings import Settings
-from .runner import Bench, TilingOf, arena_of, no_tiling, providers_due, run_case
+from .runner import Bench, TilingOf, arena_of, no_tiling, run_case
+from .timer import Budget
 from .token_cost import gaps_of
 from .trust import warnings_of
 from .whole_model import WholeBench, measure_whole_model
@@ -41,11 +44,45 @@ WHOLE_MODEL_SHARE = 0.18
 LONGEST_CALL_S, LONGEST_CALL_SHARE = 20.0, 0.1
 """A case is skipped if one call takes longer than either: in seconds, and as a share of the time limit."""
 
-TIME_OVER = " was over"
-"""End of the reason of a row that the time limit left out; a run that continues measures such rows."""
-
 SAVE_EVERY_S = 5.0
 """Seconds after which a run is saved again while it is measured."""
+
+
+class OneProcess:
+    """Runs and times on the device of this process, the only one."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def arena(self, settings: Settings, dtype: str) -> Arena:
+        """The arena for the cases of a run in a dtype."""
+        return arena_of(cases_of(settings.model, settings.sweep(dtype)), self.device, settings.seed)
+
+    def measure_ceilings(self, arena: Arena, *, time_limit_s: float) -> Iterator[tuple[str, Ceiling]]:
+        """Measure one ceiling after another, as `ceilings.measure_ceilings`."""
+        return measure_ceilings(self.device, arena, time_limit_s=time_limit_s)
+
+    def time_again(self, ceiling: Ceiling, arena: Arena, budget: Budget, *, number: int) -> Ceiling:
+        """Time a ceiling in a later round, as `ceilings.time_again`."""
+        return time_again(ceiling, self.device, arena, budget, number=number)
+
+    def groups(self, result: Run, settings: Settings, bench: Bench) -> Sequence[CaseGroup]:
+        """What is timed in each round."""
+        del bench
+        cases = cases_of(settings.model, settings.sweep(result.dtype))
+        return [Kernels(cases, result.rows, self.run_case)]
+
+    def run_case(self, case: Case, bench: Bench, earlier: Mapping[str, Row]) -> Iterator[Row]:
+        """A row for each provider of a case in turn, as `runner.run_case`."""
+        return run_case(case, bench, earlier)
+
+    def arenas_intact(self, bench: Bench) -> bool:
+        """Whether the arena holds its numbers."""
+        return bench.arena.intact()
+
+    def loss(self) -> str | None:
+        """None: this process is all there is."""
+        return None
 
 
 def begin(settings: Settings, device: Device) -> Run:
@@ -75,6 +112,7 @@ def measure(
     progress: Progress,
     tiling_of: TilingOf = no_tiling,
     save: Callable[[], None] = lambda: None,
+    executor: Executor | None = None,
 ) -> None:
     """Measure what the settings ask for and the run does not hold yet, into the run.
 
@@ -88,6 +126,7 @@ def measure(
         progress: takes the share that is done, 0 to 1, and what comes next.
         tiling_of: gives the tuned tiling of a case.
         save: called at the start and then, between cases, every SAVE_EVERY_S.
+        executor: what the run runs on; None means this process alone.
     """
     start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
     started = load_point()
@@ -107,17 +146,20 @@ def measure(
             saved_s = time.perf_counter()
 
     result.interrupted, result.broken, result.late = True, None, None
-    result.rows = [row for row in result.rows if not (row.reason or "").endswith(TIME_OVER)]
+    for rows in (result.rows, result.collectives, result.one_rank_rows):
+        drop_late(rows)
+    executor = executor or OneProcess(device)
     gc.collect()
     gc.freeze()  # collections after each case then skip what is loaded by now
     try:
-        _fill(result, settings, device, progress, tiling_of, save_so_far)
+        _fill(result, settings, executor, progress, tiling_of, save_so_far)
         result.interrupted = False
     except KeyboardInterrupt:
-        pass
+        result.broken = executor.loss()
+        result.interrupted = result.broken is None
     except Exception as error:  # noqa: BLE001  (the device broke; what was measured so far is kept)
         result.interrupted = False
-        result.broken = one_line(error)
+        result.broken = executor.loss() or one_line(error)
     finally:
         gc.unfreeze()
     update()
@@ -130,16 +172,20 @@ def _derive(result: Run, settings: Settings) -> None:
     """Derive the gaps from the rows so far."""
     sweep, price = settings.sweep(result.dtype), result.settings["usd_per_hour"]
     result.gaps = gaps_of((*result.rows, *result.collectives), settings.model, sweep, usd_per_hour=price)
+    if result.one_rank_rows:
+        alone = replace(sweep, parallelism=ONE_GPU)
+        result.one_rank_gaps = gaps_of(result.one_rank_rows, settings.model, alone, usd_per_hour=price)
 
 
 def _fill(
     result: Run,
     settings: Settings,
-    device: Device,
+    executor: Executor,
     progress: Progress,
     tiling_of: TilingOf,
     save: Callable[[], None],
 ) -> None:
+    device = executor.device
     measures_whole = settings.whole_model != "none" and settings.model.in_parts is None
     whole_limit_s = settings.total_limit_s * WHOLE_MODEL_SHARE if measures_whole else 0.0
     deadline = Deadline(settings.total_limit_s - whole_limit_s)
@@ -149,9 +195,9 @@ def _fill(
         progress(deadline.share, what)
 
     first = "bf16" if settings.dtype == "auto" else settings.dtype
-    arena = arena_of(cases_of(settings.model, settings.sweep(first)), device, settings.seed)
+    arena = executor.arena(settings, first)
     save()
-    _measure_ceilings(result, settings, device, arena, say)
+    _measure_ceilings(result, settings, executor, arena, say)
     dtype = settings.dtype if settings.dtype != "auto" else _fastest_dtype(result.ceilings, device)
     result.settings = {**result.settings, "dtype": dtype}
     save()
@@ -159,7 +205,7 @@ def _fill(
     if ELEMENT_BYTES[dtype] > ELEMENT_BYTES[first]:
         del arena  # its memory serves the larger one
         device.release()
-        arena = arena_of(cases, device, settings.seed)
+        arena = executor.arena(settings, dtype)
     own = user_providers(settings.providers)
     if interpreting() and not result.interpreter_checks:
         say("Triton kernels in the interpreter")
@@ -177,7 +223,7 @@ def _fill(
         tiling_of=tiling_of,
         user_providers=own,
     )
-    result.late = _run_rounds(result, settings, cases, bench, deadline, say, save)
+    result.late = _run_rounds(result, settings, executor, bench, deadline, say, save)
     if settings.whole_model != "none" and result.whole_model is None:
         del arena, bench  # their memory serves the weights
         device.release()
@@ -204,7 +250,7 @@ def _fill(
 def _run_rounds(
     result: Run,
     settings: Settings,
-    cases: Sequence[Case],
+    executor: Executor,
     bench: Bench,
     deadline: Deadline,
     progress: Callable[[str], None],
@@ -212,13 +258,13 @@ def _run_rounds(
 ) -> str | None:
     """Time every case in each round, as far as the deadline allows; why there are fewer, or None."""
     limit, overhead_s = f"the time limit of {deadline.limit_s:.0f} s", 0.0
+    groups = executor.groups(result, settings, bench)
     for number in range(ROUNDS):
         bench = replace(bench, round=number)
-        rows_of = {case: {row.provider: row for row in result.rows if row.case == case} for case in cases}
-        due = [case for case in cases if providers_due(case, bench, rows_of[case])]
+        due = [(group, case) for group in groups for case in group.due(bench)]
         if not due:
             continue
-        calls_s = [call_s for case in due for call_s in _calls_s(case, bench, rows_of[case])]
+        calls_s = [call_s for group, case in due for call_s in group.calls_s(case, bench)]
         if number >= MIN_ROUNDS and sum(calls_s) + overhead_s > deadline.left_s:
             return None if number >= FEW_ROUNDS else f"{limit} allowed {number} of {ROUNDS} rounds"
         left = rounds_left(number, sum(calls_s) + overhead_s, deadline.left_s)
@@ -226,16 +272,16 @@ def _run_rounds(
         bench = replace(bench, budget=round_budget(share_s, first=not number), last_round=left == 1)
         start_s, timed_s = deadline.elapsed_s, bench.device.timed_s
         if number:
-            _time_ceilings_again(result, settings, bench)
-        for case in due:
+            _time_ceilings_again(result, settings, executor, bench)
+        for group, case in due:
             if deadline.over:
-                _skip_the_rest(result, cases, bench, limit)
+                skip_rest(groups, bench, limit)
                 return f"{limit} was over in round {number + 1} of {ROUNDS}"
             progress(f"{case.id}, round {number + 1}")
-            for row in run_case(case, bench, rows_of[case]):
-                merge_row(result.rows, row)
+            for row in group.time(case, bench):
+                merge_row(group.rows, row)
             save()
-        if (number == 0 or bench.last_round) and not bench.arena.intact():
+        if (number == 0 or bench.last_round) and not executor.arenas_intact(bench):
             bench.refill()
             bench = replace(bench, arena_altered=True)
             result.altered = f"a provider altered memory outside its inputs in round {number + 1}"
@@ -244,46 +290,20 @@ def _run_rounds(
     return None
 
 
-def _calls_s(case: Case, bench: Bench, earlier: Mapping[str, Row]) -> Iterator[float]:
-    """Expected seconds of a call of each provider of a case that is due: as earlier, or twice the minimum."""
-    roofline = bench.roof.roofline_time_s(case.work())
-    for provider in providers_due(case, bench, earlier):
-        if provider.name in earlier:
-            yield earlier[provider.name].time_s.median
-        elif provider.refuses(case, bench.device) is None:
-            yield 2 * roofline[0] if roofline else 0.0
-
-
-def _skip_the_rest(result: Run, cases: Sequence[Case], bench: Bench, limit: str) -> None:
-    """Give the cases without rows one that says that the time was over."""
-    for case in cases:
-        present = {row.provider: row for row in result.rows if row.case == case}
-        for provider in providers_due(case, bench, present):
-            if provider.name not in present:
-                reason = provider.refuses(case, bench.device)
-                row = Row(
-                    case=case,
-                    provider=provider.name,
-                    status="skipped" if reason is None else "unsupported",
-                    reason=reason or f"{limit}{TIME_OVER}",
-                )
-                result.rows.append(row)
-
-
 def _measure_ceilings(
-    result: Run, settings: Settings, device: Device, arena: Arena, progress: Callable[[str], None]
+    result: Run, settings: Settings, executor: Executor, arena: Arena, progress: Callable[[str], None]
 ) -> None:
     """Measure all ceilings, unless the run has all: a continued run never mixes two sets."""
     count = 2 + len(DTYPES)
     if sum(ceiling.provenance == "measured" for ceiling in result.ceilings) == count:
         return
     result.ceilings = [ceiling for ceiling in result.ceilings if ceiling.provenance != "measured"]
-    for what, ceiling in measure_ceilings(device, arena, time_limit_s=settings.ceiling_limit_s):
+    for what, ceiling in executor.measure_ceilings(arena, time_limit_s=settings.ceiling_limit_s):
         result.ceilings.append(ceiling)
         progress(f"ceilings: {what} done")
 
 
-def _time_ceilings_again(result: Run, settings: Settings, bench: Bench) -> None:
+def _time_ceilings_again(result: Run, settings: Settings, executor: Executor, bench: Bench) -> None:
     """Time the ceilings of the run's dtype again in a later round; the first round measured them."""
     budget = round_budget(settings.ceiling_limit_s / ROUNDS, first=False)
     for place, ceiling in enumerate(result.ceilings):
@@ -292,18 +312,7 @@ def _time_ceilings_again(result: Run, settings: Settings, bench: Bench) -> None:
             and ceiling.dtype in (None, result.dtype)
             and bench.round not in (ceiling.rounds or (0,))
         ):
-            result.ceilings[place] = time_again(
-                ceiling, bench.device, bench.arena, budget, number=bench.round
-            )
-
-
-def merge_row(rows: list[Row], found: Row) -> None:
-    """Merge a row of one round into that of earlier rounds, or add it."""
-    for place, row in enumerate(rows):
-        if (row.case, row.provider) == (found.case, found.provider):
-            rows[place] = row.with_round(found)
-            return
-    rows.append(found)
+            result.ceilings[place] = executor.time_again(ceiling, bench.arena, budget, number=bench.round)
 
 
 def _fastest_dtype(ceilings: Sequence[Ceiling], device: Device) -> str:

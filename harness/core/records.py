@@ -274,6 +274,7 @@ class Run:
         warnings: why the figures cannot be trusted, a line for each reason.
         whole_model: forwards of all layers; None if they were not measured.
         collectives: what ranks exchange; empty on one rank, and then left out of files.
+        one_rank_rows: the kernels of the whole model on rank 0 alone, of which one_rank_gaps are; as these.
         one_rank_gaps: the gaps of the whole model on one rank alone, beside those of several; empty, and left
             out of files, where there is one rank, or where one cannot hold the model.
     """
@@ -296,6 +297,7 @@ class Run:
     warnings: Sequence[str] = ()
     whole_model: WholeModel | None = None
     collectives: list[CollectiveRow] = field(default_factory=list)
+    one_rank_rows: list[Row] = field(default_factory=list)
     one_rank_gaps: list[Gap] = field(default_factory=list)
 
     @property
@@ -344,7 +346,7 @@ class Run:
         """Rows, checks and forwards of the whole model with wrong results."""
         forwards = () if self.whole_model is None else self.whole_model.forwards
         entries: list[Row | CollectiveRow | InterpreterCheck | WholeForward]
-        entries = [*self.rows, *self.collectives, *self.interpreter_checks, *forwards]
+        entries = [*self.rows, *self.collectives, *self.one_rank_rows, *self.interpreter_checks, *forwards]
         return [entry for entry in entries if entry.status == "failed"]
 
     def to_json(self) -> dict[str, Any]:
@@ -352,6 +354,7 @@ class Run:
         measured, datasheet = self.measured, self.datasheet
         of_ranks = {
             "collectives": [row.to_json() for row in self.collectives],
+            "one_rank_rows": [_row_to_json(row, measured, datasheet) for row in self.one_rank_rows],
             "one_rank_gaps": [gap.to_json() for gap in self.one_rank_gaps],
         }
         return {

@@ -75,6 +75,7 @@ class _KnownFacts(Struct):
     interrupted: bool
     elapsed_s: float
     collectives: list[Any] = []
+    one_rank_rows: list[Any] = []
     one_rank_gaps: list[Any] = []
 
 
@@ -111,8 +112,8 @@ def run_of(document: Any) -> Run:
         raise ValidationError(f"schema_version is {str(version)[:20]!r}, can be {SCHEMA_VERSION}")
     for schema in (_KnownFacts, _AllFacts):
         convert(document, schema)
-    names = ("rows", "interpreter_checks", *(["collectives"] if "collectives" in document else []))
-    entries = {name: [*map(_with_case, document[name])] for name in names}
+    names = ("rows", "interpreter_checks", "collectives", "one_rank_rows")
+    entries = {name: [*map(_with_case, document[name])] for name in names if name in document}
     run = convert(document | entries, Run)
     seen = set()
     for index, row in enumerate(run.rows):
