@@ -34,6 +34,7 @@ OUTPUT_PARTS = {
     "attention": "KV cache: attention",
     "window_attention": "KV cache: sliding-window attention",
     "latent_attention": "KV cache: latent attention (MLA)",
+    "communication": "communication: collectives",
     "rest": "rest: norms, activation, launches",
 }
 

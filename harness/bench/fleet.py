@@ -159,14 +159,13 @@ class Fleet:
 
 
 def _rows(name: str, run: Run) -> Rows:
-    settings = run.settings
+    settings, split = run.settings, run.parallelism
     for gap in run.gaps:
-        ranks = settings.get("ranks", 1)
         input_rate, output_rate = 1 / gap.input_s_per_token, 1 / gap.output_s_per_token
         yield (
-            name, _device(run), ranks, settings.get("tensor_parallel", 1), settings.get("expert_parallel", 1),
+            name, _device(run), gap.ranks, split.tensor_parallel, split.expert_parallel,
             settings["model"]["name"], run.dtype, gap.batch, gap.context,
-            input_rate, input_rate / ranks, output_rate, output_rate / ranks,
+            input_rate, input_rate / gap.ranks, output_rate, output_rate / gap.ranks,
             user_tokens_per_s(gap), bounds(user_interval(gap)),
             input_usd(gap), output_usd(gap), bounds(gap.usd_intervals[1]),
             gap.gap, gap.usd_per_hour,

@@ -84,7 +84,7 @@ def output_parts_table(runs: Runs) -> Table:
             )
             for part in parts
         ),
-        Column("total", "output_s_per_token", MEASURED, seconds),
+        Column("total", "output_s_per_token", MEASURED, seconds, wide="communication" in parts),
     )
 
     def row(gap: Gap) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from .run_tables import run_tables
 from .summary import fastest_providers, heading, missing_from, sentences, workload
 from .trust import warnings_of
 
-FOLDED_TABLES = frozenset({"kernels", "not_timed", "interpreter_checks", "environment"})
+FOLDED_TABLES = frozenset({"kernels", "collectives", "not_timed", "interpreter_checks", "environment"})
 
 
 def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio], fleet: Fleet | None = None) -> str:

@@ -158,7 +158,7 @@ def markdown_report(
 def run_text(run: "Run", *, wide: bool) -> str:
     """The tables of a run for a terminal, what they show in sentences, what it lacks, and what to doubt."""
     from ..core.gap import TOKEN_PARTS
-    from . import gap_tables, run_tables, summary
+    from . import gap_tables, rank_tables, run_tables, summary
     from .trust import warnings_of
 
     runs = {"": run}
@@ -174,6 +174,7 @@ def run_text(run: "Run", *, wide: bool) -> str:
         *(table.text(wide=wide) for table in tables if table.rows),
         "\n".join(summary.failures(run)),
         gaps.text(wide=wide) if gaps.rows else "",
+        *(table.text(wide=wide) for table in rank_tables.rank_tables(runs) if table.rows),
         parts.text(wide=wide) if in_kinds else "",
         whole.text(wide=wide) if whole.rows else "",
         summary.fastest_providers(run) if wide else "",

@@ -10,11 +10,13 @@ from itertools import groupby
 from typing import Any
 
 from ..core.cases import Case
+from ..core.collectives import CollectiveRow
 from ..core.records import COUNTER_NAMES, InterpreterCheck, Row, Run
 from ..core.table import Column, Table, percent
 from ..core.units import seconds, si
 from .chart_data import PriceRatio
 from .gap_tables import gaps_table, output_parts_table, price_ratios_table, whole_model_table
+from .rank_tables import RANKS_RATIO, has_ranks, rank_tables, slowest_over_fastest
 from .run_columns import (
     AGAINST_DATASHEET,
     COUNTERS,
@@ -38,6 +40,7 @@ def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
     return (
         gaps_table(runs),
         output_parts_table(runs),
+        *rank_tables(runs),
         whole_model_table(runs),
         price_ratios_table(runs, ratios),
         kernels_table(runs),
@@ -79,6 +82,7 @@ def ceilings_table(runs: Runs) -> Table:
 
 def kernels_table(runs: Runs) -> Table:
     """Every row that was timed."""
+    of_ranks = any(map(has_ranks, runs.values()))
     columns = (
         Column("case"),
         Column("provider"),
@@ -91,6 +95,7 @@ def kernels_table(runs: Runs) -> Table:
         Column("to", "high_s", MEASURED, seconds, wide=True),
         Column("samples", "", MEASURED, wide=True),
         Column("rounds", "", MEASURED, wide=True),
+        *([RANKS_RATIO] if of_ranks else []),
         Column("FLOP/s", "flop_per_s", MEASURED, rate),
         Column("GB/s", "bytes_per_s", MEASURED, gigabytes),
         Column("bound", "", MEASURED, wide=True),
@@ -114,6 +119,7 @@ def kernels_table(runs: Runs) -> Table:
                     row.case.id, provider_name(row), shape_text(row.case),
                     work.operations, work.bytes_total, figures["operations_per_byte"],
                     time_s.median, time_s.low, time_s.high, len(row.samples_s), len(set(row.rounds)) or 1,
+                    *([slowest_over_fastest(row)] if of_ranks else []),
                     figures["flop_per_s"], figures["bandwidth_bytes_per_s"], figures["bound"],
                     figures["share_of_measured_ceiling"], figures["above_measured_ceiling"] or None,
                     figures["share_of_datasheet_ceiling"],
@@ -168,8 +174,19 @@ def shape_text(case: Case) -> str:
 
 def not_timed_table(runs: Runs) -> Table:
     """Every row without figures, and the reason."""
-    title = "Kernels that were not timed"
-    return _gate_table(runs, "not_timed", title, lambda run: [r for r in run.rows if r.status != "ok"])
+    title = _not_timed_title(runs)
+    return _gate_table(
+        runs, "not_timed", title, lambda run: [row for row in _all_rows(run) if row.status != "ok"]
+    )
+
+
+def _not_timed_title(runs: Runs) -> str:
+    what = "Kernels and collectives" if any(map(has_ranks, runs.values())) else "Kernels"
+    return f"{what} that were not timed"
+
+
+def _all_rows(run: Run) -> list[Row | CollectiveRow]:
+    return [*run.rows, *run.collectives]
 
 
 def interpreter_table(runs: Runs) -> Table:
@@ -179,7 +196,10 @@ def interpreter_table(runs: Runs) -> Table:
 
 
 def _gate_table(
-    runs: Runs, table_id: str, title: str, entries: Callable[[Run], Sequence[Row | InterpreterCheck]]
+    runs: Runs,
+    table_id: str,
+    title: str,
+    entries: Callable[[Run], Sequence[Row | CollectiveRow | InterpreterCheck]],
 ) -> Table:
     columns = (
         Column("case"),
@@ -201,10 +221,10 @@ def _gate_table(
 def not_timed_summary(run: Run) -> Table:
     """Rows that were neither timed nor failed, counted by status, provider and reason; for a terminal."""
     counts = Counter(
-        (row.status, row.provider, row.reason) for row in run.rows if row.status not in {"ok", "failed"}
+        (row.status, row.provider, row.reason) for row in _all_rows(run) if row.status not in {"ok", "failed"}
     )
     return Table(
-        title="Kernels that were not timed",
+        title=_not_timed_title({"": run}),
         columns=(Column("status"), Column("provider"), Column("rows"), Column("why")),
         rows=tuple((status, provider, count, reason) for (status, provider, reason), count in counts.items()),
     )

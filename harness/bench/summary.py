@@ -11,6 +11,7 @@ from ..core.errors import printable
 from ..core.gap import Gap, Interval
 from ..core.records import Run
 from ..core.units import number, si
+from .rank_sentences import deployment_price, rank_failures, rank_heading, rank_missing, rank_sentences
 from .run_tables import provider_name
 from .whole_sentences import whole_failures, whole_missing, whole_sentences
 
@@ -25,7 +26,7 @@ _KINDS = {
 
 
 def heading(run: Run) -> str:
-    """The device and the software of the run, in two lines."""
+    """The device, its ranks where there are several, and the software of the run, in a line each."""
     device, versions = run.environment["device"], run.environment["versions"]
     facts = [f"{device['memory_bytes'] / 2**30:.0f} GiB memory"]
     if device["kind"] == "cpu":
@@ -45,6 +46,7 @@ def heading(run: Run) -> str:
     software = [f"{name} {version or 'none'}" for name, version in versions.items()]
     lines = (
         f"{device['kind'].upper()}: {device['name']}, {', '.join(facts)}",
+        *rank_heading(run),
         f"Software: {', '.join(software)}, commit {run.environment['commit'] or 'unknown'}",
     )
     return "\n".join(map(printable, lines))
@@ -55,7 +57,11 @@ def workload(run: Run) -> str:
     settings, price = run.settings, run.settings["usd_per_hour"]
     stored = settings["model"].get("stored_in") or ()
     dtype = settings["dtype"] + (f" (published in {', '.join(map(str, stored))})" if stored else "")
-    cost = "" if price is None else f"; ${price:g} per hour ({settings['usd_per_hour_source']})"
+    cost = (
+        ""
+        if price is None
+        else f"; ${price:g} per hour{deployment_price(run)} ({settings['usd_per_hour_source']})"
+    )
     return printable(
         f"Model: {settings['model']['name']}, {si(settings['parameters'])} parameters, {dtype}; "
         f"prefill in forwards of {settings['prefill_tokens']} tokens{cost}"
@@ -73,6 +79,7 @@ def sentences(run: Run) -> Iterator[str]:
             text += f" and {_times(largest)} at {_at(largest)}"
         yield text + "."
         yield _shares(smallest)
+    yield from map(printable, rank_sentences(run))
     yield from map(printable, whole_sentences(run))
 
 
@@ -125,10 +132,12 @@ def _shares(gap: Gap) -> str:
     cache = f"{sum(shares[part] for part in kinds):.0%} KV cache"
     if [*kinds] != ["attention"]:
         cache += f" ({', '.join(f'{shares[part]:.0%} {name}' for part, name in kinds.items())})"
-    listed = f"{weights} and {cache}"
+    listed = [weights, cache]
+    if "communication" in shares:
+        listed.append(f"{shares['communication']:.0%} communication")
     if "rest" in shares:
-        listed = f"{weights}, {cache} and {shares['rest']:.0%} the rest"
-    return f"At {_at(gap)} an output token's time is {listed}."
+        listed.append(f"{shares['rest']:.0%} the rest")
+    return f"At {_at(gap)} an output token's time is {', '.join(listed[:-1])} and {listed[-1]}."
 
 
 def fastest_providers(run: Run) -> str:
@@ -145,7 +154,7 @@ def failures(run: Run) -> Iterator[str]:
     """A line for each row, and each forward of the whole model, with a wrong result."""
     failed = (row for row in run.rows if row.status == "failed")
     rows = (f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}" for row in failed)
-    return map(printable, (*rows, *whole_failures(run)))
+    return map(printable, (*rows, *rank_failures(run), *whole_failures(run)))
 
 
 def missing_from(run: Run) -> Iterator[str]:
@@ -167,6 +176,7 @@ def _missing_from(run: Run) -> Iterator[str]:
     if not any(row.status == "ok" for row in run.rows):
         yield "No kernel was timed with a correct result, so the roofline has no points."
     yield from _missing_gaps(run)
+    yield from rank_missing(run)
     yield from whole_missing(run)
 
 

@@ -39,11 +39,16 @@ class _Cuda(Struct, tag_field="kind", tag="cuda"):
     power_limit_w: NonNegative = 0
 
 
+class _Rank(Struct):
+    host: str
+
+
 class _Environment(Struct):
     device: _Cpu | _Cuda
     versions: dict[str, str | None]
     commit: str | None
     started: str = ""
+    ranks: dict[Annotated[str, Meta(pattern=r"\A(0|[1-9][0-9]{0,5})\Z")], _Rank] = {}
 
 
 class _Model(Struct):

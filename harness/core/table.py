@@ -123,6 +123,7 @@ class Table:
     def text(self, *, wide: bool = False) -> str:
         """For a terminal: within 80 characters unless `wide`, which shows all columns and wraps nothing.
 
+        Words of a heading above numbers are broken only where the table would not fit otherwise.
         Columns without any value are left out. Numbers stand at the right. Where the first column is wrapped,
         consecutive rows with the same value in it show it once.
         """
@@ -144,6 +145,8 @@ class Table:
             ]
             for numbers in (False, True):
                 _shrink(widths, {at: min_widths[at] for at, kind in enumerate(numeric) if kind == numbers})
+            cell_widths = [max(len(row[at]) for row in cells) for at in range(len(table.columns))]
+            _shrink(widths, {at: cell_widths[at] for at, is_number in enumerate(numeric) if is_number})
         wrapped = [[_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
         if any(len(row[0]) > 1 for row in wrapped):
             wrapped = list(_merged(wrapped))

@@ -257,7 +257,7 @@ def test_rejects_a_file_without_a_run_in_one_line(tmp_path, content, told):
 def test_rejects_a_path_that_is_not_a_regular_file_in_one_line(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert_misuse(decodetax("report", tmp_path / "pipe"), "pipe': is not a regular file")
-    assert_misuse(decodetax("report", tmp_path), "is not a regular file")
+    assert_misuse(decodetax("claims", tmp_path), "is not a regular file")
     assert_misuse(decodetax("report", tmp_path / "none.json"), "none.json': cannot be read: No such file")
 
 

@@ -172,3 +172,11 @@ def test_values_are_shown_by_their_type():
 )  # fmt: skip
 def test_numbers_are_written_as_people_write_them(show, value, text):
     assert show(value) == text
+
+
+def test_a_heading_above_numbers_is_broken_within_a_word_only_where_the_table_would_not_fit():
+    columns = [Column(f"communication{at}") for at in range(6)]
+    narrow = Table(columns=tuple(columns), rows=((1,) * 6,)).text()
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "communication0" not in narrow
+    assert "communication0" in Table(columns=tuple(columns[:5]), rows=((1,) * 5,)).text()
