@@ -41,7 +41,7 @@ _SPECIALIZED_FAMILY = 10
 _FLOAT8_DOT_FROM_CAPABILITY = 89
 _DOT_DEPTH = 16  # least depth of `tl.dot`
 _FLOAT8_DOT_DEPTH = 32
-_MOST_ROWS = 2**31
+_MOST_ROWS = 2**31  # at the end of the last tile
 _FLOAT8_P_LOG2 = 8
 """Probabilities of float8 are up to 256: the largest power of two of e4m3."""
 _LANE_SUMS = 8
@@ -100,7 +100,8 @@ class PrefillAttentionPlan:
         p_log2: log2 of the largest probability.
         lane_sums: sums of probabilities that are kept per row.
         promoted: whether products are added to the accumulator outside of the tensor cores.
-        halves: whether the accumulator is rescaled in halves of its columns.
+        halves: whether the accumulator is rescaled in halves of its columns for masked tiles.
+        same_tiles: whether one row and column of the TMA serve a tile of keys and that of its values.
         scales_cache_alone: whether the scales multiply the cache and not the new tokens.
         e4m3_bits: whether float8 e4m3 of q, k and v is decoded from its bits, because the GPU has no
             instructions for it.
@@ -130,6 +131,7 @@ class PrefillAttentionPlan:
     lane_sums: int
     promoted: bool
     halves: bool
+    same_tiles: bool
     scales_cache_alone: bool
     e4m3_bits: bool
     cache_e4m3_bits: bool
@@ -226,12 +228,21 @@ def plan_prefill_attention(
         lane_sums=1 if limits.compute_capability // 10 == 10 else _LANE_SUMS,
         promoted=float8_dots and limits.compute_capability // 10 == 9,
         halves=limits.compute_capability // 10 == 10 and block_v >= _HALVED_FROM_COLUMNS,
+        same_tiles=limits.compute_capability // 10 == 10 and _same_place(tiles[1], tiles[2]),
         scales_cache_alone=k_cache is not None and k_cache.dtype != k.dtype,
         e4m3_bits=lacks_e4m3 and q.dtype == torch.float8_e4m3fn,
         cache_e4m3_bits=lacks_e4m3 and k_cache is not None and k_cache.dtype == torch.float8_e4m3fn,
         ordered=ordered,
         most_row_blocks=most_row_blocks,
     )
+
+
+def _same_place(keys: TmaTiles | None, values: TmaTiles | None) -> bool:
+    """Whether a token's value is at the row and column of its key; false without tiles."""
+    if keys is None or values is None:
+        return False
+    names = ("rows_batch", "rows_head", "columns_head")
+    return all(getattr(keys, name) == getattr(values, name) for name in names)
 
 
 def _tma_tiles(x: torch.Tensor, tile_rows: int) -> TmaTiles | None:
@@ -259,7 +270,7 @@ def _tma_tiles(x: torch.Tensor, tile_rows: int) -> TmaTiles | None:
     )
     rows = tokens + (batch - 1) * rows_batch + (heads - 1) * rows_head
     columns = head_dim + (heads - 1) * columns_head
-    if not reachable or rows >= _MOST_ROWS:
+    if not reachable or rows + tile_rows >= _MOST_ROWS:
         return None
     matrix = x.as_strided((rows, columns), (stride_token, 1))
     return TmaTiles(

@@ -239,8 +239,9 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         LAYOUT: head_dim of keys and values, page size (0 for none), and strides of keys and values: tokens,
             pages, tokens, pages.
         OPTIONS: whether attention is causal, and has a window; P_LOG2; whether to add each product to the
-            accumulator outside of the tensor cores (PROMOTED); whether the factor may be negative; and
-            whether the accumulator is rescaled in halves.
+            accumulator outside of the tensor cores (PROMOTED); whether the factor may be negative; whether
+            masked tiles rescale the accumulator in halves; and whether values are at the rows and columns of
+            their keys (SAME_TILES).
         HAS_SOFTCAP: whether scores have a soft cap.
         BLOCK_N: tokens of a tile.
         MASKED: whether some rows do not attend to all tokens.
@@ -266,6 +267,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
     PROMOTED: tl.constexpr = OPTIONS[3]
     SIGNED: tl.constexpr = OPTIONS[4]
     HALVES: tl.constexpr = OPTIONS[5]
+    SAME_TILES: tl.constexpr = OPTIONS[6]
     BLOCK_M: tl.constexpr = q.shape[0]
     BLOCK_D: tl.constexpr = q.shape[1]
     SUMS: tl.constexpr = total.shape[1]
@@ -275,13 +277,16 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         in_page = _in_page(PAGE_SIZE, BLOCK_N)
         k_ptrs = k_head + in_page * K_STRIDE_TOKEN  # [BLOCK_N]
         v_ptrs = v_head + in_page * V_STRIDE_TOKEN
-    for start in tl.range(
-        first_tile * BLOCK_N,
-        last_tile * BLOCK_N,
+    # With SAME_TILES the loop counts rows of the descriptors instead of tokens: fewer uniform registers.
+    first_row = k_row if SAME_TILES else 0
+    for at in tl.range(
+        first_row + first_tile * BLOCK_N,
+        first_row + last_tile * BLOCK_N,
         BLOCK_N,
         num_stages=NUM_STAGES,
         warp_specialize=WARP_SPECIALIZE,
     ):
+        start = at - first_row
         tile = start // BLOCK_N
         tokens = start + tl.arange(0, BLOCK_N)
         live_n = (tokens >= begin) & (tokens < end)
@@ -292,7 +297,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             pages, page_offs = _pages_of(table_ptr, tile, begin, end, PAGE_SIZE, BLOCK_N, MASKED)
             k_offs = (pages * K_STRIDE_PAGE + page_offs * K_STRIDE_TOKEN)[:, None]
             v_offs = (pages * V_STRIDE_PAGE + page_offs * V_STRIDE_TOKEN)[:, None]
-        tile_row = k_row + start
+        tile_row = (k_row - first_row) + at
         k = _load_tile(
             k_desc, k_ptrs, k_offs, tile_row, k_column, live_n, 0, HEAD_DIM, BLOCK_D, MASKED
         )  # [BLOCK_N, BLOCK_D]
@@ -323,7 +328,7 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
         total = total * decay[:, None] + sums
         maximum = new_maximum
         v = _load_tile(
-            v_desc, v_ptrs, v_offs, v_row + start, v_column, live_n,
+            v_desc, v_ptrs, v_offs, (v_row - first_row) + at, v_column, live_n,
             0, V_HEAD_DIM, acc.shape[1], MASKED,
         )  # fmt: skip
         values = _operand(v, q.dtype)  # [BLOCK_N, BLOCK_V]
@@ -335,9 +340,8 @@ def attend(  # noqa: PLR0915  (one loop, read from top to bottom)
             product = tl.dot(probabilities.to(q.dtype), values, input_precision="ieee")
             acc = acc * decay[:, None] + product
         else:
-            acc = tl.dot(
-                probabilities.to(q.dtype), values, _rescaled(acc, decay, HALVES), input_precision="ieee"
-            )
+            acc = _rescaled(acc, decay, HALVES and MASKED)
+            acc = tl.dot(probabilities.to(q.dtype), values, acc, input_precision="ieee")
     return acc, total, maximum
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from decode_checks import A100_LIMITS
 from decodetax.kernels.gpu_limits import H100_LIMITS
+from decodetax.kernels.prefill_attention_plan import plan_prefill_attention
 from kernel_inputs import by_default
 from prefill_checks import assert_right, attend, prefix, prompts, tiles
 
@@ -106,10 +107,25 @@ def test_values_that_are_not_finite_reach_only_the_rows_that_attend_to_them(valu
     assert output[0, attending][:, :, 4:].isfinite().all()
 
 
-def test_values_that_are_not_finite_are_found_by_row_on_sm_100(monkeypatch):
+@pytest.fixture
+def sm_100(monkeypatch):
     limits = dataclasses.replace(H100_LIMITS, compute_capability=100)
     module = importlib.import_module("decodetax.kernels.prefill_attention")
     monkeypatch.setattr(module, "gpu_limits", lambda _device: limits)
+    return limits
+
+
+@pytest.mark.parametrize(("v_head_dim", "heads_first"), [(16, False), (16, True), (32, False)])
+def test_values_at_the_rows_of_their_keys_and_elsewhere_on_sm_100(sm_100, v_head_dim, heads_first):
+    inputs = prompts(2, 33, q_heads=4, kv_heads=2, v_head_dim=v_head_dim, heads_first=heads_first)
+    tiling = tiles("descriptors")
+    plan = plan_prefill_attention(**inputs, tiling=tiling, limits=sm_100)
+    assert plan.same_tiles == (v_head_dim == 16)
+    assert_right(inputs, tiling=tiling, window=20)
+
+
+@pytest.mark.usefixtures("sm_100")
+def test_values_that_are_not_finite_are_found_by_row_on_sm_100():
     inputs = prompts(1, 40)
     inputs["v"][0, 20, 0, 3] = float("nan")
     output, _ = attend(inputs, tiling=tiles())
