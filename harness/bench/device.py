@@ -6,6 +6,7 @@ Every line that needs a CUDA GPU is in this module and in `clocks`; tests pass f
 import contextlib
 import ctypes
 import gc
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,9 @@ HEAD_START_OVER_ENQUEUE = 2
 
 HIGHEST_CLOCK_HZ = 3.5e9
 """Above the boost clock of any GPU; a spin is counted in cycles, so that a lower clock only lengthens it."""
+
+POLL_S = 1e-4
+"""Seconds between two looks at an event with a time limit."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = (-1, 2**31 - 1), (-4, 0)
 """Parameters of glibc's `mallopt`, with values: up to this size memory is kept that is freed at the end of
@@ -61,8 +65,19 @@ class Device(Protocol):
     def free_bytes(self) -> int:
         """Bytes of memory that are free for inputs."""
 
-    def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; seconds of each on the device."""
+    def time_each(
+        self, calls: Sequence[Call], *, before: Call | None = None, limit_s: float = math.inf
+    ) -> list[float]:
+        """Run the calls one after another; seconds of each on the device.
+
+        Args:
+            calls: what to time.
+            before: called before each of them, outside of its time; lets several ranks start together.
+            limit_s: seconds to wait for the device.
+
+        Raises:
+            TimeoutError: a GPU is not done by then.
+        """
 
     def size_head_start(self, call: Call) -> None:
         """Let the next calls to `time_each` cover the time that the host needs to enqueue this call."""
@@ -97,11 +112,16 @@ class CpuDevice:
         """Bytes available to this process: of the machine, or fewer under a limit of its own."""
         return cpu_facts.free_bytes()
 
-    def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; seconds of each by the wall clock."""
+    def time_each(
+        self, calls: Sequence[Call], *, before: Call | None = None, limit_s: float = math.inf
+    ) -> list[float]:
+        """Run the calls one after another; seconds of each by the wall clock. A call ends by itself."""
+        del limit_s
         samples = []
         with _no_garbage_collection():
             for call in calls:
+                if before is not None:
+                    before()
                 start_ns = time.perf_counter_ns()
                 call()
                 samples.append((time.perf_counter_ns() - start_ns) * 1e-9)
@@ -186,19 +206,39 @@ class CudaDevice:
         """Bytes free on the GPU."""
         return int(self._cuda.mem_get_info(self.torch_device)[0])
 
-    def time_each(self, calls: Sequence[Call]) -> list[float]:
-        """Run the calls one after another; seconds of each between two CUDA events, without launch."""
+    def time_each(
+        self, calls: Sequence[Call], *, before: Call | None = None, limit_s: float = math.inf
+    ) -> list[float]:
+        """Run the calls one after another; seconds of each between two CUDA events, without launch.
+
+        `before` is enqueued behind the head start, so that what it waits for has waited for the host too.
+
+        Raises:
+            TimeoutError: the GPU is not done after `limit_s` seconds.
+        """
         pairs = []
         with _no_garbage_collection():
             for call in calls:
                 start, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
                 self._cuda._sleep(self._head_start_cycles)  # noqa: SLF001  (no public spin kernel exists)
+                if before is not None:
+                    before()
                 start.record()
                 call()
                 end.record()
                 pairs.append((start, end))
+        if limit_s < math.inf:
+            self._await(pairs[-1][1], limit_s)
         self._cuda.synchronize()
         return [start.elapsed_time(end) * 1e-3 for start, end in pairs]
+
+    def _await(self, event: Any, limit_s: float) -> None:
+        """Wait for an event; other than `synchronize`, a GPU that waits for a lost one does not stop it."""
+        start_s = self._now_s()
+        while not event.query():
+            if self._now_s() - start_s > limit_s:
+                raise TimeoutError(f"the GPU was not done after {limit_s:g} s")
+            time.sleep(POLL_S)
 
     def size_head_start(self, call: Call) -> None:
         """Enqueue the call on an idle GPU; the GPU spins twice as long before the calls timed next."""

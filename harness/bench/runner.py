@@ -235,7 +235,7 @@ def prepare(case: Case, bench: Bench) -> tuple[list[Inputs], Gate]:
         copies = bench.arena.copies_of(case, count)
         return copies, _gate_of(case, copies[0], bench)
     except (MemoryError, RuntimeError) as error:
-        explained = _explain(error)
+        explained = explain(error)
     bench.device.release()  # what did not fit
     raise Blocked(*explained)
 
@@ -359,7 +359,7 @@ def _timed(
         if before is None or (bench.last_round and first_s < RECHECKED_BELOW_S):
             _check_unseen(case, provider, calls[0], gate, bench, call_s=min(timing.samples_s))
     except Exception as error:  # noqa: BLE001  (a kernel may raise anything; the run goes on)
-        status, reason = _explain(error)
+        status, reason = explain(error)
         return row(status=status, reason=reason)
     return row(
         status="ok",
@@ -418,7 +418,7 @@ def _failed(row: Callable[..., Row], verdict: Verdict, *, late: bool = False) ->
     )
 
 
-def _explain(error: Exception) -> tuple[Status, str]:
+def explain(error: Exception) -> tuple[Status, str]:
     """Status and one-line reason of a row whose provider raised this error."""
     text = one_line(error)
     message = text.removeprefix(f"{type(error).__name__}: ")

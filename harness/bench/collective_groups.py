@@ -1,0 +1,144 @@
+"""Groups of ranks that exchange, and steps that all ranks take together or not at all."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+
+from ..core.record_fields import Status
+from .ranks import Ranks
+from .runner import Blocked, explain
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The ranks that exchange with this one.
+
+    Attributes:
+        process_group: torch's group of them.
+        rank: this one's number among them.
+        size: number of them.
+        device: device of this rank's tensors.
+        hosts, gpus: host of each, and torch's index of its GPU there; None on CPUs.
+    """
+
+    process_group: Any
+    rank: int
+    size: int
+    device: torch.device
+    hosts: Sequence[str]
+    gpus: Sequence[int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """Why a rank could not take a step, and the seconds from its begin until then."""
+
+    after_s: float
+    status: Status
+    reason: str
+
+
+class Groups:
+    """The groups of contiguous ranks that exchange; made when they are first asked for.
+
+    All ranks must create it and call each method together.
+
+    Args:
+        ranks: this rank, and messages to the others.
+        dist: replaces `torch.distributed` in tests.
+    """
+
+    def __init__(self, ranks: Ranks, *, dist: Any = torch.distributed) -> None:
+        self.ranks, self._dist = ranks, dist
+        self._hosts = [peer.host for peer in ranks.peers]
+        self._gpus = ranks.gather_everywhere(ranks.device.torch_device.index)
+        self._made: dict[int, Any] = {}
+        self._one = torch.zeros(1, device=ranks.device.torch_device)
+
+    @property
+    def local_ranks(self) -> int:
+        """Ranks on this one's host."""
+        return self._hosts.count(self._hosts[self.ranks.rank])
+
+    def of(self, size: int) -> Group:
+        """This rank's group of a size that divides the number of ranks."""
+        first = self.ranks.rank // size * size
+        return Group(
+            process_group=self._torch_group(size),
+            rank=self.ranks.rank - first,
+            size=size,
+            device=self.ranks.device.torch_device,
+            hosts=self._hosts[first : first + size],
+            gpus=self._gpus[first : first + size],
+        )
+
+    def align(self) -> None:
+        """Let all ranks go on together: a CPU waits for the others, a GPU's stream does."""
+        everyone = self._torch_group(self.ranks.size)
+        if self.ranks.device.kind == "cpu":
+            self._dist.barrier(group=everyone)
+        else:
+            self._dist.all_reduce(self._one, group=everyone)
+
+    def together(self, step: Callable[[], _Value], *, first: bool = False) -> list[_Value]:
+        """Take a step on all ranks; what it returned on each.
+
+        Where a rank fails, the others may wait for it in the step: over gloo they get an error at once.
+
+        Args:
+            step: what to do; may exchange data.
+            first: whether it shows if a collective is supported: an error that all ranks share means not.
+
+        Raises:
+            Blocked: a rank failed.
+        """
+        start_s, value, failure = time.perf_counter(), None, None
+        try:
+            value = step()
+        except Exception as error:  # noqa: BLE001  (a provider may raise anything; the run goes on)
+            status, reason = (error.status, error.reason) if isinstance(error, Blocked) else explain(error)
+            failure = _Failure(after_s=time.perf_counter() - start_s, status=status, reason=reason)
+            self._leave()
+        outcomes = self.ranks.gather_everywhere((value, failure))
+        failures = {rank: found for rank, (_, found) in enumerate(outcomes) if found is not None}
+        if failures:
+            self._leave()
+            raise self._blocked(failures, first=first)
+        return [found for found, _ in outcomes]  # type: ignore[misc]
+
+    def _blocked(self, failures: dict[int, _Failure], *, first: bool) -> Exception:
+        """What a step's failures mean: that of the rank which failed first is the cause of the others."""
+        rank, cause = min(failures.items(), key=lambda item: item[1].after_s)
+        hung = cause.after_s >= self.ranks.timeout_s
+        if hung and self.ranks.device.kind != "cpu":
+            return self.ranks.lost_error(cause.reason)  # the stream will never be idle again
+        shared = len({failure.reason for failure in failures.values()}) == 1
+        if shared and len(failures) == self.ranks.size and not hung:
+            lacks_it = first and cause.status == "failed"
+            return Blocked("unsupported" if lacks_it else cause.status, cause.reason)
+        return Blocked(cause.status, f"rank {rank}: {cause.reason}")
+
+    def _leave(self) -> None:
+        """Leave gloo's groups, which do not work any longer; later steps make new ones.
+
+        Ranks that wait in one get an error.
+        """
+        while self._made and self.ranks.device.kind == "cpu":
+            self._dist.destroy_process_group(self._made.popitem()[1])
+
+    def _torch_group(self, size: int) -> Any:
+        if size not in self._made:
+            limit = timedelta(seconds=self.ranks.timeout_s)
+            for first in range(0, self.ranks.size, size):
+                members = range(first, first + size)
+                group = self._dist.new_group([*members], timeout=limit)
+                if self.ranks.rank in members:
+                    self._made[size] = group
+        return self._made[size]

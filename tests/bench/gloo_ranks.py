@@ -1,0 +1,64 @@
+"""Starts processes that are the ranks of a run on this CPU, over gloo."""
+
+import contextlib
+import multiprocessing
+import os
+import traceback
+
+import torch
+from torch.distributed import TCPStore
+
+
+def on_ranks(size, work, *arguments, timeout_s=10.0):
+    """What `work(ranks, *arguments)` returns on each of so many ranks, in their order.
+
+    Args:
+        size: number of ranks.
+        work: a function of a module; gets the `Ranks` of its process.
+        arguments: can be pickled.
+        timeout_s: of a collective and of a message.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(size):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_rank, args=(rank, size, store.port, timeout_s, sender, work, arguments), daemon=True
+        )
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        results = [
+            pipe.recv() if pipe.poll(60 + 3 * timeout_s) else ("failed", "no answer") for pipe in pipes
+        ]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    failures = [text for kind, text in results if kind == "failed"]
+    assert not failures, "\n".join(failures)
+    return [value for _, value in results]
+
+
+def _rank(rank, size, port, timeout_s, sender, work, arguments):
+    """The process of a rank."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    torch.set_num_threads(1)
+    from decodetax.harness.bench.device import CpuDevice  # noqa: PLC0415
+    from decodetax.harness.bench.ranks import Ranks  # noqa: PLC0415
+
+    try:
+        with contextlib.closing(Ranks.open(CpuDevice(), timeout_s=timeout_s)) as ranks:
+            sender.send(("ok", work(ranks, *arguments)))
+    except BaseException:  # noqa: BLE001  (the parent reports it)
+        sender.send(("failed", traceback.format_exc()))
