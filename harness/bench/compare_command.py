@@ -65,11 +65,18 @@ def compare_command(
     several rounds; that of a gap is lower, higher, same or not sure. Exit code 1 means that a row is
     significantly slower than the limit allows, or was correct before and is wrong now; 2 means a wrong
     argument or file.
+
+    Runs of several ranks are compared where they share the model in the same way; collectives are rows too.
     """
     from ..core.run_file import read_run
     from .comparison import compare_runs
 
     before, after = read_run(before_file), read_run(after_file)
+    if before.parallelism != after.parallelism:
+        raise UsageError(
+            f"AFTER.json: {str(after_file)!r} is a run of {_ranks(after)} and {str(before_file)!r} of "
+            f"{_ranks(before)}, whose kernels have other sizes; compare runs of the same ranks"
+        )
     comparison = compare_runs(
         before, after, limit=limit, across_devices=across_devices, fail_on_missing=fail_on_missing
     )
@@ -85,6 +92,11 @@ def compare_command(
     else:
         click.echo(comparison_text(comparison, (before, after), names, wide=wide))
     return FAILED if comparison.worse else 0
+
+
+def _ranks(run: "Run") -> str:
+    split = run.parallelism
+    return f"{split.gpus} ranks ({split.text})" if split.gpus > 1 else "1 rank"
 
 
 def _workload(run: "Run") -> str:
@@ -111,7 +123,8 @@ def comparison_text(
 def _heading(side: str, name: str, run: "Run") -> str:
     device, commit = run.environment["device"]["name"], run.environment["commit"] or "unknown"
     started = run.environment.get("started", "at an unknown time")
-    return printable(f"{side}: {name}: {device}, {started}, commit {commit}")
+    ranks = f"{_ranks(run)} of " if run.parallelism.gpus > 1 else ""
+    return printable(f"{side}: {name}: {ranks}{device}, {started}, commit {commit}")
 
 
 def _notes(comparison: "RunComparison") -> Iterator[str]:

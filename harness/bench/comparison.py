@@ -7,12 +7,13 @@ from typing import Any
 
 from msgspec import to_builtins
 
+from ..core.collectives import CollectiveRow
 from ..core.record_fields import Status
-from ..core.records import Ceiling, Row, Run
+from ..core.records import Ceiling, Run
 from ..core.statistics import MIN_ROUNDS, round_medians
 from .changes import Change, Control, with_verdicts
 from .gap_comparison import GapChange, compare_gaps
-from .row_comparison import RowChange, compare_row, round_autocorrelation
+from .row_comparison import RowChange, TimedRow, compare_row, round_autocorrelation, timed_rows
 from .trust import disturbances
 
 DEFAULT_LIMIT = 0.05
@@ -144,12 +145,12 @@ def compare_runs(
         fail_on_missing: whether a row that was ok before and is missing or not ok now makes the run worse.
     """
     same = same_device(before, after)
-    old, new = ({row.key: row for row in run.rows} for run in (before, after))
+    old, new = ({_key(row): row for row in timed_rows(run)} for run in (before, after))
     disturbed = tuple(_disturbances(before, after))
     blocked = next(iter(disturbed), "") if same or across_devices else "another device"
-    autocorrelations = (round_autocorrelation(before.rows), round_autocorrelation(after.rows))
+    autocorrelations = (round_autocorrelation(timed_rows(before)), round_autocorrelation(timed_rows(after)))
 
-    def controls(was: Row, row: Row) -> Sequence[Control]:
+    def controls(was: TimedRow, row: TimedRow) -> Sequence[Control]:
         return controls_of(before, after, was, row) if same else ()
 
     rows = [
@@ -173,6 +174,13 @@ def compare_runs(
         unfinished=tuple(_unfinished(before, after)),
         fail_on_missing=fail_on_missing,
     )
+
+
+def _key(row: TimedRow) -> tuple[str, str, int, int]:
+    """What is the same row in two runs."""
+    if isinstance(row, CollectiveRow):
+        return row.case.id, row.provider, row.case.ranks, row.case.message_bytes
+    return row.key
 
 
 def same_device(before: Run, after: Run) -> bool:
@@ -211,13 +219,21 @@ def _level_s(ceiling: Ceiling) -> float | None:
     return statistics.geometric_mean(medians) if len(medians) >= MIN_ROUNDS else None
 
 
-def controls_of(before: Run, after: Run, old: Row, new: Row) -> tuple[Control, ...]:
-    """The controls that affect a row: both bandwidths, the matmul ceiling in its dtype, its SM clock."""
+def controls_of(before: Run, after: Run, old: TimedRow, new: TimedRow) -> tuple[Control, ...]:
+    """The controls that affect a row: both bandwidths, the matmul ceiling in its dtype, its SM clock.
+
+    A collective moves data through memory and adds it up, and records no clock.
+    """
     other_matmul = {
         _ceiling_name(c) for c in after.ceilings if c.kind == "matmul" and c.dtype != new.case.dtype
     }
     controls = [c for c in ceiling_controls(before, after) if c.name not in other_matmul]
-    clocks = [[hz for hz in (row.clock_before_hz, row.clock_after_hz) if hz] for row in (old, new)]
+    clocks = [
+        []
+        if isinstance(row, CollectiveRow)
+        else [hz for hz in (row.clock_before_hz, row.clock_after_hz) if hz]
+        for row in (old, new)
+    ]
     if all(clocks):
         least, most = min(clocks[0]) / max(clocks[1]), max(clocks[0]) / min(clocks[1])
         controls.append(Control(name="SM clock", least=least, most=most))
@@ -235,8 +251,9 @@ def _disturbances(before: Run, after: Run) -> Iterator[str]:
             yield f"the machine was disturbed {side}: {disturbance}"
 
 
-def _status_change(old: Row | None, new: Row | None) -> StatusChange:
-    [row, *_] = filter(None, (new, old))
+def _status_change(old: TimedRow | None, new: TimedRow | None) -> StatusChange:
+    rows: list[TimedRow] = [row for row in (new, old) if row is not None]
+    row = rows[0]
     return StatusChange(
         case=row.case.id,
         provider=row.provider,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..core.gap import Gap
-from ..core.records import Row, Run
+from ..core.records import Run
 from ..core.statistics import winsorised_level
 from .changes import Change, Control, Verdict, tested
-from .row_comparison import throttling, too_few_rounds
+from .row_comparison import TimedRow, throttling, timed_rows, too_few_rounds
 
-ControlsOf = Callable[[Row, Row], Sequence[Control]]
+ControlsOf = Callable[[TimedRow, TimedRow], Sequence[Control]]
 """The controls that affect a row before and after."""
 
 
@@ -59,7 +59,7 @@ def compare_gaps(
         blocked: why nothing in these runs can have a verdict; empty if it can.
     """
     old = {(gap.batch, gap.context, gap.prompt): gap for gap in before.gaps}
-    rows = [{(row.case.id, row.provider): row for row in run.rows} for run in (before, after)]
+    rows = [{(row.case.id, row.provider): row for row in timed_rows(run)} for run in (before, after)]
     for gap in after.gaps:
         was = old.get((gap.batch, gap.context, gap.prompt))
         if was is None:

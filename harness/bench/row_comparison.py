@@ -6,13 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.collectives import CollectiveRow
-from ..core.records import Row
+from ..core.records import Row, Run
 from ..core.statistics import MIN_ROUNDS, autocorrelation, level, round_medians
 from .changes import Change, Control, tested
+
+TimedRow = Row | CollectiveRow
 
 STEADY_THROTTLING = frozenset({"power cap"})
 """Throttling that leaves times comparable if both runs have it: the clock settles at the power limit, and it
 is recorded. Throttling by heat or faults comes and goes between two readings."""
+
+
+def timed_rows(run: Run) -> list[TimedRow]:
+    """The kernels of a run, and what its ranks exchange where there are several."""
+    return [*run.rows, *run.collectives]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +43,23 @@ class RowChange(Change):
         return self.after_s / self.before_s
 
 
-def _round_logs(row: Row | CollectiveRow) -> list[float]:
+def _round_logs(row: TimedRow) -> list[float]:
     """The logarithm of each round's median, in the order of rounds."""
     rounds = row.rounds or (0,) * len(row.samples_s)
     return [math.log(median_s) for median_s in round_medians(row.samples_s, rounds)]
 
 
-def round_autocorrelation(rows: Iterable[Row | CollectiveRow]) -> float:
+def round_autocorrelation(rows: Iterable[TimedRow]) -> float:
     """Lag-1 autocorrelation of the rounds of a run, from 0 to below 1: the common one of its rows."""
     return autocorrelation(_round_logs(row) for row in rows if row.samples_s)
 
 
 def compare_row(
-    old: Row, new: Row, autocorrelations: tuple[float, float], controls: Sequence[Control], blocked: str
+    old: TimedRow,
+    new: TimedRow,
+    autocorrelations: tuple[float, float],
+    controls: Sequence[Control],
+    blocked: str,
 ) -> RowChange:
     """A row's ratio, interval and p, without a verdict yet.
 
@@ -93,8 +104,10 @@ def _machine_change(controls: Sequence[Control], shift: float) -> str:
     return f"the machine was faster after: {best.name} by {1 / best.least - 1:.1%}"
 
 
-def throttling(old: Row, new: Row) -> str:
-    """Why throttling makes this row incomparable; empty if comparable."""
+def throttling(old: TimedRow, new: TimedRow) -> str:
+    """Why throttling makes this row incomparable; empty if comparable. Collectives do not record it."""
+    if isinstance(old, CollectiveRow) or isinstance(new, CollectiveRow):
+        return ""
     before, after = set(old.throttle_reasons), set(new.throttle_reasons)
     if before == after and after <= STEADY_THROTTLING:
         return ""
@@ -102,9 +115,9 @@ def throttling(old: Row, new: Row) -> str:
     return f"the clock was throttled: {listed[0]} before; {listed[1]} after"
 
 
-def _field_changes(old: Row, new: Row) -> Iterator[str]:
+def _field_changes(old: TimedRow, new: TimedRow) -> Iterator[str]:
     for name in ("variant", "tiling", "method", "input_copies"):
-        before, after = getattr(old, name), getattr(new, name)
+        before, after = getattr(old, name, None), getattr(new, name, None)
         if before != after:
             yield f"{name.replace('_', ' ')}: {_text(before)} -> {_text(after)}"
 

@@ -186,7 +186,8 @@ def _not_timed_title(runs: Runs) -> str:
 
 
 def _all_rows(run: Run) -> list[Row | CollectiveRow]:
-    return [*run.rows, *run.collectives]
+    """The kernels of a run and, where it has several ranks, its collectives and the kernels of one rank."""
+    return [*run.rows, *run.collectives, *run.one_rank_rows]
 
 
 def interpreter_table(runs: Runs) -> Table:

@@ -179,7 +179,7 @@ def measured_facts(run: Run) -> Facts:
         raise UsageError("run file: lacks a measured gap, ceiling or decoder layer, which the claims need")
     first = layers.decode[min(layers.decode)]
     return Facts(
-        where=f"{layers.model.name} on {run.environment['device']['name']}",
+        where=f"{layers.model.name} on {_devices(run)}",
         provenance="measured",
         model=layers.model.language_model(),
         context=context,
@@ -194,6 +194,11 @@ def measured_facts(run: Run) -> Facts:
         gap_intervals={batch: gap.gap_interval for batch, gap in sorted(gaps.items()) if gap.gap_interval},
         roof_doubt=_roof_doubt(run),
     )
+
+
+def _devices(run: Run) -> str:
+    name, ranks = run.environment["device"]["name"], run.parallelism.gpus
+    return f"{ranks} x {name} ({run.parallelism.text})" if ranks > 1 else str(name)
 
 
 def _roof_doubt(run: Run) -> str:

@@ -1,5 +1,9 @@
-"""Operations per byte and rates of all layers of a measured run, in prefill and by batch in decode."""
+"""Operations per byte and rates of all layers of a measured run, in prefill and by batch in decode.
 
+On several ranks they are those of one rank's share of the layers.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,7 +64,15 @@ def measured_layers(run: Run) -> MeasuredLayers | None:
     decode = {case.rows: _of_row(row) for case, row in rows if case.phase == "decode"}
     if not (prefill and decode):
         return None
-    return MeasuredLayers(model=rows[0][0].model, prefill=prefill[0], decode=dict(sorted(decode.items())))
+    model, split = rows[0][0].model, run.parallelism
+    if split.gpus > 1:  # these are the layers of one rank, with its share of the sequences
+        model = _whole_model(run)
+        decode = {
+            gap.batch: decode[sequences]
+            for gap in run.gaps
+            if (sequences := math.ceil(gap.batch / split.data_parallel)) in decode
+        }
+    return MeasuredLayers(model=model, prefill=prefill[0], decode=dict(sorted(decode.items())))
 
 
 def _of_row(row: Row) -> LayerRates:
@@ -76,8 +88,8 @@ def _in_parts(run: Run) -> MeasuredLayers | None:
     gaps = {gap.batch: gap for gap in run.gaps if gap.context == context}
     if context is None:
         return None
+    model = _whole_model(run)
     try:
-        model = convert(run.settings["model"], TimedModel)
         sweep = convert({**run.settings, "dtype": run.dtype}, Sweep)
     except ValidationError as error:
         raise UsageError(f"run file: {fault_of(error, 'settings')}") from error
@@ -90,6 +102,13 @@ def _in_parts(run: Run) -> MeasuredLayers | None:
             for batch, gap in sorted(gaps.items())
         },
     )
+
+
+def _whole_model(run: Run) -> TimedModel:
+    try:
+        return convert(run.settings["model"], TimedModel)
+    except ValidationError as error:
+        raise UsageError(f"run file: {fault_of(error, 'settings')}") from error
 
 
 def _of_token(token: TokenCases, parts_s: Mapping[str, float]) -> LayerRates:

@@ -19,6 +19,7 @@ from hand_made import (
     run_record,
     strict_json,
 )
+from rank_runs import collective_row, failed_collective, rank_run
 from report_runs import with_intervals
 
 QUIET = Machine(noise=0.005, row_shift=0.002, round_shift=0.002, drift_step=0.001)
@@ -257,3 +258,45 @@ def test_the_text_fits_80_columns_and_shows_no_control_characters(written):
     assert not [line for line in out.splitlines() if line.startswith(forged)]
     table = out.partition("Ratio of times")[2].partition("; the median")[0].splitlines()
     assert max(map(len, table)) <= 80
+
+
+def of_ranks(factor=1.0, **changes):
+    """Two ranks with one collective in 6 rounds that differ by 0.2%, `factor` times as slow."""
+    case = rank_run().collectives[0].case
+    samples_s = tuple(1e-3 * factor * (1 + 1e-3 * (at % 3)) for at in range(12))
+    row = collective_row(case, samples_s=samples_s, rounds=tuple(at // 2 for at in range(12)))
+    return rank_run(**{"collectives": [row], "rows": [], "gaps": [], **changes})
+
+
+def test_a_slower_collective_is_found_as_a_slower_kernel_is(written):
+    outcome = decodetax("compare", *written(of_ranks(), of_ranks(1.2)))
+    assert outcome.code == 1
+    case = of_ranks().collectives[0].case.id
+    assert f"slower by over 5%: {case} gloo: 1.200" in outcome.out
+    assert decodetax("compare", *written(of_ranks(), of_ranks())).code == 0
+    assert "Before: before.json: 2 ranks (TP 2) of Made-up CPU" in outcome.out
+
+
+def test_a_collective_whose_sum_became_wrong_fails(written):
+    case = of_ranks().collectives[0].case
+    outcome = decodetax("compare", *written(of_ranks(), of_ranks(collectives=[failed_collective(case)])))
+    assert outcome.code == 1
+    assert f"wrong now: {case.id} gloo" in outcome.out
+
+
+def test_another_host_of_a_rank_is_a_difference(written):
+    outcome = decodetax("compare", *written(of_ranks(), of_ranks(hosts=("one", "two"))))
+    assert "  ranks.1.host: one -> two" in outcome.out
+
+
+def test_runs_of_other_ranks_are_not_compared(written):
+    outcome = decodetax("compare", *written(run_record(rows=[ok_row(SMALL_MATMUL)]), rank_run()))
+    assert_misuse(
+        outcome,
+        "AFTER.json: 'after.json' is a run of 2 ranks (TP 2) and 'before.json' of 1 rank",
+        "same ranks",
+    )
+    four = rank_run()
+    four.settings = {**four.settings, "parallelism": {"tensor_parallel": 2, "data_parallel": 2}}
+    outcome = decodetax("compare", *written(four, rank_run()), "--json")
+    assert_misuse(outcome, "2 ranks (TP 2)", "4 ranks (TP 2, DP 2)")

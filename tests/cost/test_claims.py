@@ -14,7 +14,8 @@ from decodetax.harness.core.run_file import read_run
 from decodetax.harness.cost.claims import Facts, check_claims, measured_facts, modelled_facts
 from decodetax.harness.cost.deployment import deployment
 from decodetax.harness.cost.prices import price_list
-from hand_made import assert_misuse, decodetax, strict_json
+from hand_made import TINY, assert_misuse, decodetax, strict_json
+from rank_runs import rank_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = load_language_model("llama-3.1-8b")
@@ -210,3 +211,32 @@ def test_json_holds_every_claim():
 )
 def test_rejects_wrong_input_in_one_line(arguments, fragments):
     assert_misuse(decodetax("claims", *arguments), *fragments)
+
+
+def test_a_run_of_ranks_is_checked_with_the_whole_model_and_the_rates_of_a_rank():
+    run = rank_run()
+    facts = measured_facts(run)
+    assert facts.where == "tiny on 2 x Made-up CPU (TP 2)"
+    assert facts.model.parameters == TINY.language_model().parameters
+    # Every row takes 1 ms: a rank's layer at batch 1 moves its bytes in that time, of a roof of 1 TB/s.
+    layer = next(row for row in run.rows if row.case.id.startswith("decode/layer"))
+    assert facts.bandwidth_share == layer.case.work().bytes_total / 1e-3 / 1e12
+    assert (facts.input_s_per_token, facts.output_s_per_token) == (3.2, {1: 25.0, 8: 25.0})
+    assert set(facts.decode_ops_per_byte) == {1, 8}
+
+
+def test_layers_of_replicas_stand_for_the_batch_of_all(tmp_path):
+    run = rank_run()
+    run.settings = {**run.settings, "parallelism": {"tensor_parallel": 2, "data_parallel": 8}}
+    facts = measured_facts(run)
+    assert set(facts.decode_ops_per_byte) == {1, 8}
+    assert facts.decode_ops_per_byte[1] == facts.decode_ops_per_byte[8]
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(rank_run().to_json()), encoding="utf-8")
+    outcome = decodetax("claims", path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "measured for tiny on 2 x Made-up CPU (TP 2):" in outcome.out
+    outcome = decodetax(
+        "price", "--model", "gpt-4o-2024-08-06", "--input", "5", "--output", "7", "--run", path
+    )
+    assert "The measured gap of the run falls to this ratio at no measured batch." in outcome.out
