@@ -96,7 +96,11 @@ def check(case: Attention) -> str:
     bound = tolerance(rounded, reduction=products) + tolerance(output.dtype, reduction=0)
     if expected.shape[-1] < LEAST_ROW:
         output, expected = output.flatten(1), expected.flatten(1)
-    error = float(row_errors(output.float(), expected).max())
+    info = torch.finfo(output.dtype)
+    subnormal = info.smallest_normal * info.eps
+    close = (output.float() - expected).abs().amax(-1) <= subnormal  # a row of subnormals has few bits
+    errors = row_errors(output.float(), expected).view(close.shape)
+    error = float(torch.where(close, 0.0, errors).max())
     if not error <= bound:
         return f"error {error:.3g}, at most {bound:.3g} allowed"
     error, bound = lse_error(lse, expected_lse), tolerance(torch.float32, reduction=products)
