@@ -2,7 +2,6 @@
 
 import errno
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -17,6 +16,7 @@ from .core.cache_folders import use_writable_caches
 from .core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError
 from .core.files import FULL
 from .core.options import JSON, complain
+from .core.rank_process import end_process, silence_other_ranks
 from .core.streams import StdoutError, discard_stdout, guard_streams
 from .core.suggestions import meant_command, meant_option
 from .core.table import Column, Table, wide_option
@@ -58,7 +58,7 @@ def main() -> NoReturn:
             raise
         complain(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
         code = FAILED
-    sys.exit(code if isinstance(code, int) else 0)
+    end_process(code if isinstance(code, int) else 0)
 
 
 def _message(error: click.ClickException) -> str:
@@ -89,6 +89,8 @@ class _Commands(click.Group):
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Measure why an output token costs more than an input token, on this machine."""
+    if context.invoked_subcommand == "run":
+        silence_other_ranks()  # before the options are read, of which each rank would complain
     if context.invoked_subcommand in USES_CACHES:
         try:
             use_writable_caches()

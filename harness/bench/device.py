@@ -96,12 +96,17 @@ class Device(Protocol):
 
 
 class CpuDevice:
-    """The CPU, timed with `time.perf_counter_ns`."""
+    """The CPU, timed with `time.perf_counter_ns`.
+
+    Args:
+        sharers: processes of this run that share its memory.
+    """
 
     kind = "cpu"
     settings: Sequence[Setting] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, sharers: int = 1) -> None:
+        self._sharers = sharers
         self.name = cpu_facts.cpu_name()
         self.torch_device, self.timed_s = torch.device("cpu"), 0.0
         self.clocks = Clocks()
@@ -110,7 +115,7 @@ class CpuDevice:
 
     def free_bytes(self) -> int:
         """Bytes available to this process: of the machine, or fewer under a limit of its own."""
-        return cpu_facts.free_bytes()
+        return cpu_facts.free_bytes() // self._sharers
 
     def time_each(
         self, calls: Sequence[Call], *, before: Call | None = None, limit_s: float = math.inf
@@ -342,11 +347,16 @@ def _waiting_raises(cuda: Any) -> Iterator[None]:
             cuda.set_sync_debug_mode(mode)
 
 
-def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
+def open_device(argument: str, *, cuda: Any = torch.cuda, sharers: int = 1) -> Device:
     """The device that `--device` names: auto, cpu, cuda or cuda:INDEX; makes PyTorch and Triton ready for it.
 
     On a CPU this process runs Triton's interpreter from here on. cuBLAS accumulates in float32, as all other
     kernels do, and not in a narrower dtype.
+
+    Args:
+        argument: the device.
+        cuda: replaces `torch.cuda` in tests.
+        sharers: processes of this run that share the CPU.
 
     Raises:
         UsageError: another word, or a CUDA device that does not exist.
@@ -356,7 +366,7 @@ def open_device(argument: str, *, cuda: Any = torch.cuda) -> Device:
     if argument == "cpu" or (argument == "auto" and count == 0):
         use_interpreter()
         keep_freed_memory()
-        return CpuDevice()
+        return CpuDevice(sharers)
     if kind not in {"auto", "cuda"} or (":" in argument and not (kind == "cuda" and index.isdecimal())):
         raise UsageError(f"--device: {argument!r} is not auto, cpu, cuda or cuda:INDEX")
     if count == 0:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,14 @@ def describe(device: Device) -> dict[str, Any]:
         "commit": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def describe_rank(device: Device) -> dict[str, Any]:
+    """Facts about one rank of several, as a flat JSON object: its host, device, versions and commit."""
+    found = describe(device)
+    facts = {"host": socket.gethostname(), "device": device.name}
+    facts |= {name: fact for name, fact in found["device"].items() if name != "name"}
+    return {**facts, **found["versions"], "commit": found["commit"]}
 
 
 def _kind_facts(device: Device) -> dict[str, Any]:

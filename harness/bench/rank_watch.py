@@ -53,12 +53,17 @@ class Watch:
         store: the ranks' store, a client of its own.
         rank: this rank.
         progress: this rank's count of messages so far: a rank that hangs is behind the others.
+
+    Attributes:
+        terminated_s: when this rank got SIGTERM, in seconds of the host's monotonic clock; None if never.
+        at_forced_end: on rank 0, called in the thread if a signal does not reach the main thread in time;
+            ends the process.
     """
 
     def __init__(self, store: Store, rank: int, progress: Callable[[], int]) -> None:
         self.store, self.rank = store, rank
         self.terminated_s: float | None = None
-        self.at_forced_end: Callable[[str], None] = lambda _reason: os._exit(1)
+        self.at_forced_end: Callable[[], None] = lambda: os._exit(1)
         self._progress, self._armed = progress, True
         self._wakeup, self._signalled = socket.socketpair()
         self._signalled.setblocking(False)
@@ -134,7 +139,8 @@ class Watch:
         while self._armed and time.monotonic() < end_s:
             time.sleep(0.05)
         if self._armed:
-            self.at_forced_end("it was interrupted in a call that did not return")
+            self._armed = False
+            self.at_forced_end()
 
     def _end_terminated(self) -> None:
         self.report("terminated", repr(time.monotonic()))

@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +21,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, Work
 from torch.distributed.rendezvous import rendezvous
 
+from ..core.errors import FailureError, UsageError
 from ..core.rank_process import rank_and_size
-from .device import Device
+from .device import Device, open_device
+from .environment import describe_rank
 from .rank_watch import ALONE_S, Report, Watch
 
 GLOO_LIMIT = timedelta(days=7)
@@ -33,10 +36,13 @@ LONGEST_PAUSE_S, LONGEST_BARRIER_PAUSE_S = 0.01, 50e-6
 ENDED = ("", "Z", "X")
 """States of a process that has ended, as `_process_state` has them."""
 
+SAME_FACTS = ("kind", "device", "compute_capability", "decodetax", "torch", "triton", "cuda")
+"""Facts of the environment that all ranks share."""
+
 _Value = TypeVar("_Value")
 
 
-class RankLostError(RuntimeError):
+class RankLostError(FailureError):
     """A rank that died, failed or no longer answers; one line that names it, its host and why."""
 
     def __init__(self, rank: int, host: str, reason: str) -> None:
@@ -46,10 +52,11 @@ class RankLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a rank runs: its host and its process there."""
+    """A rank: its host, its process there, and the facts of its environment."""
 
     host: str
     pid: int
+    facts: Mapping[str, Any]
 
 
 class Ranks:
@@ -72,6 +79,7 @@ class Ranks:
         self.peers: list[Peer] = []
         self._messages, self._group = 0, None
         self._reports: dict[int, Report] | None = None
+        self._loss: RankLostError | None = None
         self.watch = Watch(_store("run"), rank, lambda: self._messages)
 
     @classmethod
@@ -84,6 +92,7 @@ class Ranks:
 
         Raises:
             RankLostError: not all ranks joined.
+            UsageError: a rank has another device or other versions than rank 0.
         """
         found = rank_and_size()
         if found is None:
@@ -91,18 +100,64 @@ class Ranks:
         rank, size = found
         ranks = cls(device, rank=rank, size=size, local_rank=local_rank(), timeout_s=timeout_s)
         try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if ranks.backend == "nccl" else "gloo",
-                store=_store("group"),
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=timeout_s),
-            )
-            ranks._group = dist.new_group(backend="gloo", timeout=GLOO_LIMIT)
-        except RuntimeError as error:
-            raise ranks.lost_error(f"did not join within {timeout_s:g} s") from error
-        ranks.peers = ranks.gather_everywhere(Peer(socket.gethostname(), os.getpid()))
+            ranks._meet()
+            ranks._connect()
+        except KeyboardInterrupt:
+            if (lost := ranks.loss()) is not None:
+                raise lost from None
+            if ranks.watch.terminated_s is not None:
+                raise FailureError("SIGTERM ended the run before all ranks had joined") from None
+            raise
         return ranks
+
+    def _connect(self) -> None:
+        """Make torch's groups.
+
+        Raises:
+            RankLostError: not all ranks joined.
+        """
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if self.backend == "nccl" else "gloo",
+                store=_store("group"),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=self.timeout_s),
+            )
+            self._group = dist.new_group(backend="gloo", timeout=GLOO_LIMIT)
+        except RuntimeError as error:
+            raise self.lost_error(f"did not join within {self.timeout_s:g} s") from error
+
+    def _meet(self) -> None:
+        """Exchange who the ranks are, over the store: there is no group of unequal devices.
+
+        Raises:
+            RankLostError: a rank did not come.
+            UsageError: a rank has another device or other versions than rank 0.
+        """
+        own = Peer(socket.gethostname(), os.getpid(), describe_rank(self.device))
+        self.watch.store.set(f"peer/{self.rank}", pickle.dumps(own))
+        if self.rank == 0:
+            words = [self._word(f"peer/{rank}", rank) for rank in range(1, self.size)]
+            peers = [own, *map(pickle.loads, words)]
+            require_same_facts(peers)
+            self.watch.store.set("peers", pickle.dumps(peers))
+        self.peers = pickle.loads(self._word("peers", 0))  # noqa: S301  (of a rank of the same run)
+
+    def _word(self, key: str, rank: int) -> bytes:
+        """What a rank leaves in the store.
+
+        Raises:
+            RankLostError: it ended before, or the time is over.
+        """
+        store, end_s = self.watch.store, time.monotonic() + self.timeout_s
+        while not store.check([key]):
+            if self.rank == 0 and store.check([f"report/{rank}"]):
+                raise self.lost_error("ended")
+            if time.monotonic() > end_s:
+                raise RankLostError(rank, "an unknown host", f"did not join within {self.timeout_s:g} s")
+            time.sleep(0.02)
+        return store.get(key)
 
     def close(self) -> None:
         """Leave the group, once all ranks do."""
@@ -187,11 +242,14 @@ class Ranks:
         self.watch.disarm()
         if self._reports is None:
             self._reports = self.watch.reports(self.size, self._gone)
-        reports = self._reports
+            self._loss = self._blamed(self._reports)
+        return self._loss
+
+    def _blamed(self, reports: Mapping[int, Report]) -> RankLostError | None:
         for rank, report in sorted(reports.items()):
             if report.kind == "failed":
                 return RankLostError(rank, self._host(rank), f"failed: {report.text}")
-        for rank in range(1, self.size):
+        for rank in range(1, len(self.peers)):  # of those that joined
             if rank not in reports:
                 return RankLostError(rank, self._host(rank), self._end_of(rank))
         for rank, report in sorted(reports.items()):
@@ -254,6 +312,50 @@ class Ranks:
         self._messages += 1
 
 
+def require_same_facts(peers: Sequence[Peer]) -> None:
+    """Require that all ranks have the device and the versions of rank 0.
+
+    Raises:
+        UsageError: one has not.
+    """
+    first = peers[0].facts
+    for rank, peer in enumerate(peers):
+        for name in SAME_FACTS:
+            if peer.facts.get(name) != first.get(name):
+                raise UsageError(
+                    f"rank {rank} on {peer.host} has {name} {peer.facts.get(name)!r}, rank 0 on "
+                    f"{peers[0].host} has {first.get(name)!r}; all ranks need the same"
+                )
+
+
+def device_of_rank(argument: str, *, cuda: Any = torch.cuda) -> Device:
+    """The device of this rank, as `--device` names it for all: auto, cpu or cuda, each with its own GPU.
+
+    Raises:
+        UsageError: another word, one GPU for all, or more ranks on this machine than GPUs.
+    """
+    if argument.startswith("cuda:"):
+        raise UsageError(
+            f"--device: {argument!r} is one GPU, but each rank has its own; cuda gives rank N of a machine "
+            "its GPU N"
+        )
+    count, ranks = cuda.device_count() if cuda.is_available() else 0, local_size()
+    if argument == "cpu" or (argument == "auto" and count == 0):
+        return open_device("cpu", sharers=ranks)
+    if argument in ("auto", "cuda") and 0 < count < ranks:
+        raise UsageError(
+            f"--device: {ranks} ranks on this machine need as many GPUs, torch finds {count} here; cpu works"
+        )
+    return open_device(
+        argument if argument not in ("auto", "cuda") or not count else f"cuda:{local_rank()}", cuda=cuda
+    )
+
+
+def local_size() -> int:
+    """Number of ranks on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def local_rank() -> int:
     """The number of this rank on its host."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -279,3 +381,11 @@ def _process_state(pid: int) -> str:
     except OSError:
         return ""
     return text.rpartition(")")[2].split()[0]
+
+
+def report_failure(reason: str) -> None:
+    """Say in the store why this rank could not join, for rank 0 to find."""
+    found = rank_and_size()
+    if found is not None:
+        with contextlib.suppress(RuntimeError):
+            _store("run").compare_set(f"report/{found[0]}", "", f"failed {reason}")

@@ -6,13 +6,17 @@ from msgspec import ValidationError
 
 from ..core import options
 from ..core.errors import UsageError
+from ..core.rank_process import rank_and_size
 from ..core.records import Run
 from ..core.run_file import fault_of, read_run
 from .device import Device
 from .environment import describe
 from .run_settings import Settings, settings_of
 
-WITH_RESUME = {"device", "output", "resume", "as_json", "wide", "html", "markdown", "csv", "png"}
+WITH_RESUME = {
+    *("device", "output", "resume", "as_json", "wide", "html", "markdown", "csv", "png"),
+    "collective_timeout",
+}
 """Options that may be given with --resume; all others are fixed by the run."""
 
 
@@ -32,6 +36,18 @@ def read_unfinished(run_file: Path) -> tuple[Run, Settings]:
         return run, settings_of(run)
     except ValidationError as error:
         raise UsageError(f"{str(run_file)!r}: is not a valid run: {fault_of(error, 'settings')}") from error
+
+
+def require_as_many_ranks(run: Run) -> None:
+    """Make sure that a run continues with the ranks that it began with.
+
+    Raises:
+        UsageError: there are more or fewer.
+    """
+    begun, here = run.parallelism.gpus, (rank_and_size() or (0, 1))[1]
+    if begun != here:
+        ranks = "1 rank" if begun == 1 else f"{begun} ranks"
+        raise UsageError(f"--resume: the run was begun with {ranks}, here there are {here}; start {begun}")
 
 
 def require_same_machine(run: Run, device: Device) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,14 @@ from .report_command import Outputs, report_options, run_text
 if TYPE_CHECKING:
     from ..core.records import Run
     from .device import Device
+    from .executor import Executor
     from .run_settings import Settings
     from .run_writer import RunWriter
     from .runner import TilingOf
+
+
+RANKS_LIMIT = 2
+"""Time limit of a run of several ranks over that of one: it times the whole model on one rank too."""
 
 
 @click.command("run")
@@ -76,6 +82,27 @@ if TYPE_CHECKING:
     "All layers in one forward, measured beside the composed figures: measure, none, or transformers (the "
     "same model in Hugging Face transformers too).  [default: measure; with --quick none]",
 )
+@options.option(
+    "--tensor-parallel",
+    options.SIZE,
+    "N",
+    "Ranks that share each layer, each on a GPU of its own or on a part of the CPU's cores; they are started "
+    "here, by PyTorch's torchrun.  [default: 1; under torchrun all its ranks]",
+)
+@options.option(
+    "--expert-parallel",
+    options.SIZE,
+    "N",
+    "Ranks that the routed experts are divided among. Without --tensor-parallel, each of N ranks decodes "
+    "sequences of its own.  [default: 1]",
+)
+@options.option(
+    "--collective-timeout",
+    options.SECONDS,
+    "S",
+    "Seconds after which a rank that does not answer ends the run.",
+    default="60",
+)
 @options.option("--seed", options.SEED, "N", "Seed of the random inputs.", default="0")
 @click.option(
     "-o",
@@ -116,8 +143,21 @@ def run_command(
     The run is saved while it is measured: to --output or, if that file exists already, to FILE.partial beside
     it until the end. A file that another run is writing to is refused.
     """
+    from ..core.rank_process import quiet_torch, rank_and_size
+    from .ranks_asked import ranks_to_start
     from .run_writer import RunWriter, locked_run
 
+    number, here = ranks_to_start(asked, resume), rank_and_size()
+    if number > 1 or here is not None:
+        quiet_torch()
+    if number > 1:
+        from .launch_ranks import launch
+
+        return launch(sys.argv[1:], ranks=number)
+    if here is not None and here[0] > 0:
+        from .run_on_ranks import follow_rank_0
+
+        return follow_rank_0(device, asked["collective_timeout"])
     with contextlib.ExitStack() as locks:
         if resume is not None:
             locks.enter_context(locked_run("--resume", resume))
@@ -143,15 +183,30 @@ def run_command(
         target.parent.mkdir(exist_ok=True)
         writer = RunWriter(target, resume, locks)
         result = begun or begin(settings, opened)
-        tiling_of = _tuned_tilings(result, opened)
-        printing = _Printing()
-        if not as_json:
-            going_on = f"the run goes on and is written to {path_text(target)}"
-            printing(prose(heading(result), wide=wide), kept=going_on)
-        _warn_of_quota(result.environment["device"])
-        with progress_bar() as progress, options.user_code():
-            measure(result, settings, opened, progress, tiling_of, lambda: writer(result))
+        printing, tiling_of = _Printing(), _tuned_tilings(result, opened)
+        with _executor(opened, result, writer, asked) as executor:
+            if not as_json:
+                going_on = f"the run goes on and is written to {path_text(target)}"
+                printing(prose(heading(result), wide=wide), kept=going_on)
+            _warn_of_quota(result.environment["device"])
+            with progress_bar() as progress, options.user_code():
+                measure(result, settings, opened, progress, tiling_of, lambda: writer(result), executor)
         return _end(result, writer, outputs, printing, as_json=as_json, wide=wide)
+
+
+def _executor(
+    device: "Device", result: "Run", writer: "RunWriter", asked: dict[str, Any]
+) -> "contextlib.AbstractContextManager[Executor]":
+    """What the run runs on: this process, or all ranks, of which it is rank 0."""
+    from ..core.rank_process import rank_and_size
+
+    if rank_and_size() is None:
+        from .session import OneProcess
+
+        return contextlib.nullcontext(OneProcess(device))
+    from .run_on_ranks import joined
+
+    return joined(device, result, writer, timeout_s=asked["collective_timeout"], quick=asked["quick"])
 
 
 class _Printing:
@@ -221,36 +276,71 @@ def _warn_of_quota(device: dict[str, Any]) -> None:
 def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Settings, Device, Run | None]":
     """The settings, the device, and with --resume the run to continue."""
     if resume is not None:
-        from .device import open_device
-        from .resuming import read_unfinished, require_same_machine
+        from .resuming import read_unfinished, require_as_many_ranks, require_same_machine
 
         run, settings = read_unfinished(resume)
-        opened = open_device(device)
+        require_as_many_ranks(run)
+        opened = _opened(device)
         require_same_machine(run, opened)
         return settings, opened, run
     from ..core.timed_model import load_timed_model
 
     model = load_timed_model(asked["model"]) if asked["model"] is not None else None
-    from .device import open_device
+    from .ranks_asked import parallelism_asked, require_shares
     from .run_settings import Settings
 
-    opened = open_device(device)
+    parallelism = parallelism_asked(asked)
+    several = parallelism.gpus > 1
+    if several:
+        _require_for_ranks(asked)
+    opened = _opened(device)
     gpu, quick = opened.kind == "cuda", asked["quick"]
+    model = model or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b")
+    require_shares(model, parallelism)
+    limit_s = (60 if gpu else 12.3) if quick else (200 if gpu else 56.5)
     settings = Settings(
-        model=model or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b"),
+        model=model,
         batches=asked["batch"] or ((1, 8) if quick else (1, 8, 32)),
         contexts=asked["context"] or ((256,) if quick else (1024, 4096)),
         prompt=asked["prompt"],
         prefill_tokens=asked["prefill_tokens"] or (8192 if gpu else 2048) // (8 if quick else 1),
         dtype=asked["dtype"],
         usd_per_hour=asked["usd_per_hour"],
-        total_limit_s=(60 if gpu else 12.3) if quick else (200 if gpu else 56.5),
+        total_limit_s=limit_s * (RANKS_LIMIT if several else 1),
         seed=asked["seed"],
         providers=asked["providers"],
         counters=asked["counters"],
-        whole_model=asked["whole_model"] or ("none" if quick else "measure"),
+        whole_model=asked["whole_model"] or ("none" if quick or several else "measure"),
+        parallelism=parallelism,
     )
     return settings, opened, None
+
+
+def _opened(device: str) -> "Device":
+    """The device of this process, which may be one of several ranks."""
+    from ..core.rank_process import rank_and_size
+
+    if rank_and_size() is not None:
+        from .ranks import device_of_rank
+
+        return device_of_rank(device)
+    from .device import open_device
+
+    return open_device(device)
+
+
+def _require_for_ranks(asked: dict[str, Any]) -> None:
+    """Require that no option asks for what one rank alone measures.
+
+    Raises:
+        UsageError: one does.
+    """
+    if asked["whole_model"] not in (None, "none"):
+        raise UsageError(
+            f"--whole-model: {asked['whole_model']} is measured on one rank only; leave it out or choose none"
+        )
+    if asked["counters"]:
+        raise UsageError("--counters: are read on one rank only; leave it out with several ranks")
 
 
 def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":

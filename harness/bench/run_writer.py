@@ -81,6 +81,11 @@ class RunWriter:
         return path_text(self.named), None
 
     @property
+    def so_far(self) -> Path:
+        """The file that holds the run while it is measured."""
+        return self.named if self._so_far is self._target else self._so_far.path
+
+    @property
     def unsaved(self) -> str | None:
         """That the run could not be saved while it was measured, and why; None if it could."""
         if self._unsaved is None:

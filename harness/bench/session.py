@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from ...kernels import interpreting
 from ..core.arena import Arena
 from ..core.cases import Case
-from ..core.errors import one_line
+from ..core.errors import FailureError, one_line
 from ..core.gpus import Gpu, gpu_of_device
 from ..core.inputs import DTYPES
 from ..core.parallelism import ONE_GPU
@@ -159,7 +159,8 @@ def measure(
         result.interrupted = result.broken is None
     except Exception as error:  # noqa: BLE001  (the device broke; what was measured so far is kept)
         result.interrupted = False
-        result.broken = executor.loss() or one_line(error)
+        text = str(error) if isinstance(error, FailureError) else one_line(error)
+        result.broken = executor.loss() or text
     finally:
         gc.unfreeze()
     update()

@@ -30,6 +30,14 @@ def silence_other_ranks() -> None:
     os.close(opened)
 
 
+def quiet_torch() -> None:
+    """Let torch's C++ parts print errors alone, here and in child processes; call it before torch is imported.
+
+    Of hosts without a name, for one, it would warn on stderr once for each connection.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def leave_note(name: str, text: str) -> None:
     """Leave a note for the process that started the ranks, if it asked for any."""
     if folder := os.environ.get(NOTES):
