@@ -231,7 +231,7 @@ class AllRanks:
         """Time a ceiling in a later round; the samples are those of the slowest rank."""
         del arena
         known = len(ceiling.samples_s)
-        again = self._on_all(TimeCeilingAgain(ceiling=ceiling, budget=budget, number=number))
+        again: list[Ceiling] = self._on_all(TimeCeilingAgain(ceiling=ceiling, budget=budget, number=number))
         return max(again, key=lambda found: min(found.samples_s[known:], default=float("inf")))
 
     def groups(self, result: Run, settings: Settings, bench: Bench) -> Sequence[CaseGroup]:
@@ -271,7 +271,7 @@ class AllRanks:
     def loss(self) -> str | None:
         """The rank that was lost and why, in one line; None if none was. Ends the other ranks."""
         lost = self._ranks.loss()
-        return lost and str(lost)
+        return None if lost is None else str(lost)
 
     def close(self) -> None:
         """End all ranks after a complete run."""

@@ -31,7 +31,7 @@ def silence_other_ranks() -> None:
 
 
 def quiet_torch() -> None:
-    """Let torch's C++ parts print errors alone, here and in child processes; call it before torch is imported.
+    """Let torch's C++ parts print errors alone, here and in children; call it before torch is imported.
 
     Of hosts without a name, for one, it would warn on stderr once for each connection.
     """
