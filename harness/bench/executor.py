@@ -7,6 +7,7 @@ from ..core.arena import Arena
 from ..core.records import Ceiling, Run
 from .case_groups import CaseGroup
 from .device import Device
+from .load import LoadPoint
 from .run_settings import Settings
 from .runner import Bench
 from .timer import Budget
@@ -35,6 +36,9 @@ class Executor(Protocol):
 
     def arenas_intact(self, bench: Bench) -> bool:
         """Whether every arena holds its numbers."""
+
+    def load_point(self) -> LoadPoint | None:
+        """What the cores and this run's processes on this host have done up to now; None if unknown."""
 
     def loss(self) -> str | None:
         """After an error or a signal: in one line which part of the run was lost; None if none was."""

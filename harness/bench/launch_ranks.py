@@ -87,7 +87,7 @@ def _words(ended: int, run_file: str | None) -> str:
     how = f"ended with exit code {ended}"
     if ended < 0:
         how = f"was killed by {signal.Signals(-ended).name}"
-    if run_file is None:
+    if run_file is None or not Path(run_file).exists():
         return f"rank 0 {how} before anything was measured"
     place = path_text(run_file)
     return f"rank 0 {how}; what was measured before is in {place}, and --resume {place} goes on"

@@ -18,7 +18,8 @@ from ..core.arena import Arena, memory_bytes
 from ..core.cases import Case
 from ..core.collectives import Collective, CollectiveRow
 from ..core.parallelism import ONE_GPU
-from ..core.records import Ceiling, Roof, Row, Run, Status
+from ..core.record_fields import Status
+from ..core.records import Ceiling, Roof, Row, Run
 from ..core.sweep import Sweep, cases_of, collectives_of
 from ..core.timed_model import TimedModel
 from ..core.work import ELEMENT_BYTES
@@ -27,6 +28,7 @@ from .ceilings import measure_ceilings, time_again
 from .collective_groups import Groups
 from .collective_providers import providers_of
 from .collectives import link_collectives, run_collective
+from .load import LoadPoint, load_point
 from .providers import Provider, user_providers
 from .ranks import RankLostError, Ranks
 from .run_settings import Settings
@@ -185,6 +187,16 @@ class CheckArena:
 
 
 @dataclass(frozen=True)
+class ReadLoad:
+    """Read what the cores and each rank's process have done."""
+
+    def run(self, share: Share) -> LoadPoint:
+        """This rank's point."""
+        del share
+        return load_point()
+
+
+@dataclass(frozen=True)
 class End:
     """The run is complete."""
 
@@ -214,7 +226,7 @@ class AllRanks:
 
     def __init__(self, ranks: Ranks, *, quick: bool) -> None:
         self.device, self._ranks, self._quick = ranks.device, ranks, quick
-        self._share = Share(ranks)
+        self._share, self._ended = Share(ranks), False
 
     def arena(self, settings: Settings, dtype: str) -> Arena:
         """The arena for the cases of a run in a dtype: rank 0's."""
@@ -268,8 +280,19 @@ class AllRanks:
         del bench
         return all(self._on_all(CheckArena()))
 
+    def load_point(self) -> LoadPoint | None:
+        """What the cores and all ranks on this host have done up to now; None after an error."""
+        points: list[LoadPoint] = []
+        if not self._ended:
+            with contextlib.suppress(RankLostError):
+                points = self._on_all(ReadLoad())
+        peers = self._ranks.peers
+        here = [point for point, peer in zip(points, peers, strict=False) if peer.host == peers[0].host]
+        return replace(here[0], own_s=sum(point.own_s for point in here)) if here else None
+
     def loss(self) -> str | None:
         """The rank that was lost and why, in one line; None if none was. Ends the other ranks."""
+        self._ended = True
         lost = self._ranks.loss()
         return None if lost is None else str(lost)
 

@@ -4,6 +4,7 @@ Messages go over gloo, also beside NCCL. They are polled, so that a signal inter
 """
 
 import contextlib
+import json
 import math
 import os
 import pickle
@@ -11,11 +12,12 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, Work
@@ -56,7 +58,7 @@ class Peer:
 
     host: str
     pid: int
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
 
 class Ranks:
@@ -136,13 +138,13 @@ class Ranks:
             UsageError: a rank has another device or other versions than rank 0.
         """
         own = Peer(socket.gethostname(), os.getpid(), describe_rank(self.device))
-        self.watch.store.set(f"peer/{self.rank}", pickle.dumps(own))
+        self.watch.store.set(f"peer/{self.rank}", json.dumps(asdict(own)))
         if self.rank == 0:
             words = [self._word(f"peer/{rank}", rank) for rank in range(1, self.size)]
-            peers = [own, *map(pickle.loads, words)]
+            peers = [own, *(msgspec.json.decode(word, type=Peer) for word in words)]
             require_same_facts(peers)
-            self.watch.store.set("peers", pickle.dumps(peers))
-        self.peers = pickle.loads(self._word("peers", 0))  # noqa: S301  (of a rank of the same run)
+            self.watch.store.set("peers", json.dumps(list(map(asdict, peers))))
+        self.peers = msgspec.json.decode(self._word("peers", 0), type=list[Peer])
 
     def _word(self, key: str, rank: int) -> bytes:
         """What a rank leaves in the store.

@@ -25,7 +25,7 @@ from .device import Device
 from .environment import describe
 from .executor import Executor
 from .interpreter_checks import check_in_interpreter
-from .load import load_point, other_load
+from .load import LoadPoint, load_point, other_load
 from .providers import user_providers
 from .rounds import FEW_ROUNDS, MIN_ROUNDS, ROUNDS, Deadline, equal_share_s, round_budget, rounds_left
 from .run_settings import Settings
@@ -80,6 +80,10 @@ class OneProcess:
         """Whether the arena holds its numbers."""
         return bench.arena.intact()
 
+    def load_point(self) -> LoadPoint | None:
+        """What the cores and this process have done up to now."""
+        return load_point()
+
     def loss(self) -> str | None:
         """None: this process is all there is."""
         return None
@@ -129,7 +133,8 @@ def measure(
         executor: what the run runs on; None means this process alone.
     """
     start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
-    started = load_point()
+    executor = executor or OneProcess(device)
+    started = executor.load_point()
 
     saved_s = -math.inf
 
@@ -148,7 +153,6 @@ def measure(
     result.interrupted, result.broken, result.late = True, None, None
     for rows in (result.rows, result.collectives, result.one_rank_rows):
         drop_late(rows)
-    executor = executor or OneProcess(device)
     gc.collect()
     gc.freeze()  # collections after each case then skip what is loaded by now
     try:
@@ -164,7 +168,9 @@ def measure(
     finally:
         gc.unfreeze()
     update()
-    loads = (result.other_load, other_load(started, load_point()))  # the first is of the run that goes on
+    ended = executor.load_point()
+    load = None if started is None or ended is None else other_load(started, ended)
+    loads = (result.other_load, load)  # the first is of the run that goes on
     result.other_load = max((load for load in loads if load is not None), default=None)
     result.warnings = warnings_of(result)
 
