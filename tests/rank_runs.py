@@ -65,6 +65,7 @@ def rank_run(*, device=None, hosts=("one", "one"), **changes):
                 link_row(2**24, 8e-3),
             ],
             "gaps": [deployment_gap(), deployment_gap(batch=8)],
+            "one_rank_rows": [ok_row(case, samples_s=(2e-3,) * 3) for case in cases_of(TINY, sweep())],
             "one_rank_gaps": [gap()],
             "ceilings": ceilings(bandwidth_bytes_per_s=1e12, flop_per_s=1e13),
             **changes,

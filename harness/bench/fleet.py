@@ -10,6 +10,7 @@ from ..core.records import Run
 from ..core.table import Column, Table, prose
 from .chart_data import COLOURS, input_usd, output_usd, shortened
 from .run_columns import AT_A_PRICE, MEASURED, Rows, bounds, interval_column, two_decimals
+from .scaling import devices_text
 from .trust import warnings_of
 
 PRICE = "published or given"
@@ -70,7 +71,7 @@ class Fleet:
     @property
     def title(self) -> str:
         """How many runs of which devices, in words."""
-        devices = list(dict.fromkeys(map(_device, self.runs.values())))
+        devices = [printable(text) for text in dict.fromkeys(map(devices_text, self.runs.values()))]
         of_devices = devices[0] if len(devices) == 1 else f"{len(devices)} devices"
         runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
         return f"{runs} on {of_devices}"
@@ -109,7 +110,7 @@ class Fleet:
         found = []
         for name, run in self.runs.items():
             if points := _points(run):
-                label = ", ".join((_device(run), *([_model(run)] if several else [])))
+                label = ", ".join((devices_text(run), *([_model(run)] if several else [])))
                 contexts = tuple(
                     tuple(same) for _, same in groupby(points, key=lambda point: point.gap.context)
                 )
@@ -163,7 +164,8 @@ def _rows(name: str, run: Run) -> Rows:
     for gap in run.gaps:
         input_rate, output_rate = 1 / gap.input_s_per_token, 1 / gap.output_s_per_token
         yield (
-            name, _device(run), gap.ranks, split.tensor_parallel, split.expert_parallel,
+            name, str(run.environment["device"]["name"]),
+            gap.ranks, split.tensor_parallel, split.expert_parallel,
             settings["model"]["name"], run.dtype, gap.batch, gap.context,
             input_rate, input_rate / gap.ranks, output_rate, output_rate / gap.ranks,
             user_tokens_per_s(gap), bounds(user_interval(gap)),
@@ -180,10 +182,6 @@ def _points(run: Run) -> list[Point]:
         for gap in sorted(run.gaps, key=lambda gap: (gap.context, gap.batch))
         if (usd := output_usd(gap))
     ]
-
-
-def _device(run: Run) -> str:
-    return printable(str(run.environment["device"]["name"]))
 
 
 def _model(run: Run) -> str:

@@ -221,7 +221,7 @@ def _parts_sentence(gap: Gap) -> str:
 
 def cost(lines: Sequence[GapLine]) -> Chart:
     """Dollars per million input and output tokens against the batch; `lines` have prices."""
-    figure = go.Figure()
+    figure, one_device = go.Figure(), all(gap.ranks == 1 for line in lines for gap in line.gaps)
     hover = "$%{y:.4g} per 1M tokens"
     _add_gap_lines(
         figure, lines, output_usd, hover=hover, interval=lambda gap: gap.usd_intervals[1], label="output, "
@@ -241,7 +241,7 @@ def cost(lines: Sequence[GapLine]) -> Chart:
         x=log_axis("batch, sequences decoded together", _batches(lines)),
         y=log_axis("$ per 1M tokens") | {"tickprefix": "$"},
         id="cost",
-        title="What a million tokens cost on this device",
+        title=f"What a million tokens cost on {'this device' if one_device else 'these devices'}",
         provenance="measured seconds at the price of the device, which is published or was given",
         sentence=" ".join(sentences),
         table="gaps",

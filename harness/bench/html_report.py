@@ -21,10 +21,13 @@ from .html_charts import charts
 from .html_fleet_chart import fleet_chart
 from .plotly_figure import Chart
 from .run_tables import run_tables
+from .scaling import devices_text
 from .summary import fastest_providers, heading, missing_from, sentences, workload
 from .trust import warnings_of
 
-FOLDED_TABLES = frozenset({"kernels", "collectives", "not_timed", "interpreter_checks", "environment"})
+FOLDED_TABLES = frozenset(
+    {"kernels", "one_rank_kernels", "collectives", "not_timed", "interpreter_checks", "environment"}
+)
 
 
 def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio], fleet: Fleet | None = None) -> str:
@@ -38,7 +41,7 @@ def html_report(runs: Mapping[str, Run], ratios: Sequence[PriceRatio], fleet: Fl
     drawn = charts(runs, ratios)
     of_fleet = [fleet_chart(series)] if fleet is not None and (series := fleet.series()) else []
     plotly, script = get_plotlyjs(), _asset("report.js")
-    devices = ", ".join(dict.fromkeys(str(run.environment["device"]["name"]) for run in runs.values()))
+    devices = ", ".join(dict.fromkeys(map(devices_text, runs.values())))
     data = ",".join(f"{json.dumps(chart.id)}:{chart.figure}" for chart in (*of_fleet, *drawn))
     opening = _opening(fleet, of_fleet) if fleet is not None else ()
     answers = (_answer(name if len(runs) > 1 else "", run) for name, run in runs.items())

@@ -7,7 +7,7 @@ from ..core.gap import Gap
 from ..core.records import Run
 from ..core.units import number, seconds
 from .rank_tables import collective_name, has_ranks, message_size
-from .scaling import one_rank_gap, ranks_by_host, ranks_text, scaling_efficiencies
+from .scaling import devices_text, one_rank_gap, ranks_by_host, ranks_text, scaling_efficiencies
 
 
 def rank_heading(run: Run) -> Iterator[str]:
@@ -15,7 +15,7 @@ def rank_heading(run: Run) -> Iterator[str]:
     if not has_ranks(run):
         return
     parallelism, hosts = run.parallelism, ranks_by_host(run)
-    text = f"Ranks: {parallelism.gpus} x {run.environment['device']['name']} ({parallelism.text})"
+    text = f"Ranks: {devices_text(run)} ({parallelism.text})"
     if len(hosts) == 1:
         text += f" on {next(iter(hosts))}"
     elif hosts:

@@ -44,6 +44,7 @@ def run_tables(runs: Runs, ratios: Sequence[PriceRatio]) -> tuple[Table, ...]:
         whole_model_table(runs),
         price_ratios_table(runs, ratios),
         kernels_table(runs),
+        *([kernels_table(runs, one_rank=True)] if any(map(has_ranks, runs.values())) else []),
         not_timed_table(runs),
         ceilings_table(runs),
         interpreter_table(runs),
@@ -80,9 +81,9 @@ def ceilings_table(runs: Runs) -> Table:
     return table_of_runs(runs, "ceilings", "Ceilings: rates that the device cannot exceed", columns, rows)
 
 
-def kernels_table(runs: Runs) -> Table:
-    """Every row that was timed."""
-    of_ranks = any(map(has_ranks, runs.values()))
+def kernels_table(runs: Runs, *, one_rank: bool = False) -> Table:
+    """Every row that was timed; of a run of several ranks those of each, or those of rank 0 alone."""
+    of_ranks = not one_rank and any(map(has_ranks, runs.values()))
     columns = (
         Column("case"),
         Column("provider"),
@@ -111,7 +112,7 @@ def kernels_table(runs: Runs) -> Table:
 
     def rows(run: Run) -> Rows:
         measured, datasheet = run.measured, run.datasheet
-        for row in run.rows:
+        for row in run.one_rank_rows if one_rank else run.rows:
             figures = row.figures(measured, datasheet)
             if figures is not None:
                 work, time_s = row.case.work(), row.time_s
@@ -127,6 +128,9 @@ def kernels_table(runs: Runs) -> Table:
                     *_counters(row.counters, work.bytes_total),
                 )  # fmt: skip
 
+    if one_rank:
+        title = "Kernels of the whole model on one rank"
+        return table_of_runs(runs, "one_rank_kernels", title, columns, rows)
     return table_of_runs(runs, "kernels", "Kernels that were timed", columns, rows)
 
 

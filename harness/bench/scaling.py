@@ -33,6 +33,12 @@ def communication_shares(gap: Gap) -> tuple[float, float]:
     return shares[0], shares[1]
 
 
+def devices_text(run: Run) -> str:
+    """The devices of a run, in words: their number where there are several, and their name."""
+    name, ranks = str(run.environment["device"]["name"]), run.parallelism.gpus
+    return f"{ranks} x {name}" if ranks > 1 else name
+
+
 def ranks_by_host(run: Run) -> dict[str, list[int]]:
     """The ranks on each host, in order of their numbers; empty on one rank."""
     found: dict[str, list[int]] = {}

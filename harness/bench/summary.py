@@ -152,8 +152,12 @@ def fastest_providers(run: Run) -> str:
 
 def failures(run: Run) -> Iterator[str]:
     """A line for each row, and each forward of the whole model, with a wrong result."""
-    failed = (row for row in run.rows if row.status == "failed")
-    rows = (f"FAILED: {row.case.id} {provider_name(row)}: {row.reason}" for row in failed)
+    rows = (
+        f"FAILED: {row.case.id} {provider_name(row)}{where}: {row.reason}"
+        for some, where in ((run.rows, ""), (run.one_rank_rows, " on one rank alone"))
+        for row in some
+        if row.status == "failed"
+    )
     return map(printable, (*rows, *rank_failures(run), *whole_failures(run)))
 
 

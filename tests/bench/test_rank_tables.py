@@ -17,7 +17,7 @@ from decodetax.harness.bench.scaling import link_bytes_per_s, ranks_by_host, ran
 from decodetax.harness.bench.summary import failures, heading, missing_from, sentences, workload
 from decodetax.harness.core.collectives import collective
 from decodetax.harness.core.run_file import run_of
-from hand_made import GPU, decodetax, gap, run_record
+from hand_made import GPU, SMALL_MATMUL, decodetax, failed_row, gap, run_record
 from rank_runs import collective_row, deployment_gap, failed_collective, link_row, rank_run
 from report_runs import CONTROL, HOSTILE, SCRIPT, whole_run
 
@@ -127,6 +127,18 @@ def test_kernels_say_how_much_slower_the_slowest_rank_is():
     assert len(shown(run_tables.kernels_table({"a": run}))) == len(run.rows)
     beside = shown(run_tables.kernels_table({"a": run, "one": whole_run()}))
     assert beside[-1]["slowest over fastest rank"] == "-"
+
+
+def test_kernels_of_one_rank_alone_have_a_table_of_their_own():
+    run = rank_run()
+    found = shown(run_tables.kernels_table({"a": run}, one_rank=True))
+    assert [row["case"] for row in found] == [row.case.id for row in run.one_rank_rows]
+    assert {row["median"] for row in found} == {"2 ms"}
+    tables = [table.id for table in run_tables.run_tables({"a": run}, ())]
+    assert tables.index("kernels") + 1 == tables.index("one_rank_kernels")
+    run.one_rank_rows = [failed_row(SMALL_MATMUL)]
+    assert list(failures(run)) == [f"FAILED: {SMALL_MATMUL.id} torch on one rank alone: wrong result: row 3"]
+    assert [row["case"] for row in shown(run_tables.not_timed_table({"a": run}))] == [SMALL_MATMUL.id]
 
 
 def test_runs_on_one_device_have_no_table_or_column_of_ranks():
@@ -247,8 +259,17 @@ def test_charts_leave_collectives_out_and_show_communication_as_a_part():
 
 def test_a_fleet_has_rates_of_the_deployment_and_of_each_device():
     first, *_ = shown(Fleet(runs={"a": priced(rank_run())}).table())
-    names = ("ranks", "TP", "EP", "output tokens/s", "output tokens/s per device", "$ per 1M output")
-    assert [first[name] for name in names] == ["2", "2", "1", "0.04", "0.02", "50,000"]
+    assert Fleet(runs={"a": rank_run()}).title == "1 run on 2 x Made-up CPU"
+    names = (
+        "ranks",
+        "TP",
+        "EP",
+        "input tokens/s per device",
+        "output tokens/s",
+        "output tokens/s per device",
+        "$ per 1M output",
+    )
+    assert [first[name] for name in names] == ["2", "2", "1", "0.1562", "0.04", "0.02", "50,000"]
 
 
 def test_a_run_of_ranks_is_written_and_read_again(tmp_path, monkeypatch):
