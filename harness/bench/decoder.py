@@ -82,6 +82,20 @@ def plain_matmul(_name: str, x: Tensor, weight: Tensor) -> Tensor:
     return linear(x, weight)
 
 
+def row_parallel_matmul(reduce: Callable[[Tensor], Tensor]) -> Matmul:
+    """PyTorch's product on one rank's share of the weights: it has a part of the rows that enter O and down.
+
+    Args:
+        reduce: adds the outputs [rows, out_features] of these two up over the ranks.
+    """
+
+    def matmul(name: str, x: Tensor, weight: Tensor) -> Tensor:
+        out = linear(x, weight)
+        return reduce(out) if name in ("o", "down") else out
+
+    return matmul
+
+
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x [sequences, heads, tokens, head_dim] by cosines and sines [tokens, head_dim]."""
     (cos, sin), (first, second) = rotary, x.chunk(2, dim=-1)

@@ -1,5 +1,7 @@
 """The one-layer case: a decoder layer, so that norms, rotary embedding and activations are measured too."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..core.cases import DecoderLayer
-from ..core.gate import Gate, sampled_tokens, tolerance
+from ..core.gate import Gate, sampled_tokens, sum_roundings, tolerance
 from ..core.inputs import DTYPES, DecoderLayerInputs
 from . import decoder
-from .decoder import LAYER_ROUNDINGS, LayerWeights, completed
+from .decoder import LAYER_ROUNDINGS, LayerWeights, completed, plain_matmul, row_parallel_matmul
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class _Cache:
         return scaled_dot_product_attention(grouped, k, v).view_as(q).transpose(1, 2)
 
 
-def decoder_layer(inputs: DecoderLayerInputs) -> Tensor:
-    """The layer's output, of the shape of its hidden states; writes the new keys and values to the caches."""
+def decoder_layer(inputs: DecoderLayerInputs, *, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """The layer's output, of the shape of its hidden states; writes the new keys and values to the caches.
+
+    Args:
+        inputs: of the layer, or one rank's share of its heads, weights and caches.
+        reduce: adds outputs of O and down up over the ranks; None where all is on one.
+    """
     return completed(
         decoder.decoder_layer(
             inputs.hidden,
@@ -42,6 +49,7 @@ def decoder_layer(inputs: DecoderLayerInputs) -> Tensor:
             model=inputs.case.model,
             rotary=(inputs.cos, inputs.sin),
             rows=inputs.case.rows,
+            matmul=plain_matmul if reduce is None else row_parallel_matmul(reduce),
         )
     )
 
@@ -96,12 +104,19 @@ def oracle(inputs: DecoderLayerInputs, tokens: Tensor) -> Tensor:
     return residual + (gate / (1 + (-gate).exp()) * up) @ weights["down"].double().T
 
 
-def gate_of(case: DecoderLayer, inputs: DecoderLayerInputs) -> Gate:
-    """The gate of the layer: every sequence, at the sampled query tokens."""
+def gate_of(case: DecoderLayer, inputs: DecoderLayerInputs, *, ranks: int = 1) -> Gate:
+    """The gate of the layer: every sequence, at the sampled query tokens.
+
+    Args:
+        case: the layer.
+        inputs: of the whole layer.
+        ranks: among which its weights are shared: the two sums over them round as well.
+    """
     tokens = sampled_tokens(case.query_tokens, inputs.hidden.device)
     longest = max(case.tokens, case.model.hidden_size, case.model.intermediate_size or 0)
+    roundings = math.hypot(LAYER_ROUNDINGS, *[sum_roundings(ranks)] * 2)
     return Gate(
         select=lambda out: out[:, tokens],
         expected=oracle(inputs, tokens),
-        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=LAYER_ROUNDINGS),
+        bound=tolerance(DTYPES[case.dtype], reduction=longest, roundings=roundings),
     )

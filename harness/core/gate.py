@@ -52,15 +52,22 @@ def tolerance(dtype: torch.dtype, *, reduction: float, roundings: float = 1) -> 
     return SAFETY * (roundings * unit_roundoff(dtype) + accumulation)
 
 
-def sum_tolerance(dtype: torch.dtype, ranks: int) -> float:
-    """Bound on the relative L2 error of a row of a sum over ranks, in any order, of independent normal rows.
+def sum_roundings(ranks: int) -> float:
+    """Roundings of a sum over ranks, in any order, of rows of independent numbers of the same size.
 
     Each of the ranks - 1 additions may round to the storage dtype. A partial sum of k addends has a norm of
-    sqrt(k / ranks) of the sum's, and so has its rounding error; the errors are independent. Their squares
-    add up to sum over k = 2 .. ranks of k / ranks = (ranks + 1) / 2 - 1 / ranks squared roundoffs. A missing
-    addend, an error of 1 / sqrt(ranks), is beyond this bound for up to 128 ranks in bf16.
+    sqrt(k / ranks) of the sum's, and so has its rounding error; the errors are independent, so that their
+    squares add up: sum over k = 2 .. ranks of k / ranks = (ranks + 1) / 2 - 1 / ranks.
     """
-    return tolerance(dtype, reduction=ranks, roundings=math.sqrt((ranks + 1) / 2 - 1 / ranks))
+    return math.sqrt((ranks + 1) / 2 - 1 / ranks)
+
+
+def sum_tolerance(dtype: torch.dtype, ranks: int) -> float:
+    """Bound on the relative L2 error of a row of a sum over ranks.
+
+    An addend that is missing, an error of 1 / sqrt(ranks), is beyond it up to 180 ranks in bf16.
+    """
+    return tolerance(dtype, reduction=ranks, roundings=sum_roundings(ranks))
 
 
 def attention_products(*, capacity: int, head_dim: int, expected_lse: Tensor) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import traceback
 
 import torch
@@ -31,9 +32,7 @@ def on_ranks(size, work, *arguments, timeout_s=10.0):
         pipes.append(receiver)
         processes.append(process)
     try:
-        results = [
-            pipe.recv() if pipe.poll(60 + 3 * timeout_s) else ("failed", "no answer") for pipe in pipes
-        ]
+        results = [_received(pipe, 60 + 3 * timeout_s) for pipe in pipes]
     finally:
         for process in processes:
             process.join(5)
@@ -41,6 +40,12 @@ def on_ranks(size, work, *arguments, timeout_s=10.0):
     failures = [text for kind, text in results if kind == "failed"]
     assert not failures, "\n".join(failures)
     return [value for _, value in results]
+
+
+def _received(pipe, limit_s):
+    if not pipe.poll(limit_s):
+        return "failed", "no answer"
+    return pickle.loads(pipe.recv_bytes())  # noqa: S301  (of a process of this test)
 
 
 def _rank(rank, size, port, timeout_s, sender, work, arguments):
@@ -59,6 +64,7 @@ def _rank(rank, size, port, timeout_s, sender, work, arguments):
 
     try:
         with contextlib.closing(Ranks.open(CpuDevice(), timeout_s=timeout_s)) as ranks:
-            sender.send(("ok", work(ranks, *arguments)))
+            found = work(ranks, *arguments)
+        sender.send_bytes(pickle.dumps(("ok", found)))
     except BaseException:  # noqa: BLE001  (the parent reports it)
-        sender.send(("failed", traceback.format_exc()))
+        sender.send_bytes(pickle.dumps(("failed", traceback.format_exc())))
