@@ -69,16 +69,22 @@ class HotLoop:
         instructions: the instructions at these indices.
         multiply_adds: multiply-adds of its MMA instructions, per warp; None where a shape cannot be read. A
             `UTC*MMA` counts in full: one warp issues it for the CTA.
+        elected: how many of the instructions are elected work, which the other warps skip.
     """
 
     indices: tuple[int, ...]
     instructions: tuple[Instruction, ...]
     multiply_adds: float | None
+    elected: int = 0
 
     @property
     def count(self) -> int:
         """Issue slots per warp."""
         return len(self.instructions)
+
+    def issue_slots(self, warps: int) -> int:
+        """Issue slots of so many warps together: elected work counts once."""
+        return (self.count - self.elected) * warps + self.elected
 
     def by_class(self) -> dict[str, int]:
         """Number of instructions of each class that occurs, in the order of `INSTRUCTION_CLASSES`."""
@@ -192,14 +198,7 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
         The hot loop; if it loads nothing from global memory, then also the loop that loads most. Empty for a
         kernel without loops.
     """
-    blocks = basic_blocks(code)
-    loops = natural_loops(blocks)
-    spins = [loop for loop in loops if _is_spin_wait(loop, blocks, code.instructions)]
-    others = [loop for loop in loops if loop not in spins]
-    working = [loop for loop in others if _does_work(loop.body, blocks, code.instructions)] or others
-    innermost = [loop for loop in working if not any(other.body < loop.body for other in working)]
-    found = [_iteration(code, blocks, loop, spins, loops) for loop in innermost]
-    ranked = sorted(found, key=_rank, reverse=True)
+    ranked = working_loops(code)
     if not ranked:
         return ()
     hot = ranked[0]
@@ -207,6 +206,18 @@ def find_hot_loops(code: MachineCode) -> tuple[HotLoop, ...]:
         return (hot,)
     loading = sorted((loop for loop in ranked[1:] if loop.global_loads), key=_loaded, reverse=True)
     return (hot, *loading[:1])
+
+
+def working_loops(code: MachineCode) -> tuple[HotLoop, ...]:
+    """Innermost loops with work, the hot one first; with warp specialisation those of all warps."""
+    blocks = basic_blocks(code)
+    loops = natural_loops(blocks)
+    spins = [loop for loop in loops if _is_spin_wait(loop, blocks, code.instructions)]
+    others = [loop for loop in loops if loop not in spins]
+    working = [loop for loop in others if _does_work(loop.body, blocks, code.instructions)] or others
+    innermost = [loop for loop in working if not any(other.body < loop.body for other in working)]
+    found = [_iteration(code, blocks, loop, spins, loops) for loop in innermost]
+    return tuple(sorted(found, key=_rank, reverse=True))
 
 
 def _rank(loop: HotLoop) -> tuple[float, int, int, int, int]:
@@ -249,6 +260,7 @@ def _iteration(
         indices,
         tuple(code.instructions[at] for at in indices),
         sum(known) if len(known) == len(mmas) else None,
+        sum(blocks[block].end - blocks[block].start for block in elected - set(path)),
     )
 
 

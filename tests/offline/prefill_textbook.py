@@ -3,17 +3,25 @@
 One CTA per row block and head, in launch order; an unmasked and a masked loop; host TMA descriptors, or
 pointers. Run as a program, without TRITON_INTERPRET, it reads [gpu, head_dim, dtype] from standard input, and
 prints one JSON line per compiled variant: of the tutorial and of `prefill_attention`.
+
+Two figures per score: the instructions of the busiest warp times the warps, and the issue slots of all warps.
+The latter count once what one elected warp issues for the others. With warp specialisation four loops share a
+tile (softmax, rescaling, MMA and loads): slots are their sum, and no warp is the busiest of all.
 """
 
 import itertools
 import json
+import re
 import sys
+from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
 from decodetax.harness.core.gpus import find_gpu
-from decodetax.harness.offline.compiler import inspect_launch
+from decodetax.harness.offline.compiler import compile_launches
+from decodetax.harness.offline.hot_loop import find_hot_loops, working_loops
+from decodetax.harness.offline.machine_code import disassemble
 from decodetax.kernels import prefill_attention
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -153,30 +161,67 @@ def configurations(capability, head_dim):
             yield block_m, block_n, warps, stages, kind
 
 
-def printed(kernel, row):
-    """One JSON line of a compiled row."""
-    tile = row.tiling
-    scores = tile["block_m"] * tile["block_n"]
-    result = {
-        "kernel": kernel, "tiling": dict(tile), "status": row.status, "reason": row.reason,
-        "registers": row.registers, "spill_bytes": row.spill_bytes,
-        "loop_instructions": row.loop_instructions, "matrix_instruction": row.matrix_instruction,
-        "per_score": row.loop_instructions and row.loop_instructions * tile["num_warps"] / scores,
-    }  # fmt: skip
-    print(json.dumps(result), flush=True)  # noqa: T201  (its result)
+def partition_warps(ttgir, operation):
+    """Warps of the one partition of the first specialised loop that has an operation of the TTGIR."""
+    _, *partitions = re.split(r"\n *partition\d+\(", ttgir.split("ttg.warp_specialize(")[1])
+    (found,) = [each for each in partitions if operation in each.partition("ttg.warp_return")[0]]
+    return int(re.search(r"num_warps\((\d+)\)", found)[1])
+
+
+def role(loop):
+    """What a loop of a specialised kernel does for a tile."""
+    if any(each.is_mma for each in loop.instructions):
+        return "mma"
+    if any(each.is_tma for each in loop.global_loads):
+        return "load"
+    exponentials = sum(each.name == "MUFU" for each in loop.instructions)
+    return "softmax" if exponentials > 8 else "rescale"  # which needs one per row
+
+
+def loops_of_tile(code, ttgir, num_warps):
+    """(role, loop, warps) of each hot loop; the masked copy of a loop is longer."""
+    if "ttg.warp_specialize(" not in ttgir:
+        return [("all", find_hot_loops(code)[0], num_warps)]
+    hot = {}
+    for loop in working_loops(code):
+        name = role(loop)
+        hot[name] = min(hot.get(name, loop), loop, key=lambda each: each.count)
+    assert hot.keys() == {"softmax", "rescale", "mma", "load"}
+    warps = {"mma": "ttng.tc_gen5_mma", "load": "ttng.async_tma_copy_global_to_local"}
+    warps = {name: partition_warps(ttgir, operation) for name, operation in warps.items()}
+    # The default partition has the softmax, another one of as many warps the rescaling.
+    warps |= {"softmax": num_warps, "rescale": partition_warps(ttgir, "ttng.tmem_store")}
+    return [(name, loop, warps[name]) for name, loop in hot.items()]
+
+
+def printed(name, call, gpu):
+    """Prints one JSON line of the one kernel that a call compiles."""
+    (launch,) = compile_launches(call, find_gpu(gpu, with_limits=True))
+    tile = dict(launch.constants)
+    result = {"kernel": name, "tiling": tile, "error": launch.error}
+    if launch.kernel is not None:
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        asm = launch.kernel.asm
+        code, usage = disassemble(asm["cubin"], launch.kernel.metadata.name, tools=tools)
+        loops = loops_of_tile(code, asm["ttgir"], tile["num_warps"])
+        scores = tile["block_m"] * tile["block_n"]
+        slots = sum(loop.issue_slots(warps) for _, loop, warps in loops)
+        result |= {
+            "registers": usage.registers, "spill_bytes": usage.stack_bytes,
+            "loops": {name: [loop.count, warps] for name, loop, warps in loops},
+            "slots_per_score": slots / scores,
+            "per_score": sum(loop.count * warps / scores for name, loop, warps in loops if name == "all"),
+        }  # fmt: skip
+    print(json.dumps(result, default=str), flush=True)  # noqa: T201  (its result)
 
 
 def main():
     for gpu, head_dim, dtype in json.load(sys.stdin):
-        q, k, v = (torch.empty(2, 4096, h, head_dim, dtype=getattr(torch, dtype)) for h in (32, 8, 8))
-        (row,) = inspect_launch(lambda q=q, k=k, v=v: prefill_attention(q, k, v), gpu)
-        printed("prefill_attention", row)
+        kind = getattr(torch, dtype)
+        q, k, v = (torch.empty(2, 4096, h, head_dim, dtype=kind) for h in (32, 8, 8))
+        printed("prefill_attention", lambda q=q, k=k, v=v: prefill_attention(q, k, v), gpu)
         for tile in configurations(find_gpu(gpu).sm, head_dim):
-            (row,) = inspect_launch(
-                lambda tile=tile: call_textbook(head_dim, getattr(torch, dtype), *tile),  # noqa: B023
-                gpu,
-            )
-            printed("textbook", row)
+            printed("textbook", lambda tile=tile: call_textbook(head_dim, kind, *tile), gpu)  # noqa: B023
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ def test_elected_mma_counts_and_a_spin_wait_does_not():
     names = "LDGSTS BRA UMOV UTCHMMA SYNCS BRA IADD3 BRA"
     assert [each.name for each in loop.instructions] == names.split()
     assert loop.multiply_adds == 128 * 256 * 16
+    # One of four warps issues UMOV and UTCHMMA.
+    assert (loop.elected, loop.issue_slots(4)) == (2, 6 * 4 + 2)
 
 
 @pytest.mark.parametrize(("moves", "counts"), [(0, False), (6, False), (7, True)])

@@ -171,10 +171,8 @@ def test_documented_loops_are_the_compiled_ones():
         assert row["limit"]["share_of_peak"] == pytest.approx(float(peak), abs=0.006)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("gpu", ["a100", "h100", "b200", "rtx5090"])
-def test_hot_loop_has_no_more_instructions_per_tile_than_the_textbook_kernel(gpu, head_dim):
+def against_textbook(gpu, head_dim):
+    """Compiled rows of this kernel, and of the tutorial's variants that do not spill."""
     program = Path(__file__).with_name("prefill_textbook.py")
     done = subprocess.run(
         [sys.executable, str(program)],
@@ -185,6 +183,38 @@ def test_hot_loop_has_no_more_instructions_per_tile_than_the_textbook_kernel(gpu
         check=True,
     )
     ours, *textbook = [json.loads(line) for line in done.stdout.splitlines()]
-    best = min(row["per_score"] for row in textbook if row["status"] == "ok" and row["spill_bytes"] == 0)
     assert (ours["kernel"], ours["spill_bytes"]) == ("prefill_attention", 0)
-    assert ours["per_score"] <= best
+    return ours, [row for row in textbook if not row["error"] and row["spill_bytes"] == 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("gpu", ["a100", "h100", "b200", "rtx5090"])
+def test_hot_loop_has_no_more_instructions_per_tile_than_the_textbook_kernel(gpu, head_dim):
+    ours, textbook = against_textbook(gpu, head_dim)
+    plain = [row for row in textbook if not row["tiling"]["warp_specialize"]]
+    assert ours["per_score"] <= min(row["per_score"] for row in plain)
+    # There a warp-specialized variant issues fewer: the page has its figures, and why this kernel is not one.
+    compared = plain if (gpu, head_dim) == ("b200", 128) else textbook
+    assert ours["slots_per_score"] <= min(row["slots_per_score"] for row in compared)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(triton.__version__ != "3.9.0", reason="the page's figures are those of Triton 3.9.0")
+def test_documented_slots_of_the_specialized_textbook_kernel_are_the_compiled_ones():
+    ours, textbook = against_textbook("b200", 128)
+    best = [
+        min(
+            (row for row in textbook if row["tiling"]["warp_specialize"] == specialized),
+            key=lambda row: row["slots_per_score"],
+        )
+        for specialized in (False, True)
+    ]
+    assert [cells[1:] for cells in documented("B200, head_dim 128, bf16", 4)] == [
+        [
+            "{block_m} x {block_n}".format(**row["tiling"]),
+            ", ".join(f"{name} {count} x {warps}" for name, (count, warps) in row["loops"].items()),
+            f"{row['slots_per_score']:.4f}",
+        ]
+        for row in (ours, *best)
+    ]
