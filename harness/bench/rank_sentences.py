@@ -1,4 +1,4 @@
-"""A run of several ranks in sentences: where they run, what each device gives, what is missing."""
+"""A run of several ranks in sentences: where they run, what each rank gives, what is missing."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from ..core.gap import Gap
 from ..core.records import Run
 from ..core.units import number, seconds
 from .rank_tables import collective_name, has_ranks, message_size
-from .scaling import devices_text, one_rank_gap, ranks_by_host, ranks_text, scaling_efficiencies
+from .scaling import one_rank_gap, ranks_by_host, ranks_text, scaling_efficiencies
 
 
 def rank_heading(run: Run) -> Iterator[str]:
@@ -15,25 +15,25 @@ def rank_heading(run: Run) -> Iterator[str]:
     if not has_ranks(run):
         return
     parallelism, hosts = run.parallelism, ranks_by_host(run)
-    text = f"Ranks: {devices_text(run)} ({parallelism.text})"
+    text = f"Ranks: {parallelism.gpus} ({parallelism.text}) on {run.environment['device']['name']}"
     if len(hosts) == 1:
-        text += f" on {next(iter(hosts))}"
+        text += f", host {next(iter(hosts))}"
     elif hosts:
-        text += f" on {len(hosts)} hosts: "
+        text += f", {len(hosts)} hosts: "
         text += "; ".join(f"{ranks_text(ranks)} on {host}" for host, ranks in hosts.items())
     yield text
 
 
 def deployment_price(run: Run) -> str:
-    """What all devices cost per hour, to follow the price of one; empty on one rank or without a price."""
+    """What all ranks cost per hour, to follow the price of one; empty on one rank or without a price."""
     price = run.settings["usd_per_hour"]
     if price is None or not has_ranks(run):
         return ""
-    return f" for each of {run.parallelism.gpus} devices, ${price * run.parallelism.gpus:g} for all"
+    return f" for each of {run.parallelism.gpus} ranks, ${price * run.parallelism.gpus:g} for all"
 
 
 def rank_sentences(run: Run) -> Iterator[str]:
-    """What each device gives at the smallest and the largest batch, and the link between the ranks."""
+    """What each rank gives at the smallest and the largest batch, and the link between the ranks."""
     if not has_ranks(run):
         return
     if run.gaps:
@@ -48,7 +48,7 @@ def _device_sentence(run: Run, gap: Gap) -> str:
         number(1 / (gap.ranks * time_s), 3) for time_s in (gap.input_s_per_token, gap.output_s_per_token)
     )
     text = (
-        f"At batch {gap.batch} and context {gap.context} each of {gap.ranks} devices gives {input_rate} "
+        f"At batch {gap.batch} and context {gap.context} each of {gap.ranks} ranks gives {input_rate} "
         f"input and {output_rate} output tokens/s"
     )
     input_share, output_share = scaling_efficiencies(run, gap)

@@ -49,7 +49,7 @@ def message_size(size_bytes: float) -> str:
     """Bytes of a message as people write them: 8 KiB."""
     for name, unit in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes >= unit:
-            return f"{number(size_bytes / unit)} {name}"
+            return f"{number(size_bytes / unit, 3)} {name}"
     return f"{size_bytes} B"
 
 

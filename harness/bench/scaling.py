@@ -34,9 +34,14 @@ def communication_shares(gap: Gap) -> tuple[float, float]:
 
 
 def devices_text(run: Run) -> str:
-    """The devices of a run, in words: their number where there are several, and their name."""
-    name, ranks = str(run.environment["device"]["name"]), run.parallelism.gpus
-    return f"{ranks} x {name}" if ranks > 1 else name
+    """The devices of a run, in words: their name, and the number of ranks where there are several.
+
+    Several ranks on CPUs may share one.
+    """
+    device, ranks = run.environment["device"], run.parallelism.gpus
+    if ranks == 1:
+        return str(device["name"])
+    return f"{ranks} {'ranks on' if device['kind'] == 'cpu' else 'x'} {device['name']}"
 
 
 def ranks_by_host(run: Run) -> dict[str, list[int]]:

@@ -151,7 +151,7 @@ class Table:
         if any(len(row[0]) > 1 for row in wrapped):
             wrapped = list(_merged(wrapped))
         headings = [
-            _wrapped(column.heading, width, indent="")
+            _wrapped(column.heading, width, indent="", word=r"[^ ]* |[^ ]+")
             for column, width in zip(table.columns, widths, strict=True)
         ]
         grid = tabulate(
@@ -283,15 +283,16 @@ def _min_width(heading: str, cells: Sequence[str]) -> int:
     return max(map(len, (*re.findall(r"[^ -]+-?", heading), *cells)))
 
 
-def _wrapped(text: str, width: int, *, indent: str = " ") -> list[str]:
-    """Lines of at most `width` characters, broken after a space or a slash; longer words after a hyphen too.
+def _wrapped(text: str, width: int, *, indent: str = " ", word: str = r"[^ /]*[ /]|[^ /]+") -> list[str]:
+    """Lines of at most `width` characters, broken after a word; longer words after a hyphen too.
 
-    All but the first are indented, so that no line of a terminal begins with text of a file.
+    A word ends with a space or a slash, or is what the expression `word` says. All lines but the first are
+    indented, so that no line of a terminal begins with text of a file.
     """
     lines, most = [""], width - len(indent)
-    for word in re.findall(r"[^ /]*[ /]|[^ /]+", text):
-        parts = re.findall(rf"[^-]{{0,{most - 1}}}-|[^-]{{1,{most}}}", word)
-        for part in [word] if len(word.rstrip()) <= most else parts:
+    for each in re.findall(word, text):
+        parts = re.findall(rf"[^-]{{0,{most - 1}}}-|[^-]{{1,{most}}}", each)
+        for part in [each] if len(each.rstrip()) <= most else parts:
             if len((lines[-1] + part).rstrip()) > width:
                 lines.append(indent)
             lines[-1] += part

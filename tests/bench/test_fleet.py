@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,7 +215,8 @@ def test_a_folder_of_many_other_files_is_one_line_of_misuse_that_names_a_few():
 def test_a_file_that_is_named_itself_must_be_a_run():
     write("runs/good.json", fleet_run())
     Path("no.json").write_text("{}", encoding="utf-8")
-    assert_misuse(decodetax("report", "runs", "no.json"), "'no.json'", "not a valid run")
+    assert_misuse(decodetax("report", "runs", "no.json"), "decodetax: 'no.json': is not a valid run")
+    assert_misuse(decodetax("report", "runs", "x" * 300), "cannot be read: File name too long")
     Path("runs/no.json").write_text("{}", encoding="utf-8")
     assert_misuse(decodetax("report", "runs", "runs/no.json"), "'runs/no.json'", "not a valid run")
     assert_misuse(decodetax("report", "runs/no.json", "runs"), "'runs/no.json'", "not a valid run")
@@ -332,13 +334,17 @@ def test_all_pictures_of_30_runs_keep_room_for_their_charts():
 def test_hostile_texts_reach_no_markup_and_no_control_character_an_output():
     for name, texts in (("a b", HOSTILE), (CONTROL, (CONTROL,) * len(HOSTILE)), (" ", HOSTILE)):
         write(f"runs/{name}.json", hostile_run(texts))
-    Path(f"runs/{CONTROL} no.json").write_text("{", encoding="utf-8")
+    Path(f"runs/{CONTROL} <b>no.json").write_text("{", encoding="utf-8")
     out = report("runs")
     report("runs", "--html", "r.html", "--markdown", "r.md", "--csv", "tables", "--png", "p")
     texts = {name: Path(name).read_text(encoding="utf-8") for name in ("r.html", "r.md", "tables/fleet.csv")}
     page = texts["r.html"].partition("<main>")[2].partition("<script")[0]
     assert "onerror=alert(1)>" not in page
+    assert "<b>no" not in page
     assert SCRIPT not in texts["r.md"] + page
+    [data] = re.findall(r'id="charts">(.*?)</script>', texts["r.html"], re.DOTALL)
+    names = [trace["name"] for trace in json.loads(data)["fleet-usd"]["data"]]
+    assert all("<" not in name for name in names)
     for text in (out, page, texts["r.md"], texts["tables/fleet.csv"]):
         assert text.replace("\n", "").isprintable()
         assert not [line for line in text.splitlines() if line.startswith("OWNED")]

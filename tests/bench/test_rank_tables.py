@@ -72,24 +72,24 @@ def test_a_run_without_a_price_has_no_dollars_of_a_deployment():
 
 
 def test_a_collective_by_hand():
-    # 512 of 1,024 bytes in 2 us of the slowest rank: 0.512 GB/s and, gathered among 4 ranks, 3/4 of it.
-    case = collective("all_gather", "decode", 512, 4, "bf16")
-    row = collective_row(case, samples_s=(2e-6,) * 3, skew_s=5e-7)
+    # 900 MB in 4 ms of the slowest rank: 225 GB/s and, gathered among 4 ranks, 3/4 of it; NVLink has 450.
+    case = collective("all_gather", "decode", 450_000_000, 4, "bf16")
+    row = collective_row(case, samples_s=(4e-3,) * 3, skew_s=5e-7)
     [found] = shown(rank_tables.collectives_table({"a": rank_run(collectives=[row], device=H100)}))
     assert found == {
         "phase": "decode",
         "collective": "all-gather",
         "ranks": "4",
-        "message": "1 KiB",
+        "message": "858 MiB",
         "provider": "gloo",
-        "median": "2 us",
-        "95% from": "2 us",
-        "to": "2 us",
+        "median": "4 ms",
+        "95% from": "4 ms",
+        "to": "4 ms",
         "samples": "3",
         "rounds": "3",
-        "algorithm GB/s": "0.512",
-        "bus GB/s": "0.384",
-        "of the link": "0%",
+        "algorithm GB/s": "225",
+        "bus GB/s": "169",
+        "of the link": "38%",
         "skew": "0.5 us",
     }
 
@@ -155,6 +155,7 @@ def test_every_table_fits_80_columns_and_each_key_is_unique():
     assert [line for line in text.splitlines() if len(line) > 80] == []
     for title in ("All ranks together", "Collectives: ", "Link between the ranks", "Where an output token's"):
         assert f"\n{title}" in text
+    assert "communication:" in text  # no word of a heading is broken
     for table in run_tables.run_tables({"a": run}, ()):
         keys = [key for column in table.columns for key in column.keys]
         assert len(set(keys)) == len(keys)
@@ -178,12 +179,13 @@ def test_csv_keeps_all_digits_under_names_with_provenance_and_unit():
 
 def test_heading_says_how_many_ranks_of_what_run_where():
     _, ranks, _ = heading(rank_run()).splitlines()
-    assert ranks == "Ranks: 2 x Made-up CPU (TP 2) on one"
+    assert ranks == "Ranks: 2 (TP 2) on Made-up CPU, host one"
     _, ranks, _ = heading(rank_run(hosts=("b", "a", "a", "b", "a"))).splitlines()
-    assert ranks.endswith(" on 2 hosts: 0, 3 on b; 1 to 2, 4 on a")
+    assert ranks.endswith(", 2 hosts: 0, 3 on b; 1 to 2, 4 on a")
     run = rank_run()
     del run.environment["ranks"]
-    assert "Ranks: 2 x Made-up CPU (TP 2)" in heading(run).splitlines()
+    assert "Ranks: 2 (TP 2) on Made-up CPU" in heading(run).splitlines()
+    assert Fleet(runs={"a": rank_run(device=H100)}).title == "1 run on 2 x NVIDIA H100 80GB HBM3"
 
 
 def test_ranks_are_sorted_by_number_and_not_by_name():
@@ -191,7 +193,7 @@ def test_ranks_are_sorted_by_number_and_not_by_name():
 
 
 def test_the_price_of_all_devices_stands_beside_that_of_one():
-    assert "$3.6 per hour for each of 2 devices, $7.2 for all (a list)" in workload(priced(rank_run()))
+    assert "$3.6 per hour for each of 2 ranks, $7.2 for all (a list)" in workload(priced(rank_run()))
     assert "for each" not in workload(run_record(usd_per_hour=3.6))
 
 
@@ -199,8 +201,8 @@ def test_sentences_by_hand():
     found = " ".join(sentences(rank_run()))
     assert "time is 40% weights, 36% KV cache, 12% communication and 12% the rest." in found
     assert (
-        "At batch 1 and context 16 each of 2 devices gives 0.156 input and 0.02 output tokens/s, 62% and 80% "
-        "of one alone (scaling efficiency). At batch 8 and context 16 each of 2 devices gives 0.156 input "
+        "At batch 1 and context 16 each of 2 ranks gives 0.156 input and 0.02 output tokens/s, 62% and 80% "
+        "of one alone (scaling efficiency). At batch 8 and context 16 each of 2 ranks gives 0.156 input "
         "and 0.02 output tokens/s. The link between the ranks has a latency of 50 us at 8 KiB (gloo "
         "all-reduce) and a bus bandwidth of 2.1 GB/s at 16 MiB (gloo all-reduce) (measured)." in found
     )
@@ -259,7 +261,7 @@ def test_charts_leave_collectives_out_and_show_communication_as_a_part():
 
 def test_a_fleet_has_rates_of_the_deployment_and_of_each_device():
     first, *_ = shown(Fleet(runs={"a": priced(rank_run())}).table())
-    assert Fleet(runs={"a": rank_run()}).title == "1 run on 2 x Made-up CPU"
+    assert Fleet(runs={"a": rank_run()}).title == "1 run on 2 ranks on Made-up CPU"
     names = (
         "ranks",
         "TP",
@@ -310,10 +312,24 @@ def test_hostile_hosts_and_providers_become_no_markup_and_no_control_character(t
 
 
 @pytest.mark.parametrize(
-    "ranks", [[], {"0": "a host"}, {"zero": {}}, {"0": {"host": {"name": "a"}}}, {"0": {"host": 1}}, "two"]
+    "ranks",
+    [[], {"0": "a host"}, {"zero": {"host": "a"}}, {"0": {"host": {"name": "a"}}}, {"0": {"host": 1}}, "two"],
 )
 def test_a_file_whose_ranks_are_not_described_is_refused(ranks):
     document = rank_run().to_json()
     document["environment"] = {**document["environment"], "ranks": ranks}
     with pytest.raises(ValueError, match=r"environment"):
         run_of(document)
+
+
+def test_tables_of_ranks_fit_80_columns_whatever_the_figures():
+    case = collective("reduce_scatter", "prefill", 1001 * 513, 3, "bf16")
+    row = collective_row(case, samples_s=(1.2345678e-3,) * 3, skew_s=9.87654e-4, provider="symm-multimem")
+    link = link_row(2**29, 123.4567e-3, provider="symm-multimem")
+    gaps = [deployment_gap(batch=512, context=131072, usd_per_hour=3.6)]
+    gaps[0] = replace(gaps[0], output_parts_s={p: t / 987654.0 for p, t in gaps[0].output_parts_s.items()})
+    run = rank_run(device=H100, collectives=[row, link], gaps=gaps, one_rank_gaps=gaps)
+    for table in rank_tables.rank_tables({"": run}):
+        text = table.text()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "bus GB/s" in " ".join(text.split()) or table.id == "deployment"

@@ -137,6 +137,11 @@ def test_long_headings_are_wrapped():
     assert made.text().splitlines() == ["largest", "  batch", "   that", "   fits", "-------", "      8"]
 
 
+def test_units_of_headings_are_not_broken_after_a_slash():
+    made = Table(columns=(Column("bus GB/s"),), rows=((123456,),))  # 7 characters, as "bus GB/"
+    assert made.text().splitlines()[:2] == ["    bus", "   GB/s"]
+
+
 def test_headings_are_broken_after_hyphens_if_the_table_is_too_wide():
     columns = (*(Column(f"{at} tokens/s") for at in range(6)), Column("break-even batch"))
     wide = Table(title="of words " * 12, columns=columns, rows=((*[10**7] * 6, 8),)).text().splitlines()
