@@ -99,7 +99,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("my_kernel", "my_gluon_kernel"):
         sys.modules.pop(name, None)
-    shutil.copytree(ROOT / "docs" / "runs", "docs/runs")
+    for place in ("docs/runs", "DIR"):
+        shutil.copytree(ROOT / "docs" / "runs", place)
     for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
         shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
     Path("path/to").mkdir(parents=True)
