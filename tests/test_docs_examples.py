@@ -58,8 +58,13 @@ def runnable():
     return [
         pytest.param(command, marks=[pytest.mark.slow] if command.split()[1] in SLOW else [])
         for command in shown()
-        if not names_alone(command)
+        if not names_alone(command) and not starts_ranks(command)
     ]
+
+
+def starts_ranks(command):
+    """Whether a run starts processes, which know no model of these tests; tests of ranks have such runs."""
+    return command.split()[1] == "run" and "-parallel" in command
 
 
 def block(page, mark):
@@ -103,6 +108,7 @@ def folder(tmp_path, monkeypatch):
         shutil.copytree(ROOT / "docs" / "runs", place)
     for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
         shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
+    shutil.copytree("docs/runs", "DIR")
     Path("path/to").mkdir(parents=True)
     write_config(tmp_path / "path" / "to")
     Path("my_kernel.py").write_text(block("docs/extending.md", "_product_kernel"), encoding="utf-8")
