@@ -1,7 +1,7 @@
 """Groups of ranks that exchange, and steps that all ranks take together or not at all."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +13,10 @@ from ..core.record_fields import Status
 from .ranks import Ranks
 from .runner import Blocked, explain
 
+LEAVE_AFTER_S = 0.25
+"""Seconds from a rank's error until it leaves gloo's groups. Others then run into the same error before they
+get the one of a rank that has left."""
+
 _Value = TypeVar("_Value")
 
 
@@ -21,26 +25,36 @@ class Group:
     """The ranks that exchange with this one.
 
     Attributes:
-        process_group: torch's group of them.
+        made: torch's groups by size. Nothing else may hold them: gloo closes the connections of a group
+            when it is freed.
         rank: this one's number among them.
         size: number of them.
         device: device of this rank's tensors.
         hosts, gpus: host of each, and torch's index of its GPU there; None on CPUs.
     """
 
-    process_group: Any
+    made: Mapping[int, Any]
     rank: int
     size: int
     device: torch.device
     hosts: Sequence[str]
     gpus: Sequence[int | None]
 
+    @property
+    def process_group(self) -> Any:
+        """Torch's group."""
+        return self.made[self.size]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """Why a rank could not take a step, and the seconds from its begin until then."""
+    """Why a rank could not take a step, the seconds that it took, and when that was.
+
+    Hosts have almost the same time of day. Errors that follow from another rank's are later than it.
+    """
 
     after_s: float
+    time_of_day_s: float
     status: Status
     reason: str
 
@@ -70,8 +84,9 @@ class Groups:
     def of(self, size: int) -> Group:
         """This rank's group of a size that divides the number of ranks."""
         first = self.ranks.rank // size * size
+        self._torch_group(size)
         return Group(
-            process_group=self._torch_group(size),
+            made=self._made,
             rank=self.ranks.rank - first,
             size=size,
             device=self.ranks.device.torch_device,
@@ -90,7 +105,7 @@ class Groups:
     def together(self, step: Callable[[], _Value], *, first: bool = False) -> list[_Value]:
         """Take a step on all ranks; what it returned on each.
 
-        Where a rank fails, the others may wait for it in the step: over gloo they get an error at once.
+        Where a rank fails, others may wait for it in the step: over gloo they soon get an error.
 
         Args:
             step: what to do; may exchange data.
@@ -104,18 +119,28 @@ class Groups:
             value = step()
         except Exception as error:  # noqa: BLE001  (a provider may raise anything; the run goes on)
             status, reason = (error.status, error.reason) if isinstance(error, Blocked) else explain(error)
-            failure = _Failure(after_s=time.perf_counter() - start_s, status=status, reason=reason)
-            self._leave()
-        outcomes = self.ranks.gather_everywhere((value, failure))
+            failure = _Failure(
+                after_s=time.perf_counter() - start_s,
+                time_of_day_s=time.time(),
+                status=status,
+                reason=reason,
+            )
+        limit_s = self.ranks.timeout_s
+        late_s = 1 + 0.1 * limit_s  # behind this rank
+        if failure is not None:
+            self._leave(after_s=LEAVE_AFTER_S)
+            if failure.after_s >= limit_s:
+                limit_s = 0.0  # the others have waited as long
+        outcomes = self.ranks.gather_everywhere((value, failure), limit_s=limit_s + late_s)
         failures = {rank: found for rank, (_, found) in enumerate(outcomes) if found is not None}
         if failures:
-            self._leave()
+            self._leave(after_s=0)
             raise self._blocked(failures, first=first)
         return [found for found, _ in outcomes]  # type: ignore[misc]
 
     def _blocked(self, failures: dict[int, _Failure], *, first: bool) -> Exception:
         """What a step's failures mean: that of the rank which failed first is the cause of the others."""
-        rank, cause = min(failures.items(), key=lambda item: item[1].after_s)
+        rank, cause = min(failures.items(), key=lambda item: item[1].time_of_day_s)
         hung = cause.after_s >= self.ranks.timeout_s
         if hung and self.ranks.device.kind != "cpu":
             return self.ranks.lost_error(cause.reason)  # the stream will never be idle again
@@ -125,13 +150,15 @@ class Groups:
             return Blocked("unsupported" if lacks_it else cause.status, cause.reason)
         return Blocked(cause.status, f"rank {rank}: {cause.reason}")
 
-    def _leave(self) -> None:
-        """Leave gloo's groups, which do not work any longer; later steps make new ones.
+    def _leave(self, *, after_s: float) -> None:
+        """Leave gloo's groups, which no longer work; later steps make new ones.
 
         Ranks that wait in one get an error.
         """
-        while self._made and self.ranks.device.kind == "cpu":
-            self._dist.destroy_process_group(self._made.popitem()[1])
+        if self._made and self.ranks.device.kind == "cpu":
+            time.sleep(after_s)
+            while self._made:
+                self._dist.destroy_process_group(self._made.popitem()[1])
 
     def _torch_group(self, size: int) -> Any:
         if size not in self._made:

@@ -95,14 +95,20 @@ class Backend:
 
     def bind(self, case: Collective, group: Group, x: Tensor, memory: Tensor) -> Exchange:
         """The calls of torch.distributed; an all-reduce finds the input in its output."""
-        among, outputs = group.process_group, memory.unbind()
+        outputs = memory.unbind()
         if case.kind == "all_reduce":
-            calls = [functools.partial(self.dist.all_reduce, out, group=among) for out in outputs]
+
+            def reduce(out: Tensor) -> None:
+                self.dist.all_reduce(out, group=group.process_group)
+
+            calls = [functools.partial(reduce, out) for out in outputs]
             return Exchange(calls=calls, outputs=outputs, restore=lambda: memory.copy_(x))
-        run = getattr(self.dist, self._function(case.kind))
-        return Exchange(
-            calls=[functools.partial(run, out, x, group=among) for out in outputs], outputs=outputs
-        )
+        function = getattr(self.dist, self._function(case.kind))
+
+        def run(out: Tensor) -> None:
+            function(out, x, group=group.process_group)
+
+        return Exchange(calls=[functools.partial(run, out) for out in outputs], outputs=outputs)
 
     def _function(self, kind: str) -> str:
         """Name of the function for tensors; PyTorch 2.13 has renamed two of three."""

@@ -198,8 +198,12 @@ class Ranks:
         values = self.gather_everywhere(value)
         return values if self.rank == 0 else None
 
-    def gather_everywhere(self, value: _Value) -> list[_Value]:
+    def gather_everywhere(self, value: _Value, *, limit_s: float | None = None) -> list[_Value]:
         """The values of all ranks in their order, on every rank.
+
+        Args:
+            value: of this rank; can be pickled.
+            limit_s: seconds to wait for the others; None means `timeout_s`.
 
         Raises:
             RankLostError: a rank was lost.
@@ -207,11 +211,11 @@ class Ranks:
         payload = _packed(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         own = torch.tensor([payload.numel()])
-        self._finish(dist.all_gather(sizes, own, group=self._group, async_op=True))
+        self._finish(dist.all_gather(sizes, own, group=self._group, async_op=True), limit_s)
         padded = torch.zeros(max(map(int, sizes)), dtype=torch.uint8)
         padded[: payload.numel()] = payload
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        self._finish(dist.all_gather(found, padded, group=self._group, async_op=True))
+        self._finish(dist.all_gather(found, padded, group=self._group, async_op=True), limit_s)
         return [_unpacked(each[: int(size)]) for each, size in zip(found, sizes, strict=True)]
 
     def barrier(self) -> None:

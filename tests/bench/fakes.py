@@ -49,9 +49,10 @@ class FakeDevice:
     def free_bytes(self):
         return self._free_bytes
 
-    def time_each(self, calls):
-        samples = []
+    def time_each(self, calls, *, before=lambda: None, limit_s=None):
+        self.limit_s, samples = limit_s, []
         for call in calls:
+            before()
             call()
             parts = self.captured if getattr(call, "is_replay", False) else [call]
             samples.append(sum(self._seconds_of(part) for part in parts))
