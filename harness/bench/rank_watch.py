@@ -74,6 +74,11 @@ class Watch:
         self._parent = os.getppid()
         threading.Thread(target=self._run, name="decodetax-ranks", daemon=True).start()
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether the process that started this one has ended."""
+        return os.getppid() != self._parent
+
     def disarm(self) -> None:
         """From here on signals no longer interrupt: what is left is to write and print."""
         self._armed = False
@@ -129,7 +134,7 @@ class Watch:
     def _over(self) -> bool:
         """Whether the run is over, or what started this rank is gone."""
         try:
-            return os.getppid() != self._parent or (self.rank > 0 and self.store.check([OVER]))
+            return self.orphaned or (self.rank > 0 and self.store.check([OVER]))
         except _BROKEN_STORE:
             return True
 

@@ -81,7 +81,7 @@ class Ranks:
         self.peers: list[Peer] = []
         self._messages, self._group = 0, None
         self._reports: dict[int, Report] | None = None
-        self._loss: RankLostError | None = None
+        self._loss: FailureError | None = None
         self.watch = Watch(_store("run"), rank, lambda: self._messages)
 
     @classmethod
@@ -229,7 +229,7 @@ class Ranks:
             dist.all_reduce(here, group=self._group, async_op=True), most_pause_s=LONGEST_BARRIER_PAUSE_S
         )
 
-    def lost_error(self, reason: str) -> RankLostError:
+    def lost_error(self, reason: str) -> FailureError:
         """The error of the rank that is to blame for a message that failed; on others than rank 0, rank 0.
 
         Args:
@@ -239,7 +239,7 @@ class Ranks:
             return RankLostError(0, self._host(0), "was lost")
         return self.loss() or self._behind(reason)
 
-    def loss(self) -> RankLostError | None:
+    def loss(self) -> FailureError | None:
         """Ends the other ranks; the error of one that had failed, had died or was stopped, if there is one.
 
         It is called on rank 0 once no more is measured. A process on this host that does not answer is
@@ -251,7 +251,10 @@ class Ranks:
             self._loss = self._blamed(self._reports)
         return self._loss
 
-    def _blamed(self, reports: Mapping[int, Report]) -> RankLostError | None:
+    def _blamed(self, reports: Mapping[int, Report]) -> FailureError | None:
+        """The error of the rank that ended first, as far as its report, or the lack of one, tells."""
+        if self.watch.orphaned:
+            return FailureError("the process that started the ranks ended")
         for rank, report in sorted(reports.items()):
             if report.kind == "failed":
                 return RankLostError(rank, self._host(rank), f"failed: {report.text}")
