@@ -59,11 +59,10 @@ WARM_UP_CALLS, BLOCK_SAMPLES = 5, 50
 """Calls between two decisions of rank 0 in the warm-up, and most samples between two."""
 
 
-def link_collectives(ranks: int, device_kind: str, *, quick: bool) -> tuple[Collective, ...]:
-    """All-reduces of messages of growing size, which measure the link between ranks; none for one rank."""
+def link_collectives(ranks: int, sizes: Sequence[int]) -> tuple[Collective, ...]:
+    """All-reduces of messages of these bytes, which measure the link between ranks; none for one rank."""
     if ranks == 1:
         return ()
-    sizes = (QUICK_LINK_BYTES if quick else LINK_BYTES)[device_kind]
     width = DTYPES[LINK_DTYPE].itemsize
     return tuple(collective("all_reduce", "link", size // width, ranks, LINK_DTYPE) for size in sizes)
 

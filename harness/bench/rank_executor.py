@@ -14,15 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ..core.arena import Arena, memory_bytes
+from ..core.arena import Arena
 from ..core.cases import Case
 from ..core.collectives import Collective, CollectiveRow
-from ..core.parallelism import ONE_GPU
-from ..core.record_fields import Status
+from ..core.errors import FailureError
 from ..core.records import Ceiling, Roof, Row, Run
-from ..core.sweep import Sweep, cases_of, collectives_of
-from ..core.timed_model import TimedModel
-from ..core.work import ELEMENT_BYTES
+from ..core.sweep import cases_of, collectives_of
 from .case_groups import TIME_OVER, CaseGroup, Kernels
 from .ceilings import measure_ceilings, time_again
 from .collective_groups import Groups
@@ -30,13 +27,13 @@ from .collective_providers import providers_of
 from .collectives import link_collectives, run_collective
 from .load import LoadPoint, load_point
 from .providers import Provider, user_providers
-from .ranks import RankLostError, Ranks
+from .rank_merging import merged_row, one_rank_sweep, slowest_ceiling
+from .ranks import Ranks
 from .run_settings import Settings
 from .runner import Bench, arena_of, run_case
 from .timer import Budget
 
 NO_ROOF = Roof(flop_per_s=None, bandwidth_bytes_per_s=None)
-WORST_FIRST: Sequence[Status] = ("failed", "skipped", "unsupported")
 
 
 @dataclass
@@ -221,11 +218,10 @@ class AllRanks:
 
     Args:
         ranks: the ranks.
-        quick: whether the link's ceilings have few message sizes.
     """
 
-    def __init__(self, ranks: Ranks, *, quick: bool) -> None:
-        self.device, self._ranks, self._quick = ranks.device, ranks, quick
+    def __init__(self, ranks: Ranks) -> None:
+        self.device, self._ranks = ranks.device, ranks
         self._share, self._ended = Share(ranks), False
 
     def arena(self, settings: Settings, dtype: str) -> Arena:
@@ -252,7 +248,7 @@ class AllRanks:
         self._share.bench = bench
         collectives = (
             *collectives_of(model, sweep),
-            *link_collectives(self._ranks.size, self.device.kind, quick=self._quick),
+            *link_collectives(self._ranks.size, settings.link_bytes),
         )
         found: list[CaseGroup] = [
             Kernels(cases_of(model, sweep), result.rows, self.run_case),
@@ -284,7 +280,7 @@ class AllRanks:
         """What the cores and all ranks on this host have done up to now; None after an error."""
         points: list[LoadPoint] = []
         if not self._ended:
-            with contextlib.suppress(RankLostError):
+            with contextlib.suppress(FailureError):
                 points = self._on_all(ReadLoad())
         peers = self._ranks.peers
         here = [point for point, peer in zip(points, peers, strict=False) if peer.host == peers[0].host]
@@ -298,7 +294,7 @@ class AllRanks:
 
     def close(self) -> None:
         """End all ranks after a complete run."""
-        with contextlib.suppress(RankLostError):
+        with contextlib.suppress(FailureError):
             self._on_all(End())
             self._ranks.watch.disarm()
             self._ranks.close()
@@ -358,53 +354,3 @@ class _Collectives:
 
     def _rows_of(self, case: Collective) -> dict[str, CollectiveRow]:
         return {row.provider: row for row in self.rows if row.case == case}
-
-
-def one_rank_sweep(model: TimedModel, sweep: Sweep, free_bytes: int) -> Sweep | None:
-    """The batches that one device can decode: it holds all weights, all caches and the largest case.
-
-    None if there is no such batch.
-    """
-    weights = model.parameters * ELEMENT_BYTES[sweep.dtype]
-
-    def needed(batch: int) -> float:
-        tokens = [alone.output_token(model, batch, context) for context in alone.contexts]
-        caches = [
-            sum(use.times * use.case.work().bytes_read for use in token.uses if use.case in token.attentions)
-            for token in tokens
-        ]
-        return weights + max(caches) + max(map(memory_bytes, (*tokens[0].matmuls, *tokens[-1].attentions)))
-
-    alone = replace(sweep, parallelism=ONE_GPU)
-    batches = tuple(batch for batch in sweep.batches if needed(batch) <= free_bytes)
-    return replace(alone, batches=batches) if batches else None
-
-
-def slowest_ceiling(ceilings: Sequence[Ceiling]) -> Ceiling:
-    """The ceiling of the rank with the lowest rate; one without a rate, with its rank in the reason."""
-    for rank, ceiling in enumerate(ceilings):
-        if ceiling.rate is None:
-            shared = all(other.reason == ceiling.reason for other in ceilings)
-            return ceiling if shared else replace(ceiling, reason=f"rank {rank}: {ceiling.reason}")
-    return min(ceilings, key=lambda ceiling: ceiling.rate or 0.0)
-
-
-def merged_row(rows: Sequence[Row]) -> Row:
-    """The row of all ranks, of one round.
-
-    If all are ok, it is that of the slowest rank, with the median seconds of each and the largest error. A
-    rank that was not ok decides otherwise.
-    """
-    for status in WORST_FIRST:
-        for rank, row in enumerate(rows):
-            if row.status == status:
-                shared = all(other.reason == row.reason for other in rows)
-                return row if shared else replace(row, reason=f"rank {rank}: {row.reason}")
-    medians_s = tuple(row.time_s.median for row in rows)
-    slowest = rows[medians_s.index(max(medians_s))]
-    return replace(
-        slowest,
-        relative_error=max(row.relative_error or 0.0 for row in rows),
-        throttle_reasons=tuple(dict.fromkeys(reason for row in rows for reason in row.throttle_reasons)),
-        ranks_s=(medians_s,),
-    )

@@ -341,13 +341,8 @@ def device_of_rank(argument: str, *, cuda: Any = torch.cuda) -> Device:
     """The device of this rank, as `--device` names it for all: auto, cpu or cuda, each with its own GPU.
 
     Raises:
-        UsageError: another word, one GPU for all, or more ranks on this machine than GPUs.
+        UsageError: another word, or more ranks on this machine than GPUs.
     """
-    if argument.startswith("cuda:"):
-        raise UsageError(
-            f"--device: {argument!r} is one GPU, but each rank has its own; cuda gives rank N of a machine "
-            "its GPU N"
-        )
     count, ranks = cuda.device_count() if cuda.is_available() else 0, local_size()
     if argument == "cpu" or (argument == "auto" and count == 0):
         return open_device("cpu", sharers=ranks)
@@ -355,9 +350,8 @@ def device_of_rank(argument: str, *, cuda: Any = torch.cuda) -> Device:
         raise UsageError(
             f"--device: {ranks} ranks on this machine need as many GPUs, torch finds {count} here; cpu works"
         )
-    return open_device(
-        argument if argument not in ("auto", "cuda") or not count else f"cuda:{local_rank()}", cuda=cuda
-    )
+    own_gpu = count > 0 and argument in ("auto", "cuda")
+    return open_device(f"cuda:{local_rank()}" if own_gpu else argument, cuda=cuda)
 
 
 def local_size() -> int:

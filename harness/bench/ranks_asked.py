@@ -8,21 +8,28 @@ from ..core.errors import UsageError
 from ..core.parallelism import ONE_GPU, Parallelism
 from ..core.rank_process import rank_and_size
 from ..core.run_file import read_run
-from ..core.timed_model import TimedModel
+from ..core.timed_model import TimedModel, load_timed_model
+
+SMALLEST_DEFAULT = "llama-3.2-1b"
+"""The default model with the fewest heads."""
 
 
-def ranks_to_start(asked: dict[str, Any], resume: Path | None) -> int:
+def ranks_to_start(device: str, asked: dict[str, Any], resume: Path | None) -> int:
     """The ranks that this process starts; 1 if it runs alone, or is a rank that torchrun started.
 
     Raises:
-        UsageError: the options contradict one another, or the file to continue is not a run.
+        UsageError: the options do not fit several ranks, or the file to continue is not a run.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return 1
     if resume is not None:
         return read_run(resume).parallelism.gpus
     size = asked["tensor_parallel"] or asked["expert_parallel"] or 1
-    return parallelism_of(size, asked).gpus
+    parallelism = parallelism_of(size, asked)
+    if parallelism != ONE_GPU:
+        require_for_ranks(device, asked)
+        require_shares(load_timed_model(asked["model"] or SMALLEST_DEFAULT), parallelism)
+    return parallelism.gpus
 
 
 def parallelism_asked(asked: dict[str, Any]) -> Parallelism:
@@ -50,6 +57,25 @@ def parallelism_of(size: int, asked: dict[str, Any]) -> Parallelism:
             f"--tensor-parallel: must divide the number of ranks that torchrun started, {size}, was {tensor}"
         )
     return Parallelism(tensor_parallel=tensor, data_parallel=size // tensor, expert_parallel=expert or 1)
+
+
+def require_for_ranks(device: str, asked: dict[str, Any]) -> None:
+    """Require that no option asks for one GPU, or for what one rank alone measures.
+
+    Raises:
+        UsageError: one does.
+    """
+    if device.startswith("cuda:"):
+        raise UsageError(
+            f"--device: {device!r} is one GPU, but each rank has its own; cuda gives rank N of a machine "
+            "its GPU N"
+        )
+    if asked["whole_model"] not in (None, "none"):
+        raise UsageError(
+            f"--whole-model: {asked['whole_model']} is measured on one rank only; leave it out or choose none"
+        )
+    if asked["counters"]:
+        raise UsageError("--counters: are read on one rank only; leave it out with several ranks")
 
 
 def require_shares(model: TimedModel, parallelism: Parallelism) -> None:

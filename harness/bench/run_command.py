@@ -84,14 +84,14 @@ RANKS_LIMIT = 2
 )
 @options.option(
     "--tensor-parallel",
-    options.SIZE,
+    options.GPUS,
     "N",
     "Ranks that share each layer, each on a GPU of its own or on a part of the CPU's cores; they are started "
     "here, by PyTorch's torchrun.  [default: 1; under torchrun all its ranks]",
 )
 @options.option(
     "--expert-parallel",
-    options.SIZE,
+    options.GPUS,
     "N",
     "Ranks that the routed experts are divided among. Without --tensor-parallel, each of N ranks decodes "
     "sequences of its own.  [default: 1]",
@@ -147,7 +147,7 @@ def run_command(
     from .ranks_asked import ranks_to_start
     from .run_writer import RunWriter, locked_run
 
-    number, here = ranks_to_start(asked, resume), rank_and_size()
+    number, here = ranks_to_start(device, asked, resume), rank_and_size()
     if number > 1 or here is not None:
         quiet_torch()
     if number > 1:
@@ -206,7 +206,7 @@ def _executor(
         return contextlib.nullcontext(OneProcess(device))
     from .run_on_ranks import joined
 
-    return joined(device, result, writer, timeout_s=asked["collective_timeout"], quick=asked["quick"])
+    return joined(device, result, writer, timeout_s=asked["collective_timeout"])
 
 
 class _Printing:
@@ -286,13 +286,13 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
     from ..core.timed_model import load_timed_model
 
     model = load_timed_model(asked["model"]) if asked["model"] is not None else None
-    from .ranks_asked import parallelism_asked, require_shares
+    from .ranks_asked import parallelism_asked, require_for_ranks, require_shares
     from .run_settings import Settings
 
     parallelism = parallelism_asked(asked)
     several = parallelism.gpus > 1
     if several:
-        _require_for_ranks(asked)
+        require_for_ranks(device, asked)
     opened = _opened(device)
     gpu, quick = opened.kind == "cuda", asked["quick"]
     model = model or load_timed_model("llama-3.1-8b" if gpu else "llama-3.2-1b")
@@ -312,8 +312,16 @@ def _begun(device: str, resume: Path | None, asked: dict[str, Any]) -> "tuple[Se
         counters=asked["counters"],
         whole_model=asked["whole_model"] or ("none" if quick or several else "measure"),
         parallelism=parallelism,
+        link_bytes=_link_bytes(opened.kind, quick=quick) if several else (),
     )
     return settings, opened, None
+
+
+def _link_bytes(device_kind: str, *, quick: bool) -> tuple[int, ...]:
+    """Sizes of the messages that measure the link between ranks."""
+    from .collectives import LINK_BYTES, QUICK_LINK_BYTES
+
+    return tuple((QUICK_LINK_BYTES if quick else LINK_BYTES)[device_kind])
 
 
 def _opened(device: str) -> "Device":
@@ -327,20 +335,6 @@ def _opened(device: str) -> "Device":
     from .device import open_device
 
     return open_device(device)
-
-
-def _require_for_ranks(asked: dict[str, Any]) -> None:
-    """Require that no option asks for what one rank alone measures.
-
-    Raises:
-        UsageError: one does.
-    """
-    if asked["whole_model"] not in (None, "none"):
-        raise UsageError(
-            f"--whole-model: {asked['whole_model']} is measured on one rank only; leave it out or choose none"
-        )
-    if asked["counters"]:
-        raise UsageError("--counters: are read on one rank only; leave it out with several ranks")
 
 
 def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":

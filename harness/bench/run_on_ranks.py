@@ -10,16 +10,14 @@ from ..core.rank_process import end_process, leave_note
 from ..core.records import Run
 from .device import Device
 from .rank_executor import AllRanks, follow
-from .ranks import RankLostError, Ranks, device_of_rank, report_failure
+from .ranks import Ranks, device_of_rank, report_failure
 from .run_writer import RunWriter
 
 STUCK = "rank 0 did not return from a call after a signal"
 
 
 @contextlib.contextmanager
-def joined(
-    device: Device, result: Run, writer: RunWriter, *, timeout_s: float, quick: bool
-) -> Iterator[AllRanks]:
+def joined(device: Device, result: Run, writer: RunWriter, *, timeout_s: float) -> Iterator[AllRanks]:
     """Join the other ranks as rank 0, and end them afterwards; each rank's environment goes into the run.
 
     Afterwards signals no longer interrupt this process, so that it writes and prints what was measured.
@@ -29,7 +27,6 @@ def joined(
         result: the run, which is kept whatever happens.
         writer: writes it.
         timeout_s: seconds after which a rank that does not answer is lost.
-        quick: whether the run is a quick one.
 
     Raises:
         RankLostError: not all ranks joined.
@@ -49,7 +46,7 @@ def joined(
         end_process(FAILED)
 
     ranks.watch.at_forced_end = end_at_once
-    executor = AllRanks(ranks, quick=quick)
+    executor = AllRanks(ranks)
     try:
         yield executor
     finally:
@@ -69,7 +66,7 @@ def follow_rank_0(device: str, timeout_s: float) -> int:
     try:
         with options.user_code():
             follow(ranks)
-    except RankLostError:
+    except FailureError:
         return FAILED
     except Exception as error:  # noqa: BLE001  (rank 0 says it, whatever it is)
         ranks.watch.report("failed", one_line(error))

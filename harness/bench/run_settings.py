@@ -47,6 +47,7 @@ class Settings:
         counters: whether to read hardware counters after the timing.
         whole_model: whether all layers are measured in one forward, and a peer beside them.
         parallelism: how ranks share the model.
+        link_bytes: sizes of the messages that measure the link between ranks; empty on one rank.
     """
 
     model: TimedModel
@@ -62,6 +63,7 @@ class Settings:
     counters: bool = False
     whole_model: WholeModelOption = "none"
     parallelism: Parallelism = ONE_GPU
+    link_bytes: tuple[Size, ...] = ()
 
     @property
     def ceiling_limit_s(self) -> float:

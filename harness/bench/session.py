@@ -95,7 +95,7 @@ def begin(settings: Settings, device: Device) -> Run:
     price, price_source = _price(settings, gpu)
     options = to_builtins(settings)
     if settings.parallelism == ONE_GPU:
-        del options["parallelism"]
+        del options["parallelism"], options["link_bytes"]
     return Run(
         environment=describe(device),
         settings={
