@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from msgspec import UnsetType
@@ -17,11 +18,19 @@ from .run_columns import (
     MEASURED,
     Rows,
     Runs,
+    bounds,
     gigabytes,
+    interval_column,
     table_of_runs,
     two_decimals,
 )
-from .scaling import communication_shares, link_bytes_per_s, one_rank_gap, scaling_efficiencies
+from .scaling import (
+    communication_shares,
+    link_bytes_per_s,
+    one_rank_gap,
+    scaling_efficiencies,
+    scaling_intervals,
+)
 
 RANKS_RATIO = Column("slowest over fastest rank", "", MEASURED, two_decimals, wide=True)
 
@@ -76,6 +85,8 @@ def deployment_table(runs: Runs) -> Table:
         Column("communication, output", "output_communication_share", MEASURED, percent),
         Column("scaling efficiency, input", "input_scaling_efficiency", MEASURED, percent),
         Column("scaling efficiency, output", "output_scaling_efficiency", MEASURED, percent),
+        _percent_interval("input"),
+        _percent_interval("output"),
         Column("one rank, input tokens/s", "one_rank_input_tokens_per_s", MEASURED, wide=True),
         Column("one rank, output tokens/s", "one_rank_output_tokens_per_s", MEASURED, wide=True),
         Column("one rank, gap", "one_rank_gap", MEASURED, two_decimals, wide=True),
@@ -92,11 +103,18 @@ def deployment_table(runs: Runs) -> Table:
                 dollars[0], dollars[0] and dollars[0] / gap.ranks,
                 dollars[1], dollars[1] and dollars[1] / gap.ranks,
                 *communication_shares(gap), *scaling_efficiencies(run, gap),
+                *map(bounds, scaling_intervals(run, gap)),
                 *((None,) * 3 if one is None else
                   (1 / one.input_s_per_token, 1 / one.output_s_per_token, one.gap)),
             )  # fmt: skip
 
     return table_of_runs(runs, "deployment", "All ranks together, and each device", columns, rows)
+
+
+def _percent_interval(side: str) -> Column:
+    """The column of the interval of a scaling efficiency."""
+    name = f"scaling efficiency, {side}"
+    return replace(interval_column(name, f"{side}_scaling_efficiency"), show=percent)
 
 
 def collectives_table(runs: Runs) -> Table:

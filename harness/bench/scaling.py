@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ..core.errors import printable
-from ..core.gap import Gap
+from ..core.gap import Gap, Interval, Intervals
 from ..core.gpus import gpu_of_device
 from ..core.records import Run
 
@@ -24,6 +24,23 @@ def scaling_efficiencies(run: Run, gap: Gap) -> tuple[float | None, float | None
         one.input_s_per_token / (gap.ranks * gap.input_s_per_token),
         one.output_s_per_token / (gap.ranks * gap.output_s_per_token),
     )
+
+
+def scaling_intervals(run: Run, gap: Gap) -> Intervals:
+    """The intervals of `scaling_efficiencies`, as wide as both runs' 95% intervals allow; None if unknown."""
+    one = one_rank_gap(run, gap)
+    if one is None:
+        return None, None
+    return (
+        _ratio(one.input_s_per_token_interval, gap.input_s_per_token_interval, gap.ranks),
+        _ratio(one.output_s_per_token_interval, gap.output_s_per_token_interval, gap.ranks),
+    )
+
+
+def _ratio(one: Interval | None, all_ranks: Interval | None, ranks: int) -> Interval | None:
+    if one is None or all_ranks is None:
+        return None
+    return Interval(low=one.low / all_ranks.high / ranks, high=one.high / all_ranks.low / ranks)
 
 
 def communication_shares(gap: Gap) -> tuple[float, float]:

@@ -198,7 +198,7 @@ def measured_facts(run: Run) -> Facts:
 
 def _devices(run: Run) -> str:
     name, ranks = run.environment["device"]["name"], run.parallelism.gpus
-    return f"{ranks} x {name} ({run.parallelism.text})" if ranks > 1 else str(name)
+    return f"{ranks} ranks ({run.parallelism.text}) of {name}" if ranks > 1 else str(name)
 
 
 def _roof_doubt(run: Run) -> str:

@@ -16,10 +16,11 @@ from decodetax.harness.bench.report_command import markdown_report, run_text
 from decodetax.harness.bench.scaling import link_bytes_per_s, ranks_by_host, ranks_text
 from decodetax.harness.bench.summary import failures, heading, missing_from, sentences, workload
 from decodetax.harness.core.collectives import collective
+from decodetax.harness.core.gap import Interval
 from decodetax.harness.core.run_file import run_of
 from hand_made import GPU, SMALL_MATMUL, decodetax, failed_row, gap, run_record
 from rank_runs import collective_row, deployment_gap, failed_collective, link_row, rank_run
-from report_runs import CONTROL, HOSTILE, SCRIPT, whole_run
+from report_runs import CONTROL, HOSTILE, SCRIPT, whole_run, with_intervals
 
 H100 = {**GPU, "name": "NVIDIA H100 80GB HBM3"}
 
@@ -58,12 +59,23 @@ def test_the_deployment_by_hand():
         "communication, output": "12%",
         "scaling efficiency, input": "62%",
         "scaling efficiency, output": "80%",
+        "95% interval, scaling efficiency, input": "-",
+        "95% interval, scaling efficiency, output": "-",
         "one rank, input tokens/s": "0.25",
         "one rank, output tokens/s": "0.025",
         "one rank, gap": "10.00",
     }
     assert second["batch"] == "8"
     assert {second[name] for name in second if "scaling" in name or "one rank" in name} == {"-"}
+
+
+def test_the_interval_of_a_scaling_efficiency_reaches_as_far_as_both_intervals_allow():
+    # 20 to 30 s on 2 ranks and 36 to 48 s on one: 36 / (2 x 30) to 48 / (2 x 20); no interval of an input.
+    found = deployment_gap(output_s_per_token_interval=Interval(low=20.0, high=30.0))
+    run = rank_run(gaps=[found], one_rank_gaps=[with_intervals()])
+    [row] = shown(rank_tables.deployment_table({"a": run}))
+    assert row["95% interval, scaling efficiency, output"] == "60% to 120%"
+    assert row["95% interval, scaling efficiency, input"] == "-"
 
 
 def test_a_run_without_a_price_has_no_dollars_of_a_deployment():

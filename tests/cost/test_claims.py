@@ -216,7 +216,7 @@ def test_rejects_wrong_input_in_one_line(arguments, fragments):
 def test_a_run_of_ranks_is_checked_with_the_whole_model_and_the_rates_of_a_rank():
     run = rank_run()
     facts = measured_facts(run)
-    assert facts.where == "tiny on 2 x Made-up CPU (TP 2)"
+    assert facts.where == "tiny on 2 ranks (TP 2) of Made-up CPU"
     assert facts.model.parameters == TINY.language_model().parameters
     # Every row takes 1 ms: a rank's layer at batch 1 moves its bytes in that time, of a roof of 1 TB/s.
     layer = next(row for row in run.rows if row.case.id.startswith("decode/layer"))
@@ -235,7 +235,7 @@ def test_layers_of_replicas_stand_for_the_batch_of_all(tmp_path):
     path.write_text(json.dumps(rank_run().to_json()), encoding="utf-8")
     outcome = decodetax("claims", path)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "measured for tiny on 2 x Made-up CPU (TP 2):" in outcome.out
+    assert "measured for tiny on 2 ranks (TP 2) of Made-up CPU:" in outcome.out
     outcome = decodetax(
         "price", "--model", "gpt-4o-2024-08-06", "--input", "5", "--output", "7", "--run", path
     )
