@@ -12,11 +12,11 @@ class FakeCuda:
     capture until `_cuda_endAllocateToPool`. A capture of no kernel warns.
     """
 
-    def __init__(self, *, count=1, no_gpu=None, elapsed_ms=2.0, free_bytes=123, **properties):
+    def __init__(self, *, count=1, no_gpu=None, elapsed_ms=2.0, free_bytes=123, looks=0, **properties):
         self.log, self.slept_cycles, self.pools_in_capture = [], [], []
         self.memory = types.SimpleNamespace(_cuda_endAllocateToPool=self._end_allocate_to_pool)
         self._count, self._no_gpu = 0 if no_gpu else count, no_gpu
-        self._elapsed_ms, self._free_bytes = elapsed_ms, free_bytes
+        self._elapsed_ms, self._free_bytes, self._looks = elapsed_ms, free_bytes, looks
         self._current, self._sync_mode = FakeStream(self.log, "main"), 0
         self._capturing = self._invalid = False
         self._properties = {
@@ -145,7 +145,7 @@ class FakeCuda:
 
 
 class FakeEvent:
-    """Records its time; the time between two events is that of the fake GPU."""
+    """Records its time; the time between two events is that of the fake GPU. It is done after some looks."""
 
     def __init__(self, cuda):
         self._cuda = cuda
@@ -158,6 +158,12 @@ class FakeEvent:
     def synchronize(self):
         assert self.recorded
         self._cuda.log.append("wait for event")
+
+    def query(self):
+        assert self.recorded
+        self._cuda.log.append("look")
+        self._cuda._looks -= 1
+        return self._cuda._looks < 0
 
     def elapsed_time(self, end):
         assert self.recorded

@@ -57,16 +57,6 @@ class CollectiveProvider(Protocol):
         """The exchange of a rank's input x [input_elements] in that memory; all of the group call it."""
 
 
-def input_elements(case: Collective) -> int:
-    """Elements that each rank puts in."""
-    return case.elements // case.ranks if case.kind == "all_gather" else case.elements
-
-
-def output_elements(case: Collective) -> int:
-    """Elements that each rank gets."""
-    return case.elements // case.ranks if case.kind == "reduce_scatter" else case.elements
-
-
 def providers_of(backend: str) -> tuple[CollectiveProvider, ...]:
     """The backend under its own name, and the algorithms of symmetric memory."""
     return (Backend(backend), *map(SymmetricMemory, SYMMETRIC_OPERATIONS))
@@ -91,7 +81,7 @@ class Backend:
 
     def buffers(self, case: Collective, group: Group, calls: int) -> Tensor:
         """Outputs of so many calls."""
-        return torch.empty(calls, output_elements(case), dtype=DTYPES[case.dtype], device=group.device)
+        return torch.empty(calls, case.output_elements, dtype=DTYPES[case.dtype], device=group.device)
 
     def bind(self, case: Collective, group: Group, x: Tensor, memory: Tensor) -> Exchange:
         """The calls of torch.distributed; an all-reduce finds the input in its output."""
@@ -238,7 +228,7 @@ class SymmetricMemory:
             restore = functools.partial(memory.copy_, x)
         elif case.kind != "all_gather":
             memory.copy_(x)
-            outputs = alone = [x.new_empty(output_elements(case)) for _ in messages]
+            outputs = alone = [x.new_empty(case.output_elements) for _ in messages]
         run = functools.partial(operation.run, getattr(self.ops, operation.name))
         calls = [
             functools.partial(run, message, name, own) for message, own in zip(messages, alone, strict=True)

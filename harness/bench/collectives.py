@@ -10,19 +10,16 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-from torch import Tensor
-
 from ..core.collectives import LATENCY_BYTES, Collective, CollectiveRow, collective
-from ..core.gate import Verdict, judge, sampled, sum_tolerance
 from ..core.inputs import DTYPES
 from ..core.statistics import summarise
+from .collective_gate import DRAWN, bound_of, drawn, verdict_of
 from .collective_groups import Groups
-from .collective_providers import CollectiveProvider, Exchange, input_elements, output_elements, providers_of
+from .collective_providers import CollectiveProvider, Exchange, providers_of
 from .runner import Blocked
 from .timer import GRAPH_CALLS, SETTLED, Budget
 
@@ -44,16 +41,6 @@ LINK_DTYPE = "bf16"
 SAMPLE_BYTES = 2**26
 """On a GPU a sample sends a message up to `GRAPH_CALLS` times, as long as all of them are not larger than
 this: one call alone may be as short as 20 times the resolution of an event."""
-
-DRAWN = 2**22
-"""Elements that are drawn and judged at a time: a float64 copy of a large message may not fit into memory."""
-
-BLOCKS = 2**9
-"""Seeds of each rank, one for each block that is drawn; PyTorch's CPU generator has seeds of 32 bits."""
-
-ROW, CHECKED_ROWS = 128, 2**12
-"""Elements of a row of the gate: few, so that few wrong ones are found. And how many rows of each block are
-checked: all of up to 1 MiB in 16 bits, an eighth of a full one; 4 KiB of wrong numbers are always found."""
 
 WARM_UP_CALLS, BLOCK_SAMPLES = 5, 50
 """Calls between two decisions of rank 0 in the warm-up, and most samples between two."""
@@ -145,11 +132,13 @@ class _Run:
         except Blocked as blocked:
             return row(status=blocked.status, reason=blocked.reason)
         except _WrongResultError as wrong:
-            return row(status="failed", reason=str(wrong), relative_error=wrong.error, tolerance=self._bound)
+            return row(
+                status="failed", reason=str(wrong), relative_error=wrong.error, tolerance=bound_of(self._case)
+            )
         return row(
             status="ok",
             relative_error=error,
-            tolerance=self._bound,
+            tolerance=bound_of(self._case),
             samples_s=samples_s,
             rounds=(number,) * len(samples_s),
             skew_s=skew_s,
@@ -169,7 +158,7 @@ class _Run:
 
     def _allocate(self) -> None:
         case, group = self._case, self._group
-        self._x = drawn(case, group.rank, group.device, 0, input_elements(case))
+        self._x = drawn(case, group.rank, group.device, 0, case.input_elements)
         self._memory = self._provider.buffers(case, group, self._calls)
 
     def _bind(self) -> None:
@@ -231,28 +220,13 @@ class _Run:
         Raises:
             _WrongResultError: it is beyond the bound.
         """
-        verdicts = self._groups.together(self._verdict)
+        verdicts = self._groups.together(
+            lambda: verdict_of(self._case, self._group.rank, self._exchange.outputs)
+        )
         rank = max(range(len(verdicts)), key=lambda each: verdicts[each].relative_error)
         if not verdicts[rank].passed:
             raise _WrongResultError(f"rank {rank}: {verdicts[rank].reason}", verdicts[rank].relative_error)
         return verdicts[rank].relative_error
-
-    def _verdict(self) -> Verdict:
-        """The worst row of this rank's outputs."""
-        worst = Verdict(relative_error=0.0, tolerance=self._bound, worst_row=0)
-        for first, size, addends in expected_blocks(self._case, self._group.rank, self._group.device):
-            count = -(-size // ROW)
-            rows = sampled(count, -(-count // CHECKED_ROWS), self._group.device)
-            expected = functools.reduce(torch.add, (_rows(x)[rows].double() for x in addends))
-            for output in self._exchange.outputs:
-                found = judge(_rows(output[first : first + size])[rows], expected, bound=self._bound)
-                if found.relative_error > worst.relative_error:
-                    worst = replace(found, worst_row=first // ROW + int(rows[found.worst_row]))
-        return worst
-
-    @property
-    def _bound(self) -> float:
-        return bound_of(self._case)
 
     @property
     def _method(self) -> str:
@@ -325,54 +299,5 @@ def calls_a_sample(case: Collective, device_kind: str) -> int:
 
 def needed_bytes(case: Collective, calls: int) -> int:
     """Most bytes a rank needs: its input, twice while it is drawn; the messages; float64 while judged."""
-    elements = 2 * input_elements(case) + calls * (input_elements(case) + output_elements(case))
+    elements = 2 * case.input_elements + calls * (case.input_elements + case.output_elements)
     return DTYPES[case.dtype].itemsize * elements + 6 * 8 * min(DRAWN, case.elements)
-
-
-def bound_of(case: Collective) -> float:
-    """Largest relative error of a row of a result; 0 where data only moves."""
-    if case.kind in ("all_reduce", "reduce_scatter"):
-        return sum_tolerance(DTYPES[case.dtype], case.ranks)
-    return 0.0
-
-
-def drawn(case: Collective, rank: int, device: torch.device, first: int, last: int) -> Tensor:
-    """Elements first .. last - 1 of what a rank puts in: standard normal numbers, the same on every rank.
-
-    Returns:
-        [last - first] in the dtype of the case.
-    """
-    pieces = []
-    for block in range(first // DRAWN, -(-last // DRAWN)):
-        start = block * DRAWN
-        size = min(DRAWN, input_elements(case) - start)
-        generator = torch.Generator(device).manual_seed(rank * BLOCKS + block)
-        numbers = torch.randn(size, generator=generator, device=device).to(DTYPES[case.dtype])
-        pieces.append(numbers[max(0, first - start) : last - start])
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def expected_blocks(
-    case: Collective, rank: int, device: torch.device
-) -> Iterator[tuple[int, int, Iterator[Tensor]]]:
-    """What a rank must get, by blocks: first element, number of elements, and what adds up to them.
-
-    The addends are [elements] in the dtype of the case, of which data that only moves has one.
-    """
-    part, everyone = case.elements // case.ranks, range(case.ranks)
-    adds_up = case.kind in ("all_reduce", "reduce_scatter")
-    offset = rank * part if case.kind in ("reduce_scatter", "all_to_all") else 0
-    length = output_elements(case) if adds_up else part
-    for place, senders in enumerate([everyone] if adds_up else [range(r, r + 1) for r in everyone]):
-        for first in range(0, length, DRAWN):
-            size, begin = min(DRAWN, length - first), offset + first
-            addends = (drawn(case, sender, device, begin, begin + size) for sender in senders)
-            yield place * part + first, size, addends
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Elements [n] as rows [m, ROW] of the gate; the last row ends with the last element."""
-    if len(x) <= ROW:
-        return x[None]
-    full = x[: len(x) // ROW * ROW].view(-1, ROW)
-    return full if len(x) % ROW == 0 else torch.cat([full, x[None, -ROW:]])

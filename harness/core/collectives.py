@@ -62,6 +62,16 @@ class Collective(Struct, frozen=True, kw_only=True, tag_field="operation", tag="
         return self.elements * ELEMENT_BYTES[self.dtype]
 
     @property
+    def input_elements(self) -> int:
+        """Elements that each rank puts in."""
+        return self.elements // self.ranks if self.kind == "all_gather" else self.elements
+
+    @property
+    def output_elements(self) -> int:
+        """Elements that each rank gets."""
+        return self.elements // self.ranks if self.kind == "reduce_scatter" else self.elements
+
+    @property
     def bus_factor(self) -> float:
         """Bus bandwidth over algorithm bandwidth: bytes that each rank must send, per byte of the message.
 

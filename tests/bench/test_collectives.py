@@ -1,17 +1,18 @@
 """Collectives on fake ranks in threads, and on processes over gloo."""
 
+import functools
 import itertools
 import math
 import time
 
 import pytest
 import torch
-from decodetax.harness.bench import collective_groups, collectives
+from decodetax.harness.bench import collective_gate, collective_groups
+from decodetax.harness.bench.collective_gate import drawn, verdict_of
 from decodetax.harness.bench.collective_groups import Groups
-from decodetax.harness.bench.collective_providers import Backend, input_elements
+from decodetax.harness.bench.collective_providers import Backend
 from decodetax.harness.bench.collectives import (
     calls_a_sample,
-    drawn,
     link_collectives,
     needed_bytes,
     run_collective,
@@ -31,7 +32,7 @@ DRAWN = 1024
 @pytest.fixture(autouse=True)
 def short_waits_and_blocks(monkeypatch):
     monkeypatch.setattr(collective_groups, "LEAVE_AFTER_S", 0.05)
-    monkeypatch.setattr(collectives, "DRAWN", DRAWN)
+    monkeypatch.setattr(collective_gate, "DRAWN", DRAWN)
 
 
 def case_of(kind="all_reduce", *, ranks=2, elements=None, dtype="fp32", phase="decode"):
@@ -164,6 +165,17 @@ def test_wrong_results_are_found(fault, kind, dtype):
 
 def test_wrong_result_names_its_rank():
     assert row_of(case_of("all_to_all"), dist=OneWrong).reason.startswith("rank 1: wrong result")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_of_few_elements_pass_the_gate_and_wrong_ones_do_not(dtype):
+    for ranks, each in itertools.product([3, 72], [1, 2, 3, 5, 8, 15, 16, 17, 127, 129]):
+        case = case_of("reduce_scatter", ranks=ranks, elements=each * ranks, dtype=dtype)
+        for rank in (0, ranks - 1):
+            span = (rank * each, (rank + 1) * each)
+            total = functools.reduce(torch.add, (drawn(case, sender, CPU, *span) for sender in range(ranks)))
+            assert verdict_of(case, rank, [total]).passed
+            assert not verdict_of(case, rank, [total + 2 * ranks**0.5]).passed
 
 
 @pytest.mark.parametrize("ranks", [8, 72])
@@ -495,7 +507,7 @@ def test_messages_of_the_link_divide_among_any_ranks():
 @pytest.mark.parametrize("elements", [6, 600, 2 * DRAWN + 6])
 def test_ranks_draw_different_normal_numbers(elements):
     case = case_of(elements=elements)
-    first, second = (drawn(case, rank, CPU, 0, input_elements(case)) for rank in range(2))
+    first, second = (drawn(case, rank, CPU, 0, case.input_elements) for rank in range(2))
     assert not torch.isclose(first, second).all()
     assert (first.view(2, -1)[0] != first.view(2, -1)[1]).any()
     if elements >= 600:
@@ -507,7 +519,7 @@ def test_ranks_draw_different_normal_numbers(elements):
 def test_parts_of_what_a_rank_draws_are_the_same_numbers(first, last):
     case = case_of(elements=DRAWN + 8)
     assert torch.equal(
-        drawn(case, 1, CPU, first, last), drawn(case, 1, CPU, 0, input_elements(case))[first:last]
+        drawn(case, 1, CPU, first, last), drawn(case, 1, CPU, 0, case.input_elements)[first:last]
     )
 
 

@@ -74,6 +74,32 @@ def test_events_bracket_each_call_behind_a_head_start():
     assert samples == pytest.approx([2.5e-3] * 2)
 
 
+def test_what_comes_before_a_call_is_enqueued_behind_the_head_start_and_not_timed():
+    device, log = cuda_device()
+    device.time_each([lambda: log.append("call")] * 2, before=lambda: log.append("before"))
+    assert log[:10] == ["sleep", "before", "record", "call", "record"] * 2
+
+
+def test_cpu_does_not_time_what_comes_before_a_call():
+    samples = module.CpuDevice().time_each([lambda: None], before=lambda: time.sleep(0.2), limit_s=1)
+    assert samples[0] < 0.1
+
+
+@pytest.mark.parametrize("limit_s", [0.5, 4.0])
+def test_gpu_that_is_not_done_after_the_limit_is_not_waited_for(limit_s, monkeypatch):
+    clock, cuda = Clock(), FakeCuda(looks=3)
+    device, log = CudaDevice(0, cuda=cuda, clocks=Clocks(), now_s=clock), cuda.log
+    monkeypatch.setattr(module.time, "sleep", lambda _s: setattr(clock, "time_s", clock.time_s + 1))
+    log.clear()
+    if limit_s > 3:
+        assert device.time_each([lambda: None], limit_s=limit_s) == [2e-3]
+        assert log[-3:] == ["look", "synchronize", "elapsed"]
+    else:
+        with pytest.raises(TimeoutError, match=r"the GPU was not done after 0\.5 s"):
+            device.time_each([lambda: None], limit_s=limit_s)
+        assert "synchronize" not in log
+
+
 def test_output_is_copied_in_the_order_of_the_stream_without_a_wait():
     device, log = cuda_device()
     out = torch.zeros(3)

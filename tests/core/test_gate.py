@@ -9,6 +9,8 @@ from decodetax.harness.core.gate import (
     judge,
     lse_error,
     row_errors,
+    sum_roundings,
+    sum_tolerance,
     tolerance,
     unit_roundoff,
 )
@@ -49,6 +51,26 @@ def test_tolerance_grows_with_roundings_and_with_the_reduction():
     few = tolerance(torch.bfloat16, reduction=64)
     assert tolerance(torch.bfloat16, reduction=64, roundings=3) > 1.5 * few
     assert tolerance(torch.float32, reduction=400) > 1.5 * tolerance(torch.float32, reduction=100)
+
+
+@pytest.mark.parametrize(("ranks", "squares"), [(1, 0.0), (2, 1.0), (3, 5 / 3), (4, 9 / 4)])
+def test_roundings_of_a_sum_over_ranks_add_up_by_their_squares(ranks, squares):
+    assert sum_roundings(ranks) ** 2 == pytest.approx(squares)
+
+
+@pytest.mark.parametrize("order", ["one after another", "pairs"])
+@pytest.mark.parametrize("ranks", [2, 3, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sums_over_ranks_pass_unless_an_addend_is_missing(dtype, ranks, order):
+    parts = list(normal(ranks, 200, 128).to(dtype))
+    expected = torch.stack(parts).double().sum(0)
+    missing = expected - parts[0].double()
+    while len(parts) > 1:
+        parts = [parts[0] + parts[1], *parts[2:]] if order[0] == "o" else [*parts[2:], parts[0] + parts[1]]
+    bound = sum_tolerance(dtype, ranks)
+    assert judge(parts[0], expected, bound=bound).passed
+    assert not judge(missing, expected, bound=bound).passed
+    assert 0.04 * bound < row_errors(parts[0], expected).max()
 
 
 @pytest.mark.parametrize(
