@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from msgspec import UNSET, UnsetType, convert, to_builtins
+from msgspec import UNSET, Meta, UnsetType, convert, to_builtins
 
 from .cases import Case
 from .collectives import CollectiveRow
@@ -162,7 +162,7 @@ class Row:
     variant: str | None = None
     rounds: Sequence[Length] = ()
     counters: Mapping[str, NonNegative] | None = None
-    ranks_s: Sequence[Sequence[Positive]] | UnsetType = UNSET
+    ranks_s: Sequence[Annotated[Sequence[Positive], Meta(min_length=1)]] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         _check_rounds(self)

@@ -172,8 +172,9 @@ def measured_facts(run: Run) -> Facts:
         UsageError: the run lacks a gap, a ceiling or a decoder layer.
     """
     layers = measured_layers(run)
-    roof, context = run.measured, min((gap.context for gap in run.gaps), default=0)
-    gaps = {gap.batch: gap for gap in run.gaps if gap.context == context}
+    roof, cached = run.measured, [gap for gap in run.gaps if gap.context]
+    context = min((gap.context for gap in cached), default=0)
+    gaps = {gap.batch: gap for gap in cached if gap.context == context}
     balance = roof.balance_operations_per_byte
     if not (layers and gaps and balance and roof.flop_per_s and roof.bandwidth_bytes_per_s):
         raise UsageError("run file: lacks a measured gap, ceiling or decoder layer, which the claims need")

@@ -9,6 +9,7 @@ from decodetax.harness.bench.fleet import Fleet
 from decodetax.harness.bench.html_report import html_report
 from decodetax.harness.cost.prices import price_list
 from hand_made import run_record
+from rank_runs import rank_run
 from report_runs import HOSTILE, SCRIPT, hostile_run, priced_run, whole_run
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ def reports(tmp_path_factory):
         "two": {"a": whole_run(), "b": priced_run()},
         "hostile": {SCRIPT: hostile_run(), HOSTILE[1]: hostile_run()},
         "empty": {"a": run_record(interrupted=True)},
+        "ranks": {"a": rank_run()},
     }
     for name, some in runs.items():
         (folder / f"{name}.html").write_text(html_report(some, RATIOS), encoding="utf-8")
@@ -52,6 +54,7 @@ def reports(tmp_path_factory):
         pytest.param("two", "light", PHONE, id="two runs on a phone"),
         pytest.param("hostile", "dark", PHONE, id="hostile on a phone"),
         pytest.param("empty", "light", PHONE, id="empty on a phone"),
+        pytest.param("ranks", "dark", PHONE, id="several ranks on a phone"),
         pytest.param("fleet", "light", DESK, id="fleet"),
         pytest.param("fleet", "dark", PHONE, id="fleet on a phone"),
         pytest.param("odd", "light", PHONE, id="hostile fleet on a phone"),

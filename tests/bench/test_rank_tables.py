@@ -323,6 +323,13 @@ def test_hostile_hosts_and_providers_become_no_markup_and_no_control_character(t
     assert "<img" not in body
 
 
+def test_a_file_with_a_round_without_ranks_is_refused():
+    document = json.loads(json.dumps(rank_run().to_json()))
+    document["rows"][0]["ranks_s"][1] = []
+    with pytest.raises(ValueError, match="length"):
+        run_of(document)
+
+
 @pytest.mark.parametrize(
     "ranks",
     [[], {"0": "a host"}, {"zero": {"host": "a"}}, {"0": {"host": {"name": "a"}}}, {"0": {"host": 1}}, "two"],

@@ -150,6 +150,14 @@ def test_rejects_a_run_without_a_gap_ceiling_or_layer(lost):
         measured_facts(run)
 
 
+def test_a_gap_at_an_empty_cache_is_left_out():
+    run = read_run(RUN)
+    empty = [dataclasses.replace(gap, context=0) for gap in run.gaps]
+    assert measured_facts(dataclasses.replace(run, gaps=[*run.gaps, *empty])).context == 1024
+    with pytest.raises(UsageError, match="lacks a measured gap"):
+        measured_facts(dataclasses.replace(run, gaps=empty))
+
+
 def test_intervals_of_measured_gaps_and_a_roof_that_rows_exceed_are_told():
     run = read_run(RUN)
     run.gaps = [dataclasses.replace(gap, gap_interval=None) for gap in run.gaps]
