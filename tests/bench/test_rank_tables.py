@@ -11,7 +11,6 @@ from decodetax.harness.bench import rank_tables, run_tables
 from decodetax.harness.bench.chart_data import points_and_roofs
 from decodetax.harness.bench.fleet import Fleet
 from decodetax.harness.bench.html_report import html_report
-from decodetax.harness.bench.png_charts import png_charts
 from decodetax.harness.bench.report_command import markdown_report, run_text
 from decodetax.harness.bench.scaling import link_bytes_per_s, ranks_by_host, ranks_text
 from decodetax.harness.bench.summary import failures, heading, missing_from, sentences, workload
@@ -267,7 +266,6 @@ def test_charts_leave_collectives_out_and_show_communication_as_a_part():
     names = [trace["name"] for trace in json.loads(data)["parts-1"]["data"]]
     assert "communication: collectives" in names
     assert 'id="collectives"' in page
-    assert all(png_charts({"a": run}, ()).values())
     assert "## Link between the ranks" in markdown_report({"a": run}, ())
 
 
@@ -306,12 +304,14 @@ def heading_text(run):
     return prose(heading(run), wide=False)
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, CONTROL])
-def test_hostile_hosts_and_providers_become_no_markup_and_no_control_character(text):
-    run = rank_run(hosts=(text, "b"))
-    run.collectives = [replace(row, provider=text) for row in run.collectives]
-    case = collective("all_to_all", "decode", 64, 2, "bf16")
-    run.collectives.append(failed_collective(case, reason=text))
+def test_hostile_hosts_and_providers_become_no_markup_and_no_control_character():
+    texts = (*HOSTILE, CONTROL)
+    run = rank_run(hosts=texts)
+    run.collectives = [
+        replace(row, provider=texts[at % len(texts)]) for at, row in enumerate(run.collectives)
+    ]
+    case = collective("all_to_all", "decode", 10, 2, "bf16")
+    run.collectives += [failed_collective(case, provider=text, reason=text) for text in texts]
     run = run_of(json.loads(json.dumps(run.to_json())))
     printed = f"{heading(run)}\n{run_text(run, wide=False)}"
     assert printed.replace("\n", "").isprintable()
