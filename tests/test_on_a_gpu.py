@@ -15,7 +15,8 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 # Plays `python -c ...`, `-m decodetax.harness ...`, `-m pytest ...` and `tests/gpu/compile_first.py`.
 echo "$*" >>"$CALLS"
 case "$*" in
--c*) [ -z "$NO_GPU" ] && printf 'NVIDIA H200\\n17\\n' || { echo "RuntimeError: no driver"; exit 1; } ;;
+-c*) [ -z "$NO_GPU" ] || { echo "RuntimeError: no driver"; exit 1; }
+  printf 'NVIDIA H200\\n17\\n%s\\n' "${GPUS:-1}" ;;
 *doctor*) echo "kernels ok"; exit "${DOCTOR:-0}" ;;
 *" run "*)
   echo "{}" >"${5}"
@@ -96,6 +97,11 @@ def test_each_step_passes(begin, tmp_path):
     assert len(text.splitlines()) < 80
     assert (tmp_path / "results" / "run.json").exists()
     assert (tmp_path / "results" / "report.html").exists()
+
+
+def test_several_gpus_are_tested_together(begin, tmp_path):
+    begin(GPUS="2").communicate()
+    assert results_of(tmp_path)["tests of two GPUs"] == "passed"
 
 
 def test_steps_that_fail_stop_no_other(begin, tmp_path):

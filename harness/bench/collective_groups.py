@@ -17,6 +17,9 @@ LEAVE_AFTER_S = 0.25
 """Seconds from a rank's error until it leaves gloo's groups. Others then run into the same error before they
 get the one of a rank that has left."""
 
+NCCL_LATER = 3
+"""Times as long as the limit until NCCL ends the process. The device's wait ends with an error before."""
+
 _Value = TypeVar("_Value")
 
 
@@ -143,7 +146,8 @@ class Groups:
         rank, cause = min(failures.items(), key=lambda item: item[1].time_of_day_s)
         hung = cause.after_s >= self.ranks.timeout_s
         if hung and self.ranks.device.kind != "cpu":
-            return self.ranks.lost_error(cause.reason)  # the stream will never be idle again
+            # Its stream will never be idle again.
+            return self.ranks.lost_error(f"hung in a collective: {cause.reason}")
         shared = len({failure.reason for failure in failures.values()}) == 1
         if shared and len(failures) == self.ranks.size and not hung:
             lacks_it = first and cause.status == "failed"
@@ -162,7 +166,8 @@ class Groups:
 
     def _torch_group(self, size: int) -> Any:
         if size not in self._made:
-            limit = timedelta(seconds=self.ranks.timeout_s)
+            gloo = self.ranks.device.kind == "cpu"
+            limit = timedelta(seconds=self.ranks.timeout_s * (1 if gloo else NCCL_LATER))
             for first in range(0, self.ranks.size, size):
                 members = range(first, first + size)
                 group = self._dist.new_group([*members], timeout=limit)

@@ -12,6 +12,8 @@ from decodetax.harness.bench.collective_gate import drawn, verdict_of
 from decodetax.harness.bench.collective_groups import Groups
 from decodetax.harness.bench.collective_providers import Backend
 from decodetax.harness.bench.collectives import (
+    LINK_BYTES,
+    QUICK_LINK_BYTES,
     calls_a_sample,
     link_collectives,
     needed_bytes,
@@ -21,7 +23,7 @@ from decodetax.harness.bench.timer import Budget
 from decodetax.harness.core.collectives import COLLECTIVES, LATENCY_BYTES, Collective, CollectiveRow
 from fake_ranks import FakeDist, on_threads
 from fakes import FakeDevice
-from gloo_ranks import on_ranks
+from rank_processes import on_ranks
 from small_cases import CPU
 
 BUDGET = Budget(time_limit_s=0.05, warm_up_s=0.01, enough_samples=3, max_samples=6)
@@ -366,8 +368,13 @@ def test_collective_that_hangs_on_a_gpu_ends_the_run():
 
     def work(ranks, dist):
         ranks.timeout_s = 0.01
-        with pytest.raises(RuntimeError, match=r"lost: TimeoutError: the GPU was not done after 0.01 s"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"lost: hung in a collective: TimeoutError: the GPU was not done after 0\.01 s",
+        ):
             run_collective(case_of(), Groups(ranks, dist=dist), BUDGET, providers=[Backend("nccl", dist)])
+        assert "new group [0, 1], 0.03 s" in dist.log  # NCCL's own timeout is later
+        assert "leave" not in dist.log
 
     on_threads(2, work, device=lambda _rank: Hangs(kind="cuda"))
 
@@ -484,24 +491,23 @@ def test_warm_up_goes_on_until_calls_settle():
     assert blocks == [1, 5, 5, 5, 3]
 
 
-@pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize(("kind", "largest"), [("cpu", 2**24), ("cuda", 2**30)])
-def test_messages_of_the_link_begin_at_that_of_its_latency(kind, largest, quick):
-    cases = link_collectives(2, kind, quick=quick)
-    sizes = [case.message_bytes for case in cases]
-    assert sizes == sorted(set(sizes))
-    assert sizes[0] == LATENCY_BYTES
-    assert sizes[-1] == (2**22 if (kind, quick) == ("cpu", True) else largest)
+@pytest.mark.parametrize("sizes", [LINK_BYTES, QUICK_LINK_BYTES])
+@pytest.mark.parametrize(("kind", "most"), [("cpu", 2**24), ("cuda", 2**30)])
+def test_messages_of_the_link_begin_at_that_of_its_latency(kind, most, sizes):
+    cases = link_collectives(2, sizes[kind])
+    found = [case.message_bytes for case in cases]
+    assert found == list(sizes[kind]) == sorted(set(found))
+    assert (found[0], found[-1]) == (LATENCY_BYTES, most if kind == "cuda" or sizes is LINK_BYTES else 2**22)
     assert {(case.kind, case.phase) for case in cases} == {("all_reduce", "link")}
 
 
 def test_one_rank_has_no_link():
-    assert link_collectives(1, "cuda", quick=False) == ()
+    assert link_collectives(1, LINK_BYTES["cuda"]) == ()
 
 
 def test_messages_of_the_link_divide_among_any_ranks():
     for ranks in (3, 7, 72):
-        assert all(case.elements % ranks == 0 for case in link_collectives(ranks, "cpu", quick=False))
+        assert all(case.elements % ranks == 0 for case in link_collectives(ranks, LINK_BYTES["cpu"]))
 
 
 @pytest.mark.parametrize("elements", [6, 600, 2 * DRAWN + 6])

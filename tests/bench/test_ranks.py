@@ -11,7 +11,7 @@ from decodetax.harness.bench.rank_watch import Report
 from decodetax.harness.bench.ranks import Peer, RankLostError, Ranks, device_of_rank, require_same_facts
 from decodetax.harness.core.errors import FailureError, UsageError
 from fake_torch_cuda import FakeCuda
-from gloo_ranks import on_ranks
+from rank_processes import on_ranks
 
 
 @pytest.mark.parametrize("argument", ["auto", "cuda"])

@@ -10,9 +10,9 @@ from decodetax.harness.core.gate import judge
 from decodetax.harness.core.inputs import draw
 from decodetax.harness.core.parallelism import Parallelism
 from decodetax.harness.core.shards import shard_of
-from gloo_ranks import on_ranks
 from msgspec import structs
-from sharded_layer import Adder, layer_in_threads, layer_over_gloo, shard_inputs
+from rank_processes import on_ranks
+from sharded_layer import Adder, layer_in_threads, layer_over_ranks, shard_inputs
 from small_cases import layer_case, source, tiny_model
 
 SIZES = {
@@ -123,4 +123,4 @@ def test_layer_of_several_processes_equals_that_of_one(ranks, sizes):
 
 
 def layers_over_gloo(_ranks, all_inputs):
-    return [layer_over_gloo(inputs) for inputs in all_inputs]
+    return [layer_over_ranks(inputs) for inputs in all_inputs]

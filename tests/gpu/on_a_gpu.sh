@@ -48,6 +48,7 @@ unset TRITON_INTERPRET
 rows=()           # of the summary's table
 gpu=""            # its name, or empty
 no_gpu_because="" # the reason
+gpus=0            # number of GPUs
 fit=1             # processes whose tests fit in its memory, 8 GB each
 all_passed=yes
 tests_s=0 # of all steps that run tests
@@ -178,10 +179,10 @@ import torch
 properties = torch.cuda.get_device_properties(0)
 print(properties.name)
 print(properties.total_memory >> 33)
+print(torch.cuda.device_count())
 '
 if within 60 "$folder/gpu.txt" "$python" -c "$ask_gpu"; then
-  gpu=$(tail -n 2 "$folder/gpu.txt" | head -n 1)
-  fit=$(tail -n 1 "$folder/gpu.txt")
+  { read -r gpu && read -r fit && read -r gpus; } < <(tail -n 3 "$folder/gpu.txt")
   echo "GPU: $gpu"
 else
   no_gpu_because=$(grep -v '^ ' "$folder/gpu.txt" | tail -n 1)
@@ -211,6 +212,7 @@ step "compile tests/gpu" 100 compile.txt "$python" tests/gpu/compile_first.py --
 step "kernels' tests" 90 tests-kernels.txt "${pytest[@]}" -n "$processes" tests/gpu/test_kernels.py \
   tests/gpu/test_matmul_variants.py tests/gpu/test_prompts.py
 step "measuring tests" 80 tests-run.txt "${pytest[@]}" -n 0 tests/gpu/test_run.py
+[ "$gpus" -lt 2 ] || step "tests of two GPUs" 150 tests-two-gpus.txt "${pytest[@]}" -n 0 tests/gpu/test_two_gpus.py
 for kernel in decode_attention prefill_attention prefill_matmul; do
   step "tune $kernel" 35 "tune-$kernel.txt" "${decodetax[@]}" tune --kernel "$kernel" --time-limit 15 \
     --cache "$folder/tilings"

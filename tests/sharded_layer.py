@@ -91,7 +91,7 @@ def layer_in_threads(inputs, ranks, *, shard=shard_inputs, reduce=None):
         return [*pool.map(output, range(ranks))]
 
 
-def layer_over_gloo(inputs):
+def layer_over_ranks(inputs):
     """The output of this process, which is one of several ranks."""
 
     def reduce(part):

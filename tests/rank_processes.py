@@ -1,4 +1,4 @@
-"""Starts processes that are the ranks of a run on this CPU, over gloo."""
+"""Starts processes that are the ranks of a run on this machine."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ import torch
 from torch.distributed import TCPStore
 
 
-def on_ranks(size, work, *arguments, timeout_s=10.0):
+def on_ranks(size, work, *arguments, timeout_s=10.0, kind="cpu"):
     """What `work(ranks, *arguments)` returns on each of so many ranks, in their order.
 
     Args:
@@ -18,6 +18,7 @@ def on_ranks(size, work, *arguments, timeout_s=10.0):
         work: a function of a module; gets the `Ranks` of its process.
         arguments: can be pickled.
         timeout_s: of a collective and of a message.
+        kind: "cpu" for gloo; "cuda" for NCCL, a GPU for each rank.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -25,7 +26,7 @@ def on_ranks(size, work, *arguments, timeout_s=10.0):
     for rank in range(size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_rank, args=(rank, size, store.port, timeout_s, sender, work, arguments), daemon=True
+            target=_rank, args=(rank, size, store.port, timeout_s, kind, sender, work, arguments), daemon=True
         )
         process.start()
         sender.close()
@@ -48,7 +49,7 @@ def _received(pipe, limit_s):
     return pickle.loads(pipe.recv_bytes())  # noqa: S301  (of a process of this test)
 
 
-def _rank(rank, size, port, timeout_s, sender, work, arguments):
+def _rank(rank, size, port, timeout_s, kind, sender, work, arguments):
     """The process of a rank."""
     os.environ |= {
         "RANK": str(rank),
@@ -59,12 +60,12 @@ def _rank(rank, size, port, timeout_s, sender, work, arguments):
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)
-    from decodetax.harness.bench.device import CpuDevice  # noqa: PLC0415
+    from decodetax.harness.bench.device import open_device  # noqa: PLC0415
     from decodetax.harness.bench.ranks import Ranks  # noqa: PLC0415
 
     try:
-        with contextlib.closing(Ranks.open(CpuDevice(), timeout_s=timeout_s)) as ranks:
-            found = work(ranks, *arguments)
-        sender.send_bytes(pickle.dumps(("ok", found)))
+        device = open_device("cpu" if kind == "cpu" else f"{kind}:{rank}")
+        with contextlib.closing(Ranks.open(device, timeout_s=timeout_s)) as ranks:
+            sender.send_bytes(pickle.dumps(("ok", work(ranks, *arguments))))
     except BaseException:  # noqa: BLE001  (the parent reports it)
         sender.send_bytes(pickle.dumps(("failed", traceback.format_exc())))
