@@ -72,7 +72,8 @@ RANKS_LIMIT = 2
     "--usd-per-hour",
     options.DOLLARS,
     "X",
-    "Price of the device, $ per hour.  [default: a published one of the GPU, none on a CPU]",
+    "Price of the device, of each rank's if there are several, $ per hour.  [default: a published one of the "
+    "GPU, none on a CPU]",
 )
 @click.option("--quick", is_flag=True, help="A smaller sweep: about 15 s on 2 idle CPU cores.")
 @options.option(
