@@ -51,15 +51,20 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """Why a rank could not take a step, the seconds that it took, and when that was.
+    """Why a rank could not take a step.
 
-    Hosts have almost the same time of day. Errors that follow from another rank's are later than it.
+    Attributes:
+        in_exchange: whether it may have left others waiting.
+        after_s: seconds that the step took.
+        time_of_day_s: when it ended. Errors that follow from another rank's are later than it; the clocks of
+            hosts are almost the same.
     """
 
-    after_s: float
-    time_of_day_s: float
     status: Status
     reason: str
+    in_exchange: bool = False
+    after_s: float = 0.0
+    time_of_day_s: float = 0.0
 
 
 class Groups:
@@ -118,26 +123,30 @@ class Groups:
             Blocked: a rank failed.
         """
         start_s, value, failure = time.perf_counter(), None, None
-        try:
-            value = step()
-        except Exception as error:  # noqa: BLE001  (a provider may raise anything; the run goes on)
-            status, reason = (error.status, error.reason) if isinstance(error, Blocked) else explain(error)
-            failure = _Failure(
-                after_s=time.perf_counter() - start_s,
-                time_of_day_s=time.time(),
-                status=status,
-                reason=reason,
-            )
         limit_s = self.ranks.timeout_s
         late_s = 1 + 0.1 * limit_s  # behind this rank
-        if failure is not None:
+        try:
+            value = step()
+        except Blocked as blocked:
+            failure = _Failure(status=blocked.status, reason=blocked.reason)
+        except Exception as error:  # noqa: BLE001  (a provider may raise anything; the run goes on)
+            status, reason = explain(error)
+            failure = _Failure(
+                status=status,
+                reason=reason,
+                in_exchange=True,
+                after_s=time.perf_counter() - start_s,
+                time_of_day_s=time.time(),
+            )
+        if failure is not None and failure.in_exchange:
             self._leave(after_s=LEAVE_AFTER_S)
             if failure.after_s >= limit_s:
                 limit_s = 0.0  # the others have waited as long
         outcomes = self.ranks.gather_everywhere((value, failure), limit_s=limit_s + late_s)
         failures = {rank: found for rank, (_, found) in enumerate(outcomes) if found is not None}
         if failures:
-            self._leave(after_s=0)
+            if any(found.in_exchange for found in failures.values()):
+                self._leave(after_s=0)
             raise self._blocked(failures, first=first)
         return [found for found, _ in outcomes]  # type: ignore[misc]
 

@@ -18,7 +18,7 @@ from ..core.collectives import LATENCY_BYTES, Collective, CollectiveRow, collect
 from ..core.inputs import DTYPES
 from ..core.statistics import summarise
 from .collective_gate import DRAWN, bound_of, drawn, verdict_of
-from .collective_groups import Groups
+from .collective_groups import Group, Groups
 from .collective_providers import CollectiveProvider, Exchange, providers_of
 from .runner import Blocked
 from .timer import GRAPH_CALLS, SETTLED, Budget
@@ -41,6 +41,9 @@ LINK_DTYPE = "bf16"
 SAMPLE_BYTES = 2**26
 """On a GPU a sample sends a message up to `GRAPH_CALLS` times, as long as all of them are not larger than
 this: one call alone may be as short as 20 times the resolution of an event."""
+
+RELEASED_BYTES = 2**29
+"""Memory of a message above which it is returned afterwards."""
 
 WARM_UP_CALLS, BLOCK_SAMPLES = 5, 50
 """Calls between two decisions of rank 0 in the warm-up, and most samples between two."""
@@ -86,11 +89,15 @@ def run_collective(
     providers = providers_of(ranks.backend) if providers is None else providers
     due = [p.name for p in providers if p.name not in earlier or _goes_on(earlier[p.name], number)]
     due, known, number = ranks.broadcast((due, [*earlier], number))
-    return [
-        _Run(case, provider, groups, first=provider.name not in known).row(budget, number, now_s)
-        for provider in providers
-        if provider.name in due
-    ]
+    rows = []
+    for provider in providers:
+        if provider.name in due:
+            run = _Run(case, provider, groups, first=provider.name not in known)
+            rows.append(run.row(budget, number, now_s))
+            del run
+            if needed_bytes(case, 1) > RELEASED_BYTES:
+                ranks.device.release()  # the next large message needs the memory
+    return rows
 
 
 def _goes_on(row: CollectiveRow, number: int) -> bool:
@@ -107,6 +114,7 @@ class _Run:
         first: whether it has no samples of an earlier round.
     """
 
+    _group: Group
     _exchange: Exchange
 
     def __init__(
@@ -115,7 +123,6 @@ class _Run:
         self._case, self._provider, self._groups, self._first = case, provider, groups, first
         self._ranks, self._device = groups.ranks, groups.ranks.device
         self._calls = calls_a_sample(case, self._device.kind)
-        self._group = groups.of(case.ranks)
 
     def row(self, budget: Budget, number: int, now_s: Callable[[], float]) -> CollectiveRow:
         """The row of this round."""
@@ -146,7 +153,8 @@ class _Run:
         )
 
     def _require_possible(self) -> None:
-        """Raise Blocked if the provider refuses the case or this machine lacks the memory."""
+        """Make the group; raise Blocked if the provider refuses the case or this machine lacks the memory."""
+        self._group = self._groups.of(self._case.ranks)
         refusal = self._provider.refuses(self._case, self._group)
         if refusal is not None:
             raise Blocked("unsupported", refusal)

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from decodetax.harness.bench import collective_gate, collective_groups
+from decodetax.harness.bench import collective_gate, collective_groups, collectives
 from decodetax.harness.bench.collective_gate import drawn, verdict_of
 from decodetax.harness.bench.collective_groups import Groups
-from decodetax.harness.bench.collective_providers import Backend
+from decodetax.harness.bench.collective_providers import Backend, SymmetricMemory
 from decodetax.harness.bench.collectives import (
     LINK_BYTES,
     QUICK_LINK_BYTES,
@@ -245,6 +245,24 @@ def test_groups_are_made_anew_after_an_error():
         ]
 
 
+def test_group_that_cannot_be_made_fails_the_row():
+    class Unconnected(FakeDist):
+        def new_group(self, *_arguments, **_options):
+            raise RuntimeError("Connection refused")
+
+    row = row_of(case_of(), dist=Unconnected)
+    assert (row.status, row.reason) == ("failed", "RuntimeError: Connection refused")
+
+
+def test_memory_of_large_messages_is_returned(monkeypatch):
+    devices = [FakeDevice(), FakeDevice()]
+    row_of(case_of(), device=devices.__getitem__)
+    assert [device.released for device in devices] == [0, 0]
+    monkeypatch.setattr(collectives, "RELEASED_BYTES", 0)
+    row_of(case_of(), device=devices.__getitem__)
+    assert [device.released for device in devices] == [1, 1]
+
+
 @pytest.mark.parametrize(("size", "ranks"), [(4, 2), (6, 2), (6, 3)])
 def test_smaller_groups_exchange_at_the_same_time(size, ranks):
     seen = []
@@ -385,6 +403,20 @@ def test_message_beyond_the_memory_of_a_host_is_skipped():
     assert row_of(case, device=lambda _rank: FakeDevice(free_bytes=free)).status == "ok"
     row = row_of(case, device=lambda _rank: FakeDevice(free_bytes=free - 1))
     assert (row.status, row.reason) == ("skipped", "needs 0.0 GB of memory, 0.0 GB are free")
+
+
+def test_provider_that_refuses_costs_no_group(monkeypatch):
+    monkeypatch.setattr(collective_groups, "LEAVE_AFTER_S", 1e6)
+
+    def work(ranks, dist):
+        groups = Groups(ranks, dist=dist)
+        providers = [SymmetricMemory("one-shot"), Backend("gloo", dist), SymmetricMemory("multimem")]
+        rows = run_collective(case_of(), groups, BUDGET, providers=providers, now_s=ranks.device.clock)
+        return [row.status for row in rows], dist.log
+
+    for statuses, log in on_threads(2, work):
+        assert statuses == ["unsupported", "ok", "unsupported"]
+        assert [line for line in log if line.startswith(("new", "leave"))] == ["new group [0, 1], 60 s"]
 
 
 def test_memory_that_one_rank_lacks_names_it():
