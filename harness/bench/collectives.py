@@ -42,6 +42,9 @@ SAMPLE_BYTES = 2**26
 """On a GPU a sample sends a message up to `GRAPH_CALLS` times, as long as all of them are not larger than
 this: one call alone may be as short as 20 times the resolution of an event."""
 
+LEAST_S = 0.02
+"""Seconds of sampling even where a round leaves less: the other steps of a row take about as long."""
+
 RELEASED_BYTES = 2**29
 """Memory of a message above which it is returned afterwards."""
 
@@ -275,13 +278,14 @@ def _plan(budget: Budget, first_s: float, now_s: Callable[[], float]) -> _Plan:
         if abs(median_s - before_s) < SETTLED * before_s:
             break
     start_s, samples, next_look = now_s(), list[float](), budget.enough_samples
+    limit_s = max(budget.time_limit_s, LEAST_S)
     while len(samples) < budget.max_samples:
         spent_s = now_s() - start_s
         each_s = spent_s / len(samples) if samples else median_s
-        fitting = int((budget.time_limit_s - spent_s) / max(each_s, 1e-9))
+        fitting = int((limit_s - spent_s) / max(each_s, 1e-9))
         wanted = min(next_look, budget.max_samples) - len(samples)
         samples += yield _Block(samples=max(1, min(wanted, fitting, BLOCK_SAMPLES)), kept=True)
-        if now_s() - start_s >= budget.time_limit_s and len(samples) >= budget.min_samples:
+        if now_s() - start_s >= limit_s and len(samples) >= budget.min_samples:
             break
         if len(samples) >= next_look:
             next_look = 2 * len(samples)

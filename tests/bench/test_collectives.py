@@ -476,18 +476,19 @@ def test_earlier_rows_and_rounds_of_rank_0_count():
 
 
 @pytest.mark.parametrize(
-    ("budget", "samples"),
+    ("budget", "call_s", "samples"),
     [
-        (Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=5, max_samples=7, noise=0), 7),
-        (Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=5, max_samples=99), 5),
-        (Budget(time_limit_s=0.0105, warm_up_s=0, enough_samples=50, max_samples=99, noise=0), 11),
-        (Budget(time_limit_s=0, warm_up_s=0, min_samples=3, enough_samples=50), 3),
-        (Budget(time_limit_s=0, warm_up_s=0, min_samples=1, enough_samples=50), 1),
-        (Budget(time_limit_s=0, warm_up_s=9, min_samples=1, enough_samples=50), 1),
+        (Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=5, max_samples=7, noise=0), 1e-3, 7),
+        (Budget(time_limit_s=1e9, warm_up_s=0, enough_samples=5, max_samples=99), 1e-3, 5),
+        (Budget(time_limit_s=0.0305, warm_up_s=0, enough_samples=50, max_samples=99, noise=0), 1e-3, 31),
+        (Budget(time_limit_s=0, warm_up_s=0, enough_samples=50, max_samples=99), 1.01e-3, 20),
+        (Budget(time_limit_s=0, warm_up_s=0, min_samples=3, enough_samples=50), 1.0, 3),
+        (Budget(time_limit_s=0, warm_up_s=0, min_samples=1, enough_samples=50), 1.0, 1),
+        (Budget(time_limit_s=0, warm_up_s=9, min_samples=1, enough_samples=50), 1.0, 1),
     ],
-    ids=["most", "quiet", "time", "least", "one", "warm-up"],
+    ids=["most", "quiet", "time", "least time", "least", "one", "warm-up"],
 )
-def test_samples_end_with_the_budget(budget, samples):
+def test_samples_end_with_the_budget(budget, call_s, samples):
     def work(ranks, dist):
         [row] = run_collective(
             case_of(),
@@ -498,7 +499,9 @@ def test_samples_end_with_the_budget(budget, samples):
         )
         return len(row.samples_s)
 
-    assert on_threads(2, work) == [samples] * 2
+    assert (
+        on_threads(2, work, device=lambda _rank: FakeDevice(seconds_of=lambda _call: call_s)) == [samples] * 2
+    )
 
 
 def test_warm_up_goes_on_until_calls_settle():
