@@ -6,15 +6,15 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ..core.errors import FAILED, INTERRUPTED, FailureError, path_text
-from ..core.rank_process import NOTES
+from ..core.errors import INTERRUPTED, FailureError, path_text
+from ..core.rank_process import NOTES, NOTES_PREFIX
 from ..core.worker_processes import safe_environment
 
 JOIN_LIMIT_S = 60
@@ -34,9 +34,9 @@ def launch(arguments: Sequence[str], *, ranks: int) -> int:
         The exit code of rank 0.
 
     Raises:
-        FailureError: rank 0 ended without a word, as one that is killed does.
+        FailureError: rank 0 ended without a word, as one that is killed does, or all ended before they met.
     """
-    with tempfile.TemporaryDirectory(prefix="decodetax-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{NOTES_PREFIX}{os.getpid()}-") as folder:
         os.environ.update(safe_environment())
         os.environ[NOTES] = folder
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
@@ -47,15 +47,15 @@ def launch(arguments: Sequence[str], *, ranks: int) -> int:
             return int(code)
         if ended is None:
             return INTERRUPTED
-        raise FailureError(_words(ended, _note(folder, "run_file")))
+        raise FailureError(_words(*ended, _note(folder, "run_file")))
 
 
-def _run(command: Sequence[str], ranks: int, folder: Path) -> int | None:
+def _run(command: Sequence[str], ranks: int, folder: Path) -> tuple[int, int] | None:
     """Start the ranks and wait for them.
 
     Returns:
-        The exit code of rank 0, negative if a signal ended it; 1 if another rank ended first; None if a
-        signal ended the wait.
+        The rank that ended first and its exit code, negative if a signal ended it; None if a signal ended
+        the wait.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -73,24 +73,28 @@ def _run(command: Sequence[str], ranks: int, folder: Path) -> int | None:
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        failure = error.failures.get(0)
-        return failure.exitcode if failure is not None else FAILED
+        return _first({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException:
         return None
     finally:
         logging.disable(logging.NOTSET)
-    return 0
+    return 0, 0
 
 
-def _words(ended: int, run_file: str | None) -> str:
-    """Why rank 0 ended without a word, and what is left."""
+def _first(codes: Mapping[int, int]) -> tuple[int, int]:
+    """The rank that ended first and its exit code; the others the engine then ends by SIGTERM."""
+    return min(codes.items(), key=lambda each: (each[1] == -signal.SIGTERM, each[0]))
+
+
+def _words(rank: int, ended: int, run_file: str | None) -> str:
+    """Why the ranks ended without a word of rank 0, and what is left."""
     how = f"ended with exit code {ended}"
     if ended < 0:
         how = f"was killed by {signal.Signals(-ended).name}"
     if run_file is None or not Path(run_file).exists():
-        return f"rank 0 {how} before anything was measured"
+        return f"rank {rank} {how} before anything was measured"
     place = path_text(run_file)
-    return f"rank 0 {how}; what was measured before is in {place}, and --resume {place} goes on"
+    return f"rank {rank} {how}; what was measured before is in {place}, and --resume {place} goes on"
 
 
 def _note(folder: str, name: str) -> str | None:

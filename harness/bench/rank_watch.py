@@ -13,8 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from ..core.errors import FailureError
+from ..core.rank_process import rank_and_size
 
 TICK_S = 0.3
 """Seconds between two looks at the store and at the parent process."""
@@ -27,6 +32,9 @@ GRACE_S = 3.0
 
 ALONE_S = 0.2
 """Two ranks that got SIGTERM within this time got it from the same sender, torchrun or a scheduler."""
+
+STORE_TIMEOUT_S = 10.0
+"""Seconds to reach the store with what a rank says last."""
 
 OVER = "over"
 _BROKEN_STORE = RuntimeError  # DistNetworkError and DistStoreError are such
@@ -160,3 +168,27 @@ class Watch:
         else:
             self.report("ended", str(self._progress()))
             os._exit(0)
+
+
+def open_store(name: str, timeout_s: float = STORE_TIMEOUT_S) -> Store:
+    """A client of its own of the store that torchrun's environment names.
+
+    Raises:
+        FailureError: it cannot be reached in time.
+    """
+    try:
+        store = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout_s))))[0]
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise FailureError(
+            f"the ranks did not meet at MASTER_ADDR and MASTER_PORT, {place}, within {timeout_s:g} s"
+        ) from error
+    return PrefixStore(f"decodetax/{name}", store)
+
+
+def report_failure(reason: str) -> None:
+    """Say in the store why this rank could not join, for rank 0 to find."""
+    found = rank_and_size()
+    if found is not None:
+        with contextlib.suppress(RuntimeError):  # FailureError is one
+            open_store("run").compare_set(f"report/{found[0]}", "", f"failed {reason}")

@@ -20,14 +20,13 @@ from typing import Any, Self, TypeVar
 import msgspec
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store, Work
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import Work
 
 from ..core.errors import FailureError, UsageError
 from ..core.rank_process import rank_and_size
 from .device import Device, open_device
 from .environment import describe_rank
-from .rank_watch import ALONE_S, Report, Watch
+from .rank_watch import ALONE_S, Report, Watch, open_store
 
 GLOO_LIMIT = timedelta(days=7)
 """Timeout of gloo for messages, which `Ranks` polls with limits of its own."""
@@ -82,7 +81,7 @@ class Ranks:
         self._messages, self._group = 0, None
         self._reports: dict[int, Report] | None = None
         self._loss: FailureError | None = None
-        self.watch = Watch(_store("run"), rank, lambda: self._messages)
+        self.watch = Watch(open_store("run", timeout_s), rank, lambda: self._messages)
 
     @classmethod
     def open(cls, device: Device, *, timeout_s: float) -> Self:
@@ -121,7 +120,7 @@ class Ranks:
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.backend == "nccl" else "gloo",
-                store=_store("group"),
+                store=open_store("group", self.timeout_s),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=self.timeout_s),
@@ -364,11 +363,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def _store(name: str) -> Store:
-    """A client of its own of the store that torchrun's environment names."""
-    return PrefixStore(f"decodetax/{name}", next(iter(rendezvous("env://")))[0])
-
-
 def _packed(value: object) -> torch.Tensor:
     return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
 
@@ -384,11 +378,3 @@ def _process_state(pid: int) -> str:
     except OSError:
         return ""
     return text.rpartition(")")[2].split()[0]
-
-
-def report_failure(reason: str) -> None:
-    """Say in the store why this rank could not join, for rank 0 to find."""
-    found = rank_and_size()
-    if found is not None:
-        with contextlib.suppress(RuntimeError):
-            _store("run").compare_set(f"report/{found[0]}", "", f"failed {reason}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import UsageError
 from ..core.parallelism import ONE_GPU, Parallelism
-from ..core.rank_process import rank_and_size
+from ..core.rank_process import rank_and_size, require_environment
 from ..core.run_file import read_run
 from ..core.timed_model import TimedModel, load_timed_model
 
@@ -18,9 +18,11 @@ def ranks_to_start(device: str, asked: dict[str, Any], resume: Path | None) -> i
     """The ranks that this process starts; 1 if it runs alone, or is a rank that torchrun started.
 
     Raises:
-        UsageError: the options do not fit several ranks, or the file to continue is not a run.
+        UsageError: the options do not fit several ranks, the file to continue is not a run, or torchrun's
+            variables are not as it sets them.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        require_environment()
         return 1
     if resume is not None:
         return read_run(resume).parallelism.gpus

@@ -10,7 +10,8 @@ from ..core.rank_process import end_process, leave_note
 from ..core.records import Run
 from .device import Device
 from .rank_executor import AllRanks, follow
-from .ranks import Ranks, device_of_rank, report_failure
+from .rank_watch import report_failure
+from .ranks import Ranks, device_of_rank
 from .run_writer import RunWriter
 
 STUCK = "rank 0 did not return from a call after a signal"

@@ -56,12 +56,19 @@ def test_rank_0_that_ends_without_a_word_is_told_of_in_one_line(
     def end(_command, _ranks, folder):
         if run_file:
             (folder / "run_file").write_text(str(tmp_path / run_file), encoding="utf-8")
-        return ended
+        return 0, ended
 
     monkeypatch.setattr(launch_ranks, "_run", end)
     with pytest.raises(FailureError) as caught:
         launch([], ranks=2)
     assert str(caught.value) == words.format(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [({0: -15, 1: -9}, (1, -9)), ({0: -9, 1: -15}, (0, -9)), ({1: 1}, (1, 1))]
+)
+def test_rank_that_ended_first_is_told_of_not_those_that_the_engine_ended(codes, expected):
+    assert launch_ranks._first(codes) == expected
 
 
 def test_signal_before_rank_0_began_is_an_interrupt(monkeypatch):

@@ -1,13 +1,14 @@
 """Ranks over torch.distributed: their devices, their messages, and which one is to blame for an end."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from decodetax.harness.bench.device import CpuDevice, CudaDevice
-from decodetax.harness.bench.rank_watch import Report
+from decodetax.harness.bench.rank_watch import Report, open_store
 from decodetax.harness.bench.ranks import Peer, RankLostError, Ranks, device_of_rank, require_same_facts
 from decodetax.harness.core.errors import FailureError, UsageError
 from fake_torch_cuda import FakeCuda
@@ -45,6 +46,19 @@ def test_ranks_without_a_gpu_each_are_misuse(monkeypatch, argument, gpus, messag
     with pytest.raises(UsageError) as caught:
         device_of_rank(argument, cuda=FakeCuda(count=gpus))
     assert str(caught.value) == message
+
+
+def test_store_that_cannot_be_reached_is_one_line(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+        for name, text in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, text)
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(FailureError) as caught:
+            open_store("run", 0.2)
+    words = f"the ranks did not meet at MASTER_ADDR and MASTER_PORT, 127.0.0.1:{port}, within 0.2 s"
+    assert str(caught.value) == words
 
 
 def facts(**changes):

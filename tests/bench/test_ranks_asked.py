@@ -68,8 +68,13 @@ def test_as_many_ranks_are_started_as_the_options_say(tensor, expert, model, exp
 
 
 def test_rank_of_torchrun_starts_no_ranks(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, text in (
+        ("RANK", "1"),
+        ("WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "host0"),
+        ("MASTER_PORT", "29500"),
+    ):
+        monkeypatch.setenv(name, text)
     assert ranks_to_start("auto", asked(2), None) == 1
     assert ranks_asked.parallelism_asked(asked()) == Parallelism(tensor_parallel=2)
 
