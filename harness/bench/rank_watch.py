@@ -166,6 +166,8 @@ class Watch:
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(TICK_S)
         else:
+            if self.orphaned:
+                self.report("failed", "the process that started it ended")
             self.report("ended", str(self._progress()))
             os._exit(0)
 
