@@ -36,6 +36,9 @@ ALONE_S = 0.2
 STORE_TIMEOUT_S = 10.0
 """Seconds to reach the store with what a rank says last."""
 
+ENDING = frozenset({signal.SIGTERM, signal.SIGHUP})
+"""Signals that end every rank; SIGINT, which a terminal sends to all of them, is rank 0's affair."""
+
 OVER = "over"
 _BROKEN_STORE = RuntimeError  # DistNetworkError and DistStoreError are such
 
@@ -45,8 +48,9 @@ class Report:
     """What a rank said when it ended.
 
     Attributes:
-        kind: "failed" with the reason as text; "terminated" by SIGTERM with the time as text, in seconds of
-            the host's monotonic clock; or "ended", as the run was over, with its count of messages as text.
+        kind: "failed" with the reason as text; "terminated" with the time, in seconds of the host's
+            monotonic clock, and the name of the signal; or "ended", as the run was over, with its count of
+            messages.
         text: see kind.
     """
 
@@ -63,7 +67,8 @@ class Watch:
         progress: this rank's count of messages so far: a rank that hangs is behind the others.
 
     Attributes:
-        terminated_s: when this rank got SIGTERM, in seconds of the host's monotonic clock; None if never.
+        terminated_s: when this rank got one of ENDING, in seconds of the host's monotonic clock; None if it
+            did not.
         at_forced_end: on rank 0, called in the thread if a signal does not reach the main thread in time;
             ends the process.
     """
@@ -78,7 +83,9 @@ class Watch:
         signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
         interrupt = self._interrupt if rank == 0 else signal.SIG_IGN
         signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, self._interrupt)
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, self._interrupt)
         self._parent = os.getppid()
         threading.Thread(target=self._run, name="decodetax-ranks", daemon=True).start()
 
@@ -130,12 +137,12 @@ class Watch:
             ready, _, _ = select.select([self._wakeup], [], [], TICK_S)
             if ready:
                 numbers = self._wakeup.recv(64)
-                if signal.SIGTERM in numbers and self.terminated_s is None:
+                if not ENDING.isdisjoint(numbers) and self.terminated_s is None:
                     self.terminated_s = time.monotonic()
                 if self.rank == 0:
                     self._end_in_time()
-                elif signal.SIGTERM in numbers:
-                    self._end_terminated()
+                elif found := ENDING.intersection(numbers):
+                    self._end_terminated(signal.Signals(min(found)))
             if self._over():
                 self._end_orphaned()
 
@@ -155,10 +162,10 @@ class Watch:
             self._armed = False
             self.at_forced_end()
 
-    def _end_terminated(self) -> None:
-        self.report("terminated", repr(time.monotonic()))
+    def _end_terminated(self, by: signal.Signals) -> None:
+        self.report("terminated", f"{time.monotonic()} {by.name}")
         time.sleep(2 * ALONE_S)
-        os._exit(128 + signal.SIGTERM)
+        os._exit(128 + by)
 
     def _end_orphaned(self) -> None:
         if self.rank == 0:

@@ -107,7 +107,7 @@ class Ranks:
             if (lost := ranks.loss()) is not None:
                 raise lost from None
             if ranks.watch.terminated_s is not None:
-                raise FailureError("SIGTERM ended the run before all ranks had joined") from None
+                raise FailureError("a signal ended the run before all ranks had joined") from None
             raise
         return ranks
 
@@ -261,8 +261,10 @@ class Ranks:
             if rank not in reports:
                 return RankLostError(rank, self._host(rank), self._end_of(rank))
         for rank, report in sorted(reports.items()):
-            if report.kind == "terminated" and not self._terminated_with(report.text, rank):
-                return RankLostError(rank, self._host(rank), "was ended by SIGTERM")
+            if report.kind == "terminated":
+                when_s, name = report.text.split()
+                if not self._terminated_with(float(when_s), rank):
+                    return RankLostError(rank, self._host(rank), f"was ended by {name}")
         return None
 
     def _behind(self, reason: str) -> RankLostError:
@@ -272,11 +274,11 @@ class Ranks:
         rank = min(counts, key=lambda each: counts[each], default=0)
         return RankLostError(rank, self._host(rank), reason)
 
-    def _terminated_with(self, when_s: str, rank: int) -> bool:
-        """Whether rank 0 got SIGTERM together with another rank."""
+    def _terminated_with(self, when_s: float, rank: int) -> bool:
+        """Whether rank 0 got such a signal together with another rank."""
         own_s = self.watch.terminated_s
         same_host = self._host(rank) == self._host(0)
-        return own_s is not None and (not same_host or abs(own_s - float(when_s)) < ALONE_S)
+        return own_s is not None and (not same_host or abs(own_s - when_s) < ALONE_S)
 
     def _gone(self, rank: int) -> bool:
         """Whether the process of a rank is known to have ended."""

@@ -9,6 +9,7 @@ from ..core.parallelism import ONE_GPU, Parallelism
 from ..core.rank_process import rank_and_size, require_environment
 from ..core.run_file import read_run
 from ..core.timed_model import TimedModel, load_timed_model
+from .run_writer import locked_run
 
 SMALLEST_DEFAULT = "llama-3.2-1b"
 """The default model with the fewest heads."""
@@ -25,7 +26,8 @@ def ranks_to_start(device: str, asked: dict[str, Any], resume: Path | None) -> i
         require_environment()
         return 1
     if resume is not None:
-        return read_run(resume).parallelism.gpus
+        with locked_run("--resume", resume):
+            return read_run(resume).parallelism.gpus
     size = asked["tensor_parallel"] or asked["expert_parallel"] or 1
     parallelism = parallelism_of(size, asked)
     if parallelism != ONE_GPU:
