@@ -108,6 +108,17 @@ class OnlyFirst(FakeDist):
         self.called = True
 
 
+class FirstWrong(FakeDist):
+    """Its first call does nothing."""
+
+    called = False
+
+    def all_gather_into_tensor(self, out, x, *, group):
+        if self.called:
+            super().all_gather_into_tensor(out, x, group=group)
+        self.called = True
+
+
 class Adds(FakeDist):
     """Adds to what was there."""
 
@@ -150,6 +161,7 @@ class OneWrong(FakeDist):
         (Drops, "all_reduce"),
         *((DoesNothing, kind) for kind in COLLECTIVES),
         (OnlyFirst, "all_gather"),
+        (FirstWrong, "all_gather"),
         (Adds, "all_reduce"),
         (Swaps, "all_gather"),
         (Swaps, "all_to_all"),
@@ -225,7 +237,20 @@ def test_memory_that_runs_out_on_one_rank_skips_the_row():
     assert (row.status, row.reason) == ("skipped", "rank 1: out of memory: no room")
 
 
-def test_groups_are_made_anew_after_an_error():
+class RaisesAfterwards(FakeDist):
+    """The first all-reduce of rank 1 raises when the others have their sum."""
+
+    called = False
+
+    def all_reduce(self, x, *, group):
+        super().all_reduce(x, group=group)
+        if self._rank == 1 and not self.called:
+            self.called = True
+            raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("dist", [raising(RuntimeError("boom"), ranks=[1]), RaisesAfterwards])
+def test_groups_are_made_anew_after_an_error(dist):
     def work(ranks, dist):
         groups = Groups(ranks, dist=dist)
         rows = [
@@ -236,7 +261,7 @@ def test_groups_are_made_anew_after_an_error():
         ]
         return [row.status for [row] in rows], dist.log
 
-    for statuses, log in on_threads(2, work, dist=raising(RuntimeError("boom"), ranks=[1])):
+    for statuses, log in on_threads(2, work, dist=dist):
         assert statuses == ["failed", "ok"]
         assert [line for line in log if line.startswith(("new", "leave"))] == [
             "new group [0, 1], 60 s",
