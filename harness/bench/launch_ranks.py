@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..core.errors import INTERRUPTED, FailureError, path_text
+from ..core.progress import clear_progress
 from ..core.rank_process import NOTES, NOTES_PREFIX
 from ..core.worker_processes import safe_environment
 
@@ -47,6 +48,7 @@ def launch(arguments: Sequence[str], *, ranks: int) -> int:
             return int(code)
         if ended is None:
             return INTERRUPTED
+        clear_progress()
         raise FailureError(_words(*ended, _note(folder, "run_file")))
 
 

@@ -103,6 +103,10 @@ class Watch:
         with contextlib.suppress(_BROKEN_STORE):
             self.store.compare_set(f"report/{self.rank}", "", f"{kind} {text}")
 
+    def report_end(self) -> None:
+        """Say that this rank ends as the run is over or another rank was lost, so that it is not to blame."""
+        self.report("ended", str(self._progress()))
+
     def reports(self, size: int, gone: Callable[[int], bool]) -> dict[int, Report]:
         """Say that the run is over, and wait for the reports of the other ranks.
 
@@ -175,7 +179,7 @@ class Watch:
         else:
             if self.orphaned:
                 self.report("failed", "the process that started it ended")
-            self.report("ended", str(self._progress()))
+            self.report_end()
             os._exit(0)
 
 

@@ -68,6 +68,7 @@ def follow_rank_0(device: str, timeout_s: float) -> int:
         with options.user_code():
             follow(ranks)
     except FailureError:
+        ranks.watch.report_end()
         return FAILED
     except Exception as error:  # noqa: BLE001  (rank 0 says it, whatever it is)
         ranks.watch.report("failed", one_line(error))

@@ -1,6 +1,7 @@
 """The progress bar of long commands."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 
@@ -17,3 +18,9 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda done, what: bar.update(task, completed=done, description=what)
+
+
+def clear_progress() -> None:
+    """Remove the bar of a process that was killed, and show the cursor that it hid, if stderr is a terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K\x1b[?25h")

@@ -1,6 +1,7 @@
 """Ranks are started with torchrun's engine; what it reports becomes an exit code or one line."""
 
 import signal
+import sys
 
 import pytest
 from decodetax.harness.bench import launch_ranks
@@ -69,6 +70,14 @@ def test_rank_0_that_ends_without_a_word_is_told_of_in_one_line(
 )
 def test_rank_that_ended_first_is_told_of_not_those_that_the_engine_ended(codes, expected):
     assert launch_ranks._first(codes) == expected
+
+
+def test_bar_of_a_rank_0_that_was_killed_is_removed_from_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(launch_ranks, "_run", lambda *_arguments: (0, -9))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(FailureError):
+        launch([], ranks=2)
+    assert capsys.readouterr().err == "\r\x1b[K\x1b[?25h"
 
 
 def test_signal_before_rank_0_began_is_an_interrupt(monkeypatch):

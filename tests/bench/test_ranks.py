@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+from decodetax.harness.bench import run_on_ranks
 from decodetax.harness.bench.device import CpuDevice, CudaDevice
 from decodetax.harness.bench.rank_watch import Report, open_store
 from decodetax.harness.bench.ranks import Peer, RankLostError, Ranks, device_of_rank, require_same_facts
-from decodetax.harness.core.errors import FailureError, UsageError
+from decodetax.harness.core.errors import FAILED, FailureError, UsageError
 from fake_torch_cuda import FakeCuda
 from rank_processes import on_ranks
 
@@ -152,6 +154,19 @@ def test_silent_rank_on_this_host_is_looked_at_and_ended(stop, words):
     finally:
         process.kill()
         process.wait()
+
+
+def test_rank_whose_peer_is_lost_reports_so_before_it_ends_and_is_not_blamed(monkeypatch):
+    said = []
+    watch = SimpleNamespace(report_end=lambda: said.append("ended"))
+    monkeypatch.setattr(Ranks, "open", lambda *_args, **_options: SimpleNamespace(watch=watch))
+
+    def lose_a_peer(_ranks):
+        raise RankLostError(0, "here", "was lost")
+
+    monkeypatch.setattr(run_on_ranks, "follow", lose_a_peer)
+    assert run_on_ranks.follow_rank_0("cpu", 1.0) == FAILED
+    assert said == ["ended"]
 
 
 def test_rank_that_hangs_is_the_one_with_the_fewest_messages():
