@@ -47,8 +47,8 @@ LONGER, LONGER_S = 2.0, 5e-6
 seconds more, does work that was not done in the calls that were timed."""
 
 LONGER_TRIES = 64
-"""Each of so many calls on new numbers must take longer: beside busy processes, such as more ranks than cores,
-three of four calls may be slow, and an honest provider then fails once in 10^8 times."""
+"""Each of so many calls on new numbers must take longer: beside busy processes, as where ranks share
+cores, three of four calls may be slow, and an honest provider then fails once in 10^8 times."""
 
 BUSY_THREAD_S = 1e-3
 """CPU seconds of a thread within `WAIT_S` from which it computes; an idle one wakes up for microseconds."""

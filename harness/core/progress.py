@@ -21,6 +21,6 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
 
 
 def clear_progress() -> None:
-    """Remove the bar of a process that was killed, and show the cursor that it hid, if stderr is a terminal."""
+    """Remove the bar of a process that was killed from a terminal, and show the cursor that it hid."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K\x1b[?25h")
