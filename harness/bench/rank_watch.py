@@ -49,8 +49,8 @@ class Report:
 
     Attributes:
         kind: "failed" with the reason as text; "terminated" with the time, in seconds of the host's
-            monotonic clock, and the name of the signal; or "ended", as the run was over, with its count of
-            messages.
+            monotonic clock, and the name of the signal; "left", because a message failed, with its count
+            of messages and why; or "ended", as the run was over, with that count.
         text: see kind.
     """
 
@@ -103,9 +103,11 @@ class Watch:
         with contextlib.suppress(_BROKEN_STORE):
             self.store.compare_set(f"report/{self.rank}", "", f"{kind} {text}")
 
-    def report_end(self) -> None:
-        """Say that this rank ends as the run is over or another rank was lost, so that it is not to blame."""
-        self.report("ended", str(self._progress()))
+    def over(self) -> bool:
+        """Whether rank 0 has said that the run is over."""
+        with contextlib.suppress(_BROKEN_STORE):
+            return self.store.check([OVER])
+        return True
 
     def reports(self, size: int, gone: Callable[[int], bool]) -> dict[int, Report]:
         """Say that the run is over, and wait for the reports of the other ranks.
@@ -179,7 +181,7 @@ class Watch:
         else:
             if self.orphaned:
                 self.report("failed", "the process that started it ended")
-            self.report_end()
+            self.report("ended", str(self._progress()))
             os._exit(0)
 
 

@@ -11,7 +11,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -229,21 +229,30 @@ class Ranks:
         )
 
     def lost_error(self, reason: str) -> FailureError:
-        """The error of the rank that is to blame for a message that failed; on others than rank 0, rank 0.
+        """The error of the rank that is to blame for a message that failed; on others than rank 0, of any.
 
         Args:
             reason: what a rank did that still runs, but is behind the others.
         """
         if self.rank > 0:
-            return RankLostError(0, self._host(0), "was lost")
-        return self.loss() or self._behind(reason)
+            return FailureError(f"another rank {reason}")
+        return self._ended_first() or self._behind(reason)
 
     def loss(self) -> FailureError | None:
-        """Ends the other ranks; the error of one that had failed, had died or was stopped, if there is one.
+        """Ends the other ranks; the error of one that had ended before or was stopped, if there is one.
 
         It is called on rank 0 once no more is measured. A process on this host that does not answer is
         killed.
         """
+        return self._ended_first() or self._of_kind("left", lambda text: f"left, as {text.partition(' ')[2]}")
+
+    def leave(self, error: Exception) -> None:
+        """Say, on another rank than 0, that this one ends because of a message that failed."""
+        kind = "ended" if self.watch.over() else "left"  # once the run is over, connections close
+        self.watch.report(kind, f"{self._messages} {error}")
+
+    def _ended_first(self) -> FailureError | None:
+        """The error of the rank that ended first, as far as its report, or the lack of one, tells."""
         self.watch.disarm()
         if self._reports is None:
             self._reports = self.watch.reports(self.size, self._gone)
@@ -251,12 +260,10 @@ class Ranks:
         return self._loss
 
     def _blamed(self, reports: Mapping[int, Report]) -> FailureError | None:
-        """The error of the rank that ended first, as far as its report, or the lack of one, tells."""
         if self.watch.orphaned:
             return FailureError("the process that started the ranks ended")
-        for rank, report in sorted(reports.items()):
-            if report.kind == "failed":
-                return RankLostError(rank, self._host(rank), f"failed: {report.text}")
+        if (failed := self._of_kind("failed", "failed: {}".format)) is not None:
+            return failed
         for rank in range(1, len(self.peers)):  # of those that joined
             if rank not in reports:
                 return RankLostError(rank, self._host(rank), self._end_of(rank))
@@ -267,10 +274,17 @@ class Ranks:
                     return RankLostError(rank, self._host(rank), f"was ended by {name}")
         return None
 
+    def _of_kind(self, kind: str, words: Callable[[str], str]) -> RankLostError | None:
+        """The error of the first rank whose report is of a kind, if there is one, with words for its text."""
+        for rank, report in sorted((self._reports or {}).items()):
+            if report.kind == kind:
+                return RankLostError(rank, self._host(rank), words(report.text))
+        return None
+
     def _behind(self, reason: str) -> RankLostError:
         """The error of the rank that has taken part in the fewest messages."""
-        reports = self._reports or {}
-        counts = {rank: int(report.text) for rank, report in reports.items() if report.kind == "ended"}
+        found = (self._reports or {}).items()
+        counts = {rank: int(r.text.split()[0]) for rank, r in found if r.kind in ("ended", "left")}
         rank = min(counts, key=lambda each: counts[each], default=0)
         return RankLostError(rank, self._host(rank), reason)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from ..core import options
-from ..core.errors import FAILED, MISUSE, FailureError, UsageError, one_line
+from ..core.errors import FAILED, INTERRUPTED, MISUSE, FailureError, UsageError, one_line
 from ..core.rank_process import end_process, leave_note
 from ..core.records import Run
 from .device import Device
@@ -14,7 +14,7 @@ from .rank_watch import report_failure
 from .ranks import Ranks, device_of_rank
 from .run_writer import RunWriter
 
-STUCK = "rank 0 did not return from a call after a signal"
+STUCK = "it was interrupted in a call that did not return"
 
 
 @contextlib.contextmanager
@@ -41,20 +41,24 @@ def joined(device: Device, result: Run, writer: RunWriter, *, timeout_s: float) 
     }
 
     def end_at_once() -> None:
-        result.broken, result.interrupted = str(ranks.loss() or STUCK), False
+        lost = ranks.loss()
+        result.broken, result.interrupted = None if lost is None else str(lost), lost is None
         place, problem = writer.finish(result)
-        options.complain(problem or f"the run ended early: {result.broken}; what was measured is in {place}")
-        end_process(FAILED)
+        options.complain(problem or f"the run ended early: {lost or STUCK}; what was measured is in {place}")
+        end_process(FAILED if lost is not None else INTERRUPTED)
 
     ranks.watch.at_forced_end = end_at_once
     executor = AllRanks(ranks)
     try:
         yield executor
-    finally:
-        if result.interrupted or result.broken is not None:
-            ranks.loss()
-        else:
-            executor.close()
+    except BaseException:
+        if (lost := ranks.loss()) is not None:
+            raise lost from None
+        raise
+    if result.interrupted or result.broken is not None:
+        ranks.loss()
+    else:
+        executor.close()
 
 
 def follow_rank_0(device: str, timeout_s: float) -> int:
@@ -67,8 +71,8 @@ def follow_rank_0(device: str, timeout_s: float) -> int:
     try:
         with options.user_code():
             follow(ranks)
-    except FailureError:
-        ranks.watch.report_end()
+    except FailureError as error:
+        ranks.leave(error)
         return FAILED
     except Exception as error:  # noqa: BLE001  (rank 0 says it, whatever it is)
         ranks.watch.report("failed", one_line(error))

@@ -134,7 +134,7 @@ def measure(
     """
     start_s, before_s = time.perf_counter() - result.elapsed_s, device.timed_s - result.timed_s
     executor = executor or OneProcess(device)
-    started = executor.load_point()
+    started: LoadPoint | None = None
 
     saved_s = -math.inf
 
@@ -156,6 +156,7 @@ def measure(
     gc.collect()
     gc.freeze()  # collections after each case then skip what is loaded by now
     try:
+        started = executor.load_point()
         _fill(result, settings, executor, progress, tiling_of, save_so_far)
         result.interrupted = False
     except KeyboardInterrupt:

@@ -128,8 +128,17 @@ ENDED = {1: Report("ended", "7"), 2: Report("ended", "7")}
             None,
         ),
         ({}, {"orphaned": True}, "the process that started the ranks ended"),
+        (
+            {1: Report("left", "5 another rank hung"), 2: ENDED[2]},
+            {},
+            "rank 1 on here left, as another rank hung",
+        ),
+        ({1: Report("left", "5 another rank hung")}, {}, "rank 2 on there no longer answers"),
     ],
-    ids=["all ended", "failed", "silent", "SIGTERM", "SIGTERM before", "SIGTERM to all", "orphaned"],
+    ids=[
+        *("all ended", "failed", "silent", "SIGTERM", "SIGTERM before", "SIGTERM to all", "orphaned"),
+        *("left", "left after a silent one"),
+    ],
 )
 def test_rank_to_blame_is_told_from_the_reports(reports, watch, expected):
     lost = rank_0(reports, **watch).loss()
@@ -158,19 +167,19 @@ def test_silent_rank_on_this_host_is_looked_at_and_ended(stop, words):
 
 def test_rank_whose_peer_is_lost_reports_so_before_it_ends_and_is_not_blamed(monkeypatch):
     said = []
-    watch = SimpleNamespace(report_end=lambda: said.append("ended"))
-    monkeypatch.setattr(Ranks, "open", lambda *_args, **_options: SimpleNamespace(watch=watch))
+    monkeypatch.setattr(Ranks, "open", lambda *_args, **_options: SimpleNamespace(leave=said.append))
 
     def lose_a_peer(_ranks):
         raise RankLostError(0, "here", "was lost")
 
     monkeypatch.setattr(run_on_ranks, "follow", lose_a_peer)
     assert run_on_ranks.follow_rank_0("cpu", 1.0) == FAILED
-    assert said == ["ended"]
+    assert [str(error) for error in said] == ["rank 0 on here was lost"]
 
 
-def test_rank_that_hangs_is_the_one_with_the_fewest_messages():
-    lost = rank_0({1: Report("ended", "7"), 2: Report("ended", "6")}).lost_error("did not answer")
+@pytest.mark.parametrize("kind", ["ended", "left"])
+def test_rank_that_hangs_is_the_one_with_the_fewest_messages(kind):
+    lost = rank_0({1: Report(kind, "7 why"), 2: Report("ended", "6")}).lost_error("did not answer")
     assert isinstance(lost, RankLostError)
     assert isinstance(lost, FailureError)
     assert (lost.rank, lost.host, lost.reason) == (2, "there", "did not answer")
@@ -186,3 +195,13 @@ def exchange(ranks):
 @pytest.mark.slow
 def test_messages_reach_all_ranks():
     assert on_ranks(3, exchange) == [(0, [0, 1, 2], 1, 3), (0, None, 1, 3), (0, None, 1, 3)]
+
+
+@pytest.mark.parametrize(("over", "kind"), [(False, "left"), (True, "ended")])
+def test_rank_whose_message_fails_left_unless_the_run_is_over(over, kind):
+    said = []
+    ranks = rank_0({})
+    ranks.rank, ranks._messages = 1, 5
+    ranks.watch.over, ranks.watch.report = lambda: over, lambda *words: said.append(words)
+    ranks.leave(ranks.lost_error("closed its connection"))
+    assert said == [(kind, "5 another rank closed its connection")]
