@@ -20,6 +20,7 @@ from ..core.table import Column, Table, wide_option
 from .basis import decode_basis
 from .deployment import Deployment
 from .engine import ENGINES, ONE_GRAPH, engines
+from .measured_link import with_measured_link
 from .memory import weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .model_facts import model_json, warnings_of
@@ -119,6 +120,12 @@ _OF_REQUESTS = ("concurrency", "cache_hits", "slo_ttft", "slo_tpot")
     options.positive("a number of microseconds", least=0.001, most=1_000_000),
     "X",
     "Time of an all-reduce of 0 bytes.  [default: as measured, 3 to 7 by NVLink]",
+)
+@click.option(
+    "--link-from",
+    type=click.Path(path_type=Path),
+    metavar="RUN.json",
+    help="Latency and bandwidth of the link as a run of several GPUs of one host measured them.",
 )
 @options.option(
     "--usd-per-hour",
@@ -358,9 +365,13 @@ def _deployments(model: LanguageModel, asked: dict[str, Any]) -> list[Deployment
     if asked["link_gb_per_s"] is not None:
         link["link_bytes_per_s"] = asked["link_gb_per_s"] * 1e9
     latency_us = asked["link_latency_us"]
+    run_file = asked["link_from"]
+    for name in ("link_gb_per_s", "link_latency_us"):
+        if run_file is not None and asked[name] is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: does not go with --link-from, which has both")
     parallelism = Parallelism(**{part.name: asked[part.name] for part in fields(Parallelism)})
     names = options.gpu_names(*asked["gpus"], *asked["more_gpus"]) or ["h100"]
-    return [
+    found = [
         Deployment(
             gpu=replace(gpu, **link),
             parallelism=parallelism,
@@ -371,3 +382,4 @@ def _deployments(model: LanguageModel, asked: dict[str, Any]) -> list[Deployment
         )
         for gpu in dict.fromkeys(find_gpu(name) for name in names)
     ]
+    return found if run_file is None else [with_measured_link(each, run_file) for each in found]
