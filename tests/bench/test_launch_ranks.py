@@ -1,6 +1,9 @@
 """Ranks are started with torchrun's engine; what it reports becomes an exit code or one line."""
 
+import os
 import signal
+import subprocess
+import sys
 import sys
 
 import pytest
@@ -95,3 +98,15 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, given, expecte
     monkeypatch.setattr(launch_ranks, "_run", lambda *_arguments: None)
     launch([], ranks=4)
     assert launch_ranks.os.environ["OMP_NUM_THREADS"] == str(expected)
+
+
+def test_other_ranks_than_0_print_nothing():
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    done = subprocess.run(
+        [sys.executable, "-m", "decodetax.harness", "run", "--seed", "x"],
+        env=os.environ | variables,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (MISUSE, b"", b"")
