@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import sys
 
 import pytest
 from decodetax.harness.bench import launch_ranks
