@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -48,6 +49,12 @@ def require_environment() -> None:
                 raise UsageError(f"{name}: is not set beside RANK and WORLD_SIZE; torchrun sets it")
         if not 0 < int(found["MASTER_PORT"]) <= MOST_PORT:
             raise UsageError(f"MASTER_PORT: must be a port from 1 to {MOST_PORT}, was {found['MASTER_PORT']}")
+
+
+def end_at_ctrl_c() -> None:
+    """Let SIGINT end a rank without a traceback of each, until it has joined the others."""
+    if rank_and_size() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def silence_other_ranks() -> None:

@@ -1,10 +1,17 @@
 """What torchrun's variables say of this process."""
 
 import os
+import signal
 
 import pytest
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.rank_process import NOTES, NOTES_PREFIX, end_process, require_environment
+from decodetax.harness.core.rank_process import (
+    NOTES,
+    NOTES_PREFIX,
+    end_at_ctrl_c,
+    end_process,
+    require_environment,
+)
 
 OF_A_RANK = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host0", "MASTER_PORT": "29500"}
 
@@ -67,3 +74,14 @@ def test_notes_are_removed_by_rank_0_if_nobody_is_left_to_read_them(
     end_process(1)
     assert folder.exists() == stays
     assert not stays or (folder / "exit_code").read_text(encoding="utf-8") == "1"
+
+
+@pytest.mark.parametrize(("size", "expected"), [("2", signal.SIG_DFL), ("1", signal.default_int_handler)])
+def test_ctrl_c_ends_a_rank_that_has_not_joined_without_a_traceback(set_variables, size, expected):
+    set_variables(RANK="0", WORLD_SIZE=size)
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        end_at_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) == expected
+    finally:
+        signal.signal(signal.SIGINT, kept)
