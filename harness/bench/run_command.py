@@ -154,6 +154,7 @@ def run_command(
     if number > 1:
         from .launch_ranks import launch
 
+        _places(output, resume, asked)  # what cannot be written is said before ranks start
         return launch(sys.argv[1:], ranks=number)
     if here is not None and here[0] > 0:
         from .run_on_ranks import follow_rank_0
@@ -179,8 +180,7 @@ def run_command(
             require_transformers()
         with options.user_code():
             load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
-        target, outputs = _writable(output or resume), Outputs(asked)
-        outputs.require_writable([target, *([resume] if resume else [])])
+        target, outputs = _places(output, resume, asked)
         target.parent.mkdir(exist_ok=True)
         writer = RunWriter(target, resume, locks)
         result = begun or begin(settings, opened)
@@ -351,6 +351,17 @@ def _tuned_tilings(run: "Run", device: "Device") -> "TilingOf":
     except UsageError as error:
         options.complain(f"{error}; no tuned tiling is used")
         return no_tiling
+
+
+def _places(output: Path | None, resume: Path | None, asked: dict[str, Any]) -> tuple[Path, Outputs]:
+    """The file of the run, and its reports.
+
+    Raises:
+        UsageError: one of them cannot be written.
+    """
+    target, outputs = _writable(output or resume), Outputs(asked)
+    outputs.require_writable([target, *([resume] if resume else [])])
+    return target, outputs
 
 
 def _writable(output: Path | None) -> Path:

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from decodetax.harness.bench import launch_ranks
 from decodetax.harness.bench.launch_ranks import launch
-from decodetax.harness.core.errors import INTERRUPTED, MISUSE, FailureError
+from decodetax.harness.bench.run_command import run_command
+from decodetax.harness.core.errors import INTERRUPTED, MISUSE, FailureError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +111,14 @@ def test_other_ranks_than_0_print_nothing():
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (MISUSE, b"", b"")
+
+
+@pytest.mark.parametrize("option", ["--output", "--html", "--csv"])
+def test_what_cannot_be_written_is_said_before_ranks_start(monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch_ranks, "launch", lambda *_arguments, **_options: pytest.fail("ranks started"))
+    (tmp_path / "file").touch()
+    words = ["--quick", "--tensor-parallel", "2", "--device", "cpu", option, "file/place"]
+    found = CliRunner().invoke(run_command, words)
+    assert isinstance(found.exception, UsageError)
+    assert str(found.exception).startswith(f"{option}: ")
