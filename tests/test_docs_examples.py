@@ -108,7 +108,6 @@ def folder(tmp_path, monkeypatch):
         shutil.copytree(ROOT / "docs" / "runs", place)
     for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
         shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
-    shutil.copytree("docs/runs", "DIR")
     Path("path/to").mkdir(parents=True)
     write_config(tmp_path / "path" / "to")
     Path("my_kernel.py").write_text(block("docs/extending.md", "_product_kernel"), encoding="utf-8")

@@ -20,7 +20,6 @@ from ..core.table import Column, Table, wide_option
 from .basis import decode_basis
 from .deployment import Deployment
 from .engine import ENGINES, ONE_GRAPH, engines
-from .measured_link import with_measured_link
 from .memory import weight_formats
 from .memory_fit import largest_batch, memory_fit
 from .model_facts import model_json, warnings_of
@@ -382,4 +381,8 @@ def _deployments(model: LanguageModel, asked: dict[str, Any]) -> list[Deployment
         )
         for gpu in dict.fromkeys(find_gpu(name) for name in names)
     ]
-    return found if run_file is None else [with_measured_link(each, run_file) for each in found]
+    if run_file is None:
+        return found
+    from .measured_link import with_measured_link
+
+    return [with_measured_link(each, run_file) for each in found]
