@@ -20,6 +20,7 @@ from decodetax.harness.core import inputs, timed_model
 from decodetax.harness.offline import variants
 from decodetax.harness.offline.execution import cases
 from hand_made import TINY, write_config
+from rank_runs import rank_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("[RC][EO]*.md"), *ROOT.glob("docs/**/*.md")])
@@ -108,6 +109,7 @@ def folder(tmp_path, monkeypatch):
         shutil.copytree(ROOT / "docs" / "runs", place)
     for name in ("RUN.json", "OTHER.json", "BEFORE.json", "AFTER.json", "before.json", "after.json"):
         shutil.copy(ROOT / "docs" / "runs" / "cpu-epyc-2-cores.json", name)
+    Path("RANKS.json").write_text(json.dumps(rank_run().to_json()), encoding="utf-8")
     Path("path/to").mkdir(parents=True)
     write_config(tmp_path / "path" / "to")
     Path("my_kernel.py").write_text(block("docs/extending.md", "_product_kernel"), encoding="utf-8")
