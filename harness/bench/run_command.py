@@ -168,16 +168,9 @@ def run_command(
         from .run_settings import check_memory
         from .session import begin, measure
         from .summary import heading
-        from .transformers_peer import require_transformers
 
         check_memory(settings, opened)
-        if settings.whole_model == "transformers":
-            if settings.model.in_parts is not None:
-                raise UsageError(
-                    f"--whole-model: transformers needs a model whose layers are timed whole; "
-                    f"{settings.model.name} has {settings.model.in_parts}"
-                )
-            require_transformers()
+        _check_peer(settings)
         with options.user_code():
             load_user_functions(settings.providers)  # a wrong name is reported before anything is measured
         target, outputs = _places(output, resume, asked)
@@ -193,6 +186,23 @@ def run_command(
             with progress_bar() as progress, options.user_code():
                 measure(result, settings, opened, progress, tiling_of, lambda: writer(result), executor)
         return _end(result, writer, outputs, printing, as_json=as_json, wide=wide)
+
+
+def _check_peer(settings: "Settings") -> None:
+    """Require what `--whole-model transformers` needs.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    from .transformers_peer import require_transformers
+
+    if settings.whole_model == "transformers":
+        if settings.model.in_parts is not None:
+            raise UsageError(
+                f"--whole-model: transformers needs a model whose layers are timed whole; "
+                f"{settings.model.name} has {settings.model.in_parts}"
+            )
+        require_transformers()
 
 
 def _executor(

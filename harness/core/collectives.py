@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, to_builtins
 
-from .record_fields import Dtype, Length, NonNegative, Positive, Size, Status, finite
+from .record_fields import Dtype, Length, NonNegative, Positive, Size, Status, check_ok, finite
 from .statistics import Summary, summarise, winsorised_rounds
 from .work import ELEMENT_BYTES
 
@@ -117,10 +117,7 @@ class CollectiveRow:
     def __post_init__(self) -> None:
         if len(self.rounds) != len(self.samples_s):
             raise ValueError(f"rounds: {len(self.rounds)} of {len(self.samples_s)} samples")
-        if (self.status == "ok") != bool(self.samples_s):
-            raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
-        if (self.status == "ok") != (self.reason is None):
-            raise ValueError(f"reason: is {self.reason!r} on a row that is {self.status}")
+        check_ok(self.status, self.samples_s, self.reason)
         if (self.status == "ok") != (self.skew_s is not None):
             raise ValueError(f"skew_s: is {self.skew_s!r} on a row that is {self.status}")
 

@@ -135,3 +135,8 @@ def _linear_share(attention: LinearAttention, heads: int) -> LinearAttention:
         in_features_out=part(attention.in_features_out),
         out_features_in=part(attention.out_features_in),
     )
+
+
+def reached_ranks(ranks: int, experts_per_token: int) -> float:
+    """Ranks that a token's experts lie on in expectation: n (1 - (1 - 1/n)^k) of n ranks for k experts."""
+    return ranks * (1 - (1 - 1 / ranks) ** experts_per_token)

@@ -28,6 +28,18 @@ def require_keys(field_name: str, found: Mapping[str, Any], names: Sequence[str]
         raise ValueError(f"{field_name}: lacks {missing[0]}")
 
 
+def check_ok(status: Status, samples_s: Sequence[float], reason: str | None) -> None:
+    """Make sure that a row has samples if it is ok, and a reason if it is not.
+
+    Raises:
+        ValueError: it contradicts itself; names the field.
+    """
+    if (status == "ok") != bool(samples_s):
+        raise ValueError(f"samples_s: {len(samples_s)} of a row that is {status}")
+    if (status == "ok") != (reason is None):
+        raise ValueError(f"reason: is {reason!r} on a row that is {status}")
+
+
 def finite(error: float | None) -> float | None:
     """An error as JSON has it, without infinity and NaN; the reason states them."""
     return error if error is not None and math.isfinite(error) else None

@@ -11,7 +11,7 @@ from .cases import Case
 from .collectives import CollectiveRow
 from .gap import Gap
 from .parallelism import ONE_GPU, Parallelism
-from .record_fields import Count, Dtype, Length, NonNegative, Positive, Status, finite, require_keys
+from .record_fields import Count, Dtype, Length, NonNegative, Positive, Status, check_ok, finite, require_keys
 from .statistics import Summary, summarise, winsorised_rounds
 from .whole_model import WholeForward, WholeModel
 from .work import Work
@@ -170,10 +170,7 @@ class Row:
             raise ValueError(f"ranks_s: {len(self.ranks_s)} of {len(set(self.rounds))} rounds")
         if self.counters is not None:
             require_keys("counters", self.counters, COUNTER_NAMES)
-        if (self.status == "ok") != bool(self.samples_s):
-            raise ValueError(f"samples_s: {len(self.samples_s)} of a row that is {self.status}")
-        if (self.status == "ok") != (self.reason is None):
-            raise ValueError(f"reason: is {self.reason!r} on a row that is {self.status}")
+        check_ok(self.status, self.samples_s, self.reason)
 
     @property
     def key(self) -> tuple[str, str, int, int]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from msgspec import UNSET, UnsetType
 
 from .cases import Phase
-from .collectives import Collective, collective
+from .collectives import COLLECTIVES, Collective, collective
 from .layers import Experts, GroupedQueryAttention, LatentAttention, Mlp
-from .parallelism import Parallelism, attention_share
+from .parallelism import Parallelism, attention_share, reached_ranks
 from .timed_model import TimedLayers, TimedModel
 
 
@@ -123,16 +123,11 @@ def _reduced(group: TimedLayers) -> int:
     return group.count * ((group.attention is not None) + has_mlp)
 
 
-def reached_ranks(ranks: int, experts_per_token: int) -> float:
-    """Ranks that a token's experts lie on in expectation: n (1 - (1 - 1/n)^k) of n ranks for k experts."""
-    return ranks * (1 - (1 - 1 / ranks) ** experts_per_token)
-
-
 def compared_collectives(
     model: TimedModel, parallelism: Parallelism, *, phase: Phase, rows: int, dtype: str
 ) -> tuple[Collective, ...]:
     """Every kind of collective among all ranks, with the hidden states of a forward as its message."""
     return tuple(
         collective(kind, phase, rows * model.hidden_size, parallelism.stage_gpus, dtype)
-        for kind in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+        for kind in COLLECTIVES
     )

@@ -25,7 +25,7 @@ from ..core.layers import (
     Mlp,
     Projection,
 )
-from ..core.parallelism import ONE_GPU, Parallelism, attention_share
+from ..core.parallelism import ONE_GPU, Parallelism, attention_share, reached_ranks
 from .attention_parts import AttentionPart, attention_parts
 from .parts import ACTIVATION_BYTES, Elementwise, Matmul, RoutedExperts
 
@@ -342,13 +342,10 @@ def _transfers(model: LanguageModel, pieces: _Pieces) -> Iterator[Transfer]:
 
 
 def _sent_rows(model: LanguageModel, pieces: _Pieces) -> float:
-    """Rows that one GPU sends to others: its share of its replica's tokens, once to each GPU with experts.
-
-    With g GPUs and k experts a token, a token's experts lie on g (1 - (1 - 1/g)^k) of them.
-    """
+    """Rows that one GPU sends to others: its share of its replica's tokens, once to each GPU with experts."""
     gpus = pieces.parallelism.stage_gpus
     per_token = max(group.mlp.per_token for group in model.layer_groups if isinstance(group.mlp, Experts))
-    reached = gpus * (1 - (1 - 1 / gpus) ** per_token)
+    reached = reached_ranks(gpus, per_token)
     return pieces.rows / pieces.parallelism.tensor_parallel * reached * (gpus - 1) / gpus
 
 

@@ -6,10 +6,10 @@ import pytest
 from decodetax.harness.core.cases import DecodeAttention, PrefillMatmul
 from decodetax.harness.core.collectives import Collective, CollectiveRow, collective
 from decodetax.harness.core.errors import UsageError
-from decodetax.harness.core.parallelism import ONE_GPU, Parallelism
+from decodetax.harness.core.parallelism import ONE_GPU, Parallelism, reached_ranks
 from decodetax.harness.core.records import Run
 from decodetax.harness.core.run_file import run_of
-from decodetax.harness.core.shards import reached_ranks, shard_of
+from decodetax.harness.core.shards import shard_of
 from decodetax.harness.core.sweep import Sweep, cases_of, collectives_of, expert_rows
 from decodetax.harness.core.timed_model import load_timed_model
 from msgspec import ValidationError, structs
